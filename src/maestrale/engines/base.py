@@ -1,0 +1,168 @@
+"""The Engine protocol: a pure token machine, token ids in, token ids out.
+
+Text, chat templates, roles, tools, stop strings and usage live above (`prompt/`, `chat.py`),
+so every engine counts and spells the same way. All types here are msgspec structs: the same
+objects travel over the private socket between the API process and the engine process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+FinishReason = Literal["stop", "length"]
+EngineState = Literal["starting", "ready", "degraded", "draining", "dead"]
+
+Feature = Literal[
+    "logit_bias",
+    "top_logprobs",
+    "json_schema",
+    "regex",
+    "grammar",
+    "deterministic",
+    "prefix_cache",
+]
+
+
+class Constraint(Struct, frozen=True):
+    """What decoding is constrained to; always applied with compact whitespace.
+
+    `value` is a JSON schema document (`json_schema`), a regular expression (`regex`) or a
+    Lark grammar (`grammar`), as text.
+    """
+
+    kind: Literal["json_schema", "regex", "grammar"]
+    value: str
+
+
+class Sampling(Struct, frozen=True, kw_only=True):
+    """How the next token is chosen. `temperature` 0 is greedy; `top_k` 0 is off.
+
+    Penalties follow OpenAI (presence, frequency: subtracted, generated tokens only) and
+    vLLM (repetition: divides or multiplies, prompt and generated tokens).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+class GenerationRequest(Struct, frozen=True, kw_only=True):
+    """One sequence to generate: complete and immutable, so submitting it again is a replay.
+
+    With a deterministic engine the tokens depend on this object alone. `seed` is always set
+    (the API draws one where the client gave none). A generated id in `stop_token_ids` ends
+    the sequence with finish reason "stop"; it is part of the delta's tokens. `logprobs`:
+    None is off, 0 gives the chosen token's, k > 0 also the k most likely. `forced` tokens
+    are taken as if sampled, in order, before free generation goes on (they count as
+    generated, and advance penalties, constraint and random stream).
+    """
+
+    request_id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    seed: int
+    sampling: Sampling = Sampling()
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    constraint: Constraint | None = None
+    logprobs: int | None = None
+    priority: int = 0
+    forced: tuple[int, ...] = ()
+
+
+class TokenLogprob(Struct, frozen=True):
+    """Natural-log probability of the chosen token, and the most likely alternatives.
+
+    Taken from the model's own distribution, before penalties, masks and temperature
+    (vLLM's `raw_logprobs`). `top` holds (token id, logprob), most likely first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class TokenDelta(Struct, frozen=True):
+    """Tokens generated since the last delta. The last delta has a `finish_reason`.
+
+    `cached_tokens` counts the prompt tokens taken from the prefix cache; it is meaningful on
+    the first delta of a request.
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    cached_tokens: int = 0
+
+
+class EngineInfo(Struct, frozen=True, kw_only=True):
+    """What an engine is and can do; fixed from `start()` on.
+
+    `max_model_len` (prompt + answer) and `kv_capacity_tokens` are in tokens. `fingerprint`
+    names all that the bytes of an answer depend on: model, weights, engine version, CPU
+    features, threads, settings.
+    """
+
+    engine: str
+    version: str
+    fingerprint: str
+    max_model_len: int
+    vocab_size: int
+    kv_capacity_tokens: int
+    max_num_seqs: int
+    features: frozenset[Feature]
+
+
+class EngineStats(Struct, frozen=True, kw_only=True):
+    """Counters since start, and gauges of this moment. `steps` stands still when idle."""
+
+    steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_cache_usage: float = 0.0  # 0..1
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    prefix_cache_queries: int = 0  # in tokens
+    prefix_cache_hits: int = 0  # in tokens
+
+
+class EngineHealth(Struct, frozen=True):
+    """`state` as `/health` reports it; `detail` is one sentence for a person."""
+
+    state: EngineState
+    detail: str = ""
+
+
+class Engine(Protocol):
+    """What every engine is: OpenVINO, vLLM, Ray Serve, the scripted one, the supervisor."""
+
+    async def start(self) -> None:
+        """Load the model. The engine is ready when this returns.
+
+        Raises: EngineError, ModelError.
+        """
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Stop: let running requests finish for up to `grace` seconds, then free everything."""
+
+    async def health(self) -> EngineHealth: ...
+
+    def describe(self) -> EngineInfo:
+        """What this engine can do. Valid after `start()`."""
+
+    def stats(self) -> EngineStats: ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """Generate tokens for one request; leaving the iterator aborts it and frees its memory.
+
+        Raises: EngineDied when the engine is lost, EngineError when this request can't be run.
+        """

@@ -1,0 +1,179 @@
+"""Every failure that a person or a client can meet, with its HTTP status beside it.
+
+    MaestraleError                     what the command line prints as one clear message
+    ├── SettingsError                  a flag, variable or maestrale.toml entry is wrong
+    ├── ModelError                     the model can't be found, read or converted
+    ├── ConstraintError                a JSON schema, regex or grammar can't be compiled in bounds
+    ├── EngineError                    the engine can't start, or stopped working
+    │   ├── EngineDied                 the engine process is gone; requests may be replayed
+    │   └── ReplayMismatch             a replay gave other tokens than those already sent
+    └── ApiError                       an answer to an HTTP request
+        ├── InvalidRequest         400
+        │   ├── UnsupportedParameter   400  unsupported_parameter
+        │   └── ContextLengthExceeded  400  context_length_exceeded
+        ├── AuthenticationFailed   401  invalid_api_key
+        ├── PermissionDenied       403
+        ├── NotFound               404
+        │   └── ModelNotFound          404  model_not_found
+        ├── MethodNotAllowed       405
+        ├── RequestTimeout         408
+        ├── PayloadTooLarge        413
+        ├── UnsupportedMediaType   415
+        ├── HeadersTooLarge        431
+        ├── RateLimited            429  Retry-After
+        ├── ServerFailure          500
+        └── Unavailable            503  Retry-After
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class MaestraleError(Exception):
+    """A failure with a message meant for a person: what happened, why, what to do."""
+
+
+class SettingsError(MaestraleError):
+    """A setting is missing, malformed or contradicts another."""
+
+
+class ModelError(MaestraleError):
+    """The model can't be found, read, converted or is of an unknown kind."""
+
+
+class ConstraintError(MaestraleError):
+    """A JSON schema, regex or grammar is malformed, unsupported, or too costly to compile."""
+
+
+class EngineError(MaestraleError):
+    """The engine can't start, or stopped working."""
+
+
+class EngineDied(EngineError):
+    """The engine process is gone. Requests in flight may be replayed."""
+
+
+class ReplayMismatch(EngineError):
+    """A replayed request gave other tokens than those already sent to the client."""
+
+
+class ApiError(MaestraleError):
+    """An error answered over HTTP, in the one shape that both SDKs parse.
+
+    `param` names the request field at fault; `retry_after` is in whole seconds.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code if code is not None else self.default_code
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body: OpenAI's `error` object, and Mistral's flat fields beside it."""
+        fields = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": fields, "object": "error", **fields}
+
+
+class InvalidRequest(ApiError):
+    status = 400
+    type = "invalid_request_error"
+    default_code = "invalid_value"
+
+
+class UnsupportedParameter(InvalidRequest):
+    default_code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    default_code = "context_length_exceeded"
+
+
+class AuthenticationFailed(ApiError):
+    status = 401
+    type = "authentication_error"
+    default_code = "invalid_api_key"
+
+
+class PermissionDenied(ApiError):
+    status = 403
+    type = "permission_error"
+    default_code = "permission_denied"
+
+
+class NotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    default_code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    default_code = "model_not_found"
+
+
+class MethodNotAllowed(ApiError):
+    status = 405
+    type = "invalid_request_error"
+    default_code = "method_not_allowed"
+
+
+class RequestTimeout(ApiError):
+    status = 408
+    type = "invalid_request_error"
+    default_code = "request_timeout"
+
+
+class PayloadTooLarge(ApiError):
+    status = 413
+    type = "invalid_request_error"
+    default_code = "payload_too_large"
+
+
+class UnsupportedMediaType(ApiError):
+    status = 415
+    type = "invalid_request_error"
+    default_code = "unsupported_media_type"
+
+
+class HeadersTooLarge(ApiError):
+    status = 431
+    type = "invalid_request_error"
+    default_code = "headers_too_large"
+
+
+class RateLimited(ApiError):
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+
+
+class ServerFailure(ApiError):
+    status = 500
+    type = "server_error"
+    default_code = "internal_error"
+
+
+class Unavailable(ApiError):
+    """Starting, draining, queue full, or the engine failed for good: come back later."""
+
+    status = 503
+    type = "server_error"
+    default_code = "unavailable"

@@ -1,0 +1,84 @@
+"""What the API process and the engine process say to each other.
+
+One msgpack array of messages per frame, each frame led by its length (4 bytes, big-endian),
+over a socket pair that only these two hold: no file to leave behind, and the death of either
+side is an end of file at the other at once.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from maestrale.engines.base import EngineInfo, EngineStats, GenerationRequest, TokenDelta
+
+
+class EngineConfig(Struct, frozen=True, kw_only=True):
+    """What a worker needs to build its engine. `model_dir` is a prepared model (models/)."""
+
+    engine: str
+    model_dir: str
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 256
+    kv_cache_bytes: int = 1 << 30
+    enable_prefix_caching: bool = True
+    deterministic: bool = True
+    threads: int | None = None
+    options: dict[str, str] = {}  # an engine's own extras (the scripted engine's script)
+
+
+# API process → engine process
+
+
+class Submit(Struct, tag=True, frozen=True):
+    request: GenerationRequest
+
+
+class Abort(Struct, tag=True, frozen=True):
+    request_id: str
+
+
+class Shutdown(Struct, tag=True, frozen=True):
+    """Finish what is running for up to `grace` seconds, then exit."""
+
+    grace: float
+
+
+# engine process → API process
+
+
+class Ready(Struct, tag=True, frozen=True):
+    info: EngineInfo
+
+
+class Failed(Struct, tag=True, frozen=True):
+    """The engine could not start; the process exits after this."""
+
+    message: str
+
+
+class Delta(Struct, tag=True, frozen=True):
+    request_id: str
+    delta: TokenDelta
+
+
+class RequestFailed(Struct, tag=True, frozen=True):
+    """This request can't be run; the engine goes on."""
+
+    request_id: str
+    message: str
+
+
+class Heartbeat(Struct, tag=True, frozen=True):
+    """Sent every half second from a thread of its own, so a long step doesn't silence it.
+
+    `stats.steps` standing still while `stats.running` > 0 means a hung engine;
+    `step_seconds` is how long the present step has taken so far.
+    """
+
+    stats: EngineStats
+    step_seconds: float
+
+
+ToWorker = Submit | Abort | Shutdown
+FromWorker = Ready | Failed | Delta | RequestFailed | Heartbeat
