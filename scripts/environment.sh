@@ -1,0 +1,206 @@
+# Sourced by ./maestrale and the scripts: makes a private Python environment from a lock file.
+# POSIX sh. The caller has set `root`, the checkout. PIP_* and UV_* settings are respected.
+
+say() { printf 'maestrale: %s\n' "$*" >&2; }
+
+die() {
+    say "$*"
+    exit 1
+}
+
+# Sets `home`, also where HOME is unset or empty.
+find_home() {
+    home=${HOME:-}
+    [ -n "$home" ] || home=$(getent passwd "$(id -u)" 2>/dev/null | cut -d: -f6) || home=
+}
+
+# place_environment NAME: sets `env` to where the environment goes. In the checkout; where that
+# can't be written, in the user's data folder, one for each checkout.
+place_environment() {
+    env=$root/$1
+    if [ -w "$root" ] || is_current; then return; fi
+    find_home
+    case ${XDG_DATA_HOME:-} in
+        /*) data=$XDG_DATA_HOME ;;
+        *) data=$home/.local/share ;;
+    esac
+    env=$data/maestrale/$(printf %s "$root" | cksum | cut -d' ' -f1)$1
+    mkdir -p "$data/maestrale" 2>/dev/null ||
+        die "neither $root nor $data can be written: set XDG_DATA_HOME to a folder that can."
+}
+
+# What a complete environment bears in its file `stamp`, written last: the lock's checksum and
+# the interpreter. An interrupted installation, a new lock or another Python don't match it.
+stamp() { printf '%s %s\n' "$(cksum <"$lock")" "$(readlink -f "$env/bin/python")"; }
+
+is_current() {
+    [ -x "$env/bin/python" ] && [ -f "$env/stamp" ] && [ "$(cat "$env/stamp")" = "$(stamp)" ]
+}
+
+# use_environment NAME LOCK: sets `env` to a complete environment, making it where needed.
+use_environment() {
+    lock=$root/$2
+    place_environment "$1"
+    is_current && return
+    # One start installs, others wait. The kernel lets go of the lock however the holder ends.
+    if command -v flock >/dev/null 2>&1; then
+        exec 9>"$env.lock"
+        flock -n 9 || { say "waiting for another start that is installing ..." && flock 9; }
+    fi
+    is_current || install_environment
+    exec 9>&-
+    rm -f "$env.lock"
+}
+
+is_supported() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null
+}
+
+# Sets `python` to a supported Python, or to nothing.
+find_python() {
+    for python in python3 python3.14 python3.13 python3.12 python3.11; do
+        command -v "$python" >/dev/null 2>&1 && is_supported "$python" && return
+    done
+    python=
+}
+
+has_module() { "$1" -c "import $2" >/dev/null 2>&1; }
+
+# On Debian and Ubuntu, as root, what is missing can be installed.
+can_apt() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; }
+
+apt_install() {
+    say "installing system packages: $*"
+    {
+        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" ||
+            { apt-get update && DEBIAN_FRONTEND=noninteractive \
+                apt-get install -y --no-install-recommends "$@"; }
+    } >"$log" 2>&1 </dev/null
+}
+
+# A uv of our own, by way of pip or venv. Sets `uv`.
+fetch_uv() {
+    say "getting uv, which brings a newer Python ..."
+    if has_module python3 pip; then
+        python3 -m pip install --quiet --target "$env.uv" uv >"$log" 2>&1 || installation_failed
+    else
+        { python3 -m venv "$env.uv" && "$env.uv/bin/python" -m pip install --quiet uv; } \
+            >"$log" 2>&1 || installation_failed
+    fi
+    uv=$env.uv/bin/uv
+}
+
+install_uv_hint="or install uv (it brings its own Python):
+    curl -LsSf https://astral.sh/uv/install.sh | sh    or    pipx install uv"
+
+# Sets `uv` to use uv, or `python` and `tool` (venv, or pip from outside) to do without.
+choose_tools() {
+    uv=$(command -v uv) && "$uv" --version >/dev/null 2>&1 && return
+    uv=
+    find_python
+    if [ -z "$python" ] && can_apt && ! command -v python3 >/dev/null 2>&1; then
+        apt_install python3 python3-venv || installation_failed
+        find_python
+    fi
+    if [ -n "$python" ]; then
+        if has_module "$python" ensurepip; then
+            tool=venv
+        elif has_module "$python" venv && has_module "$python" pip; then
+            tool=pip
+        elif [ "$python" = python3 ] && can_apt; then
+            apt_install python3-venv || installation_failed
+            tool=venv
+        else
+            die "$python can't make virtual environments: its modules venv and ensurepip are missing.
+On Debian and Ubuntu:
+    sudo apt-get install python3-venv
+$install_uv_hint
+Then run this again."
+        fi
+        return
+    fi
+    if ! command -v python3 >/dev/null 2>&1; then
+        die "Python 3.11 to 3.14 is needed, and there is no python3. On Debian and Ubuntu:
+    sudo apt-get install python3 python3-venv
+$install_uv_hint
+Then run this again."
+    fi
+    if ! has_module python3 pip && ! has_module python3 ensurepip && can_apt; then
+        apt_install python3-venv || installation_failed
+    fi
+    if has_module python3 pip || has_module python3 ensurepip; then
+        fetch_uv
+        return
+    fi
+    die "Python 3.11 to 3.14 is needed; this is $(python3 --version 2>&1). Get one,
+$install_uv_hint
+Then run this again."
+}
+
+installation_failed() {
+    printf '\n' >&2
+    tail -n 15 "$log" | sed 's/^/    /' >&2
+    if grep -qiE 'name resolution|could not resolve|dns error|NewConnectionError|error sending request|network is unreachable|failed to (fetch|connect)|ConnectTimeout' "$log"; then
+        die "the installation failed: the package index can't be reached. Is there a network? Behind a
+proxy set HTTPS_PROXY; for a mirror set PIP_INDEX_URL (UV_INDEX_URL for uv). Then run this again."
+    elif grep -qi 'no space left' "$log"; then
+        die "the installation failed: the disk is full. About 1 GB is needed. Then run this again."
+    fi
+    die "the installation failed; the end of $log is above. Run this again to retry."
+}
+
+# Reads the installer's output, keeps it in the log, and shows how far it is.
+show_progress() {
+    count=0
+    while IFS= read -r line; do
+        printf '%s\n' "$line" >>"$log"
+        case $line in
+            *Collecting\ *) count=$((count + 1)) doing="fetching ${line#*Collecting }" ;;
+            *Downloading\ *) doing="fetching ${line#*Downloading }" ;;
+            *Installing\ collected*) doing="unpacking" count=$packages ;;
+            *) continue ;;
+        esac
+        [ -t 2 ] || continue
+        step=
+        [ "$count" = 0 ] || step="$count/$packages "
+        printf '\r\033[Kmaestrale: %s%.60s' "$step" "${doing%% --hash*}" >&2
+    done
+    [ ! -t 2 ] || printf '\r\033[K' >&2
+}
+
+install_environment() {
+    # Where the folder can't be written, mktemp says so better than what comes after it.
+    log=$env.log
+    : 2>/dev/null >"$log" || die "$log can't be written."
+    choose_tools
+    packages=$(grep -c '^[a-z0-9]' "$lock")
+    begin=$(date +%s)
+    say "installing $packages packages into $env (once; from the network about a minute) ..."
+    rm -rf "$env"
+    if [ -n "$uv" ]; then
+        "$uv" venv --quiet --no-project --python '>=3.11,<3.15' "$env" >>"$log" 2>&1 || installation_failed
+        set -- "$uv" pip install --python "$env/bin/python"
+    elif [ "$tool" = venv ]; then
+        "$python" -m venv "$env" >>"$log" 2>&1 || installation_failed
+        set -- "$env/bin/python" -m pip install --no-input --progress-bar off
+    else
+        "$python" -m venv --without-pip "$env" >>"$log" 2>&1 || installation_failed
+        set -- "$python" -m pip --python "$env/bin/python" install --no-input --progress-bar off
+    fi
+    # From the checkout: uv also heeds the settings of the project it is called in.
+    # --no-deps: the lock is complete, and holds no more than is needed (see pyproject.toml).
+    {
+        cd "$root" && PIP_USER=0 "$@" --no-deps --require-hashes --requirement "$lock" \
+            </dev/null 2>&1 && echo "installation complete"
+    } | show_progress
+    [ "$(tail -n 1 "$log")" = "installation complete" ] || installation_failed
+    stamp >"$env/stamp"
+    say "installed in $(($(date +%s) - begin)) s."
+    rm -f "$log"
+}
+
+# Runs Python in the environment: only the checkout's sources and the lock's packages count.
+run_python() {
+    unset PYTHONHOME
+    PYTHONPATH=$root/src PYTHONSAFEPATH=1 exec "$env/bin/python" "$@"
+}

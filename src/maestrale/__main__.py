@@ -1,0 +1,5 @@
+"""`python -m maestrale`."""
+
+from maestrale.cli.main import main
+
+main()
