@@ -11,6 +11,8 @@ from msgspec import Struct
 
 from maestrale.engines.base import EngineInfo, EngineStats, GenerationRequest, TokenDelta
 
+CALIBRATION_ID = "calibration"  # the worker's own request, which measures a step at start
+
 
 class EngineConfig(Struct, frozen=True, kw_only=True):
     """What a worker needs to build its engine. `model_dir` is a prepared model (models/)."""

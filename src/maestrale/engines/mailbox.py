@@ -1,0 +1,58 @@
+"""Deltas of one request on their way to one reader.
+
+A reader that falls behind gets what has gathered in one piece, so a slow reader costs no more
+memory than its own tokens and never holds anybody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from maestrale.engines.base import TokenDelta
+
+
+class Mailbox:
+    """One producer and one reader, both on the same event loop."""
+
+    def __init__(self) -> None:
+        self._deltas: list[TokenDelta] = []
+        self._error: Exception | None = None
+        self._reader: asyncio.Future[None] | None = None
+
+    def put(self, delta: TokenDelta) -> None:
+        self._deltas.append(delta)
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """The reader gets `error` after what is already here."""
+        self._error = error
+        self._wake()
+
+    async def get(self) -> TokenDelta:
+        """All that has come since the last call, as one delta; waits for something to come.
+
+        Raises: what was given to `fail`, once everything before it is read.
+        """
+        while not self._deltas:
+            if self._error is not None:
+                raise self._error
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        deltas, self._deltas = self._deltas, []
+        return deltas[0] if len(deltas) == 1 else merge(deltas)
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+
+def merge(deltas: Sequence[TokenDelta]) -> TokenDelta:
+    """Several deltas of one request, in order, as one."""
+    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
+    return TokenDelta(
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        finish_reason=deltas[-1].finish_reason,
+        logprobs=tuple(logprobs) if logprobs else deltas[0].logprobs,
+        cached_tokens=deltas[0].cached_tokens,
+    )

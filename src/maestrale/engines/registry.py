@@ -1,0 +1,37 @@
+"""Which engines there are. A new engine is one file, one line here, and the contract tests."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from maestrale.engines.base import Engine
+from maestrale.errors import SettingsError
+from maestrale.supervise.messages import EngineConfig
+
+ENGINES = {
+    "openvino": "maestrale.engines.openvino:OpenVINOEngine",
+    "scripted": "maestrale.engines.scripted:ScriptedEngine",
+}
+DEFAULT = "openvino"
+
+
+def engine_name(setting: str) -> str:
+    """The engine that a setting means: `auto` is the default one.
+
+    Raises: SettingsError for a name that no engine has.
+    """
+    name = DEFAULT if setting == "auto" else setting
+    if name not in ENGINES:
+        known = ", ".join(["auto", *ENGINES])
+        raise SettingsError(f"There is no engine named {setting!r}. Known ones: {known}.")
+    return name
+
+
+def build_engine(config: EngineConfig) -> Engine:
+    """Make the engine that `config.engine` names; only its module is imported.
+
+    Raises: SettingsError for an unknown name or an option that the engine doesn't know.
+    """
+    module, _, attribute = ENGINES[engine_name(config.engine)].partition(":")
+    return cast(Engine, getattr(importlib.import_module(module), attribute)(config))
