@@ -8,17 +8,59 @@ under `[serve]`. This module is the only reader of the environment.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import ipaddress
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maestrale.errors import SettingsError
+from maestrale.setting_values import parse_size, read_value
+
 BUNDLED_MODEL = "smollm2-135m-instruct"
+SETTINGS_FILE = "maestrale.toml"
+ENVIRONMENT_PREFIX = "MAESTRALE_"
+# Variables that are not settings of `serve`: tracebacks, and another place for maestrale.toml.
+OTHER_VARIABLES = ("MAESTRALE_DEBUG", "MAESTRALE_CONFIG")
 
 
-def setting(default: Any, help: str, *, group: str, metavar: str | None = None) -> Any:
-    """One field of `Settings`: its default, its help text and its section in `--help`."""
-    metadata = {"help": help, "group": group, "metavar": metavar}
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    metavar: str | None = None,
+    **rules: Any,
+) -> Any:
+    """One field of `Settings`: its default, its help text and its section in `--help`.
+
+    A function as `default` is called for the default. `rules` are those of
+    `setting_values.read_value`, and `secret`: never repeat the value.
+    """
+    metadata = {"help": help, "group": group, "metavar": metavar, "rules": rules}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def default_cache_dir(environment: Mapping[str, str] | None = None) -> Path:
+    """`$XDG_CACHE_HOME/maestrale`, or `~/.cache/maestrale`; works without HOME.
+
+    Raises: SettingsError when this user has no home folder at all.
+    """
+    environment = os.environ if environment is None else environment
+    folder = Path(environment.get("XDG_CACHE_HOME", ""))
+    if folder.is_absolute():
+        return folder / "maestrale"
+    home = environment.get("HOME", "")
+    try:
+        return (Path(home) if home else Path.home()) / ".cache" / "maestrale"
+    except RuntimeError as error:
+        raise SettingsError("This user has no home folder: set --cache-dir.") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +71,12 @@ class Settings:
         BUNDLED_MODEL,
         "Model to serve: a known name, a .gguf file, or a folder with an OpenVINO model.",
         group="Model",
+        metavar="MODEL",
     )
     served_model_name: tuple[str, ...] = setting(
         (),
-        "Name(s) the API knows the model by; the first is given in answers. Default: the model's name.",
+        "Name(s) the API knows the model by; the first is given in answers. "
+        "Default: the model's name.",
         group="Model",
         metavar="NAME",
     )
@@ -41,6 +85,7 @@ class Settings:
         "Longest prompt and answer together, in tokens. Default: the model's own limit.",
         group="Model",
         metavar="TOKENS",
+        minimum=1,
     )
     chat_template: Path | None = setting(
         None,
@@ -50,7 +95,11 @@ class Settings:
     )
 
     engine: str = setting(
-        "auto", "Engine to run: auto, openvino, or scripted (for tests).", group="Engine"
+        "auto",
+        "Engine to run; scripted is for tests.",
+        group="Engine",
+        metavar="NAME",
+        choices=("auto", "openvino", "scripted"),
     )
     deterministic: bool = setting(
         True,
@@ -58,45 +107,76 @@ class Settings:
         group="Engine",
     )
     max_num_seqs: int = setting(
-        64, "Most sequences decoded at once; more wait.", group="Engine", metavar="N"
+        64,
+        "Most sequences decoded at once; more wait.",
+        group="Engine",
+        metavar="N",
+        minimum=1,
+        maximum=4096,
     )
     max_num_batched_tokens: int = setting(
         256,
         "Most tokens in one step. Long prompts are prefilled in chunks of this size.",
         group="Engine",
-        metavar="TOKENS",
+        metavar="N",
+        minimum=1,
     )
     kv_cache_memory: str = setting(
-        "1GiB", "Memory for the KV cache, as 512MiB or 2GiB.", group="Engine", metavar="SIZE"
+        "1GiB",
+        "Memory for the KV cache, as 512MiB or 2GiB.",
+        group="Engine",
+        metavar="SIZE",
+        size=True,
+        minimum=1 << 20,
     )
     enable_prefix_caching: bool = setting(
         True, "Reuse the KV cache of a prompt's beginning that was seen before.", group="Engine"
     )
     threads: int | None = setting(
-        None, "CPU threads for the engine. Default: every core it may use.", group="Engine"
+        None,
+        "CPU threads for the engine. Default: every core it may use.",
+        group="Engine",
+        metavar="N",
+        minimum=1,
+        maximum=4096,
     )
     seed: int | None = setting(
         None,
         "Makes the seeds drawn for requests without one repeatable.",
         group="Engine",
         metavar="N",
+        minimum=0,
+        maximum=2**63 - 1,
     )
 
     host: str = setting(
         "127.0.0.1",
         "Address to listen on. Any but loopback asks for a key; one is made if none is given.",
         group="Server",
+        metavar="ADDRESS",
     )
-    port: int = setting(8000, "Port to listen on; 0 takes a free one.", group="Server")
+    port: int = setting(
+        8000,
+        "Port to listen on; 0 takes a free one.",
+        group="Server",
+        metavar="PORT",
+        minimum=0,
+        maximum=65535,
+    )
     api_key: tuple[str, ...] = setting(
-        (), "Key(s) that clients must send as 'Authorization: Bearer KEY'.", group="Server",
+        (),
+        "Key(s) that clients must send as 'Authorization: Bearer KEY'.",
+        group="Server",
         metavar="KEY",
+        secret=True,
     )
     no_auth: bool = setting(
         False, "Serve without a key on an address that is not loopback.", group="Server"
     )
     allowed_origins: tuple[str, ...] = setting(
-        (), "Web origins that may call the API from a browser (CORS).", group="Server",
+        (),
+        "Web origins that may call the API from a browser (CORS).",
+        group="Server",
         metavar="ORIGIN",
     )
     allowed_hosts: tuple[str, ...] = setting(
@@ -113,50 +193,234 @@ class Settings:
     )
 
     max_waiting: int = setting(
-        256, "Requests that may wait for the engine; more get 503.", group="Limits", metavar="N"
+        256,
+        "Requests that may wait for the engine; more get 503.",
+        group="Limits",
+        metavar="N",
+        minimum=0,
     )
     queue_timeout: float = setting(
         600.0,
         "Longest time a request may wait before its first token, in seconds.",
         group="Limits",
         metavar="SECONDS",
+        minimum=0,
     )
     max_body_bytes: int = setting(
-        8 * 1024 * 1024, "Largest request body.", group="Limits", metavar="BYTES"
+        8 * 1024 * 1024,
+        "Largest request body, in bytes or as 8MiB.",
+        group="Limits",
+        metavar="SIZE",
+        size=True,
+        minimum=1024,
     )
-    max_n: int = setting(16, "Largest 'n' in one request.", group="Limits", metavar="N")
+    max_n: int = setting(
+        16, "Largest 'n' in one request.", group="Limits", metavar="N", minimum=1, maximum=1024
+    )
     grammar_timeout: float = setting(
         5.0,
         "Longest time a JSON schema, regex or grammar may take to compile.",
         group="Limits",
         metavar="SECONDS",
+        minimum=0.1,
+        maximum=600,
     )
     grace: float = setting(
         30.0,
         "Time that answers in flight have to finish after SIGTERM.",
         group="Limits",
         metavar="SECONDS",
+        minimum=0,
     )
     max_engine_failures: int = setting(
         5,
         "Engine deaths within failure_window after which requests in flight end with an error.",
         group="Limits",
         metavar="N",
+        minimum=1,
     )
     failure_window: float = setting(
-        60.0, "Window for max_engine_failures.", group="Limits", metavar="SECONDS"
+        60.0,
+        "Window for max_engine_failures.",
+        group="Limits",
+        metavar="SECONDS",
+        minimum=1,
     )
 
-    log_level: str = setting("info", "debug, info, warning or error.", group="Logs")
-    log_format: str = setting("text", "text or json.", group="Logs")
+    log_level: str = setting(
+        "info",
+        "Least severity that is logged.",
+        group="Logs",
+        metavar="LEVEL",
+        choices=("debug", "info", "warning", "error"),
+    )
+    log_format: str = setting(
+        "text",
+        "Lines for people, or one JSON object a line.",
+        group="Logs",
+        metavar="FORMAT",
+        choices=("text", "json"),
+    )
     log_prompts: bool = setting(
-        False, "Write prompts and answers to the log. Off: no prompt text is ever logged.",
+        False,
+        "Write prompts and answers to the log. Off: no prompt text is ever logged.",
         group="Logs",
     )
 
-    cache_dir: Path | None = setting(
-        None,
-        "Where converted models are kept. Default: $XDG_CACHE_HOME/maestrale or ~/.cache/maestrale.",
+    cache_dir: Path = setting(
+        default_cache_dir,
+        "Where converted models are kept. Default: $XDG_CACHE_HOME/maestrale, or "
+        "~/.cache/maestrale.",
         group="Files",
         metavar="DIR",
     )
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        return parse_size(self.kv_cache_memory)
+
+
+Field = dataclasses.Field[Any]
+
+
+def fields() -> dict[str, Field]:
+    """The fields of `Settings` by name, in the order of the help."""
+    return {field.name: field for field in dataclasses.fields(Settings)}
+
+
+def field_type(name: str) -> Any:
+    """The type of a field's value, without the `None` that stands for not set."""
+    hint = _HINTS[name]
+    if isinstance(hint, types.UnionType):
+        return next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+    return hint
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
+_HINTS = typing.get_type_hints(Settings)
+
+
+def load_settings(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None
+) -> Settings:
+    """The settings of one start. `flags` are by field name; None stands for not given.
+
+    `file` is a maestrale.toml that must exist; without it, MAESTRALE_CONFIG, then
+    maestrale.toml in the working folder are taken where there is one. A variable that is set
+    but empty counts as not set.
+
+    Raises: SettingsError that names the flag, variable or key, and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name, value, source in _given(flags, environment, file):
+        rules = fields()[name].metadata["rules"]
+        try:
+            values[name] = read_value(value, field_type(name), rules)
+        except ValueError as error:
+            # A key is never repeated, and no value is repeated at any length.
+            came = "" if rules.get("secret") else f", but {str(value)[:60]!r} was given"
+            raise SettingsError(f"{source}: {error}{came}.") from error
+        sources[name] = source
+    if "cache_dir" not in values:
+        values["cache_dir"] = default_cache_dir(environment)
+    settings = Settings(**values)
+    _check_together(settings, sources)
+    return settings
+
+
+def _given(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None
+) -> Iterable[tuple[str, Any, str]]:
+    """(field, raw value, where it was given), weakest source first."""
+    path = file or Path(environment.get("MAESTRALE_CONFIG", "") or SETTINGS_FILE)
+    must_exist = file is not None or bool(environment.get("MAESTRALE_CONFIG"))
+    if must_exist or path.is_file():
+        for name, value in _read_toml(path).items():
+            yield name, value, f"{name} in {path}"
+    names = {variable(name): name for name in fields()}
+    for key, value in environment.items():
+        if key in names:
+            if value.strip():
+                yield names[key], value, key
+        elif key.startswith(ENVIRONMENT_PREFIX) and key not in OTHER_VARIABLES:
+            known = (*names, *OTHER_VARIABLES)
+            raise SettingsError(f"{key} is no setting of maestrale{_closest(key, known)}")
+    for name, value in flags.items():
+        if value is not None and value != ():
+            yield name, value, flag(name)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path} can't be read: {error}") from error
+    for table in document:
+        if table != "serve":
+            hint = " It belongs under [serve]." if table in fields() else ""
+            raise SettingsError(f"{path}: {table!r} is unknown; the settings are in [serve].{hint}")
+    serve = document.get("serve", {})
+    if not isinstance(serve, dict):
+        raise SettingsError(f"{path}: 'serve' must be a table: [serve].")
+    for key in serve:
+        if key not in fields():
+            raise SettingsError(
+                f"{path}: {key!r} is no setting of [serve]{_closest(key, fields())}"
+            )
+    return serve
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]}?" if matches else "."
+
+
+def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
+    """What a field alone can't tell. Raises: SettingsError."""
+    for one, other in (("ssl_certfile", "ssl_keyfile"), ("ssl_keyfile", "ssl_certfile")):
+        if getattr(settings, one) is not None and getattr(settings, other) is None:
+            raise SettingsError(f"{sources[one]} needs {flag(other)} too.")
+    for name in ("ssl_certfile", "ssl_keyfile", "chat_template"):
+        path = getattr(settings, name)
+        if path is not None and not path.is_file():
+            raise SettingsError(f"{sources[name]}: there is no file {path}.")
+    if settings.cache_dir.exists() and not settings.cache_dir.is_dir():
+        raise SettingsError(f"{sources['cache_dir']}: {settings.cache_dir} is not a folder.")
+    if settings.no_auth and settings.api_key:
+        raise SettingsError(
+            f"{sources['no_auth']} and {sources['api_key']} contradict each other: "
+            "serve with a key, or without."
+        )
+    for key in settings.api_key:
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise SettingsError(
+                f"{sources['api_key']}: a key is made of ASCII letters, digits and signs, "
+                "without spaces; HTTP headers carry no others."
+            )
+    for origin in settings.allowed_origins:
+        scheme, separator, rest = origin.partition("://")
+        if origin != "*" and (not separator or not scheme or not rest or "/" in rest):
+            raise SettingsError(
+                f"{sources['allowed_origins']}: {origin!r} is no web origin; one looks like "
+                "https://chat.example.org:8443, without a path. '*' allows all."
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`. A name other than localhost can't be trusted."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,96 @@
+"""The command line: finds the command, runs it, and turns failures into one clear message.
+
+Exit codes: 0 done, 1 failed, 2 called wrongly, 130 interrupted. A command's module is imported
+only when it runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from maestrale import __version__
+from maestrale.errors import MaestraleError, SettingsError
+
+# name → (module:command, line in the help)
+COMMANDS = {
+    "serve": (
+        "maestrale.cli.serve:command",
+        "Serve a chat API that OpenAI's and Mistral's clients accept.",
+    ),
+    "verify": (
+        "maestrale.cli.verify:command",
+        "Prove that a chat API works: run the Postman collection.",
+    ),
+    "render": ("maestrale.cli.render:command", "Show the exact prompt and token ids of a request."),
+    "version": (
+        "maestrale.cli.version:command",
+        "Show the versions of maestrale and what it runs on.",
+    ),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are run or asked for their help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog="'maestrale COMMAND --help' tells more of each.",
+)
+@click.version_option(__version__, prog_name="maestrale", message="%(prog)s %(version)s")
+def group() -> None:
+    """Run your own Mistral chat API."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit code; whatever fails ends in one message."""
+    debug = bool(os.environ.get("MAESTRALE_DEBUG"))
+    try:
+        code = group.main(arguments, prog_name="maestrale", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.Abort:  # also click's form of KeyboardInterrupt
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except MaestraleError as error:
+        if debug:
+            raise
+        click.echo(f"maestrale: {error}", err=True)
+        return 2 if isinstance(error, SettingsError) else 1
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"maestrale: something unforeseen went wrong: {type(error).__name__}: {error}\n"
+            "This is a fault in maestrale. With MAESTRALE_DEBUG=1 set it shows where it arose.",
+            err=True,
+        )
+        return 1

@@ -1,0 +1,132 @@
+"""`maestrale serve`: its options are the fields of `Settings`; no option is written here twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+
+from maestrale import config
+
+
+class SettingOption(click.Option):
+    """A flag made from one field of `Settings`.
+
+    Values stay text: `config.load_settings` reads and checks them, from wherever they come.
+    """
+
+    def __init__(self, field: config.Field) -> None:
+        kind = config.field_type(field.name)
+        flag = config.flag(field.name)
+        names = [f"{flag}/--no-{flag[2:]}" if takes_no(field) else flag, field.name]
+        if kind is bool:
+            super().__init__(names, is_flag=True, default=None, help=help_text(field))
+        else:
+            several = kind == tuple[str, ...]
+            super().__init__(
+                names,
+                type=str,
+                multiple=several,
+                metavar=field.metadata["metavar"],
+                help=help_text(field),
+            )
+        self.group: str = field.metadata["group"]
+        self.two_ways = kind is bool and takes_no(field)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        if record is None or not self.two_ways:
+            return record
+        return f"--[no-]{self.opts[0][2:]}", record[1]
+
+
+def takes_no(field: config.Field) -> bool:
+    """Whether the flag also has a form with `--no-`: `--no-no-auth` would be silly."""
+    return config.field_type(field.name) is bool and not field.name.startswith("no_")
+
+
+def help_text(field: config.Field) -> str:
+    """The help, with the default where it is not told in the text and not simply 'off'."""
+    text: str = field.metadata["help"]
+    choices = field.metadata["rules"].get("choices")
+    if choices:
+        text = f"{text} One of {', '.join(choices)}."
+    default = shown_default(field)
+    return text if default is None else f"{text} [{default}]"
+
+
+def shown_default(field: config.Field) -> str | None:
+    default = field.default
+    if default in (None, ()) or default is dataclasses.MISSING:
+        return None
+    if isinstance(default, bool):
+        return ("on" if default else "off") if takes_no(field) else None
+    if field.metadata["rules"].get("size") and isinstance(default, int):
+        return f"{default >> 20}MiB"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+class ServeCommand(click.Command):
+    """Shows its options in the sections of `Settings`."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = [option for option in self.params if isinstance(option, SettingOption)]
+        for section, members in groupby(options, key=lambda option: option.group):
+            self._write_section(section, list(members), ctx, formatter)
+        others = [
+            param
+            for param in self.get_params(ctx)
+            if isinstance(param, click.Option) and not isinstance(param, SettingOption)
+        ]
+        self._write_section("Other", others, ctx, formatter)
+
+    @staticmethod
+    def _write_section(
+        title: str,
+        params: Sequence[click.Option],
+        ctx: click.Context,
+        formatter: click.HelpFormatter,
+    ) -> None:
+        records = [record for param in params if (record := param.get_help_record(ctx))]
+        with formatter.section(title):
+            # Padded, so that the texts of all sections stand in one column.
+            formatter.write_dl([(f"{flag:28}", text) for flag, text in records])
+
+
+def serve(model_name: str | None, config_file: Path | None, **flags: Any) -> None:
+    """Serve a model as a chat API, by default the bundled one on http://127.0.0.1:8000.
+
+    Each option is also a variable (MAESTRALE_MAX_MODEL_LEN) and a key under [serve] in
+    maestrale.toml (max_model_len); a flag goes before a variable, and that before the file.
+    Options that take several values can be repeated, or given with commas.
+    """
+    if model_name is not None:
+        if flags["model"] is not None:
+            raise click.UsageError("Give the model once: as MODEL or with --model.")
+        flags["model"] = model_name
+    settings = config.load_settings(flags, os.environ, config_file)
+    from maestrale.api.server import run
+
+    run(settings)
+
+
+command = ServeCommand(
+    "serve",
+    callback=serve,
+    help=serve.__doc__,
+    params=[
+        click.Argument(["model_name"], required=False, metavar="[MODEL]"),
+        *(SettingOption(field) for field in config.fields().values()),
+        click.Option(
+            ["--config", "config_file"],
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Read this file instead of ./maestrale.toml.",
+        ),
+    ],
+)
