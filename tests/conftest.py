@@ -1,0 +1,50 @@
+"""Fixtures for all tests: the prepared bundled model, and a server that runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serving import ROOT, Server, serving
+
+from maestrale.config import BUNDLED_MODEL, default_cache_dir
+
+A_DAY = 86_400.0
+
+
+@pytest.fixture(scope="session")
+def cache_dir() -> Path:
+    """A cache that outlives the run, so that the model is converted once.
+
+    Its name changes with the code that converts; those not used for a day are removed.
+    """
+    sources = sorted((ROOT / "src/maestrale/models").glob("*.py"))
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    caches = default_cache_dir().with_name("maestrale-tests")
+    folder = caches / digest[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    for other in caches.iterdir():
+        if other.stat().st_mtime < time.time() - A_DAY:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared_model(cache_dir: Path) -> Path:
+    """The folder of the bundled model, converted."""
+    from maestrale.models.resolve import prepare
+
+    return prepare(BUNDLED_MODEL, cache_dir, lambda message, fraction: None)
+
+
+@pytest.fixture(scope="session")
+def server(cache_dir: Path, prepared_model: Path) -> Iterator[Server]:
+    """A server with the bundled model and no flags, shared by all tests of the session."""
+    with serving(cache_dir=cache_dir) as running:
+        yield running
