@@ -1,0 +1,28 @@
+"""Run as a script: GGUF → OpenVINO IR. `gguf_to_ir.py MODEL.gguf`, written beside MODEL.gguf.
+
+OpenVINO GenAI converts while it builds a pipeline. That takes the memory of the whole model
+and may crash on a damaged file, so it happens in a process of its own that ends with it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(path: str) -> int:
+    import openvino_genai
+
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.num_kv_blocks = 1
+    try:
+        openvino_genai.ContinuousBatchingPipeline(
+            path, scheduler, "CPU", {"enable_save_ov_model": True}
+        )
+    except RuntimeError as error:
+        sys.stderr.write(f"\n{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

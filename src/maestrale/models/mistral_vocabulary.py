@@ -1,0 +1,120 @@
+"""Mistral's tokenizers as mistral-common ships them: their files, and which one a GGUF carries.
+
+Reads the files with sentencepiece alone: mistral-common itself takes half a second to import.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maestrale.errors import ModelError
+from maestrale.models.byte_level import decode_byte_level
+from maestrale.models.gguf_tokenizer import CONTROL, pieces_of
+from maestrale.models.vocabulary import Vocabulary
+
+# Mistral's prompts differ by version; the file's name is how mistral-common knows it.
+TOKENIZER_FILES = {
+    "v1": "tokenizer.model.v1",
+    "v2": "mistral_instruct_tokenizer_240216.model.v2",
+    "v3": "mistral_instruct_tokenizer_240323.model.v3",
+    "v7": "mistral_instruct_tokenizer_241114.model.v7",
+    "v3-tekken": "tekken_240718.json",
+}
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
+
+
+def shipped_file(version: str) -> Path:
+    """Where the installed mistral-common keeps the tokenizer of `version`.
+
+    Raises: ModelError when mistral-common isn't installed, or ships no such file.
+    """
+    spec = importlib.util.find_spec("mistral_common")
+    if spec is None or spec.origin is None:
+        raise ModelError("mistral-common is not installed; install maestrale again.")
+    path = Path(spec.origin).parent / "data" / TOKENIZER_FILES[version]
+    if not path.is_file():
+        raise ModelError(f"The installed mistral-common has no {path.name}; install it again.")
+    return path
+
+
+def recognise(metadata: Mapping[str, Any]) -> str | None:
+    """The version of Mistral's tokenizer whose pieces a GGUF file carries, id by id, or None."""
+    pieces, types = pieces_of(metadata)
+    if metadata.get("tokenizer.ggml.model") == "llama":
+        for version in ("v1", "v2", "v3", "v7"):
+            if _sentencepiece_pieces(version) == pieces:
+                return version
+    elif metadata.get("tokenizer.ggml.pre") == "tekken" and _is_tekken(pieces, types):
+        return "v3-tekken"
+    return None
+
+
+def mistral_vocabulary(version: str, vocab_size: int) -> Vocabulary:
+    """What each token of a Mistral tokenizer spells, for `vocab_size` rows of logits."""
+    if version == "v3-tekken":
+        return _tekken_vocabulary(vocab_size)
+    model = _sentencepiece_model(version)
+    spelled = [b""] * max(vocab_size, model.vocab_size())
+    control: dict[str, int] = {}
+    for token in range(model.vocab_size()):
+        piece = model.id_to_piece(token)
+        if model.IsControl(token) or model.IsUnknown(token):
+            control[piece] = token
+        elif model.IsByte(token):
+            spelled[token] = bytes([int(piece[3:5], 16)])
+        else:
+            spelled[token] = piece.replace(_SPACE, " ").encode()
+    return Vocabulary(
+        token_bytes=tuple(spelled),
+        control_ids=control,
+        eos_token_ids=(model.eos_id(),),
+        leading_space=True,
+    )
+
+
+def _sentencepiece_model(version: str) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_file=str(shipped_file(version)))
+
+
+def _sentencepiece_pieces(version: str) -> list[str]:
+    model = _sentencepiece_model(version)
+    return [model.id_to_piece(token) for token in range(model.vocab_size())]
+
+
+def _tekken_document() -> tuple[int, int, Sequence[dict[str, Any]], Sequence[dict[str, Any]]]:
+    """Size of the vocabulary, how many of it are control tokens, those, and the others."""
+    document = json.loads(shipped_file("v3-tekken").read_bytes())
+    config = document["config"]
+    size, special = config["default_vocab_size"], config["default_num_special_tokens"]
+    return size, special, document.get("special_tokens") or [], document["vocab"]
+
+
+def _is_tekken(pieces: Sequence[str], types: Sequence[int]) -> bool:
+    size, special, _, vocab = _tekken_document()
+    if len(pieces) != size or any(kind != CONTROL for kind in types[:10]):
+        return False
+    ours = (base64.b64decode(entry["token_bytes"]) for entry in vocab)
+    theirs = map(decode_byte_level, pieces[special:])
+    return all(one == other for one, other in zip(ours, theirs, strict=False))
+
+
+def _tekken_vocabulary(vocab_size: int) -> Vocabulary:
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    tokenizer = Tekkenizer.from_file(shipped_file("v3-tekken"))
+    special = tokenizer.num_special_tokens
+    spelled = [b""] * max(vocab_size, tokenizer.n_words)
+    for token in range(special, tokenizer.n_words):
+        spelled[token] = tokenizer.id_to_byte_piece(token)
+    return Vocabulary(
+        token_bytes=tuple(spelled),
+        control_ids={tokenizer.id_to_piece(token): token for token in range(special)},
+        eos_token_ids=(tokenizer.eos_id,),
+    )

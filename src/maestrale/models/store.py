@@ -1,0 +1,94 @@
+"""The folder of prepared models: each under its content's digest, made once, never half made."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from maestrale.errors import ModelError
+from maestrale.models.prepared import FORMAT_VERSION, is_intact
+
+Progress = Callable[[str, float | None], None]
+
+_CHUNK = 1 << 22  # bytes
+
+
+class _Stamp(msgspec.Struct, frozen=True):
+    """What a file was when its digest was taken."""
+
+    size: int
+    modified: int  # nanoseconds
+    inode: int
+    digest: str
+
+
+def digest_of(path: Path, store: Path, progress: Progress) -> str:
+    """SHA-256 of a file, in hex; remembered in `store` until the file changes."""
+    status = path.stat()
+    notes = store / "digests"
+    note = notes / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+    seen = (status.st_size, status.st_mtime_ns, status.st_ino)
+    try:
+        stamp = msgspec.json.decode(note.read_bytes(), type=_Stamp)
+        if (stamp.size, stamp.modified, stamp.inode) == seen:
+            return stamp.digest
+    except (OSError, msgspec.DecodeError):
+        pass  # no note yet, or a torn one: take the digest
+    digest = hashlib.sha256()
+    done = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            progress("Checking the model file", done / max(status.st_size, 1))
+    notes.mkdir(parents=True, exist_ok=True)
+    note.write_bytes(msgspec.json.encode(_Stamp(*seen, digest.hexdigest())))
+    return digest.hexdigest()
+
+
+def build_once(store: Path, digest: str, build: Callable[[Path], None], progress: Progress) -> Path:
+    """The prepared model for `digest`, built by `build(folder)` if it isn't there yet in full.
+
+    Several processes may ask at once: one builds, the others wait. A build that fails or is
+    killed leaves nothing that could be taken for a model.
+    """
+    key = f"{digest[:32]}-{FORMAT_VERSION}"
+    target = store / key
+    if is_intact(target):
+        return target
+    store.mkdir(parents=True, exist_ok=True)
+    with _lock(store / f"{key}.lock", progress):
+        if is_intact(target):
+            return target
+        partial = store / f"{key}.partial"
+        for leftover in (partial, target):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        partial.mkdir()
+        try:
+            build(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        partial.rename(target)
+    if not is_intact(target):
+        raise ModelError(f"The model in {target} is damaged right after it was made. Disk full?")
+    return target
+
+
+@contextmanager
+def _lock(path: Path, progress: Progress) -> Iterator[None]:
+    """Hold `path` locked between processes; the lock ends with the process that holds it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("Waiting for another process that prepares this model", None)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
