@@ -1,0 +1,249 @@
+"""How many connections there are, which one goes first, and how long a client may not read.
+
+`ConnectionTable` keeps the cap: an idle socket costs a client nothing, so at the cap the oldest
+one that waits for its client makes room for the new one. `Outlet` is the transport that the
+protocol writes to; it ends connections whose client doesn't read, and closes without losing the
+answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+from collections.abc import Callable
+from typing import Any, Protocol
+
+_DRAIN_CAP = 1024 * 1024
+"""Bytes read and thrown away while a connection lingers; more stay in the kernel."""
+
+_FILES_IN_RESERVE = 128
+"""File handles kept back from connections: the engine's socket, logs, key file, library files."""
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files to the hard one; give the limit that now holds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS reports a hard limit that it won't accept as a soft one; hence the further tries.
+    for wanted in (hard, 65_536, 10_240):
+        if wanted != resource.RLIM_INFINITY and wanted > soft:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+                return wanted
+    return soft
+
+
+def connections_that_fit(wanted: int) -> int:
+    """`wanted`, or fewer where the process may not open that many files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, soft - _FILES_IN_RESERVE))
+
+
+class Evictable(Protocol):
+    def evict(self) -> None:
+        """Close at once: another connection needs the place."""
+        ...
+
+
+class ConnectionTable:
+    """All connections of one server. Those that wait for their client are in order of age."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._all: set[Evictable] = set()
+        # dicts keep the order of insertion: the first key has waited longest.
+        self._idle: dict[Evictable, None] = {}
+        self._receiving: dict[Evictable, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def admit(self, connection: Evictable) -> bool:
+        """Take a new connection in, as idle. False: every place is held by a request at work."""
+        if len(self._all) >= self.most:
+            # The larger group gives way: it is where a flood is, be it of silent or slow clients.
+            group = max(self._idle, self._receiving, key=len)
+            oldest = next(iter(group), None)
+            if oldest is None:
+                return False
+            # Counted off now, since the event loop tells of the loss only in its next round.
+            self.discard(oldest)
+            oldest.evict()
+        self._all.add(connection)
+        self._idle[connection] = None
+        return True
+
+    def discard(self, connection: Evictable) -> None:
+        self._all.discard(connection)
+        self._idle.pop(connection, None)
+        self._receiving.pop(connection, None)
+
+    def set_idle(self, connection: Evictable) -> None:
+        self._move(connection, self._idle)
+
+    def set_receiving(self, connection: Evictable) -> None:
+        """A request is arriving, or a closed connection lingers. It keeps its age."""
+        self._move(connection, self._receiving)
+
+    def set_working(self, connection: Evictable) -> None:
+        """The whole request is here and its answer isn't: never evicted."""
+        self._move(connection, None)
+
+    def _move(self, connection: Evictable, to: dict[Evictable, None] | None) -> None:
+        if connection not in self._all or (to is not None and connection in to):
+            return
+        self._idle.pop(connection, None)
+        self._receiving.pop(connection, None)
+        if to is not None:
+            to[connection] = None
+
+
+class Outlet(asyncio.Transport):
+    """A transport that gives up on clients that don't read, and lingers when it closes early.
+
+    Closing a socket with unread input makes the kernel reset the connection, which can destroy
+    the answer just sent. So after an early answer this side is shut, what still arrives is
+    thrown away for `linger` seconds, and only then the socket goes.
+
+    Unsent output must shrink within every `stall_timeout` seconds, and by `min_rate` bytes a
+    second over every `window` seconds, from when it passes the high-water mark, the answer is
+    complete, or the connection closes.
+    """
+
+    def __init__(
+        self,
+        raw: asyncio.Transport,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        high_water: int,
+        stall_timeout: float,
+        min_rate: float,
+        window: float,
+        linger: float,
+        request_is_complete: Callable[[], bool],
+    ) -> None:
+        super().__init__()
+        self._raw = raw
+        self._loop = loop
+        self._stall_timeout = stall_timeout
+        self._min_rate = min_rate
+        self._window = window
+        self._linger = linger
+        self._request_is_complete = request_is_complete
+        self._closing = False
+        self._held = False
+        self._paused = False
+        self._drained = 0
+        self._watch: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        raw.set_write_buffer_limits(high=high_water)
+
+    # What uvicorn calls.
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        if not self._closing:
+            self._raw.write(data)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._raw.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self._closing or self._raw.is_closing()
+
+    def pause_reading(self) -> None:
+        self._paused = True
+        self._apply_reading()
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        self._apply_reading()
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        self.watch_writes()
+        if self._request_is_complete() or self._raw.is_closing() or not self._raw.can_write_eof():
+            self._raw.close()
+            return
+        try:
+            self._raw.write_eof()
+        except OSError:  # the peer is gone already
+            self._raw.abort()
+            return
+        self._held = self._paused = False
+        self._apply_reading()
+        self._linger_timer = self._loop.call_later(self._linger, self._end_linger)
+
+    def abort(self) -> None:
+        self._closing = True
+        self._raw.abort()
+
+    # What the protocol calls besides.
+
+    def hold(self, held: bool) -> None:
+        """Stop reading, whatever `resume_reading` says, until called with False."""
+        self._held = held
+        self._apply_reading()
+
+    def throw_away(self, size: int) -> None:
+        """`size` bytes arrived on a closing connection."""
+        self._drained += size
+        if self._drained > _DRAIN_CAP:
+            self.hold(True)
+
+    def forget(self) -> None:
+        """The connection is lost: stop the timers."""
+        for timer in (self._watch, self._linger_timer):
+            if timer is not None:
+                timer.cancel()
+        self._watch = self._linger_timer = None
+
+    def watch_writes(self) -> None:
+        """From now on, until nothing is unsent, the client must read."""
+        unsent = self._raw.get_write_buffer_size()
+        if self._watch is None and unsent:
+            now = self._loop.time()
+            self._least, self._least_at = unsent, now
+            self._window_start, self._window_at = unsent, now
+            self._arm_watch()
+
+    def _arm_watch(self) -> None:
+        self._watch = self._loop.call_later(min(self._stall_timeout, self._window) / 4, self._check)
+
+    def _check(self) -> None:
+        self._watch = None
+        unsent, now = self._raw.get_write_buffer_size(), self._loop.time()
+        if not unsent:
+            return
+        if unsent > self._least:
+            # It drained below the mark and was written to again: a new stretch begins.
+            self._window_start, self._window_at = unsent, now
+        if unsent != self._least:
+            self._least, self._least_at = unsent, now
+        elif now - self._least_at >= self._stall_timeout:
+            self.abort()
+            return
+        if now - self._window_at >= self._window:
+            if self._window_start - unsent < self._min_rate * self._window:
+                self.abort()
+                return
+            self._window_start, self._window_at = unsent, now
+        self._arm_watch()
+
+    def _end_linger(self) -> None:
+        if self._raw.get_write_buffer_size():
+            # The answer is still on its way; `_check` sees to it that this ends.
+            self._linger_timer = self._loop.call_later(self._linger, self._end_linger)
+        else:
+            self._raw.abort()
+
+    def _apply_reading(self) -> None:
+        if self._raw.is_closing():
+            return
+        if self._held or self._paused:
+            self._raw.pause_reading()
+        else:
+            self._raw.resume_reading()
