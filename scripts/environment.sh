@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Sourced by ./maestrale and the scripts: makes a private Python environment from a lock file.
 # POSIX sh. The caller has set `root`, the checkout. PIP_* and UV_* settings are respected.
 
@@ -17,7 +18,7 @@ find_home() {
 # place_environment NAME: sets `env` to where the environment goes. In the checkout; where that
 # can't be written, in the user's data folder, one for each checkout.
 place_environment() {
-    env=$root/$1
+    env=${root:?}/$1
     if [ -w "$root" ] || is_current; then return; fi
     find_home
     case ${XDG_DATA_HOME:-} in

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import ROOT, Server, serving
 
 from maestrale.config import BUNDLED_MODEL, default_cache_dir
+from serving import ROOT, Server, serving
 
 A_DAY = 86_400.0
 

@@ -1,0 +1,229 @@
+"""Settings: where they come from, what goes first, and what a wrong one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maestrale import config
+from maestrale.config import Settings, is_loopback, load_settings
+from maestrale.errors import SettingsError
+from maestrale.setting_values import parse_size
+
+HOME = {"HOME": "/home/somebody"}
+
+
+def load(
+    flags: dict[str, Any] | None = None,
+    environment: dict[str, str] | None = None,
+    file: Path | None = None,
+) -> Settings:
+    return load_settings(flags or {}, {**HOME, **(environment or {})}, file)
+
+
+def refusal(**given: Any) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(**given)
+    return str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def toml(text: str) -> Path:
+    Path("settings.toml").write_text(text)
+    return Path("settings.toml")
+
+
+def test_nothing_given_gives_the_defaults() -> None:
+    settings = load()
+    assert settings.model == config.BUNDLED_MODEL
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.kv_cache_bytes == 1 << 30
+    assert settings.cache_dir == Path("/home/somebody/.cache/maestrale")
+
+
+def test_flag_goes_before_variable_before_file_before_default() -> None:
+    file = toml("[serve]\nport = 1\nmax_n = 2\nmax_waiting = 3\n")
+    settings = load(
+        {"port": "11", "seed": None}, {"MAESTRALE_PORT": "12", "MAESTRALE_MAX_N": "13"}, file
+    )
+    assert (settings.port, settings.max_n, settings.max_waiting) == (11, 13, 3)
+    assert settings.max_num_seqs == 64
+
+
+def test_every_setting_can_be_given_in_all_three_ways() -> None:
+    Path("there.pem").touch()
+    pair = {"ssl_certfile": "there.pem", "ssl_keyfile": "there.pem"}
+    examples: dict[Any, tuple[Any, str]] = {  # type → TOML value, and the same as text
+        int: (7, "7"),
+        float: (2.5, "2.5"),
+        str: ("another", "another"),
+        Path: ("there.pem", "there.pem"),
+        tuple[str, ...]: (["https://a", "https://b"], "https://a,https://b"),
+    }
+    for name, field in config.fields().items():
+        rules = field.metadata["rules"]
+        if rules.get("choices"):
+            value = text = rules["choices"][-1]
+        elif rules.get("size"):
+            value = text = "3MiB"
+        elif name == "cache_dir":
+            value = text = "elsewhere"
+        elif config.field_type(name) is bool:
+            value, text = not field.default, str(not field.default).lower()
+        else:
+            value, text = examples[config.field_type(name)]
+        literal = text if isinstance(value, bool) else repr(value)
+        file = toml(f"[serve]\n{name} = {literal}\n")
+        others = {key: path for key, path in pair.items() if name in pair and key != name}
+        given = {
+            getattr(load({**others, name: text}), name),
+            getattr(load(others, {config.variable(name): text}), name),
+            getattr(load(others, {}, file), name),
+        }
+        assert len(given) == 1, name
+        assert given != {getattr(load(), name)}, name
+
+
+def test_maestrale_toml_in_the_working_folder_is_read() -> None:
+    Path("maestrale.toml").write_text("[serve]\nport = 9\n")
+    assert load().port == 9
+
+
+def test_maestrale_config_names_another_file() -> None:
+    file = toml("[serve]\nport = 9\n")
+    assert load(environment={"MAESTRALE_CONFIG": str(file)}).port == 9
+
+
+def test_a_variable_set_but_empty_counts_as_not_set() -> None:
+    assert load(environment={"MAESTRALE_PORT": "", "MAESTRALE_API_KEY": " "}).port == 8000
+
+
+def test_several_values_by_repeating_and_by_commas() -> None:
+    settings = load({"served_model_name": ("a, b", "c")}, {"MAESTRALE_API_KEY": "k1,k2"})
+    assert settings.served_model_name == ("a", "b", "c")
+    assert settings.api_key == ("k1", "k2")
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({"flags": {"port": "abc"}}, ["--port", "whole number", "'abc'"]),
+        ({"flags": {"port": "70000"}}, ["--port", "from 0 to 65535", "'70000'"]),
+        ({"flags": {"max_n": "1.5"}}, ["--max-n", "whole number"]),
+        ({"flags": {"max_n": "9" * 5000}}, ["--max-n", "whole number"]),
+        ({"flags": {"queue_timeout": "nan"}}, ["--queue-timeout", "number"]),
+        ({"flags": {"log_level": "loud"}}, ["--log-level", "debug, info, warning, error"]),
+        ({"flags": {"kv_cache_memory": "12 potatoes"}}, ["--kv-cache-memory", "512MiB"]),
+        ({"flags": {"kv_cache_memory": "12"}}, ["--kv-cache-memory", "at least 1048576"]),
+        ({"flags": {"model": " "}}, ["--model", "text"]),
+        ({"environment": {"MAESTRALE_SEED": "-1"}}, ["MAESTRALE_SEED", "0", "'-1'"]),
+        ({"environment": {"MAESTRALE_DETERMINISTIC": "2"}}, ["MAESTRALE_DETERMINISTIC", "true"]),
+        ({"environment": {"MAESTRALE_PROT": "1"}}, ["MAESTRALE_PROT", "mean MAESTRALE_PORT?"]),
+        ({"flags": {"ssl_certfile": "a.pem"}}, ["--ssl-certfile", "--ssl-keyfile"]),
+        ({"flags": {"chat_template": "no.jinja"}}, ["--chat-template", "no.jinja"]),
+        ({"flags": {"no_auth": True, "api_key": ("k",)}}, ["--no-auth", "--api-key"]),
+        ({"flags": {"allowed_origins": ("example.org",)}}, ["--allowed-origins", "https://"]),
+        ({"flags": {"allowed_origins": ("http://a/b",)}}, ["--allowed-origins", "'http://a/b'"]),
+        ({"file": Path("none.toml")}, ["none.toml"]),
+    ],
+)
+def test_a_wrong_value_is_told_by_source_and_remedy(
+    given: dict[str, Any], parts: list[str]
+) -> None:
+    message = refusal(**given)
+    assert all(part in message for part in parts), message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[serve]\nprot = 1", ["'prot'", "mean port?"]),
+        ("[serv]\nport = 1", ["'serv'", "[serve]"]),
+        ("port = 1", ["'port'", "It belongs under [serve]"]),
+        ("serve = 1", ["[serve]"]),
+        ("[serve]\nport = true", ["port in settings.toml", "whole number"]),
+        ("[serve]\ndeterministic = 1", ["deterministic in settings.toml", "true or false"]),
+        ("[serve]\nmodel = 1", ["model in settings.toml", "text"]),
+        ("[serve]\napi_key = [1]", ["api_key in settings.toml", "list of texts"]),
+        ("[serve", ["settings.toml", "can't be read"]),
+    ],
+)
+def test_a_wrong_file_is_told(text: str, parts: list[str]) -> None:
+    message = refusal(file=toml(text))
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("key", ["pässword-secret", "my secret", "secret\x00"])
+def test_a_key_is_never_repeated(key: str) -> None:
+    message = refusal(flags={"api_key": (key,)})
+    assert "--api-key" in message
+    assert "secret" not in message
+
+
+def test_cache_dir_without_home_is_the_users_own() -> None:
+    assert load_settings({}, {}).cache_dir == Path.home() / ".cache/maestrale"
+    assert load_settings({}, {"HOME": ""}).cache_dir == Path.home() / ".cache/maestrale"
+
+
+def test_cache_dir_follows_xdg_only_when_absolute() -> None:
+    assert load(environment={"XDG_CACHE_HOME": "/x"}).cache_dir == Path("/x/maestrale")
+    assert load(environment={"XDG_CACHE_HOME": "x"}).cache_dir.parts[1] == "home"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("LocalHost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.4", False),
+        ("localhost.example.org", False),
+        ("", False),
+    ],
+)
+def test_is_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512MiB", 512 << 20),
+        ("2GiB", 2 << 30),
+        ("1.5 gib", 3 << 29),
+        ("1GB", 10**9),
+        ("4096", 4096),
+        (4096, 4096),
+        ("7B", 7),
+    ],
+)
+def test_parse_size(text: object, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@given(st.integers(min_value=0, max_value=10**6), st.sampled_from(["KiB", "MiB", "GiB", "TiB"]))
+def test_parse_size_is_exact(number: int, unit: str) -> None:
+    power = ["KiB", "MiB", "GiB", "TiB"].index(unit) + 1
+    assert parse_size(f"{number}{unit}") == number * 1024**power
+
+
+@given(st.sampled_from(list(config.fields())), st.text(max_size=40))
+def test_any_text_for_any_setting_is_taken_or_refused_by_name(name: str, text: str) -> None:
+    try:
+        message = f"{config.flag(name)}: {load({name: text})}"
+    except SettingsError as error:
+        message = str(error)
+    assert config.flag(name) in message

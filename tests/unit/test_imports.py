@@ -1,0 +1,115 @@
+"""Who may import whom (docs/architecture.md). A new module gets a row here, or this fails."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving import ROOT
+
+PACKAGE = ROOT / "src" / "maestrale"
+
+# layer → what of maestrale it may import; a layer may always import itself.
+# `engines.base` and `supervise.messages` are types only.
+FOUNDATION = {"", "errors"}
+SETTINGS = {"config", "setting_values"}
+TYPES = {"engines.base", "supervise.messages"}
+ALLOWED: dict[str, set[str]] = {
+    "": set(),
+    "errors": set(),
+    "setting_values": set(),
+    "config": FOUNDATION | SETTINGS,
+    "logs": FOUNDATION | SETTINGS,
+    "metrics": FOUNDATION | {"chat", "engines.base"},
+    "models": FOUNDATION | SETTINGS,
+    "engines": FOUNDATION | TYPES | {"models"},
+    "prompt": FOUNDATION | {"models", "engines.base"},
+    "supervise": FOUNDATION | SETTINGS | {"engines", "models"},
+    "chat": FOUNDATION | SETTINGS | {"prompt", "engines.base", "models"},
+    "api": FOUNDATION | SETTINGS | {"chat", "prompt", "engines.base", "models", "logs", "metrics"},
+    "verify": FOUNDATION | SETTINGS,
+    "bench": FOUNDATION | SETTINGS,
+    "machine": FOUNDATION | SETTINGS,
+}
+# Where the parts of a running server are put together, and nowhere else.
+COMPOSES = {"api.server": {"supervise"}}
+EVERYTHING = {"cli", "__main__"}
+
+
+def modules() -> dict[str, Path]:
+    """Name below `maestrale` (empty for the package itself) → file."""
+    names = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Names below `maestrale` that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports are not used here"
+            # `from maestrale.engines import base` imports the module engines.base.
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            known = {f"maestrale.{name}" for name in modules()}
+            names = [name if name in known else str(node.module) for name in inner]
+        else:
+            continue
+        for name in names:
+            if name == "maestrale" or name.startswith("maestrale."):
+                yield name.removeprefix("maestrale").removeprefix(".")
+
+
+def layer_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def breaches(name: str, path: Path) -> list[str]:
+    layer = layer_of(name)
+    if layer in EVERYTHING:
+        return []
+    allowed = ALLOWED[layer] | COMPOSES.get(name, set()) | {layer}
+    return [
+        f"{name or 'maestrale'} imports {other}"
+        for other in imported(path)
+        if other not in allowed and layer_of(other) not in allowed
+    ]
+
+
+@pytest.mark.parametrize("name", modules(), ids=lambda name: name or "maestrale")
+def test_imports_follow_the_layers(name: str) -> None:
+    assert breaches(name, modules()[name]) == []
+
+
+def test_a_breach_is_found(tmp_path: Path) -> None:
+    module = tmp_path / "loop.py"
+    module.write_text("def step():\n    from maestrale import prompt\n")
+    assert breaches("engines.loop", module) == ["engines.loop imports prompt"]
+
+
+def test_types_do_not_open_their_whole_layer(tmp_path: Path) -> None:
+    module = tmp_path / "chat.py"
+    module.write_text("import maestrale.engines.base\nimport maestrale.engines.registry\n")
+    assert breaches("chat", module) == ["chat imports engines.registry"]
+
+
+def reads_environment(path: Path) -> bool:
+    return any(
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "os"
+        and node.attr in ("environ", "getenv", "environb")
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
+
+
+def test_only_the_settings_and_the_command_line_read_the_environment() -> None:
+    readers = {name for name, path in modules().items() if reads_environment(path)}
+    assert "config" in readers
+    assert {layer_of(name) for name in readers} <= {"config", "cli"}
