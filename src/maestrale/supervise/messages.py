@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from maestrale.engines.base import EngineInfo, EngineStats, GenerationRequest, TokenDelta
+from maestrale.engines.base import (
+    Constraint,
+    EngineInfo,
+    EngineStats,
+    GenerationRequest,
+    TokenDelta,
+)
 
 CALIBRATION_ID = "calibration"  # the worker's own request, which measures a step at start
 
 
-class EngineConfig(Struct, frozen=True, kw_only=True):
+class EngineConfig(Struct, tag=True, frozen=True, kw_only=True):
     """What a worker needs to build its engine. `model_dir` is a prepared model (models/)."""
 
     engine: str
@@ -50,11 +56,17 @@ class Shutdown(Struct, tag=True, frozen=True):
 
 
 class Ready(Struct, tag=True, frozen=True):
+    """The engine can take requests. `step_seconds`: how long its longest step should take,
+    measured at start; `stats`: where its counters stood then.
+    """
+
     info: EngineInfo
+    step_seconds: float
+    stats: EngineStats
 
 
 class Failed(Struct, tag=True, frozen=True):
-    """The engine could not start; the process exits after this."""
+    """The engine could not start, or is lost; the process exits after this."""
 
     message: str
 
@@ -74,13 +86,31 @@ class RequestFailed(Struct, tag=True, frozen=True):
 class Heartbeat(Struct, tag=True, frozen=True):
     """Sent every half second from a thread of its own, so a long step doesn't silence it.
 
-    `stats.steps` standing still while `stats.running` > 0 means a hung engine;
-    `step_seconds` is how long the present step has taken so far.
+    `stats.steps` standing still while requests are in flight means a hung engine.
     """
 
     stats: EngineStats
-    step_seconds: float
 
 
 ToWorker = Submit | Abort | Shutdown
 FromWorker = Ready | Failed | Delta | RequestFailed | Heartbeat
+
+
+# API process ⇄ vetting process
+
+
+class VetterReady(Struct, tag=True, frozen=True):
+    """The vocabulary is loaded."""
+
+
+class Vet(Struct, tag=True, frozen=True):
+    constraint: Constraint
+
+
+class Verdict(Struct, tag=True, frozen=True):
+    """`fault` says what is wrong with the constraint; None: it compiles."""
+
+    fault: str | None
+
+
+FromVetter = VetterReady | Verdict | Failed

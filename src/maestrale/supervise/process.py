@@ -1,0 +1,299 @@
+"""SupervisedEngine: an Engine whose engine lives in another process, and may die there.
+
+It starts the engine process, watches it, replaces it with growing pauses, and gives the new one
+what was in flight (`replay.py`). To whoever reads the tokens a crash is a pause. When the engine
+keeps dying, requests end with a clear error, and it goes on trying in the background.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from maestrale.engines.base import (
+    EngineHealth,
+    EngineInfo,
+    EngineStats,
+    GenerationRequest,
+    TokenDelta,
+)
+from maestrale.errors import EngineError, Unavailable
+from maestrale.supervise.engine_process import EngineProcess
+from maestrale.supervise.messages import Delta, EngineConfig, RequestFailed
+from maestrale.supervise.replay import Counters, Ledger
+from maestrale.supervise.watchdog import Patience
+
+CLOSE_SECONDS = 5.0
+_TOTALS = (
+    *("steps", "prompt_tokens", "generation_tokens", "preemptions"),
+    *("prefix_cache_queries", "prefix_cache_hits"),
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restarts:
+    """How the engine is replaced. Times in seconds.
+
+    The first death within `window` is answered at once, further ones after a pause that
+    doubles from `pause` up to `longest_pause`. At `most` deaths requests end with an error.
+    """
+
+    most: int = 5
+    window: float = 60.0
+    pause: float = 0.25
+    longest_pause: float = 30.0
+
+    def pause_after(self, deaths: int) -> float:
+        """The pause before the next start, `deaths` (≥ 0) being those within the window."""
+        if deaths <= 1:
+            return 0.0
+        return float(min(self.longest_pause, self.pause * 2 ** min(deaths - 2, 30)))
+
+
+class SupervisedEngine:
+    """The Engine protocol, kept across the deaths of the process behind it."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        restarts: Restarts | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self._config = config
+        self._restarts = restarts or Restarts()
+        self._patience = patience or Patience()
+        self._ledger = Ledger(self._submit, self._abort)
+        self._process: EngineProcess | None = None
+        self._launching: EngineProcess | None = None
+        self._info: EngineInfo | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._closer: asyncio.Task[None] | None = None
+        self._grace_ends = float("inf")
+        self._hurry = asyncio.Event()
+        self._deaths: deque[float] = deque()  # times, within the window
+        self._up = False
+        self._gave_up = ""  # why; "" while there is hope
+        self._past = EngineStats()  # totals of engines that are gone
+        self._listeners: list[Callable[[bool], None]] = []
+
+    # The Engine protocol
+
+    async def start(self) -> None:
+        """Start the engine process; ready when this returns.
+
+        Raises: EngineError with the reason, when the first start fails. It is not tried again.
+        """
+        try:
+            process = await self._launch()
+        except EngineError:
+            self._gave_up = "The engine could not start; the server's log says why."
+            raise
+        self._keeper = asyncio.create_task(self._keep(process))
+
+    async def close(self, grace: float = 0.0) -> None:
+        """No new requests; those in flight have `grace` seconds, replays included. Then the
+        process is gone. Called again meanwhile, the shorter grace counts.
+        """
+        deadline = asyncio.get_running_loop().time() + grace
+        self._grace_ends = min(self._grace_ends, deadline)
+        self._hurry.set()
+        if self._closer is None:
+            self._closer = asyncio.create_task(self._close())
+        await asyncio.shield(self._closer)
+
+    async def health(self) -> EngineHealth:
+        if self._closer is not None:
+            return EngineHealth("draining", "The server is stopping.")
+        if self._gave_up:
+            return EngineHealth("dead", self._gave_up)
+        if self._info is None:
+            return EngineHealth("starting", "The engine is loading the model.")
+        if not self._up:
+            return EngineHealth("degraded", "The engine stopped and is restarted; requests wait.")
+        if self._ledger.trying_suspects:
+            return EngineHealth("degraded", "Requests that may stop the engine run one by one.")
+        return EngineHealth("ready")
+
+    def describe(self) -> EngineInfo:
+        if self._info is None:
+            raise EngineError("The engine has not started yet.")
+        return self._info
+
+    def stats(self) -> EngineStats:
+        """Totals over all engine processes since `start`; at most half a second old.
+
+        Requests that the engine doesn't have (it is being restarted) count as waiting.
+        """
+        if self._process is None:
+            waiting = len(self._ledger)
+            return replace(self._past, running=0, waiting=waiting, kv_cache_usage=0.0)
+        now = self._process.stats
+        held = len(self._ledger) - self._ledger.in_engine
+        return replace(_sum(self._past, now), waiting=now.waiting + held)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """Generate tokens for one request, across any restarts of the engine.
+
+        Raises: Unavailable when the engine keeps failing or the server stops; ReplayMismatch
+        when the answer can't be completed unchanged; EngineError when this request can't run.
+        """
+        if self._closer is not None:
+            raise Unavailable("The server is stopping.", retry_after=1)
+        if self._gave_up:
+            raise Unavailable(self._gave_up, retry_after=self._retry_after())
+        if self._info is None:
+            raise Unavailable("The engine is still loading the model.", retry_after=2)
+        entry = self._ledger.open(request)
+        try:
+            while True:
+                delta = await entry.mailbox.get()
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        finally:
+            self._ledger.close(entry)
+
+    # What else the API and the metrics want to know
+
+    @property
+    def counters(self) -> Counters:
+        return self._ledger.counters
+
+    @property
+    def paused(self) -> bool:
+        """True while the engine is being replaced: streams get comments instead of tokens."""
+        return self._info is not None and not self._up
+
+    @property
+    def engine_pid(self) -> int | None:
+        """The engine process, while there is one that is ready."""
+        return self._process.pid if self._process is not None else None
+
+    def on_pause(self, listener: Callable[[bool], None]) -> None:
+        """Call `listener(True)` when the engine is lost, `listener(False)` when it is back."""
+        self._listeners.append(listener)
+
+    # Within
+
+    async def _launch(self) -> EngineProcess:
+        process = EngineProcess(
+            self._config, self._patience, self._take, lambda: self._ledger.in_engine > 0
+        )
+        self._launching = process
+        try:
+            info = await process.start()
+        finally:
+            self._launching = None
+        self._process, self._info = process, info
+        base = process.stats  # calibration is no one's request
+        self._past = _sum(self._past, base, -1)
+        self._up = True
+        self._gave_up = ""
+        logger.info("The engine is ready (process %d).", process.pid)
+        self._ledger.engine_up(info)
+        self._tell(False)
+        return process
+
+    async def _keep(self, process: EngineProcess) -> None:
+        """Wait for the engine's death, replace it; again and again."""
+        while True:
+            reason = await process.died()
+            self._lose(process, reason)
+            while True:
+                await asyncio.sleep(self._restarts.pause_after(self._deaths_in_window()))
+                try:
+                    process = await self._launch()
+                    break
+                except EngineError as error:
+                    logger.error("%s", error)
+                    self._note_death("the engine could not start again")
+            self.counters.restarts += 1
+
+    def _lose(self, process: EngineProcess, reason: str) -> None:
+        logger.error(
+            "The engine stopped: %s. %d requests in flight wait for its successor.",
+            reason,
+            len(self._ledger),
+        )
+        self._past = _sum(self._past, process.stats)
+        self._process, self._up = None, False
+        self._tell(True)
+        last_chance = self._deaths_in_window() + 2 >= self._restarts.most
+        refused = self.counters.refused
+        explained = self._ledger.engine_down(try_suspects=last_chance)
+        if self.counters.refused > refused:
+            self._deaths.clear()  # the culprit is found
+        elif not explained:
+            self._note_death(reason)
+
+    def _note_death(self, reason: str) -> None:
+        now = asyncio.get_running_loop().time()
+        self._deaths.append(now)
+        deaths = self._deaths_in_window()
+        if deaths >= self._restarts.most:
+            self._gave_up = (
+                f"The engine failed {deaths} times within {self._restarts.window:.0f} seconds "
+                f"(last: {reason}). It is being restarted; try again later."
+            )
+            logger.error("%s", self._gave_up)
+            self._ledger.fail_all(Unavailable(self._gave_up, retry_after=self._retry_after()))
+
+    def _deaths_in_window(self) -> int:
+        now = asyncio.get_running_loop().time()
+        while self._deaths and now - self._deaths[0] > self._restarts.window:
+            self._deaths.popleft()
+        return len(self._deaths)
+
+    def _retry_after(self) -> int:
+        return 1 + round(self._restarts.pause_after(len(self._deaths)))
+
+    async def _close(self) -> None:
+        loop = asyncio.get_running_loop()
+        while len(self._ledger) and loop.time() < self._grace_ends:
+            self._hurry.clear()
+            left = min(0.05, self._grace_ends - loop.time())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), left)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        self._ledger.fail_all(Unavailable("The server is stopping.", retry_after=1))
+        if self._launching is not None:
+            await self._launching.kill("the server is stopping")
+        if self._process is not None:
+            await self._process.close(CLOSE_SECONDS)
+        self._process, self._up = None, False
+
+    def _submit(self, request: GenerationRequest) -> None:
+        assert self._process is not None
+        self._process.submit(request)
+
+    def _abort(self, wire_id: str) -> None:
+        if self._process is not None:
+            self._process.abort(wire_id)
+
+    def _take(self, message: Delta | RequestFailed) -> None:
+        match message:
+            case Delta(wire_id, delta):
+                self._ledger.delta(wire_id, delta)
+            case RequestFailed(wire_id, reason):
+                self._ledger.failed(wire_id, reason)
+
+    def _tell(self, paused: bool) -> None:
+        for listener in self._listeners:
+            listener(paused)
+
+
+def _sum(past: EngineStats, now: EngineStats, sign: int = 1) -> EngineStats:
+    """The totals of `past` and `now` added, the gauges of `now`."""
+    totals = {name: getattr(past, name) + sign * getattr(now, name) for name in _TOTALS}
+    return replace(now, **totals)

@@ -1,0 +1,220 @@
+"""The engine process: builds one engine, runs what it is sent, and never outlives its parent.
+
+    python -m maestrale.supervise.worker --fd N
+
+`N` is its end of the socket pair. The first message is the EngineConfig. The engine and the
+requests live on the event loop of the main thread; two threads own the socket, so heartbeats
+go out and the parent's death is seen even while the loop is held by a long step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import msgspec
+
+from maestrale.engines.base import Engine, EngineStats, GenerationRequest, Sampling
+from maestrale.engines.registry import build_engine
+from maestrale.errors import EngineDied, EngineError, MaestraleError
+from maestrale.supervise.channel import blocking_messages, frames, pack
+from maestrale.supervise.leash import take_leash
+from maestrale.supervise.messages import (
+    CALIBRATION_ID,
+    Abort,
+    Delta,
+    EngineConfig,
+    Failed,
+    Heartbeat,
+    Ready,
+    RequestFailed,
+    Shutdown,
+    Submit,
+    ToWorker,
+)
+
+HEARTBEAT_SECONDS = 0.5
+CALIBRATION_TOKENS = 16
+LAST_WORDS_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class Link:
+    """The worker's end of the socket: one thread reads it, one writes and beats."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.stats: Callable[[], EngineStats] = EngineStats
+        self._sock = sock
+        self._outbox: list[bytes] = []
+        self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._writer = threading.Thread(target=self._write, daemon=True)
+        self._writer.start()
+
+    def listen(self, incoming: Any, on_message: Callable[[Any], None]) -> None:
+        """Hand each message of `incoming` to the event loop; exit when there are no more."""
+
+        def read() -> None:
+            try:
+                for messages in incoming:
+                    self._loop.call_soon_threadsafe(
+                        lambda batch: [*map(on_message, batch)], messages
+                    )
+            except (EngineError, msgspec.DecodeError, OSError):
+                logger.exception("The API process sent what is no message.")
+            os._exit(0)  # the parent is gone
+
+        threading.Thread(target=read, daemon=True).start()
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Send with all else that this turn of the event loop sends."""
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(pack(message))
+
+    def leave(self, code: int) -> NoReturn:
+        """Write out what is pending and end the process at once, whatever still runs in it."""
+        self._flush()
+        self._frames.put(None)
+        self._writer.join(LAST_WORDS_SECONDS)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        for frame in frames(outbox):
+            self._frames.put(frame)
+
+    def _write(self) -> None:
+        beat = time.monotonic()
+        try:
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    frame = self._frames.get(timeout=max(0.0, beat - time.monotonic()))
+                    if frame is None:
+                        return
+                    self._sock.sendall(frame)
+                if time.monotonic() >= beat:
+                    beat = time.monotonic() + HEARTBEAT_SECONDS
+                    self._sock.sendall(next(frames([pack(Heartbeat(self.stats()))])))
+        except OSError:
+            os._exit(0)  # the parent is gone
+
+
+class Worker:
+    """Runs requests on the engine and sends on what comes out."""
+
+    def __init__(self, engine: Engine, link: Link) -> None:
+        self._engine = engine
+        self._link = link
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ending: asyncio.Task[None] | None = None
+
+    def take(self, message: ToWorker) -> None:
+        match message:
+            case Submit(request):
+                task = asyncio.create_task(self._run(request))
+                self._tasks[request.request_id] = task
+                task.add_done_callback(lambda _: self._tasks.pop(request.request_id, None))
+            case Abort(request_id):
+                if request_id in self._tasks:
+                    self._tasks[request_id].cancel()
+            case Shutdown(grace):
+                self._ending = asyncio.create_task(self._end(grace))
+
+    async def _run(self, request: GenerationRequest) -> None:
+        try:
+            async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var]
+                async for delta in deltas:
+                    self._link.send(Delta(request.request_id, delta))
+        except EngineDied as error:
+            self._lost(str(error))
+        except MaestraleError as error:
+            self._link.send(RequestFailed(request.request_id, str(error)))
+        except Exception as error:
+            logger.exception("The engine failed.")
+            self._lost(f"{type(error).__name__}: {error}")
+
+    def _lost(self, reason: str) -> NoReturn:
+        self._link.send(Failed(reason))
+        self._link.leave(1)
+
+    async def _end(self, grace: float) -> None:
+        await self._engine.close(grace)
+        await asyncio.sleep(0)  # the last deltas reach the outbox
+        self._link.leave(0)
+
+
+async def calibrate(engine: Engine, most_tokens: int) -> float:
+    """Seconds that the longest step should take: a short prompt's time, scaled to a full step.
+
+    Two requests, as the first also pays for what an engine does only once.
+    """
+    for attempt in range(2):
+        begun = time.monotonic()
+        request = GenerationRequest(
+            request_id=CALIBRATION_ID,
+            prompt=tuple(range(1 + attempt, 1 + attempt + CALIBRATION_TOKENS)),
+            max_tokens=1,
+            seed=0,
+            sampling=Sampling(temperature=0.0),
+        )
+        async for _ in engine.generate(request):
+            pass
+    return (time.monotonic() - begun) * max(1.0, most_tokens / CALIBRATION_TOKENS)
+
+
+async def serve(sock: socket.socket) -> None:
+    """Build the engine from the first message, then run requests until told to stop."""
+    incoming = blocking_messages(sock, EngineConfig | Submit | Abort | Shutdown)
+    first = next(incoming, None)
+    if first is None:
+        return  # the parent is gone
+    config = first[0]
+    link = Link(sock)
+    pending: list[ToWorker] = []
+    take: Callable[[ToWorker], None] = pending.append
+    link.listen(incoming, lambda message: take(message))
+    try:
+        engine = build_engine(config)
+        await engine.start()
+        step_seconds = await calibrate(engine, config.max_num_batched_tokens)
+    except MaestraleError as error:
+        link.send(Failed(str(error)))
+        link.leave(1)
+    except Exception as error:
+        logger.exception("The engine could not start.")
+        link.send(Failed(f"{type(error).__name__}: {error}"))
+        link.leave(1)
+    worker = Worker(engine, link)
+    take = worker.take
+    link.stats = engine.stats
+    link.send(Ready(engine.describe(), step_seconds, engine.stats()))
+    for message in pending:
+        worker.take(message)
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    sock = take_leash(parser.parse_args().fd, "maestrale-engine")
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    asyncio.run(serve(sock))
+
+
+if __name__ == "__main__":
+    main()
