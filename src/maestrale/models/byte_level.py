@@ -7,7 +7,7 @@ from functools import cache
 
 @cache
 def byte_of_character() -> dict[str, int]:
-    """The 256 characters that stand for bytes: printable Latin-1 for itself, U+0100… for the rest."""
+    """The 256 characters that stand for bytes: printable Latin-1 for itself, others from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if chr(byte) not in table]

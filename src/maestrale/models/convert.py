@@ -16,6 +16,7 @@ from maestrale.models.gguf_tokenizer import (
     byte_level_tokenizer,
     byte_level_vocabulary,
     end_token_ids,
+    pieces_of,
 )
 from maestrale.models.load_vocabulary import save_vocabulary
 from maestrale.models.mistral_vocabulary import mistral_vocabulary, recognise, shipped_file
@@ -131,6 +132,5 @@ def _context_length(metadata: dict[str, Any]) -> int:
 
 
 def _vocab_size(metadata: dict[str, Any]) -> int:
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    count = len(tokens) if isinstance(tokens, list) else 0
-    return max(count, metadata.get(f"{metadata.get('general.architecture')}.vocab_size", 0))
+    stated = metadata.get(f"{metadata.get('general.architecture')}.vocab_size", 0)
+    return max(len(pieces_of(metadata)[0]), stated if isinstance(stated, int) else 0)

@@ -60,14 +60,15 @@ def _split(pattern: str) -> list[dict[str, Any]]:
 
 _DIGITS = [{"type": "Digits", "individual_digits": True}, _byte_level(True)]
 
-# tokenizer.ggml.pre → how text is cut into the pieces that are merged
-_CUTS: dict[str, list[dict[str, Any]]] = {
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), _DIGITS),
-    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais"), [_byte_level(True)]),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _split(_LLAMA3)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _split(_QWEN2)),
-    "tekken": _split(_TEKKEN),
-}
+# how text is cut into the pieces that are merged, and the tokenizer.ggml.pre that name it
+_FAMILIES = (
+    (_DIGITS, ("smollm", "starcoder", "refact", "command-r", "codeshell")),
+    ([_byte_level(True)], ("gpt-2", "phi-2", "mpt", "olmo", "jais")),
+    (_split(_LLAMA3), ("llama-bpe", "llama3", "llama-v3")),
+    (_split(_QWEN2), ("qwen2", "deepseek-r1-qwen")),
+    (_split(_TEKKEN), ("tekken",)),
+)
+_CUTS = {name: cut for cut, names in _FAMILIES for name in names}
 _WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama3", "llama-v3", "tekken"})
 _COMPOSED = frozenset({"qwen2", "deepseek-r1-qwen"})
 

@@ -53,10 +53,13 @@ def _prepare_path(path: Path, model: str, cache_dir: Path, progress: Progress) -
 
         return prepare_ir_folder(path, cache_dir / "models", progress)
     if not path.exists():
-        raise ModelError(f"There is no model {model!r}: no known name, no file, no folder. {WHAT_WORKS}")
+        raise ModelError(
+            f"There is no model {model!r}: no known name, no file, no folder. {WHAT_WORKS}"
+        )
     if path.suffix.lower() in _PICKLES:
         raise ModelError(
-            f"{path} is a pickle, which can run code when it is read, so it is not opened. {WHAT_WORKS}"
+            f"{path} is a pickle, which can run code when it is read, so it is not opened. "
+            f"{WHAT_WORKS}"
         )
     return _prepare_gguf(path, path.stem, cache_dir, progress)
 

@@ -1,0 +1,110 @@
+"""Messages → token ids: picks the encoder that a model's prompts need."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from maestrale.errors import ModelError
+from maestrale.models.catalog import CATALOG, find_model
+from maestrale.models.load_vocabulary import load_vocabulary
+from maestrale.models.prepared import PreparedModel, load_prepared
+from maestrale.models.vocabulary import Vocabulary
+from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool
+
+
+class PromptEncoder(Protocol):
+    """Turns conversations and plain text into ids, for one model."""
+
+    def encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        tools: Sequence[Tool] | None = None,
+        continue_final: bool = False,
+        max_tokens: int | None = None,
+    ) -> EncodedPrompt:
+        """The prompt that asks the model for its next turn.
+
+        `continue_final` leaves the last turn, the assistant's, open for the model to go on.
+        `max_tokens` (the context) lets a hopelessly long prompt be refused in bounded time;
+        prompts near the limit are for the caller to count.
+        Raises: InvalidRequest, ContextLengthExceeded.
+        """
+
+    def encode_text(
+        self, text: str, *, add_bos: bool = True, max_tokens: int | None = None
+    ) -> tuple[int, ...]:
+        """Plain text, in which nothing is a control token.
+
+        Raises: InvalidRequest, ContextLengthExceeded.
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """What these tokens spell, control tokens by their names.
+
+        Raises: InvalidRequest for an id outside the vocabulary.
+        """
+
+
+def encoder_for(folder: Path, chat_template: str | None = None) -> PromptEncoder:
+    """The encoder of a prepared model; `chat_template` (Jinja source) replaces its own.
+
+    Raises: ModelError when the tokenizer or the template can't be used.
+    """
+    prepared = load_prepared(folder)
+    vocabulary = load_vocabulary(folder)
+    if prepared.tokenizer_kind == "mistral":
+        if chat_template is not None:
+            raise ModelError(
+                f"{prepared.name} has Mistral's tokenizer, whose prompts mistral-common makes; "
+                "a chat template can't be used with it. Leave out --chat-template."
+            )
+        from maestrale.prompt.mistral import MistralEncoder
+
+        return MistralEncoder(folder / prepared.tokenizer_file, vocabulary)
+    from maestrale.prompt.template import TemplateEncoder
+
+    path = folder / prepared.tokenizer_file
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The tokenizer {path} can't be read: {error}") from error
+    return TemplateEncoder(
+        document,
+        vocabulary,
+        prepared.chat_template if chat_template is None else chat_template,
+        _constants(prepared, vocabulary),
+        prepared.bos_token_id if prepared.add_bos else None,
+    )
+
+
+def encoder_for_name(name: str) -> PromptEncoder:
+    """The encoder of a known Mistral model; its weights need not be on this machine.
+
+    Raises: ModelError when `name` isn't one.
+    """
+    known = find_model(name)
+    if known is None or known.mistral_version is None:
+        raise ModelError(
+            f"{name} is not a Mistral model known by name. Known are "
+            f"{', '.join(model.name for model in CATALOG if model.mistral_version)}."
+        )
+    from maestrale.models.mistral_vocabulary import mistral_vocabulary, shipped_file
+    from maestrale.prompt.mistral import MistralEncoder
+
+    version = known.mistral_version
+    return MistralEncoder(shipped_file(version), mistral_vocabulary(version, 0))
+
+
+def _constants(prepared: PreparedModel, vocabulary: Vocabulary) -> dict[str, str]:
+    """The names of special tokens that templates use."""
+    names: dict[int | None, str] = {
+        token: name for name, token in vocabulary.control_ids.items()
+    }
+    return {
+        "bos_token": names.get(prepared.bos_token_id, ""),
+        "eos_token": names.get(prepared.eos_token_ids[0], ""),
+    }

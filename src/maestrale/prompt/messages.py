@@ -1,0 +1,66 @@
+"""A conversation as the encoders take it, and a prompt as they give it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from maestrale.errors import ContextLengthExceeded, InvalidRequest
+
+Role = Literal["system", "user", "assistant", "tool"]
+Tool = dict[str, Any]  # a tool as both APIs write it: {"type": "function", "function": {...}}
+
+
+class ToolCall(Struct, frozen=True, kw_only=True):
+    """A call that the assistant made; `arguments` is JSON text, as in the API."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ChatMessage(Struct, frozen=True, kw_only=True):
+    """One turn. `tool_calls` belong to assistant turns, `tool_call_id` to tool turns."""
+
+    role: Role
+    content: str = ""
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+class EncodedPrompt(Struct, frozen=True):
+    """The ids that the engine gets, and the same prompt as a person reads it.
+
+    `text` shows control tokens by name; it can't be encoded back, since text that a user
+    typed may look like one.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+def refuse_if_hopeless(texts: Iterable[str], longest: int, max_tokens: int | None) -> None:
+    """Refuse texts that can't fit into `max_tokens` however well they are tokenized.
+
+    `longest` is the most bytes that one token spells. This bounds the time spent on a huge
+    prompt before its tokens are counted.
+
+    Raises: ContextLengthExceeded; InvalidRequest when a text isn't valid Unicode.
+    """
+    try:
+        size = sum(len(text.encode()) for text in texts)
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            "The text has half of a surrogate pair in it, which is not valid Unicode.",
+            param="messages",
+        ) from error
+    fewest = -(-size // max(longest, 1))
+    if max_tokens is not None and fewest > max_tokens:
+        raise ContextLengthExceeded(
+            f"This model's context is {max_tokens} tokens; the prompt has {fewest} or more. "
+            "Shorten it.",
+            param="messages",
+        )

@@ -1,0 +1,138 @@
+"""Prompts for Mistral's models, by mistral-common: Mistral's own templates, token-exact.
+
+Only messages and tools are given to it: its request also knows sampling fields, but caps
+temperature and forbids stop and seed, which don't concern the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from mistral_common.exceptions import MistralCommonException
+from mistral_common.protocol.instruct.messages import (
+    AssistantMessage,
+    SystemMessage,
+    ToolMessage,
+    UserMessage,
+)
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.protocol.instruct.tool_calls import FunctionCall
+from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
+from mistral_common.protocol.instruct.tool_calls import ToolCall as MistralToolCall
+from mistral_common.tokens.tokenizers.base import TokenizerVersion
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+from maestrale.errors import InvalidRequest
+from maestrale.models.vocabulary import Vocabulary
+from maestrale.prompt.decode import spell
+from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
+
+_Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
+
+
+class MistralEncoder:
+    """Encodes conversations for one version of Mistral's tokenizer."""
+
+    def __init__(self, tokenizer_file: Path, vocabulary: Vocabulary) -> None:
+        self._tokenizer: Any = MistralTokenizer.from_file(tokenizer_file)
+        self._plain = self._tokenizer.instruct_tokenizer.tokenizer
+        self._version = self._tokenizer.version
+        self._vocabulary = vocabulary
+        self._longest = max(map(len, vocabulary.token_bytes))
+
+    def encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        tools: Sequence[Tool] | None = None,
+        continue_final: bool = False,
+        max_tokens: int | None = None,
+    ) -> EncodedPrompt:
+        """See `PromptEncoder.encode_chat`."""
+        if not messages:
+            raise InvalidRequest("messages must not be empty.", param="messages")
+        self._refuse_tools_in_v1(messages, tools)
+        # Tool results are left out: mistral-common rewrites their JSON more compactly.
+        texts = (message.content for message in messages if message.role != "tool")
+        refuse_if_hopeless(texts, self._longest, max_tokens)
+        turns = list(_turns(self._in_order(messages)))
+        if continue_final:
+            if not isinstance(turns[-1], AssistantMessage):
+                raise InvalidRequest(
+                    "Only a last message of the assistant can be continued.", param="messages"
+                )
+            turns[-1].prefix = True
+        try:
+            request = ChatCompletionRequest(messages=turns, tools=_tools(tools))
+            ids = self._tokenizer.encode_chat_completion(request).tokens
+        except MistralCommonException as error:
+            raise InvalidRequest(error.message, param="messages") from error
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="messages") from error
+        return EncodedPrompt(tuple(ids), spell(self._vocabulary, ids))
+
+    def encode_text(
+        self, text: str, *, add_bos: bool = True, max_tokens: int | None = None
+    ) -> tuple[int, ...]:
+        """See `PromptEncoder.encode_text`."""
+        refuse_if_hopeless((text,), self._longest, max_tokens)
+        return tuple(self._plain.encode(text, bos=add_bos, eos=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `PromptEncoder.decode`."""
+        return spell(self._vocabulary, ids)
+
+    def _refuse_tools_in_v1(
+        self, messages: Sequence[ChatMessage], tools: Sequence[Tool] | None
+    ) -> None:
+        if self._version != TokenizerVersion.v1:
+            return
+        if tools:
+            raise InvalidRequest(
+                "This model's prompt format (Mistral's v1) has no tools; v0.3 and later do.",
+                param="tools",
+            )
+        if any(message.role == "tool" or message.tool_calls for message in messages):
+            raise InvalidRequest(
+                "This model's prompt format (Mistral's v1) has no tool calls; v0.3 and later do.",
+                param="messages",
+            )
+
+    def _in_order(self, messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
+        """System turns first: before v7 they become one text wherever they stand."""
+        if self._version >= TokenizerVersion.v7:
+            return messages
+        return sorted(messages, key=lambda message: message.role != "system")
+
+
+def _turns(messages: Sequence[ChatMessage]) -> Iterator[_Message]:
+    for message in messages:
+        if message.role == "system":
+            yield SystemMessage(content=message.content)
+        elif message.role == "user":
+            yield UserMessage(content=message.content)
+        elif message.role == "tool":
+            yield ToolMessage(
+                content=message.content, tool_call_id=message.tool_call_id, name=message.name
+            )
+        else:
+            calls = [
+                MistralToolCall(
+                    id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments)
+                )
+                for call in message.tool_calls
+            ]
+            yield AssistantMessage(content=message.content or None, tool_calls=calls or None)
+
+
+def _tools(tools: Sequence[Tool] | None) -> list[MistralTool] | None:
+    """Raises: InvalidRequest naming what is wrong with the tools."""
+    try:
+        return [MistralTool.model_validate(tool) for tool in tools] if tools else None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidRequest(f"tools: {where}: {first['msg']}", param="tools") from error

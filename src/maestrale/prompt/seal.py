@@ -1,0 +1,87 @@
+"""Keeps text that a client sent from turning into control tokens.
+
+Before a template is rendered, every control token that stands in a client's text, or could
+be completed at its edges by the text around it, is broken by a noncharacter that none of the
+texts has. In the rendered prompt only the template's own control tokens are whole; the prompt
+is cut there, and the noncharacter is taken out of the rest, which a tokenizer that knows no
+control tokens then encodes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from maestrale.errors import InvalidRequest
+
+_NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+
+
+class Seal:
+    """Breaks control tokens (of two characters or more) in text, with `mark`."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        self._tokens = sorted(tokens, key=len, reverse=True)
+        alternatives = "|".join(map(re.escape, self._tokens))
+        self._inside = re.compile(f"(?=(?:{alternatives}))") if self._tokens else None
+        self._heads = tuple({t[:size] for t in self._tokens for size in range(1, len(t))})
+        self._tails = tuple({t[size:] for t in self._tokens for size in range(1, len(t))})
+
+    def apply(self, text: str, mark: str) -> str:
+        """`text` with each control token in it, and each that it could be part of, broken."""
+        if self._inside is None:
+            return text
+        parts, done = [], 0
+        for match in self._inside.finditer(text):
+            parts.append(text[done : match.start() + 1])
+            done = match.start() + 1
+        sealed = mark.join([*parts, text[done:]])
+        # A template may trim the text, so the edges that count are those of the trimmed text.
+        trimmed = sealed.strip()
+        before = mark if trimmed.startswith(self._tails) else ""
+        after = mark if trimmed.endswith(self._heads) else ""
+        if not before and not after:
+            return sealed
+        start = sealed.index(trimmed)
+        return sealed[:start] + before + trimmed + after + sealed[start + len(trimmed) :]
+
+    def apply_to_all(self, value: Any, mark: str) -> Any:
+        """The same JSON value with every text in it sealed, keys as well."""
+        if isinstance(value, str):
+            return self.apply(value, mark)
+        if isinstance(value, dict):
+            return {
+                self.apply(key, mark): self.apply_to_all(item, mark) for key, item in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.apply_to_all(item, mark) for item in value]
+        return value
+
+
+def unused_marks(value: Any, count: int) -> list[str]:
+    """`count` noncharacters that are in none of the texts of a JSON value.
+
+    Raises: InvalidRequest when the texts use (nearly) all of them, which no real text does.
+    """
+    present = {char for text in _texts(value) if not text.isascii() for char in text}
+    free = [mark for mark in _NONCHARACTERS if mark not in present]
+    if len(free) < count:
+        raise InvalidRequest(
+            "The text has nearly all of the noncharacters U+FDD0 to U+FDEF in it; at least two "
+            "must be left out.",
+            param="messages",
+        )
+    return free[:count]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)

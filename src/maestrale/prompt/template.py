@@ -1,0 +1,265 @@
+"""Prompts by the model's own Jinja chat template and its Hugging Face tokenizer.
+
+For ordinary text the ids are those of Hugging Face's `apply_chat_template`; text that looks
+like a control token stays text (seal.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from maestrale.errors import InvalidRequest, ModelError
+from maestrale.models.vocabulary import Vocabulary
+from maestrale.prompt.decode import spell
+from maestrale.prompt.jinja import RENDER_ERRORS, ChatTemplate, TemplateTooSlow
+from maestrale.prompt.merge import reshaped
+from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
+from maestrale.prompt.seal import Seal, unused_marks
+
+# Added tokens that aren't flagged special but mark structure: <tool_call>, </think>, [TOOL] ...
+_MARKER = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
+
+
+class TemplateEncoder:
+    """Encodes conversations for one model."""
+
+    def __init__(
+        self,
+        tokenizer: Mapping[str, Any],
+        vocabulary: Vocabulary,
+        template: str | None,
+        constants: Mapping[str, str],
+        bos_token_id: int | None,
+    ) -> None:
+        """`tokenizer` is the document of a `tokenizer.json`; `bos_token_id` leads plain text.
+
+        Raises: ModelError when the tokenizer or the template can't be used.
+        """
+        self._markers = _markers(tokenizer)
+        special = [name for name, token in self._markers.items() if token["special"]]
+        self._seal = Seal(self._markers)
+        self._seal_assistant = Seal(special)
+        self._cut = re.compile(_pattern(self._markers)) if self._markers else None
+        self._plain = _without_markers(tokenizer, self._markers)
+        self._vocabulary = vocabulary
+        self._longest = max(map(len, vocabulary.token_bytes))
+        self._bos = bos_token_id
+        self._template = ChatTemplate(template, constants) if template is not None else None
+        if self._template is not None:
+            self._try_out(self._template)
+
+    def encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        tools: Sequence[Tool] | None = None,
+        continue_final: bool = False,
+        max_tokens: int | None = None,
+    ) -> EncodedPrompt:
+        """The prompt that asks the model for its next turn.
+
+        `continue_final` leaves the last turn, the assistant's, open for the model to go on.
+        `max_tokens` refuses a prompt that can't fit before time is spent on it.
+        Raises: InvalidRequest, ContextLengthExceeded.
+        """
+        template = self._template
+        if template is None:
+            raise InvalidRequest(
+                "This model has no chat template; use /v1/completions, or serve it with "
+                "--chat-template.",
+                param="messages",
+            )
+        if tools and not template.uses_tools:
+            raise InvalidRequest("This model's chat template has no tools.", param="tools")
+        if not messages:
+            raise InvalidRequest("messages must not be empty.", param="messages")
+        if continue_final and messages[-1].role != "assistant":
+            raise InvalidRequest(
+                "Only a last message of the assistant can be continued.", param="messages"
+            )
+        mark, end = unused_marks([_as_dict(message) for message in messages] + list(tools or ()), 2)
+        rendered = self._render(template, messages, tools, continue_final, mark, end)
+        text = rendered.replace(mark, "")
+        refuse_if_hopeless((text,), self._longest, max_tokens)
+        return EncodedPrompt(tuple(self._encode(rendered, mark)), text)
+
+    def encode_text(
+        self, text: str, *, add_bos: bool = True, max_tokens: int | None = None
+    ) -> tuple[int, ...]:
+        """Plain text, in which nothing is a control token.
+
+        Raises: ContextLengthExceeded, InvalidRequest.
+        """
+        refuse_if_hopeless((text,), self._longest, max_tokens)
+        ids = self._plain.encode(text, add_special_tokens=False).ids
+        return (self._bos, *ids) if add_bos and self._bos is not None else tuple(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """What these tokens spell, control tokens by their names.
+
+        Raises: InvalidRequest for an id outside the vocabulary.
+        """
+        return spell(self._vocabulary, ids)
+
+    def _try_out(self, template: ChatTemplate) -> None:
+        """Render one question, so that a template that can't work is found at the start."""
+        question = [{"role": "user", "content": "Hello"}]
+        try:
+            template.render(messages=question, tools=None, add_generation_prompt=True)
+        except TemplateTooSlow as error:
+            raise ModelError(
+                "The chat template doesn't end: rendering one short question took more than "
+                "5 seconds. Give another with --chat-template."
+            ) from error
+        except RENDER_ERRORS as error:
+            raise ModelError(f"The chat template can't render a question: {error}") from error
+
+    def _render(
+        self,
+        template: ChatTemplate,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool] | None,
+        continue_final: bool,
+        mark: str,
+        end: str,
+    ) -> str:
+        """The rendered prompt; a conversation that the template refuses is tried reshaped."""
+        refusal = ""
+        for attempt in _attempts(messages):
+            try:
+                return self._render_one(template, attempt, tools, continue_final, mark, end)
+            except TemplateTooSlow as error:
+                raise InvalidRequest(
+                    "The conversation is too long for this model's chat template.",
+                    param="messages",
+                ) from error
+            except RENDER_ERRORS as error:
+                refusal = refusal or str(error).replace(mark, "")
+        raise InvalidRequest(
+            f"This model's chat template refuses the conversation: {refusal}", param="messages"
+        )
+
+    def _render_one(
+        self,
+        template: ChatTemplate,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool] | None,
+        continue_final: bool,
+        mark: str,
+        end: str,
+    ) -> str:
+        turns = [self._sealed(message, mark) for message in messages]
+        # A space after the end mark tells whether the template trims; then we trim as well.
+        if continue_final:
+            turns[-1]["content"] += end + " "
+        rendered = template.render(
+            messages=turns,
+            tools=self._seal.apply_to_all(list(tools), mark) if tools else None,
+            documents=None,
+            add_generation_prompt=not continue_final,
+        )
+        if not continue_final:
+            return rendered
+        before, found, after = rendered.rpartition(end)
+        if not found:
+            raise InvalidRequest(
+                "This model's chat template can't continue a message of the assistant.",
+                param="messages",
+            )
+        return before if after.startswith(" ") else before.rstrip()
+
+    def _sealed(self, message: ChatMessage, mark: str) -> dict[str, Any]:
+        seal = self._seal_assistant if message.role == "assistant" else self._seal
+        turn: dict[str, Any] = seal.apply_to_all(_as_dict(message), mark)
+        turn["role"] = message.role
+        return turn
+
+    def _encode(self, rendered: str, mark: str) -> Iterator[int]:
+        done = 0
+        for match in self._cut.finditer(rendered) if self._cut else ():
+            yield from self._encode_plain(rendered[done : match.start()].replace(mark, ""))
+            marker = self._markers.get(match[0]) or self._markers[match[0].strip()]
+            yield marker["id"]
+            done = match.end()
+        yield from self._encode_plain(rendered[done:].replace(mark, ""))
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids if text else []
+        return ids
+
+
+def _attempts(messages: Sequence[ChatMessage]) -> Iterator[list[ChatMessage]]:
+    yield list(messages)
+    yield from reshaped(messages)
+
+
+def _as_dict(message: ChatMessage) -> dict[str, Any]:
+    """The turn as templates expect it: the API's fields, a call's arguments as an object."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    return turn
+
+
+def _arguments(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _markers(tokenizer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The added tokens that only a template may write, by their text."""
+    markers = {
+        token["content"]: token
+        for token in tokenizer.get("added_tokens", ())
+        if token["special"] or _MARKER.fullmatch(token["content"])
+    }
+    short = [name for name in markers if len(name) < 2]
+    if short:
+        raise ModelError(f"The tokenizer has control tokens of one character ({short}).")
+    return markers
+
+
+def _pattern(markers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Matches a whole marker, the longest first, with the blanks that it takes with it."""
+    return "|".join(
+        (r"\s*" if marker["lstrip"] else "")
+        + re.escape(name)
+        + (r"\s*" if marker["rstrip"] else "")
+        for name, marker in sorted(markers.items(), key=lambda item: -len(item[0]))
+    )
+
+
+def _without_markers(tokenizer: Mapping[str, Any], markers: Mapping[str, Any]) -> Tokenizer:
+    """A tokenizer that can't give a marker's id, whatever the text."""
+    document = {**tokenizer, "truncation": None, "padding": None}
+    added = tokenizer.get("added_tokens", ())
+    others = [token for token in added if token["content"] not in markers]
+    document["added_tokens"] = others
+    vocab = document["model"]["vocab"]
+    if isinstance(vocab, dict):
+        # Entries stay, so that ids stay; their names are such as no text is cut into.
+        vocab = {(f"\ufdd0{id_}" if name in markers else name): id_ for name, id_ in vocab.items()}
+        vocab.update({token["content"]: token["id"] for token in others})
+        document["model"] = {**document["model"], "vocab": vocab}
+    try:
+        return Tokenizer.from_str(json.dumps(document))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ModelError(f"The tokenizer can't be used: {error}") from error
