@@ -99,6 +99,13 @@ FromWorker = Ready | Failed | Delta | RequestFailed | Heartbeat
 # API process ⇄ vetting process
 
 
+class VetterStart(Struct, tag=True, frozen=True):
+    """`model_dir`: whose vocabulary; "" for bytes. `memory`: limit in bytes, once it is loaded."""
+
+    model_dir: str
+    memory: int
+
+
 class VetterReady(Struct, tag=True, frozen=True):
     """The vocabulary is loaded."""
 

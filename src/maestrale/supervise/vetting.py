@@ -1,0 +1,235 @@
+"""ConstraintVetter: schemas, regexes and grammars are compiled in a disposable process first.
+
+A hostile or merely huge one can take minutes and gigabytes. Here it takes a few seconds and a
+process that is thrown away, and neither the engine nor the API process ever sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from maestrale.engines.base import Constraint
+from maestrale.errors import ConstraintError, EngineError, Unavailable
+from maestrale.supervise.child import Child
+from maestrale.supervise.messages import Failed, FromVetter, Verdict, Vet, VetterReady, VetterStart
+
+LABEL = {"json_schema": "JSON schema", "regex": "regular expression", "grammar": "grammar"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VettingLimits:
+    """Times in seconds, memory in bytes beyond what a process with its vocabulary holds."""
+
+    time: float = 5.0  # for one constraint; settings.grammar_timeout
+    memory: int = 512 * 1024 * 1024
+    processes: int = 2
+    waiting: float = 30.0  # for a free process
+    idle: float = 60.0  # after which a process is retired
+    start: float = 60.0  # for a process to load its vocabulary
+    cached: int = 1024  # verdicts kept
+    slow_cached: float = 60.0  # how long a verdict "too slow" is believed: load passes
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    fault: str | None  # None: it compiles
+    expires: float = float("inf")
+
+
+class ConstraintVetter:
+    """Says whether constraints can be compiled within limits. Starts no process before it must."""
+
+    def __init__(self, model_dir: str, limits: VettingLimits | None = None) -> None:
+        """`model_dir`: the prepared model whose vocabulary counts; "" for bytes."""
+        self._model_dir = model_dir
+        self._limits = limits or VettingLimits()
+        self._known: OrderedDict[bytes, _Outcome] = OrderedDict()
+        self._under_way: dict[bytes, asyncio.Task[_Outcome]] = {}
+        self._free = asyncio.Semaphore(self._limits.processes)
+        self._idle: list[_Process] = []
+        self._all: set[_Process] = set()
+        self._closed = False
+
+    async def vet(self, constraint: Constraint) -> None:
+        """Return when the constraint is known to compile.
+
+        Raises: ConstraintError when it doesn't, or takes too long or too much memory;
+        Unavailable when too many others are being compiled, or no process can be had.
+        """
+        key = hashlib.sha256(msgspec.msgpack.encode(constraint)).digest()
+        outcome = self._known.get(key)
+        if outcome is not None and time.monotonic() < outcome.expires:
+            self._known.move_to_end(key)
+        else:
+            task = self._under_way.get(key)
+            if task is None:
+                task = asyncio.create_task(self._find_out(constraint))
+                self._under_way[key] = task
+                task.add_done_callback(lambda done: self._note(key, done))
+            outcome = await asyncio.shield(task)  # others may wait for the same
+        if outcome.fault is not None:
+            raise ConstraintError(outcome.fault)
+
+    async def close(self) -> None:
+        """End all processes."""
+        self._closed = True
+        for task in tuple(self._under_way.values()):
+            task.cancel()
+        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
+        await asyncio.gather(*(process.end() for process in tuple(self._all)))
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes there are now."""
+        return [process.pid for process in self._all]
+
+    def _note(self, key: bytes, task: asyncio.Task[_Outcome]) -> None:
+        del self._under_way[key]
+        if task.cancelled() or task.exception() is not None:
+            return
+        self._known[key] = task.result()
+        self._known.move_to_end(key)
+        if len(self._known) > self._limits.cached:
+            self._known.popitem(last=False)
+
+    async def _find_out(self, constraint: Constraint) -> _Outcome:
+        try:
+            await asyncio.wait_for(self._free.acquire(), self._limits.waiting)
+        except TimeoutError:
+            raise Unavailable(
+                "Too many grammars are being compiled; try again.", retry_after=2
+            ) from None
+        label = LABEL[constraint.kind]
+        try:
+            for _ in range(2):  # a process may also die by another's hand
+                verdict = await self._vet_in_a_process(constraint)
+                if verdict is not None:
+                    return _Outcome(verdict.fault)
+            return _Outcome(
+                f"This {label} can't be compiled: it takes too much memory, or breaks the "
+                "compiler. Simplify it."
+            )
+        except TimeoutError:
+            return _Outcome(
+                f"This {label} took longer than {self._limits.time:g} s to compile. Simplify it.",
+                time.monotonic() + self._limits.slow_cached,
+            )
+        except EngineError as error:
+            return _Outcome(str(error))
+        finally:
+            self._free.release()
+
+    async def _vet_in_a_process(self, constraint: Constraint) -> Verdict | None:
+        """The verdict; None when the process died over it. Raises: TimeoutError."""
+        process = self._idle.pop() if self._idle else await self._start()
+        try:
+            verdict = await process.vet(constraint)
+        except BaseException:
+            await process.end()
+            raise
+        if verdict is None or self._closed:
+            await process.end()
+        else:
+            self._idle.append(process)
+        return verdict
+
+    async def _start(self) -> _Process:
+        if self._closed:
+            raise Unavailable("The server is stopping.", retry_after=1)
+        process = _Process(self._limits, self._retired)
+        self._all.add(process)
+        try:
+            await process.start(self._model_dir)
+        except (EngineError, TimeoutError) as error:
+            logger.error("%s", error)
+            raise Unavailable("Grammars can't be checked at the moment.", retry_after=2) from error
+        return process
+
+    def _retired(self, process: _Process) -> None:
+        self._all.discard(process)
+        if process in self._idle:
+            self._idle.remove(process)
+
+
+class _Process:
+    """One vetting process, from start to end."""
+
+    def __init__(self, limits: VettingLimits, on_end: Callable[[_Process], None]) -> None:
+        self._limits = limits
+        self._child = Child("maestrale.supervise.vet_worker", FromVetter, self._take, logger)
+        self._answer: asyncio.Future[FromVetter] = asyncio.get_running_loop().create_future()
+        self._retire: asyncio.TimerHandle | None = None
+        self._on_end = on_end
+        self._child.dead.add_done_callback(lambda _: on_end(self))
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        return not self._child.dead.done()
+
+    async def start(self, model_dir: str) -> None:
+        """Raises: EngineError with the reason."""
+        try:
+            await self._child.spawn()
+        except EngineError:
+            self._on_end(self)
+            raise
+        try:
+            start = VetterStart(model_dir, self._limits.memory)
+            first = await self._ask(start, self._limits.start)
+        except BaseException:
+            await self.end()
+            raise
+        if not isinstance(first, VetterReady):
+            await self.end()
+            reason = first.message if isinstance(first, Failed) else self._child.last_lines
+            raise EngineError(f"The process that checks grammars could not start: {reason}")
+
+    async def vet(self, constraint: Constraint) -> Verdict | None:
+        """Its verdict; None when the process died.
+
+        Raises: TimeoutError, the process being busy still; EngineError when the constraint is
+        too long to be sent.
+        """
+        if self._retire is not None:
+            self._retire.cancel()
+        answer = await self._ask(Vet(constraint), self._limits.time)
+        loop = asyncio.get_running_loop()
+        self._retire = loop.call_later(self._limits.idle, self._child.kill, "idle")
+        return answer if isinstance(answer, Verdict) else None
+
+    async def end(self) -> None:
+        if self._retire is not None:
+            self._retire.cancel()
+        self._child.kill("no longer needed")
+        await asyncio.shield(self._child.dead)
+
+    async def _ask(self, message: msgspec.Struct, seconds: float) -> FromVetter | None:
+        """What it answers; None when it dies. Raises: TimeoutError, EngineError (too long)."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._child.send(message)
+        either: set[asyncio.Future[Any]] = {self._answer, self._child.dead}
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if self._answer.done():
+            return self._answer.result()
+        if self._child.dead.done():
+            return None
+        raise TimeoutError
+
+    def _take(self, message: FromVetter) -> None:
+        if not self._answer.done():
+            self._answer.set_result(message)
