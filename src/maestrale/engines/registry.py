@@ -10,7 +10,7 @@ from maestrale.errors import SettingsError
 from maestrale.supervise.messages import EngineConfig
 
 ENGINES = {
-    "openvino": "maestrale.engines.openvino:OpenVINOEngine",
+    "openvino": "maestrale.engines.openvino.engine:OpenVINOEngine",
     "scripted": "maestrale.engines.scripted:ScriptedEngine",
 }
 DEFAULT = "openvino"

@@ -1,0 +1,399 @@
+"""The OpenVINO engine: one thread steps the model, one event loop talks to the readers.
+
+The thread owns the model, the scheduler and every running sequence. The event loop hands it
+new and abandoned requests through an inbox, which is read before each step, and gets back all
+that a step produced in one call. Constraints are compiled on a thread of their own, so that a
+large one holds nobody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from maestrale import __version__
+from maestrale.engines import constraint as constraints
+from maestrale.engines.base import (
+    Constraint,
+    EngineHealth,
+    EngineInfo,
+    EngineStats,
+    Feature,
+    GenerationRequest,
+    TokenDelta,
+)
+from maestrale.engines.constraint import TokenConstraint, compile_constraint
+from maestrale.engines.openvino.cpu import available_cores, cpu_identity
+from maestrale.engines.openvino.generation import Generation
+from maestrale.engines.openvino.graph import PagedModel, StepInput
+from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
+from maestrale.engines.openvino.scheduler import Chunk, Scheduler
+from maestrale.errors import ConstraintError, EngineDied, EngineError, ModelError
+from maestrale.models.load_vocabulary import load_vocabulary
+from maestrale.models.prepared import PreparedModel, load_prepared
+from maestrale.models.vocabulary import Vocabulary
+from maestrale.supervise.messages import EngineConfig
+
+MAX_TOP_LOGPROBS = 20
+COMPILED_CONSTRAINTS = 32  # kept for the next request with the same one
+
+logger = logging.getLogger(__name__)
+
+_Order = tuple[Literal["add", "abort"], Generation]
+_Result = tuple[Generation, TokenDelta | ConstraintError]
+
+
+class OpenVINOEngine:
+    """An Engine on the CPU. See `engines/base.py` for what each method promises."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        if config.options:
+            names = ", ".join(sorted(config.options))
+            raise EngineError(f"The openvino engine has no options of its own (given: {names}).")
+        self._config = config
+        self._info: EngineInfo | None = None
+        self._dead = ""
+        self._closing = False
+        self._vocabulary: Vocabulary
+        self._model: PagedModel
+        self._scheduler: Scheduler
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="constraints")
+        self._compiled: collections.OrderedDict[Constraint, TokenConstraint] = (
+            collections.OrderedDict()
+        )
+        # The inbox, guarded by its condition.
+        self._inbox_filled = threading.Condition()
+        self._inbox: list[_Order] = []
+        self._stopped = False
+        # On the event loop only.
+        self._active: set[Generation] = set()
+        self._drained = asyncio.Event()
+        self._drained.set()
+        # Written by the step thread only.
+        self._steps = self._prompt_tokens = self._generation_tokens = 0
+
+    async def start(self) -> None:
+        """Load and compile the model, and start stepping.
+
+        Raises: ModelError for a folder that can't be served; EngineError for settings that
+        this model or the KV cache can't meet.
+        """
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._load)
+        self._thread.start()
+
+    def _load(self) -> None:
+        config = self._config
+        folder = Path(config.model_dir)
+        prepared = load_prepared(folder)
+        self._vocabulary = load_vocabulary(folder)
+        threads = config.threads or available_cores()
+        self._model = PagedModel(
+            folder,
+            kv_cache_bytes=config.kv_cache_bytes,
+            threads=threads,
+            deterministic=config.deterministic,
+        )
+        if self._model.vocab_size != len(self._vocabulary):
+            raise ModelError(
+                f"The model in {folder} has {self._model.vocab_size} logits, its tokenizer "
+                f"{len(self._vocabulary)} tokens. Delete the folder; it will be made anew."
+            )
+        capacity = self._model.num_blocks * BLOCK_SIZE
+        self._scheduler = Scheduler(
+            self._model.num_blocks,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            prefix_caching=config.enable_prefix_caching,
+        )
+        self._info = self._describe(prepared, capacity, threads)
+
+    def _describe(self, prepared: PreparedModel, capacity: int, threads: int) -> EngineInfo:
+        wanted = self._config.max_model_len
+        if wanted is not None and wanted > prepared.context_length:
+            raise EngineError(
+                f"max_model_len is {wanted}, but {prepared.name} was trained for at most "
+                f"{prepared.context_length} tokens. Lower --max-model-len."
+            )
+        if wanted is not None and wanted > capacity:
+            raise EngineError(
+                f"max_model_len is {wanted}, but the KV cache holds {capacity} tokens. Lower "
+                "--max-model-len, or raise --kv-cache-memory."
+            )
+        features: set[Feature] = {"logit_bias", "top_logprobs", "json_schema", "regex", "grammar"}
+        if self._config.deterministic:
+            features.add("deterministic")
+        if self._config.enable_prefix_caching:
+            features.add("prefix_cache")
+        return EngineInfo(
+            engine="openvino",
+            version=version("openvino"),
+            fingerprint=self._fingerprint(prepared, threads),
+            max_model_len=min(wanted or prepared.context_length, capacity),
+            vocab_size=len(self._vocabulary),
+            kv_capacity_tokens=capacity,
+            max_num_seqs=self._config.max_num_seqs,
+            features=frozenset(features),
+        )
+
+    def _fingerprint(self, prepared: PreparedModel, threads: int) -> str:
+        config = self._config
+        parts = {
+            "weights": prepared.weights_digest,
+            "cpu": cpu_identity(),
+            "threads": threads,
+            "options": {name: str(value) for name, value in self._model.options.items()},
+            "batch": [config.max_num_seqs, config.max_num_batched_tokens],
+            "prefix_caching": config.enable_prefix_caching,
+            "versions": [__version__, version("openvino"), np.__version__, constraints.VERSION],
+        }
+        text = json.dumps(parts, sort_keys=True)
+        return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Refuse new requests, let the others finish for up to `grace` seconds, free all."""
+        self._closing = True
+        if not self._dead:
+            try:
+                await asyncio.wait_for(self._drained.wait(), grace)
+            except TimeoutError:
+                logger.info("Ending %d unfinished requests.", len(self._active))
+        with self._inbox_filled:
+            self._stopped = True
+            self._inbox_filled.notify()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+        self._compiler.shutdown(wait=False, cancel_futures=True)
+        self._lose("The engine was closed.")
+
+    async def health(self) -> EngineHealth:
+        if self._dead:
+            return EngineHealth("dead", self._dead)
+        if self._closing:
+            return EngineHealth("draining")
+        return EngineHealth("ready" if self._info else "starting")
+
+    def describe(self) -> EngineInfo:
+        """What this engine can do. Raises: EngineError before `start` is done."""
+        if self._info is None:
+            raise EngineError("The engine has not started yet.")
+        return self._info
+
+    def stats(self) -> EngineStats:
+        if self._info is None:
+            return EngineStats()
+        scheduler = self._scheduler
+        blocks = scheduler.blocks
+        arriving = sum(1 for kind, _ in list(self._inbox) if kind == "add")
+        return EngineStats(
+            steps=self._steps,
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting) + arriving,
+            kv_cache_usage=blocks.in_use / blocks.num_blocks,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            preemptions=scheduler.preemptions,
+            prefix_cache_queries=scheduler.prefix_queries,
+            prefix_cache_hits=scheduler.prefix_hits,
+        )
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """Generate tokens for one request; leaving the iterator aborts it before the next step.
+
+        Raises: EngineError when it doesn't fit this engine, ConstraintError when its constraint
+        can't be compiled or leads nowhere, EngineDied when the engine is lost or closing.
+        """
+        self._check(request)
+        compiled = None
+        if request.constraint is not None:
+            compiled = await self._compile(request.constraint)
+        self._check_alive()
+        generation = Generation(request, compiled, self._vocabulary.eos_token_ids)
+        self._active.add(generation)
+        self._drained.clear()
+        self._order("add", generation)
+        finished = False
+        try:
+            while not finished:
+                delta = await generation.mailbox.get()
+                finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            self._active.discard(generation)
+            if not self._active:
+                self._drained.set()
+            if not finished:
+                self._order("abort", generation)
+
+    def _check_alive(self) -> None:
+        if self._dead:
+            raise EngineDied(self._dead)
+        if self._closing:
+            raise EngineDied("The engine is closing.")
+
+    def _check(self, request: GenerationRequest) -> None:
+        """Raises: EngineDied, EngineError when the request can't be run here."""
+        info = self.describe()
+        self._check_alive()
+        sampling = request.sampling
+        longest = len(request.prompt) + request.max_tokens
+        biased = [token for token, _ in sampling.logit_bias]
+        tokens = (*request.prompt, *request.stop_token_ids, *request.forced, *biased)
+        fault = ""
+        if not request.prompt:
+            fault = "the prompt is empty"
+        elif request.max_tokens < 1:
+            fault = "max_tokens must be at least 1"
+        elif longest > info.max_model_len:
+            fault = (
+                f"the prompt's {len(request.prompt)} tokens and max_tokens {request.max_tokens} "
+                f"make {longest}, and the limit is {info.max_model_len}"
+            )
+        elif not 0 <= min(tokens) <= max(tokens) < info.vocab_size:
+            fault = f"a token id lies outside the vocabulary of {info.vocab_size} tokens"
+        elif (request.logprobs or 0) > MAX_TOP_LOGPROBS:
+            fault = f"at most {MAX_TOP_LOGPROBS} top logprobs can be given"
+        elif len(request.forced) > request.max_tokens:
+            fault = f"{len(request.forced)} forced tokens exceed max_tokens {request.max_tokens}"
+        elif sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
+            fault = "temperature must not be negative, and top_p must lie in (0, 1]"
+        elif sampling.repetition_penalty <= 0:
+            fault = "repetition_penalty must be positive"
+        if fault:
+            raise EngineError(f"This request can't be run: {fault}.")
+
+    async def _compile(self, constraint: Constraint) -> TokenConstraint:
+        def compiled() -> TokenConstraint:
+            known = self._compiled.pop(constraint, None)
+            pristine = known or compile_constraint(constraint, self._vocabulary)
+            self._compiled[constraint] = pristine
+            if len(self._compiled) > COMPILED_CONSTRAINTS:
+                self._compiled.popitem(last=False)
+            return pristine.copy()
+
+        return await asyncio.get_running_loop().run_in_executor(self._compiler, compiled)
+
+    def _order(self, kind: Literal["add", "abort"], generation: Generation) -> None:
+        with self._inbox_filled:
+            self._inbox.append((kind, generation))
+            self._inbox_filled.notify()
+
+    # What follows up to `_deliver` runs on the step thread.
+
+    def _run(self) -> None:
+        try:
+            while self._take_orders():
+                results = self._step()
+                if results:
+                    self._loop.call_soon_threadsafe(self._deliver, results)
+        except Exception as error:
+            logger.exception("A step failed.")
+            reason = f"The engine failed: {type(error).__name__} in a step."
+            self._loop.call_soon_threadsafe(self._lose, reason)
+
+    def _take_orders(self) -> bool:
+        """Read the inbox, waiting while there is nothing to do; False: stop."""
+        scheduler = self._scheduler
+        with self._inbox_filled:
+            while not (self._inbox or self._stopped or scheduler.running or scheduler.waiting):
+                self._inbox_filled.wait()
+            orders, self._inbox = self._inbox, []
+            stopped = self._stopped
+        for kind, generation in orders:
+            if kind == "add":
+                scheduler.add(generation)
+                self._prompt_tokens += generation.prompt_length
+            else:
+                scheduler.remove(generation)
+        return not stopped
+
+    def _step(self) -> list[_Result]:
+        """Run one step of the model; returns what it produced."""
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            return []
+        chosen = [_generation(chunk) for chunk in chunks if chunk.wants_logits]
+        logits = self._model.infer(_step_input(chunks))
+        self._scheduler.commit(chunks)
+        results: list[_Result] = []
+        for row, generation in zip(logits, chosen, strict=True):
+            try:
+                delta = generation.advance(row)
+            except ConstraintError as error:
+                self._scheduler.remove(generation)
+                results.append((generation, error))
+                continue
+            if delta.finish_reason is not None:
+                self._scheduler.remove(generation)
+            results.append((generation, delta))
+        self._generation_tokens += len(results)
+        self._steps += 1
+        return results
+
+    # On the event loop again.
+
+    def _deliver(self, results: Sequence[_Result]) -> None:
+        for generation, result in results:
+            if isinstance(result, TokenDelta):
+                generation.mailbox.put(result)
+            else:
+                generation.mailbox.fail(result)
+
+    def _lose(self, reason: str) -> None:
+        """Nothing more will come: tell every reader."""
+        if not self._dead:
+            self._dead = reason
+        for generation in self._active:
+            generation.mailbox.fail(EngineDied(self._dead))
+
+
+def _generation(chunk: Chunk) -> Generation:
+    assert isinstance(chunk.sequence, Generation)
+    return chunk.sequence
+
+
+def _step_input(chunks: Sequence[Chunk]) -> StepInput:
+    """The arrays of one step, chunk after chunk."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    past: list[int] = []
+    begins = [0]
+    blocks: list[int] = []
+    block_begins = [0]
+    rows: list[int] = []
+    longest = 0
+    for chunk in chunks:
+        sequence = chunk.sequence
+        start, end = sequence.computed, sequence.computed + chunk.count
+        tokens += sequence.tokens[start:end]
+        positions += range(start, end)
+        past.append(start)
+        begins.append(len(tokens))
+        blocks += sequence.blocks[: -(-end // BLOCK_SIZE)]
+        block_begins.append(len(blocks))
+        longest = max(longest, end)
+        if chunk.wants_logits:
+            rows.append(len(tokens) - 1)
+    return StepInput(
+        token_ids=np.array(tokens, np.int64),
+        positions=np.array(positions, np.int64),
+        past_lens=np.array(past, np.int32),
+        sequence_begins=np.array(begins, np.int32),
+        block_indices=np.array(blocks, np.int32),
+        block_begins=np.array(block_begins, np.int32),
+        logit_rows=np.array(rows, np.int64),
+        max_context_len=longest,
+    )

@@ -1,0 +1,86 @@
+"""One request on its way through the engine: how each next token is chosen, and when to end."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maestrale.engines import sampling
+from maestrale.engines.base import (
+    FinishReason,
+    GenerationRequest,
+    TokenDelta,
+    TokenLogprob,
+)
+from maestrale.engines.constraint import TokenConstraint
+from maestrale.engines.mailbox import Mailbox
+from maestrale.engines.openvino.scheduler import ScheduledSequence
+
+
+class Generation(ScheduledSequence):
+    """A scheduled sequence with its sampler, its constraint and its reader's mailbox."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        constraint: TokenConstraint | None,
+        eos_token_ids: tuple[int, ...],
+    ) -> None:
+        super().__init__(
+            tokens=list(request.prompt),
+            prompt_length=len(request.prompt),
+            priority=request.priority,
+        )
+        self.request = request
+        self.mailbox = Mailbox()  # touched on the event loop only
+        self._constraint = constraint
+        self._eos = frozenset(eos_token_ids)
+        self._stops = frozenset(request.stop_token_ids)
+        ends = self._stops | self._eos if constraint else self._stops
+        self._sampler = sampling.Sampler(
+            request.sampling,
+            seed=request.seed,
+            prompt=request.prompt,
+            min_tokens=request.min_tokens,
+            stop_token_ids=sorted(ends),
+        )
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    def advance(self, logits: NDArray[np.float32]) -> TokenDelta:
+        """Choose the next token from `logits` [vocab] and append it.
+
+        Raises: ConstraintError when the constraint leads nowhere, or forbids a forced token.
+        """
+        position = self.generated
+        forced = self.request.forced
+        if position < len(forced):
+            token = forced[position]
+        else:
+            mask = self._constraint.allowed() if self._constraint else None
+            token = self._sampler.sample(logits, position, mask)
+        reason = self._take(token)
+        entries: tuple[TokenLogprob, ...] | None = None
+        if self.request.logprobs is not None:
+            entries = (sampling.logprobs(logits, token, self.request.logprobs),)
+        return TokenDelta(
+            token_ids=(token,),
+            finish_reason=reason,
+            logprobs=entries,
+            cached_tokens=self.cached_tokens,
+        )
+
+    def _take(self, token: int) -> FinishReason | None:
+        self.tokens.append(token)
+        self._sampler.observe(token)
+        if token in self._stops:
+            return "stop"
+        if self._constraint is not None:
+            if token in self._eos:
+                return "stop"
+            self._constraint.accept(token)
+            if self._constraint.finished:
+                return "stop"
+        return "length" if self.generated >= self.request.max_tokens else None

@@ -1,0 +1,154 @@
+"""The compiled model: one step's token rows in, logits of chosen rows out.
+
+OpenVINO's paged-attention transformation turns the stateful IR into a model that takes the
+tokens of many sequences in one flat row, and reads and writes their keys and values in blocks
+of a cache that we own. A Gather put before the output projection keeps that largest of the
+products to the rows whose logits are wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13
+from openvino._offline_transformations import paged_attention_transformation
+
+from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
+from maestrale.errors import ModelError
+
+# With these a row's result does not depend on what shares its batch: no quantisation of
+# activations over groups of rows, and no rounding of cached keys and values.
+DETERMINISTIC_OPTIONS = {
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    "KV_CACHE_PRECISION": "f32",
+    "INFERENCE_PRECISION_HINT": "f32",
+}
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """One step's arrays for T tokens of S sequences; `past_lens[i]` tokens lie in the cache.
+
+    `token_ids`, `positions` [T] int64; `past_lens` [S], `sequence_begins` [S+1],
+    `block_indices` [B], `block_begins` [S+1] int32; `logit_rows` [R] int64, indices into T.
+    """
+
+    token_ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    past_lens: NDArray[np.int32]
+    sequence_begins: NDArray[np.int32]
+    block_indices: NDArray[np.int32]
+    block_begins: NDArray[np.int32]
+    logit_rows: NDArray[np.int64]
+    max_context_len: int
+
+
+class PagedModel:
+    """A language model compiled for paged attention, with its KV cache."""
+
+    def __init__(
+        self, folder: Path, *, kv_cache_bytes: int, threads: int, deterministic: bool
+    ) -> None:
+        """Load, transform and compile the IR in `folder`, and allocate the cache.
+
+        Raises: ModelError when the IR can't be read, is not a decoder, or when the cache is
+        too small for a single block.
+        """
+        self.options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        if deterministic:
+            self.options |= DETERMINISTIC_OPTIONS
+        core = ov.Core()
+        path = folder / "openvino_model.xml"
+        try:
+            model = core.read_model(path)
+            paged_attention_transformation(model)
+            self.vocab_size = _gather_before_projection(model)
+            model.validate_nodes_and_infer_types()
+            compiled = core.compile_model(model, "CPU", self.options)
+        except RuntimeError as error:
+            raise ModelError(f"OpenVINO can't run the model in {folder}: {error}") from error
+        del model
+        self._request = compiled.create_infer_request()
+        self.num_blocks, self.bytes_per_block = self._allocate(compiled, kv_cache_bytes)
+
+    def _allocate(self, compiled: Any, budget: int) -> tuple[int, int]:
+        """Give every layer its cache tensors; returns (blocks, bytes of one block)."""
+        caches = []
+        for port in compiled.inputs:
+            name = port.get_any_name()
+            if not name.startswith(("key_cache.", "value_cache.")):
+                continue
+            tail = [dimension.get_length() for dimension in list(port.get_partial_shape())[1:]]
+            caches.append((port, tail))
+            if name.startswith("value_cache.") and tail[1] != BLOCK_SIZE:
+                raise ModelError(
+                    f"OpenVINO's KV blocks hold {tail[1]} tokens; this version of maestrale "
+                    f"expects {BLOCK_SIZE}. Install the versions in requirements.lock."
+                )
+        if not caches:
+            raise ModelError("The model has no attention layers with a KV cache.")
+        bits = sum(port.get_element_type().bitwidth * math.prod(tail) for port, tail in caches)
+        bytes_per_block = bits // 8
+        blocks = int(budget // bytes_per_block)
+        if blocks < 1:
+            raise ModelError(
+                f"A KV cache of {budget} bytes holds not one block of {bytes_per_block} bytes. "
+                "Raise --kv-cache-memory."
+            )
+        for port, tail in caches:
+            # Not touched here: the system commits a page when a block is first written.
+            tensor = ov.Tensor(port.get_element_type(), ov.Shape([blocks, *tail]))
+            self._request.set_tensor(port, tensor)
+        return blocks, bytes_per_block
+
+    def infer(self, step: StepInput) -> NDArray[np.float32]:
+        """Run one step; returns logits [R, vocab], valid until the next call."""
+        request = self._request
+        arrays: dict[str, NDArray[Any]] = {
+            "input_ids": step.token_ids,
+            "position_ids": step.positions,
+            "past_lens": step.past_lens,
+            "subsequence_begins": step.sequence_begins,
+            "block_indices": step.block_indices,
+            "block_indices_begins": step.block_begins,
+            "max_context_len": np.array(step.max_context_len, np.int32),
+            "logit_rows": step.logit_rows,
+        }
+        for name, array in arrays.items():
+            request.set_tensor(name, ov.Tensor(array))
+        request.infer()
+        logits: NDArray[np.float32] = request.get_tensor("logits").data
+        return logits.reshape(len(step.logit_rows), self.vocab_size)
+
+
+def _gather_before_projection(model: Any) -> int:
+    """Add the input `logit_rows` [R], so that only these rows are projected to logits.
+
+    Returns the vocabulary's size. Raises: ModelError when the projection is not found.
+    """
+    output = model.output("logits")
+    node = output.get_node()
+    while node.get_type_name() != "MatMul":
+        if node.get_input_size() == 0:
+            raise ModelError("The model's logits don't come from a projection (MatMul).")
+        node = node.input_value(0).get_node()
+    rows = opset13.parameter([-1], ov.Type.i64, name="logit_rows")
+    rows.output(0).get_tensor().set_names({"logit_rows"})
+    axis = opset13.constant(np.int64(0))
+    picked = opset13.gather(node.input_value(0), rows, axis)
+    node.input(0).replace_source_output(picked.output(0))
+    model.add_parameters([rows])
+    size = list(output.get_partial_shape())[-1]
+    if size.is_dynamic:
+        raise ModelError("The size of the model's vocabulary is not fixed in its graph.")
+    return int(size.get_length())

@@ -1,0 +1,104 @@
+"""Which block of the KV cache belongs to whom, and the prefix cache over them.
+
+A block holds the keys and values of `BLOCK_SIZE` consecutive tokens of a sequence. A full
+block is named by a digest chained over all tokens up to its end, so equal digests mean equal
+content, and a new sequence can share the blocks of a prompt that was seen before. A block that
+nobody uses keeps its content until it is needed: the least recently used goes first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+
+BLOCK_SIZE = 32  # tokens in a block: fixed by the CPU plugin's paged attention
+
+Digest = bytes
+_ROOT: Digest = b"maestrale-kv-1"
+
+
+def block_digest(parent: Digest | None, tokens: Sequence[int]) -> Digest:
+    """The name of a full block: its tokens, and by way of `parent` all tokens before it."""
+    return hashlib.blake2b(
+        (parent or _ROOT) + array("i", tokens).tobytes(), digest_size=16
+    ).digest()
+
+
+class BlockManager:
+    """Blocks 0..num_blocks-1: reference counts, the prefix cache and its eviction."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._references = [0] * num_blocks
+        self._digests: list[Digest | None] = [None] * num_blocks
+        self._cached: dict[Digest, int] = {}
+        self._unused: OrderedDict[int, None] = OrderedDict()  # cached, no references; LRU first
+
+    @property
+    def available(self) -> int:
+        """Blocks that `allocate` can give: never used, or cached and unused."""
+        return len(self._free) + len(self._unused)
+
+    @property
+    def in_use(self) -> int:
+        """Blocks that a sequence holds."""
+        return self.num_blocks - self.available
+
+    def allocate(self) -> int | None:
+        """An empty block with one reference, or None when every block is in use."""
+        if self._free:
+            block = self._free.pop()
+        elif self._unused:
+            block, _ = self._unused.popitem(last=False)
+            self._forget(block)
+        else:
+            return None
+        self._references[block] = 1
+        return block
+
+    def lookup(self, digests: Sequence[Digest]) -> list[int]:
+        """The cached blocks for the longest known beginning of `digests`; takes no reference."""
+        blocks = []
+        for digest in digests:
+            block = self._cached.get(digest)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def unused_among(self, blocks: Sequence[int]) -> int:
+        """How many of `blocks` count as available now, and would not once they are shared."""
+        return sum(1 for block in blocks if self._references[block] == 0)
+
+    def share(self, block: int) -> None:
+        """Take one more reference to a block that `lookup` gave."""
+        if self._references[block] == 0:
+            del self._unused[block]
+        self._references[block] += 1
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Give back one reference to each of a sequence's blocks, listed first to last."""
+        # The end of a sequence goes first in the LRU order: a prefix is worth more.
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            if self._references[block] > 0:
+                continue
+            if self._digests[block] is None:
+                self._free.append(block)
+            else:
+                self._unused[block] = None
+
+    def publish(self, block: int, digest: Digest) -> None:
+        """Enter a full, computed block in the prefix cache; the first of equals stays."""
+        if digest not in self._cached:
+            self._cached[digest] = block
+            self._digests[block] = digest
+
+    def _forget(self, block: int) -> None:
+        digest = self._digests[block]
+        if digest is not None:
+            del self._cached[digest]
+            self._digests[block] = None

@@ -1,0 +1,233 @@
+"""Continuous batching: which sequences run in the next step, and on how many tokens.
+
+Sequences that generate go first, one token each. What is left of the step's budget goes to
+prompts, in chunks. Where several prompts wait for prefill, the oldest gets half of the budget
+and the shortest go next, so neither a long prompt nor a short one waits for ever. When the KV
+cache is full the youngest sequence is preempted: its blocks are freed and its tokens computed
+again later (its random stream goes by position, so its answer is the same).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+
+from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest, block_digest
+
+
+@dataclass(eq=False)
+class ScheduledSequence:
+    """A sequence as the scheduler sees it: its tokens, and how far the KV cache knows them."""
+
+    tokens: list[int]
+    prompt_length: int
+    priority: int = 0
+    arrival: int = 0
+    computed: int = 0
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
+    admitted_once: bool = False
+    blocks: list[int] = field(default_factory=list)
+    digests: list[Digest] = field(default_factory=list)
+    published: int = 0  # blocks entered in the prefix cache (or taken from it)
+    claimed: list[Digest] = field(default_factory=list)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens whose keys and values are not computed yet; 1 for a sequence that generates."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Order of service: lower priority values first (as in vLLM), then first come."""
+        return (self.priority, self.arrival)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`count` tokens of a sequence to compute in this step, from its `computed` on."""
+
+    sequence: ScheduledSequence
+    count: int
+
+    @property
+    def wants_logits(self) -> bool:
+        return self.count == self.sequence.remaining
+
+
+class Scheduler:
+    """The waiting and the running sequences, and the blocks they hold."""
+
+    def __init__(
+        self,
+        num_blocks: int,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        prefix_caching: bool,
+    ) -> None:
+        self.blocks = BlockManager(num_blocks)
+        # Each running sequence takes at least one token of the step's budget.
+        self._max_running = min(max_num_seqs, max_num_batched_tokens)
+        self._budget = max_num_batched_tokens
+        self._prefix_caching = prefix_caching
+        self.waiting: list[ScheduledSequence] = []  # by rank
+        self.running: list[ScheduledSequence] = []  # by rank
+        self._claims: dict[Digest, ScheduledSequence] = {}  # blocks being prefilled, by whom
+        self._arrivals = 0
+        self.preemptions = 0
+        self.prefix_queries = 0  # tokens
+        self.prefix_hits = 0  # tokens
+
+    def add(self, sequence: ScheduledSequence) -> None:
+        """Queue a new sequence, whose `tokens` are its prompt."""
+        self._arrivals += 1
+        sequence.arrival = self._arrivals
+        bisect.insort(self.waiting, sequence, key=lambda s: s.rank)
+
+    def remove(self, sequence: ScheduledSequence) -> None:
+        """Forget a finished or aborted sequence, and free its blocks."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._free(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def schedule(self) -> list[Chunk]:
+        """The chunks of the next step; empty only when nothing is waiting or running."""
+        budget = self._budget
+        chunks: list[Chunk] = []
+        for sequence in [s for s in self.running if s.remaining == 1]:
+            if sequence in self.running and self._make_room(sequence, 1, chunks):
+                chunks.append(Chunk(sequence, 1))
+        budget -= len(chunks)
+        budget = self._schedule_prefills(budget, chunks)
+        self._admit(budget, chunks)
+        return chunks
+
+    def commit(self, chunks: SequenceOf[Chunk]) -> None:
+        """Record that `chunks` were computed, and enter the blocks they filled in the cache."""
+        for chunk in chunks:
+            sequence = chunk.sequence
+            sequence.computed += chunk.count
+            if not self._prefix_caching:
+                continue
+            full = sequence.computed // BLOCK_SIZE
+            self._extend_digests(sequence, full)
+            for index in range(sequence.published, full):
+                digest = sequence.digests[index]
+                self.blocks.publish(sequence.blocks[index], digest)
+                if self._claims.get(digest) is sequence:
+                    del self._claims[digest]
+            sequence.published = max(sequence.published, full)
+
+    def _schedule_prefills(self, budget: int, chunks: list[Chunk]) -> int:
+        """Give the budget to running sequences in prefill; returns what is left of it."""
+        prefills = [s for s in self.running if s.remaining > 1]
+        if not prefills:
+            return budget
+        oldest, others = prefills[0], sorted(prefills[1:], key=lambda s: (s.remaining, s.rank))
+        reserve = max(1, budget // 2) if others else budget
+        shares = {id(oldest): min(oldest.remaining, reserve)}
+        left = budget - shares[id(oldest)]
+        for sequence in others:
+            shares[id(sequence)] = min(sequence.remaining, left)
+            left -= shares[id(sequence)]
+        shares[id(oldest)] += min(oldest.remaining - shares[id(oldest)], left)
+        for sequence in prefills:
+            count = shares[id(sequence)]
+            if count > 0 and sequence in self.running and self._make_room(sequence, count, chunks):
+                chunks.append(Chunk(sequence, count))
+        # A preemption above may have taken chunks back, so count what stands.
+        return self._budget - sum(chunk.count for chunk in chunks)
+
+    def _admit(self, budget: int, chunks: list[Chunk]) -> None:
+        """Move waiting sequences to running while budget, slots and blocks last."""
+        outstanding = sum(
+            max(0, _blocks_for(len(s.tokens)) - len(s.blocks)) for s in self.running
+        )
+        for sequence in list(self.waiting):
+            if budget <= 0 or len(self.running) >= self._max_running:
+                return
+            # At least the last token is computed: its logits give the next one.
+            full = (len(sequence.tokens) - 1) // BLOCK_SIZE if self._prefix_caching else 0
+            self._extend_digests(sequence, full)
+            digests = sequence.digests[:full]
+            shared = self.blocks.lookup(digests)
+            if len(shared) < full and digests[len(shared)] in self._claims:
+                continue  # another sequence is computing this very block: share it when done
+            needed = _blocks_for(len(sequence.tokens) + 1) - len(shared)
+            taken = needed + self.blocks.unused_among(shared)
+            # A sequence alone is always let in: the longest one fits the whole cache.
+            if self.running and taken + outstanding > self.blocks.available:
+                return
+            self._start(sequence, shared, digests)
+            outstanding += needed
+            count = min(sequence.remaining, budget)
+            if self._make_room(sequence, count, chunks):
+                chunks.append(Chunk(sequence, count))
+                budget -= count
+                outstanding -= _blocks_for(sequence.computed + count) - len(shared)
+
+    def _start(
+        self, sequence: ScheduledSequence, shared: list[int], digests: list[Digest]
+    ) -> None:
+        self.waiting.remove(sequence)
+        bisect.insort(self.running, sequence, key=lambda s: s.rank)
+        for block in shared:
+            self.blocks.share(block)
+        sequence.blocks = list(shared)
+        sequence.published = len(shared)
+        sequence.computed = len(shared) * BLOCK_SIZE
+        sequence.claimed = digests[len(shared) :]
+        for digest in sequence.claimed:
+            self._claims.setdefault(digest, sequence)
+        if not sequence.admitted_once:
+            sequence.admitted_once = True
+            sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
+            if self._prefix_caching:
+                self.prefix_queries += sequence.prompt_length
+                self.prefix_hits += sequence.cached_tokens
+
+    def _make_room(self, sequence: ScheduledSequence, count: int, chunks: list[Chunk]) -> bool:
+        """Blocks for `count` more tokens, preempting younger sequences (at last itself)."""
+        needed = _blocks_for(sequence.computed + count)
+        while len(sequence.blocks) < needed:
+            block = self.blocks.allocate()
+            if block is not None:
+                sequence.blocks.append(block)
+                continue
+            victim = self.running[-1]
+            self._preempt(victim, chunks)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: ScheduledSequence, chunks: list[Chunk]) -> None:
+        self.running.remove(sequence)
+        self._free(sequence)
+        self.preemptions += 1
+        chunks[:] = [chunk for chunk in chunks if chunk.sequence is not sequence]
+        bisect.insort(self.waiting, sequence, key=lambda s: s.rank)
+
+    def _free(self, sequence: ScheduledSequence) -> None:
+        self.blocks.release(sequence.blocks)
+        for digest in sequence.claimed:
+            if self._claims.get(digest) is sequence:
+                del self._claims[digest]
+        sequence.blocks = []
+        sequence.claimed = []
+        sequence.computed = 0
+        sequence.published = 0
+
+    @staticmethod
+    def _extend_digests(sequence: ScheduledSequence, count: int) -> None:
+        digests = sequence.digests
+        for index in range(len(digests), count):
+            start = index * BLOCK_SIZE
+            parent = digests[-1] if digests else None
+            digests.append(block_digest(parent, sequence.tokens[start : start + BLOCK_SIZE]))
+
+
+def _blocks_for(tokens: int) -> int:
+    return -(-tokens // BLOCK_SIZE)
