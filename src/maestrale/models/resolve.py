@@ -7,6 +7,7 @@ from pathlib import Path
 from maestrale.errors import ModelError
 from maestrale.models.catalog import find_model, packaged_weights
 from maestrale.models.convert import Progress, convert_gguf
+from maestrale.models.ir_folder import prepare_ir_folder
 from maestrale.models.prepared import METADATA_FILE, load_prepared
 from maestrale.models.store import build_once, digest_of
 
@@ -49,8 +50,6 @@ def _prepare_path(path: Path, model: str, cache_dir: Path, progress: Progress) -
         if (path / METADATA_FILE).is_file():
             load_prepared(path)
             return path
-        from maestrale.models.ir_folder import prepare_ir_folder
-
         return prepare_ir_folder(path, cache_dir / "models", progress)
     if not path.exists():
         raise ModelError(

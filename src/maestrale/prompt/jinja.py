@@ -93,10 +93,11 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree: nodes.Node = _JoinsCounted().visit(super()._parse(source, name, filename))
-        for kind in (nodes.For, nodes.Macro, nodes.CallBlock):
-            for node in tree.find_all(kind):
-                tick = nodes.Call(nodes.Name("__tick", "load"), [], [], None, None)
-                node.body.insert(0, nodes.ExprStmt(tick).set_lineno(node.lineno))
+        for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+            tick = nodes.Call(nodes.Name("__tick", "load"), [], [], None, None)
+            # Each of the three has a body; Jinja's types only know what they have in common.
+            body: list[nodes.Node] = getattr(node, "body")  # noqa: B009
+            body.insert(0, nodes.ExprStmt(tick).set_lineno(node.lineno))
         assert isinstance(tree, nodes.Template)
         tree.set_environment(self)
         return tree

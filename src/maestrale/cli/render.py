@@ -1,0 +1,77 @@
+"""`maestrale render`: the exact prompt of a request, and its token ids, without serving it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from maestrale import config
+from maestrale.errors import ModelError
+
+if TYPE_CHECKING:
+    from maestrale.prompt.encode import PromptEncoder
+
+
+@click.command("render")
+@click.option("--model", "-m", help="As for 'serve'; Mistral's models need no weights here.")
+@click.option(
+    "--chat-template",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Jinja chat template to use instead of the model's own.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON: prompt, token_ids, count.")
+@click.argument("file", type=click.File("rb"))
+def command(model: str | None, chat_template: Path | None, as_json: bool, file: BinaryIO) -> None:
+    """Show the exact prompt that a request becomes, and its token ids.
+
+    FILE is the JSON body of a chat request, or just its list of messages; '-' reads standard
+    input. The request goes through the same code as in the server.
+    """
+    from maestrale.api.body import decode
+    from maestrale.api.schemas import ChatRequest
+
+    raw = file.read().strip()
+    request = decode(b'{"messages":%b}' % raw if raw.startswith(b"[") else raw, ChatRequest)
+    encoder = _encoder(model or request.model, chat_template)
+    prompt = encoder.encode_chat(
+        request.chat_messages(),
+        tools=[json.loads(bytes(tool)) for tool in request.tools or ()] or None,
+        continue_final=request.has_prefix(),
+    )
+    ids = list(prompt.token_ids)
+    if as_json:
+        click.echo(json.dumps({"prompt": prompt.text, "token_ids": ids, "count": len(ids)}))
+        return
+    click.echo(prompt.text)
+    click.echo()
+    click.echo(f"{len(ids)} tokens: {' '.join(map(str, ids))}")
+
+
+def _encoder(model: str | None, chat_template: Path | None) -> PromptEncoder:
+    """Raises: ModelError, SettingsError."""
+    from maestrale.models.catalog import find_model
+    from maestrale.models.resolve import prepare
+    from maestrale.prompt.encode import encoder_for, encoder_for_name
+
+    settings = config.load_settings({"model": model}, os.environ)
+    known = find_model(settings.model)
+    if known is not None and known.mistral_version is not None:
+        if chat_template is not None:
+            raise ModelError(
+                f"{known.name}'s prompts are made by mistral-common; a chat template can't be "
+                "used with it. Leave out --chat-template."
+            )
+        return encoder_for_name(settings.model)
+    folder = prepare(settings.model, settings.cache_dir, _say)
+    source = chat_template.read_text("utf-8") if chat_template is not None else None
+    return encoder_for(folder, source)
+
+
+def _say(phase: str, fraction: float | None) -> None:
+    if fraction is None:
+        click.echo(f"{phase} ...", err=True)
