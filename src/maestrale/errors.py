@@ -4,6 +4,7 @@
     ├── SettingsError                  a flag, variable or maestrale.toml entry is wrong
     ├── ModelError                     the model can't be found, read or converted
     ├── ConstraintError                a JSON schema, regex or grammar can't be compiled in bounds
+    ├── CannotVerify                   `verify` can't reach a verdict: no server, or no collection
     ├── EngineError                    the engine can't start, or stopped working
     │   ├── EngineDied                 the engine process is gone; requests may be replayed
     │   └── ReplayMismatch             a replay gave other tokens than those already sent
@@ -44,6 +45,13 @@ class ModelError(MaestraleError):
 
 class ConstraintError(MaestraleError):
     """A JSON schema, regex or grammar is malformed, unsupported, or too costly to compile."""
+
+
+class CannotVerify(MaestraleError):
+    """`maestrale verify` can't reach a verdict: no server, no collection, or an unsupported script.
+
+    Never a pass and never a fail: the command ends with exit code 2.
+    """
 
 
 class EngineError(MaestraleError):
@@ -130,9 +138,15 @@ class ModelNotFound(NotFound):
 
 
 class MethodNotAllowed(ApiError):
+    """`allow` lists the methods that the path takes, as the Allow header does."""
+
     status = 405
     type = "invalid_request_error"
     default_code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str = "") -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class RequestTimeout(ApiError):

@@ -1,0 +1,201 @@
+"""The ASGI application: routes inside, and around them what every request goes through."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from maestrale.api import chat_completions, completions, health, models, openapi, tokens
+from maestrale.api.auth import Guard, is_loopback
+from maestrale.api.backend import Backend
+from maestrale.api.context import RequestContext, new_context
+from maestrale.api.errors import ClientDisconnected, as_api_error, error_response
+from maestrale.chat import ChatService, Vetter
+from maestrale.config import Settings
+from maestrale.engines.base import Engine
+from maestrale.errors import ApiError, EngineError, PermissionDenied
+from maestrale.logs import FIELDS, LOGGER, REQUESTS
+from maestrale.models.vocabulary import Vocabulary
+from maestrale.prompt.encode import PromptEncoder
+
+CORS_METHODS = "GET, POST, OPTIONS"
+CORS_EXPOSED = "x-request-id, x-seed, retry-after"
+CORS_MAX_AGE = "600"
+
+
+def create_app(
+    settings: Settings,
+    engine: Engine,
+    encoder: PromptEncoder,
+    vocabulary: Vocabulary,
+    vetter: Vetter,
+    *,
+    model_name: str,
+) -> ASGIApp:
+    """The whole server as one ASGI application, on an engine that has started."""
+    backend = Backend(settings)
+    service = ChatService(
+        engine,
+        encoder,
+        vocabulary,
+        vetter,
+        seed=settings.seed,
+        on_gap=backend.metrics.observe_gap,
+    )
+    backend.attach(service, model_name)
+    return build_app(backend)
+
+
+def build_app(backend: Backend, keys: tuple[str, ...] | None = None) -> ASGIApp:
+    """The application on a backend that may still wait for its model.
+
+    `keys` are those asked for; by default the settings' own.
+    """
+    settings = backend.settings
+    app = Starlette(
+        routes=[
+            *chat_completions.routes(backend),
+            *completions.routes(backend),
+            *models.routes(backend),
+            *tokens.routes(backend),
+            *health.routes(backend),
+            *openapi.routes(),
+        ],
+        exception_handlers={
+            ApiError: _answer_error,
+            EngineError: _answer_error,
+            HTTPException: _answer_error,
+            Exception: _answer_error,  # and Starlette raises it again, for Gate to log
+        },
+    )
+    app.router.redirect_slashes = False
+    guard = Guard(
+        settings.api_key if keys is None else keys,
+        loopback=is_loopback(settings.host),
+        allowed_hosts=settings.allowed_hosts,
+        allowed_origins=settings.allowed_origins,
+    )
+    return Gate(app, guard, log_prompts=settings.log_prompts, backend=backend)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return error_response(as_api_error(error, request.scope["path"]))
+
+
+class Gate:
+    """The outermost layer: request ids, keys and origins, CORS, last-resort errors, the log."""
+
+    def __init__(self, app: ASGIApp, guard: Guard, *, log_prompts: bool, backend: Backend) -> None:
+        self._app = app
+        self._guard = guard
+        self._log_prompts = log_prompts
+        self._backend = backend
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = new_context(scope)
+        origin = _header(scope, b"origin")
+        extra = self._cors(origin) if origin and self._guard.allows_origin(origin) else {}
+        extra["x-request-id"] = context.id
+        extra["x-content-type-options"] = "nosniff"
+
+        async def send_more(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                context.status = message["status"]
+                headers = MutableHeaders(raw=list(message["headers"]))
+                headers.update(extra)
+                message["headers"] = headers.raw
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, send_more, context)
+        except ClientDisconnected:
+            context.status = 499
+        except Exception as error:
+            context.error = type(error).__name__
+            LOGGER.exception("Request %s failed", context.id)
+            if not context.status:
+                response = error_response(as_api_error(error))
+                await response(scope, receive, send_more)
+        finally:
+            self._log(scope, context)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, context: RequestContext
+    ) -> None:
+        try:
+            if scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method"):
+                await self._preflight(scope)(scope, receive, send)
+                return
+            context.key = self._guard.check(scope)
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _preflight(self, scope: Scope) -> Response:
+        """The answer to a browser that asks before it calls. Raises: PermissionDenied."""
+        if not self._guard.allows_origin(_header(scope, b"origin")):
+            raise PermissionDenied(
+                "Pages from this origin may not call this server; "
+                "allow them with --allowed-origins."
+            )
+        asked = _header(scope, b"access-control-request-headers")
+        return Response(
+            status_code=204,
+            headers={
+                "access-control-allow-methods": CORS_METHODS,
+                "access-control-allow-headers": asked or "authorization, content-type",
+                "access-control-max-age": CORS_MAX_AGE,
+            },
+        )
+
+    def _cors(self, origin: str) -> dict[str, str]:
+        return {
+            "access-control-allow-origin": origin,
+            "access-control-expose-headers": CORS_EXPOSED,
+            "vary": "Origin",
+        }
+
+    def _log(self, scope: Scope, context: RequestContext) -> None:
+        answer = context.answer
+        level = logging.INFO if answer is not None or context.status >= 400 else logging.DEBUG
+        if not REQUESTS.isEnabledFor(level):
+            return
+        fields: dict[str, object] = {
+            "id": context.id,
+            "status": context.status,
+            "key": context.key,
+            "model": context.model,
+        }
+        if answer is not None:
+            fields["prompt_tokens"] = answer.usage.prompt_tokens
+            fields["completion_tokens"] = answer.usage.completion_tokens
+            if answer.timings.first_token is not None:
+                ttft = answer.timings.first_token - answer.timings.started
+                fields["ttft"] = round(ttft, 4)
+            fields["finish"] = ",".join(sorted(set(answer.finish_reasons.values()))) or "-"
+            fields["seed"] = answer.seed
+            if self._log_prompts:
+                fields["prompt"] = self._backend.spell_prompts(answer)
+        fields["seconds"] = round(time.perf_counter() - context.started, 4)
+        if context.error:
+            fields["error"] = context.error
+        message = f"{scope['method']} {scope['path']}"
+        REQUESTS.log(level, "%s", message, extra={FIELDS: fields})
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return ""

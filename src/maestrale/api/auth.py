@@ -1,0 +1,132 @@
+"""Who may talk to the server: keys; without keys, only this machine and no foreign web page.
+
+All of it is decided on the scope's path and headers, before any of the body is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+from collections.abc import Iterable
+
+from starlette.types import Scope
+
+from maestrale.api.errors import quoted
+from maestrale.errors import AuthenticationFailed, InvalidRequest, PermissionDenied
+
+OPEN_PATHS = frozenset({"/health", "/ping"})
+KEY_PREFIX = "sk-maestrale-"
+
+
+def new_key() -> str:
+    """A fresh key: 32 random bytes."""
+    return KEY_PREFIX + secrets.token_urlsafe(32)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address (brackets allowed) can only mean this machine."""
+    name = host.strip("[]").lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """Checks one request at a time; holds digests of the keys only.
+
+    With keys, a key is asked for. Without keys, `loopback` says that the server listens on
+    this machine only: then Host must be a name of it (DNS rebinding), and in either case an
+    Origin other than the server's own must be in `allowed_origins`.
+    """
+
+    def __init__(
+        self,
+        keys: Iterable[str],
+        *,
+        loopback: bool,
+        allowed_hosts: Iterable[str] = (),
+        allowed_origins: Iterable[str] = (),
+    ) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._loopback = loopback
+        self._hosts = {host.lower() for host in allowed_hosts}
+        self._origins = {origin.lower().rstrip("/") for origin in allowed_origins}
+
+    def check(self, scope: Scope) -> str:
+        """Return the name of the key used ("-" without keys).
+
+        Raises: AuthenticationFailed (401), PermissionDenied (403), InvalidRequest (400).
+        """
+        if scope["path"] in OPEN_PATHS:
+            return "-"
+        if self._digests:
+            return self._check_key(scope)
+        self._check_browser(scope)
+        return "-"
+
+    def allows_origin(self, origin: str) -> bool:
+        """Whether pages of this origin may call the API (CORS)."""
+        return "*" in self._origins or origin.lower() in self._origins
+
+    def _check_key(self, scope: Scope) -> str:
+        given = _key_of(scope)
+        digest = hashlib.sha256(given).digest()
+        found = ""
+        for known in self._digests:  # all of them, whichever fits: equal time
+            if hmac.compare_digest(digest, known):
+                found = known.hex()[:8]
+        if not found:
+            raise AuthenticationFailed("This key is not known to the server.")
+        return found
+
+    def _check_browser(self, scope: Scope) -> None:
+        hosts = _values(scope, b"host")
+        if len(hosts) != 1:
+            raise InvalidRequest("The request must have one Host header.")
+        host = hosts[0].decode("latin-1").lower()
+        name = _without_port(host)
+        if self._loopback and not (is_loopback(name) or name in self._hosts or host in self._hosts):
+            raise PermissionDenied(
+                f"Host {quoted(host)!r} is not a name of this machine; "
+                "allow it with --allowed-hosts, or set a key with --api-key."
+            )
+        for value in _values(scope, b"origin"):
+            origin = value.decode("latin-1")
+            if origin.lower() != f"{scope['scheme']}://{host}" and not self.allows_origin(origin):
+                raise PermissionDenied(
+                    f"Pages from {quoted(origin)!r} may not call this server; "
+                    "allow them with --allowed-origins."
+                )
+
+
+def _key_of(scope: Scope) -> bytes:
+    """The key as sent. Raises: AuthenticationFailed when there is none, or InvalidRequest."""
+    authorization = _values(scope, b"authorization")
+    others = [*_values(scope, b"x-api-key"), *_values(scope, b"api-key")]
+    if len(authorization) > 1 or len(others) > 1:
+        raise InvalidRequest("The request has more than one key.")
+    if authorization:
+        scheme, _, key = authorization[0].partition(b" ")
+        if scheme.lower() != b"bearer":
+            raise AuthenticationFailed("Send the key as 'Authorization: Bearer KEY'.")
+        return key.strip()
+    if others:
+        return others[0]
+    raise AuthenticationFailed(
+        "This server asks for a key: send it as 'Authorization: Bearer KEY'."
+    )
+
+
+def _values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for key, value in scope["headers"] if key == name]
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]

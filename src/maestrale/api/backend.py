@@ -1,0 +1,77 @@
+"""What the routes stand on: the model's chat service once it is there, and the state till then."""
+
+from __future__ import annotations
+
+import time
+
+from maestrale.api.errors import quoted
+from maestrale.api.limits import RETRY_AFTER, Admission
+from maestrale.chat import Answer, ChatService
+from maestrale.config import Settings
+from maestrale.engines.base import EngineHealth
+from maestrale.errors import ModelNotFound, Unavailable
+from maestrale.metrics import Metrics
+
+READY_STATES = ("ready", "degraded")  # degraded: the engine restarts, requests wait for it
+
+
+class Backend:
+    """Shared by all routes of one server. `attach` gives it the model; `drain` ends its work."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.admission = Admission(settings.max_waiting)
+        self.metrics = Metrics()
+        self.created = int(time.time())
+        self.names: tuple[str, ...] = ()
+        self.starting = "The server is starting."
+        self._service: ChatService | None = None
+        self._draining = False
+
+    def attach(self, service: ChatService, model_name: str) -> None:
+        """From now on requests are answered by `service`; its engine has started."""
+        self.names = self.settings.served_model_name or (model_name,)
+        self._service = service
+        self.metrics.watch(service.engine, self.names[0])
+
+    def drain(self) -> None:
+        """From now on new requests get 503; those in flight go on."""
+        self._draining = True
+
+    async def health(self) -> EngineHealth:
+        """The state that /health reports."""
+        if self._draining:
+            return EngineHealth("draining", "The server is shutting down.")
+        if self._service is None:
+            return EngineHealth("starting", self.starting)
+        return await self._service.engine.health()
+
+    async def service(self) -> ChatService:
+        """The chat service. Raises: Unavailable while starting, draining or dead."""
+        health = await self.health()
+        if self._service is None or health.state not in READY_STATES:
+            raise Unavailable(
+                health.detail or f"The engine is {health.state}.",
+                code=health.state,
+                retry_after=RETRY_AFTER,
+            )
+        return self._service
+
+    def spell_prompts(self, answer: Answer) -> str:
+        """The prompts of an answer as text, for the log that was asked to show them."""
+        if self._service is None:
+            return ""
+        prompts = dict.fromkeys(request.prompt for request in answer.requests)
+        return " | ".join(self._service.encoder.decode(prompt) for prompt in prompts)
+
+    def check_model(self, name: str | None) -> str:
+        """The served model's name, if `name` is one of its names (None: whichever is served).
+
+        Raises: ModelNotFound.
+        """
+        if name is not None and name not in self.names:
+            known = ", ".join(self.names)
+            raise ModelNotFound(
+                f"There is no model {quoted(name)!r}; this server has {known}.", param="model"
+            )
+        return self.names[0]

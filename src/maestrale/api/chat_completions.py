@@ -1,0 +1,130 @@
+"""POST /v1/chat/completions, as OpenAI's and Mistral's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from maestrale.api.backend import Backend
+from maestrale.api.body import read_body
+from maestrale.api.context import context_of
+from maestrale.api.schemas import ChatRequest
+from maestrale.api.sse import AnswerResponse, encode
+from maestrale.chat import Answer, ChatService, LogprobEntry, Piece
+
+
+def routes(backend: Backend) -> list[Route]:
+    async def chat_completions(request: Request) -> ASGIApp:
+        service = await backend.service()
+        body = await read_body(
+            request.scope, request.receive, ChatRequest, backend.settings.max_body_bytes
+        )
+        model = backend.check_model(body.model)
+        context_of(request.scope).model = model
+        options = body.chat_options(backend.settings.max_n)
+        answer = await service.chat(body.chat_messages(), options, prefix=body.has_prefix())
+        usage = body.stream_options.include_usage if body.stream_options else None
+        shape = ChatShape(service, answer, model, include_usage=usage)
+        return AnswerResponse(backend, answer, shape, stream=bool(body.stream))
+
+    return [Route("/v1/chat/completions", chat_completions, methods=["POST"])]
+
+
+class ChatShape:
+    """Spells an answer as a chat completion.
+
+    `include_usage`: None puts the usage on the chunk that ends the answer (Mistral's way),
+    True on a chunk of its own (OpenAI's), False nowhere.
+    """
+
+    def __init__(
+        self, service: ChatService, answer: Answer, model: str, *, include_usage: bool | None
+    ) -> None:
+        self._service = service
+        self._answer = answer
+        self._include_usage = include_usage
+        self._frame: dict[str, Any] = {
+            "id": answer.id,
+            "object": "chat.completion.chunk",
+            "created": answer.created,
+            "model": model,
+            "system_fingerprint": service.info.fingerprint,
+        }
+        # Nearly every event differs in its text only: the rest is encoded once.
+        head = b"data: " + encode(self._frame)[:-1] + b',"choices":[{"index":'
+        self._heads = [
+            head + str(index).encode() + b',"delta":{"content":'
+            for index in range(len(answer.requests))
+        ]
+        self._tail = b'},"logprobs":null,"finish_reason":null}]'
+        self._tail += b',"usage":null}\n\n' if include_usage else b"}\n\n"
+        self._begun: set[int] = set()
+
+    def whole(self, pieces: list[Piece]) -> dict[str, Any]:
+        return {
+            **self._frame,
+            "object": "chat.completion",
+            "choices": [
+                {
+                    "index": piece.index,
+                    "message": {
+                        "role": "assistant",
+                        "content": piece.text,
+                        "refusal": None,
+                        "tool_calls": None,
+                    },
+                    "logprobs": self._logprobs(piece.logprobs),
+                    "finish_reason": piece.finish_reason,
+                }
+                for piece in pieces
+            ],
+            "usage": self._answer.usage.body(),
+        }
+
+    def event(self, piece: Piece, *, is_last: bool) -> bytes:
+        index = piece.index
+        if index in self._begun and piece.finish_reason is None and not piece.logprobs:
+            return self._heads[index] + encode(piece.text) + self._tail
+        delta: dict[str, Any] = {}
+        if index not in self._begun:
+            self._begun.add(index)
+            delta["role"] = "assistant"
+            delta["content"] = piece.text
+        elif piece.text:
+            delta["content"] = piece.text
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": self._logprobs(piece.logprobs),
+            "finish_reason": piece.finish_reason,
+        }
+        chunk: dict[str, Any] = {**self._frame, "choices": [choice]}
+        if self._include_usage:
+            chunk["usage"] = None
+        elif self._include_usage is None and is_last:
+            chunk["usage"] = self._answer.usage.body()
+        return b"data: " + encode(chunk) + b"\n\n"
+
+    def closing(self) -> bytes:
+        if not self._include_usage:
+            return b""
+        chunk = {**self._frame, "choices": [], "usage": self._answer.usage.body()}
+        return b"data: " + encode(chunk) + b"\n\n"
+
+    def _logprobs(self, entries: list[LogprobEntry]) -> dict[str, Any] | None:
+        if not entries:
+            return None
+        content = []
+        for entry in entries:
+            top = [self._token(token_id, logprob) for token_id, logprob in entry.top]
+            content.append({**self._token(entry.token_id, entry.logprob), "top_logprobs": top})
+        return {"content": content, "refusal": None}
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        text, raw = self._service.spell(token_id)
+        # JSON has no minus infinity; OpenAI, too, says -9999 for "never".
+        value = max(logprob, -9999.0)
+        return {"token": text, "logprob": value, "bytes": list(raw), "token_id": token_id}

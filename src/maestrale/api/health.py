@@ -1,0 +1,39 @@
+"""Is it there, is it ready, how is it doing: /health /ping /version /load /metrics."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from maestrale import __version__
+from maestrale.api.backend import READY_STATES, Backend
+from maestrale.api.limits import RETRY_AFTER
+
+
+def routes(backend: Backend) -> list[Route]:
+    async def health(request: Request) -> Response:
+        state = await backend.health()
+        body = {"status": state.state, "detail": state.detail}
+        if state.state in READY_STATES:
+            return JSONResponse(body)
+        return JSONResponse(body, status_code=503, headers={"retry-after": str(RETRY_AFTER)})
+
+    async def version(request: Request) -> Response:
+        return JSONResponse({"version": __version__})
+
+    async def load(request: Request) -> Response:
+        return JSONResponse({"server_load": backend.admission.requests})
+
+    async def metrics(request: Request) -> Response:
+        return Response(
+            backend.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    return [
+        Route("/health", health, methods=["GET"]),
+        Route("/ping", health, methods=["GET", "POST"]),
+        Route("/version", version, methods=["GET"]),
+        Route("/load", load, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+    ]

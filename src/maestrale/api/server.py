@@ -1,0 +1,331 @@
+"""All of `maestrale serve`: listen at once, load the model meanwhile, drain at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import signal
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import TypeVar
+
+import uvicorn
+
+from maestrale import logs
+from maestrale.api.app import build_app
+from maestrale.api.auth import new_key
+from maestrale.api.backend import Backend
+from maestrale.api.connections import raise_file_limit
+from maestrale.api.progress import Progress
+from maestrale.api.protocol import protocol_class
+from maestrale.chat import ChatService
+from maestrale.config import Settings, is_loopback
+from maestrale.engines.base import Engine
+from maestrale.errors import SettingsError
+from maestrale.logs import LOGGER
+from maestrale.supervise.messages import EngineConfig
+from maestrale.supervise.process import Restarts, SupervisedEngine
+from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
+
+LAST_WORDS = 2.0  # seconds for the ends of streams to be sent once the engine has stopped
+BACKLOG = 2048
+
+T = TypeVar("T")
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; answers in flight then have `settings.grace` to finish.
+
+    Raises: SettingsError, ModelError, EngineError with a message for the terminal.
+    """
+    logs.configure(settings.log_level, settings.log_format)
+    made_key = ""
+    if not (settings.api_key or settings.no_auth or is_loopback(settings.host)):
+        made_key = new_key()
+        settings = dataclasses.replace(settings, api_key=(made_key,))
+    raise_file_limit()
+    with (
+        listen(settings.host, settings.port) as sock,
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
+        runner.run(_serve(settings, sock, made_key))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to `host` and `port` (0: a free one).
+
+    Raises: SettingsError that says what to do.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise SettingsError(
+            f"--host {host}: this address is not known ({error.strerror})."
+        ) from error
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise SettingsError(_why_not_bound(host, port, error)) from error
+    sock.set_inheritable(False)
+    return sock
+
+
+def banner(settings: Settings, url: str, names: tuple[str, ...], made_key: str) -> str:
+    """What the terminal shows once requests can be answered."""
+    key = made_key or ("YOUR_KEY" if settings.api_key else "")
+    lines = ["", f"maestrale serves {', '.join(names)} on {url}", ""]
+    if made_key:
+        lines += [f"API key (shown this once): {made_key}", ""]
+    if settings.no_auth and not is_loopback(settings.host):
+        lines += ["Anyone who can reach this address can use it: --no-auth was given.", ""]
+    lines.append(f"  curl {url}/v1/chat/completions \\")
+    if key:
+        lines.append(f"    -H 'Authorization: Bearer {key}' \\")
+    lines += [
+        "    -H 'Content-Type: application/json' \\",
+        f'    -d \'{{"model": "{names[0]}", '
+        '"messages": [{"role": "user", "content": "Hello!"}]}\'',
+        "",
+        f"API reference: {url}/docs    Stop: Ctrl-C",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but the first signal only begins to drain, and it ends with exit code 0."""
+
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_signal = on_signal
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        LOGGER.info("%s received", signal.Signals(sig).name)
+        self._loop.call_soon_threadsafe(self._on_signal)
+
+
+class _Run:
+    """One server's life: the model loads, requests are answered, a signal ends it."""
+
+    def __init__(self, settings: Settings, sock: socket.socket, made_key: str) -> None:
+        self.settings = settings
+        self.backend = Backend(settings)
+        self.stopping = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self._made_key = made_key
+        self._engine: SupervisedEngine | None = None
+        self._vetter: ConstraintVetter | None = None
+        self.url = _url(settings, sock)
+
+    def on_signal(self) -> None:
+        """The first signal drains; the second ends what is left."""
+        if self.stopping.is_set():
+            self.hurry.set()
+        self.backend.drain()
+        self.stopping.set()
+
+    async def load(self) -> None:
+        """Prepare the model, start its engine, and let requests in."""
+        from maestrale.models.load_vocabulary import load_vocabulary
+        from maestrale.models.prepared import load_prepared
+        from maestrale.models.resolve import prepare
+        from maestrale.prompt.encode import encoder_for
+
+        settings = self.settings
+        with Progress(self._tell) as progress:
+            folder = await in_thread(
+                lambda: prepare(settings.model, settings.cache_dir, progress.update)
+            )
+            progress.update("Starting the engine", None)
+            template = settings.chat_template.read_text() if settings.chat_template else None
+            engine = self._engine = SupervisedEngine(
+                engine_config(settings, str(folder)),
+                restarts=Restarts(
+                    most=settings.max_engine_failures, window=settings.failure_window
+                ),
+            )
+            _, encoder, vocabulary = await asyncio.gather(
+                engine.start(),
+                in_thread(lambda: encoder_for(folder, template)),
+                in_thread(lambda: load_vocabulary(folder)),
+            )
+            self._vetter = ConstraintVetter(
+                str(folder), VettingLimits(time=settings.grammar_timeout)
+            )
+        service = ChatService(
+            engine,
+            encoder,
+            vocabulary,
+            self._vetter,
+            seed=settings.seed,
+            on_gap=self.backend.metrics.observe_gap,
+        )
+        self.backend.attach(service, load_prepared(folder).name)
+        if not self.stopping.is_set():
+            print(banner(settings, self.url, self.backend.names, self._made_key), flush=True)
+
+    async def drain(self) -> None:
+        """Wait for the answers in flight, up to the grace; then stop the engine."""
+        engine, requests = self._engine, self.backend.admission
+        if requests.requests:
+            LOGGER.info(
+                "Waiting up to %g s for %d requests", self.settings.grace, requests.requests
+            )
+        if engine is not None:
+            await self._close(engine)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                while requests.requests:
+                    await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """Leave nothing running, however far it came."""
+        if self._engine is not None:
+            await self._engine.close(0)
+        if self._vetter is not None:
+            await self._vetter.close()
+
+    async def _close(self, engine: Engine) -> None:
+        closing = asyncio.ensure_future(engine.close(self.settings.grace))
+        hurried = asyncio.ensure_future(self.hurry.wait())
+        await asyncio.wait({closing, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        if not closing.done():
+            await engine.close(0)
+        hurried.cancel()
+        await closing
+
+    def _tell(self, text: str) -> None:
+        self.backend.starting = text
+
+
+async def _serve(settings: Settings, sock: socket.socket, made_key: str) -> None:
+    run_ = _Run(settings, sock, made_key)
+    server = Server(_uvicorn_config(settings, run_.backend), run_.on_signal)
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    loading = asyncio.create_task(run_.load())
+    stopping = asyncio.create_task(run_.stopping.wait())
+    try:
+        await asyncio.wait({serving, loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()  # raises what went wrong
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+        await run_.drain()
+    finally:
+        loading.cancel()
+        stopping.cancel()
+        await run_.close()
+        server.should_exit = True
+        await serving
+
+
+def engine_config(settings: Settings, model_dir: str) -> EngineConfig:
+    """The settings that the engine's process needs."""
+    return EngineConfig(
+        engine=settings.engine,
+        model_dir=model_dir,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        deterministic=settings.deterministic,
+        threads=settings.threads,
+    )
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a thread that doesn't keep the process alive when it is told to stop."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def body() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except BaseException as error:  # raised again by who awaits the future
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=body, daemon=True).start()
+    return await future
+
+
+def _uvicorn_config(settings: Settings, backend: Backend) -> uvicorn.Config:
+    config = uvicorn.Config(
+        build_app(backend),
+        http=protocol_class(),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=int(LAST_WORDS),
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+    )
+    try:
+        config.load()
+    except (ssl.SSLError, OSError) as error:
+        raise SettingsError(
+            f"--ssl-certfile {settings.ssl_certfile} and --ssl-keyfile {settings.ssl_keyfile} "
+            f"can't be used: {error}. Both must be PEM, and belong together."
+        ) from error
+    return config
+
+
+def _url(settings: Settings, sock: socket.socket) -> str:
+    """The server's URL, as reached from this machine."""
+    host = settings.host.strip("[]")
+    if host in ("0.0.0.0", "::"):  # noqa: S104
+        host = "127.0.0.1"
+    if ":" in host:
+        host = f"[{host}]"
+    scheme = "https" if settings.ssl_certfile else "http"
+    return f"{scheme}://{host}:{sock.getsockname()[1]}"
+
+
+def _why_not_bound(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"Port {port} on {host} is already in use. Stop the program that uses it, "
+            f"or choose another: --port {port + 1} (--port 0 takes a free one)."
+        )
+    if error.errno == errno.EACCES:
+        return f"This user may not listen on port {port}. Choose one above 1023 with --port."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host {host}: no network interface of this machine has this address."
+    return f"Can't listen on {host}:{port}: {error.strerror}."
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if sys.platform == "win32":
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop

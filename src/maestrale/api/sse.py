@@ -1,0 +1,229 @@
+"""Answers on the wire: the whole JSON at once, or server-sent events as tokens come.
+
+Both watch the connection: when the client is gone, leaving `Answer.pieces` aborts the engine's
+work. The stream is written with plain ASGI sends; each piece is one event, sent at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from maestrale.api.backend import Backend
+from maestrale.api.context import context_of
+from maestrale.api.errors import ClientDisconnected, as_api_error
+from maestrale.api.limits import RETRY_AFTER
+from maestrale.chat import Answer, Piece
+from maestrale.errors import MaestraleError, Unavailable
+from maestrale.logs import LOGGER
+
+KEEP_ALIVE = 10.0  # seconds of silence after which a comment is sent
+DONE = b"data: [DONE]\n\n"
+COMMENT = b": keep-alive\n\n"
+EVENT_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx must not hold tokens back
+]
+
+T = TypeVar("T")
+encode = msgspec.json.encode
+
+
+class Shape(Protocol):
+    """How one route spells an answer: chat completions, or plain completions."""
+
+    def whole(self, pieces: list[Piece]) -> dict[str, Any]:
+        """The whole answer; `pieces` has one for each choice, in order."""
+
+    def event(self, piece: Piece, *, is_last: bool) -> bytes:
+        """One event of the stream; `is_last` for the piece that ends the last choice."""
+
+    def closing(self) -> bytes:
+        """What is sent between the last piece and [DONE]: a usage event, or nothing."""
+
+
+class AnswerResponse:
+    """An ASGI response that generates while it sends."""
+
+    def __init__(self, backend: Backend, answer: Answer, shape: Shape, *, stream: bool) -> None:
+        self._backend = backend
+        self._answer = answer
+        self._shape = shape
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises: ApiError before anything was sent, ClientDisconnected."""
+        answer, backend = self._answer, self._backend
+        context_of(scope).answer = answer
+        max_num_seqs = answer.max_num_seqs
+        with backend.admission.admit(len(answer.requests), max_num_seqs):
+            try:
+                if self._stream:
+                    events = EventStream(send, answer.seed)
+                    await while_connected(receive, self._send_events(events), events.tend())
+                else:
+                    pieces = await while_connected(receive, self._collect())
+                    await _send_json(send, self._shape.whole(pieces), answer.seed)
+            finally:
+                backend.metrics.observe(answer)
+
+    async def _collect(self) -> list[Piece]:
+        """All pieces of each choice joined into one, by index."""
+        texts: list[list[str]] = [[] for _ in self._answer.requests]
+        merged = [Piece(index, "", [], None) for index in range(len(texts))]
+        async with contextlib.aclosing(self._answer.pieces()) as pieces:
+            first = await self._first(anext(pieces))
+            async for piece in _chain(first, pieces):
+                texts[piece.index].append(piece.text)
+                merged[piece.index].logprobs += piece.logprobs
+                merged[piece.index].finish_reason = piece.finish_reason
+        for piece in merged:
+            piece.text = "".join(texts[piece.index])
+        return merged
+
+    async def _send_events(self, events: EventStream) -> None:
+        async with contextlib.aclosing(self._answer.pieces()) as pieces:
+            # Errors before the first token still get their HTTP status, if they come soon.
+            first = asyncio.ensure_future(self._first(anext(pieces)))
+            try:
+                await asyncio.wait({first}, timeout=KEEP_ALIVE)
+                if not first.done():
+                    await events.open()
+                    await events.write(COMMENT)
+                await first
+            except MaestraleError as error:
+                if not events.is_open:
+                    raise
+                await self._fail(events, error)
+                return
+            finally:
+                if not first.done():
+                    first.cancel()
+                    await asyncio.gather(first, return_exceptions=True)
+            await events.open()
+            try:
+                await self._write_pieces(events, _chain(first.result(), pieces))
+            except Exception as error:
+                if not isinstance(error, MaestraleError):
+                    LOGGER.exception("A stream failed")
+                await self._fail(events, error)
+                return
+        await events.write(self._shape.closing() + DONE)
+        await events.close()
+
+    async def _write_pieces(self, events: EventStream, pieces: AsyncIterator[Piece]) -> None:
+        left = len(self._answer.requests)
+        event, write = self._shape.event, events.write
+        async for piece in pieces:
+            if piece.finish_reason is not None:
+                left -= 1
+            await write(event(piece, is_last=left == 0))
+
+    async def _fail(self, events: EventStream, error: Exception) -> None:
+        """The 200 is out: the error goes into the stream, which then ends without [DONE]."""
+        await events.write(b"data: " + encode(as_api_error(error).body()) + b"\n\n")
+        await events.close()
+
+    async def _first(self, piece: Awaitable[Piece]) -> Piece:
+        """The first piece, within the queue's time limit. Raises: Unavailable."""
+        limit = self._backend.settings.queue_timeout
+        try:
+            async with asyncio.timeout(limit):
+                return await piece
+        except TimeoutError as error:
+            raise Unavailable(
+                f"No token came within {limit:g} seconds (--queue-timeout).",
+                code="queue_timeout",
+                retry_after=RETRY_AFTER,
+            ) from error
+
+
+class EventStream:
+    """An open event stream: writes events, and comments into silence."""
+
+    def __init__(self, send: Send, seed: int) -> None:
+        self.is_open = False
+        self._send = send
+        self._seed = seed
+        self._wrote = time.monotonic()
+        self._writing = False
+
+    async def open(self) -> None:
+        if not self.is_open:
+            self.is_open = True
+            headers = [*EVENT_HEADERS, _seed_header(self._seed)]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def write(self, data: bytes) -> None:
+        self._writing = True
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._writing = False
+        self._wrote = time.monotonic()
+
+    async def close(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def tend(self) -> None:
+        """Runs beside the writer and keeps a silent stream alive.
+
+        Who doesn't read is disconnected by api/protocol.py, not here.
+        """
+        while True:
+            await asyncio.sleep(KEEP_ALIVE)
+            silence = time.monotonic() - self._wrote
+            if self.is_open and not self._writing and silence >= KEEP_ALIVE:
+                await self.write(COMMENT)
+
+
+async def while_connected(
+    receive: Receive, work: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, None]
+) -> T:
+    """Run `work` to its end, with `others` beside it, unless the client leaves.
+
+    Raises: ClientDisconnected, and whatever `work` raises.
+    """
+    task = asyncio.ensure_future(work)
+    watchers = [asyncio.ensure_future(other) for other in (_disconnected(receive), *others)]
+    try:
+        await asyncio.wait({task, *watchers}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnected
+    finally:
+        for each in (task, *watchers):
+            each.cancel()
+        await asyncio.gather(task, *watchers, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _chain(first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+    yield first
+    async for piece in rest:
+        yield piece
+
+
+def _seed_header(seed: int) -> tuple[bytes, bytes]:
+    """The seed used, given or drawn: with it the request can be run again exactly."""
+    return (b"x-seed", str(seed).encode())
+
+
+async def _send_json(send: Send, body: dict[str, Any], seed: int) -> None:
+    data = encode(body)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(data)).encode()),
+        _seed_header(seed),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": data})

@@ -1,0 +1,53 @@
+"""POST /tokenize and /detokenize, as vLLM's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from maestrale.api.backend import Backend
+from maestrale.api.body import read_body
+from maestrale.api.schemas import DetokenizeRequest, TokenizeRequest, plain_messages
+from maestrale.errors import InvalidRequest
+
+
+def routes(backend: Backend) -> list[Route]:
+    limit = backend.settings.max_body_bytes
+
+    async def tokenize(request: Request) -> Response:
+        service = await backend.service()
+        body = await read_body(request.scope, request.receive, TokenizeRequest, limit)
+        backend.check_model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise InvalidRequest("Give 'prompt' or 'messages', one of them.", param="prompt")
+        if body.messages is not None:
+            tokens = await service.encode_chat(
+                plain_messages(body.messages), prefix=bool(body.messages[-1].prefix)
+            )
+        else:
+            add_bos = body.add_special_tokens is not False
+            tokens = await service.encode_text(body.prompt or "", add_bos=add_bos)
+        answer: dict[str, Any] = {
+            "count": len(tokens),
+            "max_model_len": service.context_length,
+            "tokens": tokens,
+            "token_strs": None,
+        }
+        if body.return_token_strs:
+            answer["token_strs"] = [service.spell(token_id)[0] for token_id in tokens]
+        return JSONResponse(answer)
+
+    async def detokenize(request: Request) -> Response:
+        service = await backend.service()
+        body = await read_body(request.scope, request.receive, DetokenizeRequest, limit)
+        backend.check_model(body.model)
+        tokens = service.check_token_ids(body.tokens, "tokens")
+        return JSONResponse({"prompt": service.encoder.decode(tokens)})
+
+    return [
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+    ]

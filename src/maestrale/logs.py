@@ -1,0 +1,67 @@
+"""Logs: text or JSON lines on stderr, one line a request, no prompt text unless asked for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Literal
+
+import msgspec
+
+LOGGER = logging.getLogger("maestrale")
+REQUESTS = logging.getLogger("maestrale.request")
+FIELDS = "fields"  # the attribute of a record that carries structured fields
+
+LogFormat = Literal["text", "json"]
+
+
+def configure(level: str, log_format: str) -> None:
+    """Send our log and uvicorn's to stderr in one form. `level` and `log_format` as in Settings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    for name in ("maestrale", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(level.upper())
+    # uvicorn's lines about sockets and processes repeat what ours say.
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, LOGGER.level))
+
+
+class TextFormatter(logging.Formatter):
+    """`time level message key=value …` on one line, whatever a client put into it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        parts = [
+            time.strftime("%H:%M:%S", time.localtime(record.created)),
+            record.levelname.lower().ljust(7),
+            one_line(record.getMessage()),
+        ]
+        for key, value in getattr(record, FIELDS, {}).items():
+            parts.append(f"{key}={one_line(str(value))}")
+        line = " ".join(parts)
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, FIELDS, {}),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(entry).decode()
+
+
+def one_line(text: str) -> str:
+    """Control characters (CR and LF among them) escaped, so that no one can forge a line."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
