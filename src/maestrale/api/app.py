@@ -13,12 +13,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maestrale.api import chat_completions, completions, health, models, openapi, tokens
-from maestrale.api.auth import Guard, is_loopback
+from maestrale.api.auth import OPEN_PATHS, Guard
 from maestrale.api.backend import Backend
 from maestrale.api.context import RequestContext, new_context
 from maestrale.api.errors import ClientDisconnected, as_api_error, error_response
 from maestrale.chat import ChatService, Vetter
-from maestrale.config import Settings
+from maestrale.config import Settings, is_loopback
 from maestrale.engines.base import Engine
 from maestrale.errors import ApiError, EngineError, PermissionDenied
 from maestrale.logs import FIELDS, LOGGER, REQUESTS
@@ -168,7 +168,8 @@ class Gate:
 
     def _log(self, scope: Scope, context: RequestContext) -> None:
         answer = context.answer
-        level = logging.INFO if answer is not None or context.status >= 400 else logging.DEBUG
+        worth_it = answer is not None or context.status >= 400
+        level = logging.INFO if worth_it and scope["path"] not in OPEN_PATHS else logging.DEBUG
         if not REQUESTS.isEnabledFor(level):
             return
         fields: dict[str, object] = {

@@ -178,17 +178,13 @@ class _Run:
 
     async def drain(self) -> None:
         """Wait for the answers in flight, up to the grace; then stop the engine."""
-        engine, requests = self._engine, self.backend.admission
-        if requests.requests:
-            LOGGER.info(
-                "Waiting up to %g s for %d requests", self.settings.grace, requests.requests
-            )
-        if engine is not None:
-            await self._close(engine)
+        admission = self.backend.admission
+        if not admission.idle.is_set():
+            LOGGER.info("%d requests have %g s to finish", admission.requests, self.settings.grace)
+        if self._engine is not None:
+            await self._close(self._engine)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS):
-                while requests.requests:
-                    await asyncio.sleep(0.02)
+            await asyncio.wait_for(admission.idle.wait(), LAST_WORDS)
 
     async def close(self) -> None:
         """Leave nothing running, however far it came."""
