@@ -1,10 +1,10 @@
 """A prepared model: a folder in the cache with all that serving needs, ready to load.
 
-    openvino_model.xml, .bin   weights as an OpenVINO IR (from the GGUF, converted once)
-    tokenizer.json             Hugging Face tokenizer (tokenizer_kind "hf"), or the Mistral
-                               tokenizer file named by `tokenizer_file` (kind "mistral")
-    vocabulary.msgpack         what each token spells (models/load_vocabulary.py)
-    maestrale.json             this struct
+openvino_model.xml, .bin   weights as an OpenVINO IR (from the GGUF, converted once)
+tokenizer.json             Hugging Face tokenizer (tokenizer_kind "hf"), or the Mistral
+                           tokenizer file named by `tokenizer_file` (kind "mistral")
+vocabulary.msgpack         what each token spells (models/load_vocabulary.py)
+maestrale.json             this struct
 """
 
 from __future__ import annotations

@@ -101,9 +101,7 @@ def encoder_for_name(name: str) -> PromptEncoder:
 
 def _constants(prepared: PreparedModel, vocabulary: Vocabulary) -> dict[str, str]:
     """The names of special tokens that templates use."""
-    names: dict[int | None, str] = {
-        token: name for name, token in vocabulary.control_ids.items()
-    }
+    names: dict[int | None, str] = {token: name for name, token in vocabulary.control_ids.items()}
     return {
         "bos_token": names.get(prepared.bos_token_id, ""),
         "eos_token": names.get(prepared.eos_token_ids[0], ""),
