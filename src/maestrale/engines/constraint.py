@@ -111,9 +111,7 @@ def compile_constraint(constraint: Constraint, vocabulary: Vocabulary) -> TokenC
     if matcher.is_error():
         raise ConstraintError(_explain(label, matcher.get_error()))
     controls = set(vocabulary.control_ids.values()) - set(vocabulary.eos_token_ids)
-    compiled = TokenConstraint(
-        matcher, np.array(sorted(controls), np.int64), len(vocabulary)
-    )
+    compiled = TokenConstraint(matcher, np.array(sorted(controls), np.int64), len(vocabulary))
     compiled.allowed()
     return compiled
 
@@ -121,7 +119,7 @@ def compile_constraint(constraint: Constraint, vocabulary: Vocabulary) -> TokenC
 def _grammar(constraint: Constraint) -> str:
     """llguidance's form of the constraint. Raises: ValueError, RecursionError."""
     if constraint.kind == "regex":
-        return f"{_PREAMBLE}start: /{regex_to_lark(constraint.value)}/"
+        return f"{_PREAMBLE}start: /{regex_to_lark(constraint.value, use_ascii="dw")}/"
     if constraint.kind == "grammar":
         if "%llguidance" in constraint.value:
             raise ValueError("the directive '%llguidance' is not allowed")
@@ -220,9 +218,7 @@ class _TokenTable:
             for token, text in enumerate(vocabulary.token_bytes)
         ]
         self.special_token_ids = [
-            token
-            for token, text in enumerate(vocabulary.token_bytes)
-            if not text or token in names
+            token for token, text in enumerate(vocabulary.token_bytes) if not text or token in names
         ]
         self.eos_token_id = vocabulary.eos_token_ids[0]
 

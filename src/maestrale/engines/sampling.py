@@ -79,9 +79,15 @@ class Sampler:
         # Divide the distance to the best token, not the logits: no overflow however small
         # the temperature is.
         with np.errstate(under="ignore", over="ignore"):
-            scaled = (row - row[greedy]) / np.float32(max(self._sampling.temperature, 1e-6))
-            weights = np.exp(scaled)
-        return self._draw(weights, uniform(self._seed, position))
+            weights = row - row[greedy]
+            if self._sampling.temperature != 1.0:
+                weights /= np.float32(max(self._sampling.temperature, 1e-6))
+            np.exp(weights, out=weights)
+        ids = _kept(weights, self._sampling)
+        number = uniform(self._seed, position)
+        if ids is None:
+            return _inverse_cdf(weights, number)
+        return int(ids[_inverse_cdf(weights[ids], number)])
 
     def _allowed(self, mask: Mask | None, position: int, size: int) -> Mask | None:
         if position >= self._min_tokens or not len(self._stops):
@@ -104,22 +110,6 @@ class Sampler:
             row[ids] -= counts * np.float32(sampling.frequency_penalty) + np.float32(
                 sampling.presence_penalty
             )
-
-    def _draw(self, weights: Row, number: float) -> int:
-        """Draw with `number` in [0, 1) from unnormalised weights whose largest is 1."""
-        sampling = self._sampling
-        if sampling.min_p > 0.0 and sampling.top_p >= 1.0 and sampling.top_k <= 0:
-            weights = np.where(weights >= np.float32(sampling.min_p), weights, np.float32(0))
-        if sampling.top_k <= 0 and sampling.top_p >= 1.0:
-            return _inverse_cdf(weights, number)
-        ids = _most_likely(weights, sampling.top_k, sampling.top_p)
-        chosen = weights[ids]
-        if sampling.min_p > 0.0:
-            keep = int(np.count_nonzero(chosen >= np.float32(sampling.min_p)))
-            ids, chosen = ids[:keep], chosen[:keep]
-        sums = np.cumsum(chosen, dtype=np.float64)
-        index = int(np.searchsorted(sums, number * sums[-1], side="right"))
-        return int(ids[min(index, len(ids) - 1)])
 
 
 def uniform(seed: int, position: int) -> float:
@@ -157,41 +147,49 @@ def _inverse_cdf(weights: Row, number: float) -> int:
     return begin + int(np.flatnonzero(weights[begin : begin + _RUN])[-1])
 
 
-def _most_likely(weights: Row, top_k: int, top_p: float) -> NDArray[np.int64]:
-    """The ids that top_k and top_p leave, most likely first; equals by id."""
-    total = float(weights.sum(dtype=np.float64)) if top_p < 1.0 else 0.0
-    for threshold in (*_LIKELY, np.float32(0)):
-        ids = np.flatnonzero(weights >= threshold)
-        if threshold > 0 and not _covers(weights[ids], top_k, top_p, total):
-            continue
-        break
-    if 0 < top_k < len(ids) // 8:
-        ids = ids[_largest(weights[ids], top_k)]
-    else:
-        ids = ids[np.argsort(-weights[ids], kind="stable")]
-        if top_k > 0:
-            ids = ids[:top_k]
-    if top_p < 1.0:
-        sums = np.cumsum(weights[ids], dtype=np.float64)
-        # As in vLLM, top_p is a share of what top_k left.
-        mass = sums[-1] if top_k > 0 else total
-        keep = int(np.searchsorted(sums, top_p * mass, side="left")) + 1
-        ids = ids[:keep]
+def _kept(weights: Row, sampling: Sampling) -> NDArray[np.int64] | None:
+    """The ids that top_k, then top_p, then min_p leave, ascending; None: all of them.
+
+    `weights` [vocab] are unnormalised probabilities whose largest is 1. No more tokens are
+    sorted than hold the mass that top_p asks for, and only their weights are.
+    """
+    ids: NDArray[np.int64] | None = None
+    if 0 < sampling.top_k < len(weights):
+        ids = _top(weights, sampling.top_k)
+    if sampling.top_p < 1.0:
+        chosen = weights if ids is None else weights[ids]
+        nucleus = _nucleus(chosen, sampling.top_p)
+        ids = nucleus if ids is None else ids[nucleus]
+    if sampling.min_p > 0.0:
+        enough = np.flatnonzero(
+            (weights if ids is None else weights[ids]) >= np.float32(sampling.min_p)
+        )
+        ids = enough if ids is None else ids[enough]
     return ids
 
 
-def _covers(chosen: Row, top_k: int, top_p: float, total: float) -> bool:
-    """Whether all ids that top_k and top_p can leave are among the `chosen` most likely."""
-    if top_k > 0:
-        return len(chosen) >= top_k
-    return float(chosen.sum(dtype=np.float64)) >= top_p * total
+def _nucleus(weights: Row, top_p: float) -> NDArray[np.int64]:
+    """Ascending indices of the fewest largest weights that make up `top_p` of the sum."""
+    goal = top_p * float(weights.sum(dtype=np.float64))
+    for threshold in (*_LIKELY, np.float32(0)):
+        ordered = np.sort(weights[weights >= threshold])[::-1]
+        sums = np.cumsum(ordered, dtype=np.float64)
+        if sums[-1] >= goal:
+            break
+    return _top(weights, int(np.searchsorted(sums, goal, side="left")) + 1)
+
+
+def _top(values: Row, count: int) -> NDArray[np.int64]:
+    """Ascending indices of the `count` largest values; of equals the first."""
+    if count >= len(values):
+        return np.arange(len(values))
+    bound = np.partition(values, len(values) - count)[len(values) - count]
+    above = np.flatnonzero(values > bound)
+    equal = np.flatnonzero(values == bound)[: count - len(above)]
+    return np.sort(np.concatenate((above, equal)))
 
 
 def _largest(values: Row, count: int) -> NDArray[np.int64]:
     """Indices of the `count` largest values, largest first; equals by index."""
-    if count < len(values):
-        bound = np.partition(values, len(values) - count)[len(values) - count]
-        ids = np.flatnonzero(values >= bound)  # may be more than count where values tie
-    else:
-        ids = np.arange(len(values))
-    return ids[np.argsort(-values[ids], kind="stable")][:count]
+    ids = _top(values, count)
+    return ids[np.argsort(-values[ids], kind="stable")]

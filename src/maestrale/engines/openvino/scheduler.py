@@ -1,10 +1,11 @@
 """Continuous batching: which sequences run in the next step, and on how many tokens.
 
-Sequences that generate go first, one token each. What is left of the step's budget goes to
-prompts, in chunks. Where several prompts wait for prefill, the oldest gets half of the budget
-and the shortest go next, so neither a long prompt nor a short one waits for ever. When the KV
-cache is full the youngest sequence is preempted: its blocks are freed and its tokens computed
-again later (its random stream goes by position, so its answer is the same).
+Waiting sequences are let in while there are slots and blocks for them. Then those that
+generate go first, one token each; what is left of the step's budget goes to prompts, in chunks.
+Where several prompts wait for prefill, the oldest gets half of the budget and the shortest go
+next, so neither a long prompt nor a short one waits for ever. When the KV cache is full the
+youngest sequence is preempted: its blocks are freed and its tokens computed again later (its
+random stream goes by position, so its answer is the same).
 """
 
 from __future__ import annotations
@@ -95,14 +96,12 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step; empty only when nothing is waiting or running."""
-        budget = self._budget
+        self._admit()
         chunks: list[Chunk] = []
         for sequence in [s for s in self.running if s.remaining == 1]:
             if sequence in self.running and self._make_room(sequence, 1, chunks):
                 chunks.append(Chunk(sequence, 1))
-        budget -= len(chunks)
-        budget = self._schedule_prefills(budget, chunks)
-        self._admit(budget, chunks)
+        self._schedule_prefills(self._budget - len(chunks), chunks)
         return chunks
 
     def commit(self, chunks: SequenceOf[Chunk]) -> None:
@@ -121,13 +120,13 @@ class Scheduler:
                     del self._claims[digest]
             sequence.published = max(sequence.published, full)
 
-    def _schedule_prefills(self, budget: int, chunks: list[Chunk]) -> int:
-        """Give the budget to running sequences in prefill; returns what is left of it."""
+    def _schedule_prefills(self, budget: int, chunks: list[Chunk]) -> None:
+        """Share the budget among running sequences in prefill."""
         prefills = [s for s in self.running if s.remaining > 1]
         if not prefills:
-            return budget
+            return
         oldest, others = prefills[0], sorted(prefills[1:], key=lambda s: (s.remaining, s.rank))
-        reserve = max(1, budget // 2) if others else budget
+        reserve = -(-budget // 2) if others else budget
         shares = {id(oldest): min(oldest.remaining, reserve)}
         left = budget - shares[id(oldest)]
         for sequence in others:
@@ -138,16 +137,13 @@ class Scheduler:
             count = shares[id(sequence)]
             if count > 0 and sequence in self.running and self._make_room(sequence, count, chunks):
                 chunks.append(Chunk(sequence, count))
-        # A preemption above may have taken chunks back, so count what stands.
-        return self._budget - sum(chunk.count for chunk in chunks)
 
-    def _admit(self, budget: int, chunks: list[Chunk]) -> None:
-        """Move waiting sequences to running while budget, slots and blocks last."""
-        outstanding = sum(
-            max(0, _blocks_for(len(s.tokens)) - len(s.blocks)) for s in self.running
-        )
+    def _admit(self) -> None:
+        """Move waiting sequences to running while slots and blocks last."""
+        # Blocks that running sequences still need for the tokens they have.
+        outstanding = sum(_blocks_for(len(s.tokens)) - len(s.blocks) for s in self.running)
         for sequence in list(self.waiting):
-            if budget <= 0 or len(self.running) >= self._max_running:
+            if len(self.running) >= self._max_running:
                 return
             # At least the last token is computed: its logits give the next one.
             full = (len(sequence.tokens) - 1) // BLOCK_SIZE if self._prefix_caching else 0
@@ -156,22 +152,15 @@ class Scheduler:
             shared = self.blocks.lookup(digests)
             if len(shared) < full and digests[len(shared)] in self._claims:
                 continue  # another sequence is computing this very block: share it when done
-            needed = _blocks_for(len(sequence.tokens) + 1) - len(shared)
+            needed = _blocks_for(len(sequence.tokens)) - len(shared)
             taken = needed + self.blocks.unused_among(shared)
             # A sequence alone is always let in: the longest one fits the whole cache.
             if self.running and taken + outstanding > self.blocks.available:
                 return
             self._start(sequence, shared, digests)
             outstanding += needed
-            count = min(sequence.remaining, budget)
-            if self._make_room(sequence, count, chunks):
-                chunks.append(Chunk(sequence, count))
-                budget -= count
-                outstanding -= _blocks_for(sequence.computed + count) - len(shared)
 
-    def _start(
-        self, sequence: ScheduledSequence, shared: list[int], digests: list[Digest]
-    ) -> None:
+    def _start(self, sequence: ScheduledSequence, shared: list[int], digests: list[Digest]) -> None:
         self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=lambda s: s.rank)
         for block in shared:
