@@ -10,7 +10,9 @@ deterministic engine's must be. Tests of everything above the engine run on it.
     tokens_per_second    pace of each sequence; default: as fast as it goes
     tokens_per_step      of each sequence; default: 1
     step_seconds         each step blocks the process for so long, as a slow model's does
-    start_seconds        how long `start` takes;  fail_start: the message it fails with
+    start_seconds        how long `start` takes
+    fail_start           the message that it fails with
+    fail_start_while     a file while which exists it fails
     crash_at_token       the process kills itself before this token (0 is the first)
     hang_at_token        the process stops for good before this token
     lose_at_token        the step loop raises before this token: the whole engine is lost
@@ -52,7 +54,8 @@ from maestrale.supervise.messages import CALIBRATION_ID, EngineConfig
 
 OPTIONS = {
     *("text", "tokens", "length", "tokens_per_second", "tokens_per_step", "step_seconds"),
-    *("start_seconds", "fail_start", "crash_at_token", "hang_at_token", "lose_at_token"),
+    *("start_seconds", "fail_start", "fail_start_while", "crash_at_token", "hang_at_token"),
+    "lose_at_token",
     *("crash_on_prompt", "refuse_on_prompt", "marker", "times", "nondeterministic"),
     "fingerprint",
 }
@@ -99,6 +102,8 @@ class ScriptedEngine:
         Raises: EngineError when the script says so; ModelError for an unreadable folder.
         """
         await asyncio.sleep(float(self._options.get("start_seconds", "0")))
+        if Path(self._options.get("fail_start_while", "/")).is_file():
+            raise EngineError("The script says not to start now.")
         if "fail_start" in self._options:
             raise EngineError(self._options["fail_start"])
         context_length = 4096

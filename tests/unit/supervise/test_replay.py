@@ -1,0 +1,304 @@
+"""The ledger alone: whatever the chunks and the deaths, the reader gets each token once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maestrale.engines.base import (
+    EngineInfo,
+    Feature,
+    GenerationRequest,
+    TokenDelta,
+    TokenLogprob,
+)
+from maestrale.engines.mailbox import merge
+from maestrale.errors import EngineError, ReplayMismatch, Unavailable
+from maestrale.supervise.replay import Entry, Ledger
+
+from .conftest import request
+
+ANSWER = tuple(range(1000, 1020))
+
+
+def info(fingerprint: str = "a", *features: Feature) -> EngineInfo:
+    return EngineInfo(
+        engine="test",
+        version="1",
+        fingerprint=fingerprint,
+        max_model_len=4096,
+        vocab_size=2000,
+        kv_capacity_tokens=4096,
+        max_num_seqs=64,
+        features=frozenset(features or ("deterministic",)),
+    )
+
+
+class Engine:
+    """What the ledger talks to: notes what is submitted and aborted."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, GenerationRequest] = {}
+        self.ledger = Ledger(self.submit, self.running.pop)
+
+    def submit(self, what: GenerationRequest) -> None:
+        assert what.request_id not in self.running
+        self.running[what.request_id] = what
+
+    def up(self, fingerprint: str = "a", *features: Feature) -> None:
+        self.ledger.engine_up(info(fingerprint, *features))
+
+    def down(self) -> bool:
+        self.running.clear()
+        return self.ledger.engine_down()
+
+    def wire_id(self, number: int = 0) -> str:
+        """The id under which request `number` runs now."""
+        (found,) = [wire for wire in self.running if wire.startswith(f"r{number}/")]
+        return found
+
+    def say(self, number: int, *tokens: int, last: bool = False) -> None:
+        delta = TokenDelta(tokens, "stop" if last else None)
+        wire = self.wire_id(number)
+        if last:
+            del self.running[wire]
+        self.ledger.delta(wire, delta)
+
+    def runs(self) -> set[int]:
+        return {int(wire.partition("/")[0][1:]) for wire in self.running}
+
+
+def taken(entry: Entry) -> TokenDelta:
+    """All that the reader of `entry` can get now."""
+    return asyncio.run(entry.mailbox.get())
+
+
+def error_of(entry: Entry) -> BaseException:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - the caller looks at it
+        while True:
+            taken(entry)
+    return caught.value
+
+
+@given(st.lists(st.lists(st.integers(1, 7), max_size=8), max_size=6), st.integers(1, 7))
+def test_every_token_once_and_in_order(lives: list[list[int]], last_chunk: int) -> None:
+    """Each life gives chunks of these sizes and dies; the last one finishes."""
+    engine = Engine()
+    entry = engine.ledger.open(request())
+    lives = [*lives, [last_chunk] * len(ANSWER)]
+    given_out: list[TokenDelta] = []
+    for life in lives:
+        engine.up()
+        position = 0
+        for chunk in life:
+            if position >= len(ANSWER) or not engine.running:
+                break
+            tokens = ANSWER[position : position + chunk]
+            position += len(tokens)
+            done = position == len(ANSWER)
+            logprobs = tuple(TokenLogprob(token, -1.0) for token in tokens)
+            delta = TokenDelta(tokens, "stop" if done else None, logprobs)
+            engine.ledger.delta(engine.wire_id(), delta)
+            if done:
+                engine.running.clear()
+        engine.down()
+    while not given_out or given_out[-1].finish_reason is None:
+        given_out.append(taken(entry))
+    answer = merge(given_out)
+    assert answer.token_ids == ANSWER
+    assert [entry.token_id for entry in answer.logprobs or ()] == list(ANSWER)
+    assert len(engine.ledger) == 0
+
+
+@given(st.integers(1, 19), st.integers(0, 18), st.integers(1, 19))
+def test_one_changed_token_ends_the_request(known: int, changed: int, chunk: int) -> None:
+    engine = Engine()
+    engine.up()
+    entry = engine.ledger.open(request())
+    engine.say(0, *ANSWER[:known])
+    engine.down()
+    engine.up()
+    replayed = list(ANSWER)
+    replayed[changed] = 7
+    for start in range(0, len(replayed), chunk):
+        if engine.running:
+            engine.say(0, *replayed[start : start + chunk])
+    if changed < known:
+        assert isinstance(error_of(entry), ReplayMismatch)
+        assert engine.ledger.counters.mismatched == 1
+        assert not engine.running, "aborted"
+    else:
+        assert list(taken(entry).token_ids) == replayed
+
+
+def test_an_answer_that_ends_sooner_than_before_is_a_mismatch() -> None:
+    engine = Engine()
+    engine.up()
+    entry = engine.ledger.open(request())
+    engine.say(0, 5, 6, 7)
+    engine.down()
+    engine.up()
+    engine.say(0, 5, 6, last=True)
+    assert isinstance(error_of(entry), ReplayMismatch)
+
+
+def test_the_same_request_is_submitted_again_under_a_new_wire_id() -> None:
+    engine = Engine()
+    engine.up()
+    engine.ledger.open(request(seed=3, logprobs=2))
+    first = dict(engine.running)
+    engine.say(0, 5)
+    engine.down()
+    engine.up()
+    assert set(first) != set(engine.running)
+    (before,), (after,) = first.values(), engine.running.values()
+    assert (before.prompt, before.seed, before.forced) == (after.prompt, after.seed, after.forced)
+
+
+def test_what_was_sent_is_forced_on_an_engine_that_is_not_deterministic() -> None:
+    engine = Engine()
+    engine.up("a", "json_schema")
+    entry = engine.ledger.open(request(forced=(1, 2)))
+    engine.say(0, 1)
+    engine.down()
+    engine.up("a", "json_schema")
+    assert engine.running[engine.wire_id()].forced == (1, 2)
+    engine.say(0, 1, 2, 3)
+    engine.down()
+    engine.up("a", "json_schema")
+    assert engine.running[engine.wire_id()].forced == (1, 2, 3)
+    engine.say(0, 1, 2)
+    engine.say(0, 3, 4, last=True)
+    assert taken(entry).token_ids == (1, 2, 3, 4)
+
+
+def test_what_comes_late_for_an_earlier_run_or_an_aborted_request_is_dropped() -> None:
+    engine = Engine()
+    engine.up()
+    entry = engine.ledger.open(request())
+    old = engine.wire_id()
+    engine.down()
+    engine.up()
+    engine.ledger.delta(old, TokenDelta((9,)))
+    engine.ledger.failed(old, "late")
+    engine.say(0, 5)
+    assert taken(entry).token_ids == (5,)
+    late = engine.wire_id()
+    engine.ledger.close(entry)
+    assert not engine.running
+    engine.ledger.delta(late, TokenDelta((6,)))
+    assert len(engine.ledger) == 0
+
+
+def test_suspects_run_one_by_one_and_only_the_killer_is_refused() -> None:
+    engine = Engine()
+    engine.up()
+    entries = [engine.ledger.open(request(n)) for n in range(3)]
+    engine.say(0, 5)
+    assert not engine.down(), "progress: counts against nobody"
+    engine.up()
+    engine.say(0, 5)
+    assert not engine.down()
+    engine.up()
+    assert engine.runs() == {0, 1, 2}
+    assert not engine.down()
+    late = engine.ledger.open(request(9))
+    engine.up()
+    assert engine.runs() == {0}, "two deaths without progress: one at a time"
+    engine.say(0, 5)
+    assert engine.runs() == {0}, "no new token yet"
+    engine.say(0, 6)
+    assert engine.runs() == {1}, "the first is cleared, and waits"
+    assert engine.down(), "put down to the one on trial"
+    engine.up()
+    assert engine.runs() == {1}, "one death alone may be anybody's doing"
+    assert engine.down()
+    assert "refused" in str(error_of(entries[1]))
+    engine.up()
+    assert engine.runs() == {2}
+    engine.say(2, 8)
+    assert engine.runs() == {0, 2, 9}, "all are tried: all go on"
+    assert not engine.ledger.trying_suspects
+    for number in (0, 2, 9):
+        engine.say(number, *{0: (5, 6), 2: (), 9: ()}[number], 10, last=True)
+    assert [taken(entry).token_ids for entry in (entries[0], entries[2], late)] == [
+        (5, 6, 10),
+        (8, 10),
+        (10,),
+    ]
+    assert engine.ledger.counters.refused == 1
+
+
+def test_a_suspect_that_leaves_or_fails_makes_room_for_the_next() -> None:
+    engine = Engine()
+    entries = [engine.ledger.open(request(n)) for n in range(4)]
+    for _ in range(2):
+        engine.up()
+        engine.down()
+    engine.ledger.close(entries[3])
+    engine.up()
+    assert engine.runs() == {0}
+    engine.ledger.close(entries[0])
+    assert engine.runs() == {1}
+    wire = engine.wire_id(1)
+    del engine.running[wire]
+    engine.ledger.failed(wire, "too long")
+    assert str(error_of(entries[1])) == "too long"
+    assert engine.runs() == {2}
+
+
+def test_a_lone_suspect_s_death_counts_as_the_engine_s_too() -> None:
+    engine = Engine()
+    engine.ledger.open(request())
+    for _ in range(2):
+        engine.up()
+        assert not engine.down()
+    engine.up()
+    assert not engine.down(), "with nobody to spare, it is not put down to the request alone"
+
+
+def test_an_idle_death_makes_no_suspects() -> None:
+    engine = Engine()
+    for _ in range(5):
+        engine.up()
+        assert not engine.down()
+    engine.ledger.open(request(1))
+    engine.ledger.open(request(2))
+    engine.up()
+    assert engine.runs() == {1, 2}
+
+
+def test_fail_all_ends_everything_also_during_a_trial() -> None:
+    engine = Engine()
+    entries = [engine.ledger.open(request(n)) for n in range(3)]
+    for _ in range(2):
+        engine.up()
+        engine.down()
+    engine.up()
+    engine.ledger.fail_all(Unavailable("stopping"))
+    assert [str(error_of(entry)) for entry in entries] == ["stopping"] * 3
+    assert not engine.running
+    engine.ledger.open(request(5))
+    assert engine.runs() == {5}
+
+
+def test_a_request_that_can_t_be_sent_is_nobody_else_s_trouble() -> None:
+    engine = Engine()
+
+    def submit(what: GenerationRequest) -> None:
+        if len(what.prompt) > 10:
+            raise EngineError("too long to be sent")
+        engine.submit(what)
+
+    engine.ledger = Ledger(submit, engine.running.pop)
+    before = engine.ledger.open(request(0, prompt=(1,) * 11))
+    engine.ledger.open(request(1))
+    engine.up()
+    assert str(error_of(before)) == "too long to be sent"
+    with pytest.raises(EngineError, match="too long"):
+        engine.ledger.open(request(2, prompt=(1,) * 11))
+    assert engine.runs() == {1}
+    assert len(engine.ledger) == 1
