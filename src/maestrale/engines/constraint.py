@@ -119,7 +119,9 @@ def compile_constraint(constraint: Constraint, vocabulary: Vocabulary) -> TokenC
 def _grammar(constraint: Constraint) -> str:
     """llguidance's form of the constraint. Raises: ValueError, RecursionError."""
     if constraint.kind == "regex":
-        return f"{_PREAMBLE}start: /{regex_to_lark(constraint.value, use_ascii="dw")}/"
+        # \\d and \\w mean ASCII, as in JSON schema's patterns.
+        pattern = regex_to_lark(constraint.value, use_ascii="dw")
+        return f"{_PREAMBLE}start: /{pattern}/"
     if constraint.kind == "grammar":
         if "%llguidance" in constraint.value:
             raise ValueError("the directive '%llguidance' is not allowed")
