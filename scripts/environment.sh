@@ -144,6 +144,10 @@ installation_failed() {
     if grep -qiE 'name resolution|could not resolve|dns error|NewConnectionError|error sending request|network is unreachable|failed to (fetch|connect)|ConnectTimeout' "$log"; then
         die "the installation failed: the package index can't be reached. Is there a network? Behind a
 proxy set HTTPS_PROXY; for a mirror set PIP_INDEX_URL (UV_INDEX_URL for uv). Then run this again."
+    elif grep -qiE 'no matching distribution|no solution found' "$log"; then
+        die "the installation failed: the package index can't be reached, or
+has no build of it for this machine ($(uname -sm), $("${python:-python3}" --version 2>&1)).
+In that case: Linux with glibc (not Alpine's musl) on x86-64 or ARM64 is needed, and Python 3.11 to 3.14."
     elif grep -qi 'no space left' "$log"; then
         die "the installation failed: the disk is full. About 1 GB is needed. Then run this again."
     fi
