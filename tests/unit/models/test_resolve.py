@@ -1,0 +1,100 @@
+"""`prepare`: every kind of model name, and every way it can be wrong."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from maestrale.errors import ModelError
+from maestrale.models.load_vocabulary import load_vocabulary
+from maestrale.models.prepared import METADATA_FILE, is_intact, load_prepared
+from maestrale.models.resolve import prepare
+from tiny_mistral import write_tiny_mistral
+
+
+def quiet(phase: str, fraction: float | None) -> None:
+    """Progress that nobody looks at."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_mistral(tmp_path_factory.mktemp("tiny") / "tiny-mistral.gguf")
+
+
+def test_a_known_model_without_weights_says_what_works(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"not on this machine.*smollm2-135m-instruct.*\.gguf"):
+        prepare("mistralai/Mistral-7B-Instruct-v0.2", tmp_path, quiet)
+
+
+def test_an_unknown_name_says_what_works(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no model 'nobody/nothing'.*\.gguf"):
+        prepare("nobody/nothing", tmp_path, quiet)
+
+
+def test_a_folder_that_is_no_model_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"lacks openvino_model\.xml.*tokenizer\.json"):
+        prepare(str(tmp_path), tmp_path / "cache", quiet)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.PKL"])
+def test_a_pickle_is_not_opened(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(pickle.dumps({"weights": 1}))
+    with pytest.raises(ModelError, match="pickle"):
+        prepare(str(tmp_path / name), tmp_path / "cache", quiet)
+
+
+@pytest.mark.parametrize("kept", [0.001, 0.1, 0.5, 0.999])
+def test_a_truncated_model_leaves_nothing_behind(tiny: Path, tmp_path: Path, kept: float) -> None:
+    whole = tiny.read_bytes()
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(ModelError, match="truncated"):
+        prepare(str(broken), tmp_path / "cache", quiet)
+    assert list(tmp_path.rglob(METADATA_FILE)) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"a file where the folder should be")
+    with pytest.raises(ModelError, match="cache"):
+        prepare(str(tiny), tmp_path / "cache", quiet)
+
+
+@pytest.mark.model
+def test_a_gguf_of_an_unknown_architecture_is_refused(tiny: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.gguf"
+    odd.write_bytes(tiny.read_bytes().replace(b"llama", b"lllma"))
+    with pytest.raises(ModelError, match="can't convert|tokenizer of kind"):
+        prepare(str(odd), tmp_path / "cache", quiet)
+
+
+@pytest.mark.model
+def test_a_tiny_mistral_is_prepared_with_its_own_tokenizer(tiny: Path, tmp_path: Path) -> None:
+    phases: list[str] = []
+    folder = prepare(str(tiny), tmp_path, lambda phase, fraction: phases.append(phase))
+    prepared = load_prepared(folder)
+    assert prepared.name == "tiny-mistral"
+    assert (prepared.tokenizer_kind, prepared.mistral_version) == ("mistral", "v1")
+    assert (prepared.vocab_size, prepared.context_length) == (32000, 2048)
+    assert prepared.eos_token_ids == (2,)
+    assert load_vocabulary(folder).control_ids == {"<unk>": 0, "<s>": 1, "</s>": 2}
+    assert "Converting weights to OpenVINO (once)" in phases
+    phases.clear()
+    assert prepare(str(tiny), tmp_path, lambda phase, fraction: phases.append(phase)) == folder
+    assert phases == []
+    assert prepare(str(folder), tmp_path, quiet) == folder
+
+
+@pytest.mark.model
+def test_the_bundled_model_is_prepared(prepared_model: Path) -> None:
+    prepared = load_prepared(prepared_model)
+    assert is_intact(prepared_model)
+    assert prepared.name == "smollm2-135m-instruct"
+    assert (prepared.vocab_size, prepared.context_length) == (49152, 8192)
+    assert prepared.eos_token_ids[0] == 2
+    vocabulary = load_vocabulary(prepared_model)
+    assert len(vocabulary) == prepared.vocab_size
+    assert vocabulary.control_ids["<|im_end|>"] == 2
+    assert vocabulary.token_bytes[2] == b""
+    assert b" the" in vocabulary.token_bytes

@@ -1,0 +1,120 @@
+"""The store of prepared models: built once, whole or not at all, whoever asks at the same time."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from maestrale.errors import ModelError
+from maestrale.models.prepared import PreparedModel, save_prepared
+from maestrale.models.store import build_once, digest_of
+
+DIGEST = "ab" * 32
+
+
+def quiet(phase: str, fraction: float | None) -> None:
+    """Progress that nobody looks at."""
+
+
+def fill(folder: Path) -> None:
+    (folder / "weights").write_bytes(b"x" * 100)
+    prepared = PreparedModel(
+        name="m",
+        context_length=8,
+        vocab_size=4,
+        eos_token_ids=(1,),
+        bos_token_id=None,
+        tokenizer_kind="hf",
+        tokenizer_file="tokenizer.json",
+        weights_digest=DIGEST,
+    )
+    save_prepared(prepared, folder)
+
+
+def fail(folder: Path) -> None:
+    (folder / "weights").write_bytes(b"half")
+    raise ModelError("the file is broken")
+
+
+def never(folder: Path) -> None:
+    raise AssertionError("built again")
+
+
+def test_a_model_is_built_once(tmp_path: Path) -> None:
+    first = build_once(tmp_path, DIGEST, fill, quiet)
+    assert build_once(tmp_path, DIGEST, never, quiet) == first
+    assert (first / "weights").read_bytes() == b"x" * 100
+
+
+def test_a_failed_build_leaves_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="broken"):
+        build_once(tmp_path, DIGEST, fail, quiet)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert build_once(tmp_path, DIGEST, fill, quiet).is_dir()
+
+
+def test_what_a_killed_build_left_is_cleared(tmp_path: Path) -> None:
+    target = build_once(tmp_path, DIGEST, fill, quiet)
+    partial = target.with_name(target.name + ".partial")
+    target.rename(partial)
+    (partial / "stray").write_bytes(b"from the killed build")
+    assert build_once(tmp_path, DIGEST, fill, quiet) == target
+    assert not partial.exists()
+    assert not (target / "stray").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 99])
+def test_a_damaged_model_is_built_anew(tmp_path: Path, damage: bytes) -> None:
+    target = build_once(tmp_path, DIGEST, fill, quiet)
+    (target / "weights").write_bytes(damage)
+    assert build_once(tmp_path, DIGEST, fill, quiet) == target
+    assert (target / "weights").read_bytes() == b"x" * 100
+
+
+def test_a_model_without_a_file_is_built_anew(tmp_path: Path) -> None:
+    target = build_once(tmp_path, DIGEST, fill, quiet)
+    (target / "weights").unlink()
+    build_once(tmp_path, DIGEST, fill, quiet)
+    assert (target / "weights").is_file()
+
+
+def test_of_two_who_ask_at_once_one_builds(tmp_path: Path) -> None:
+    building, go_on = threading.Event(), threading.Event()
+    said: list[str] = []
+    results: list[Path] = []
+
+    def slowly(folder: Path) -> None:
+        building.set()
+        assert go_on.wait(60)
+        fill(folder)
+
+    def wait(phase: str, fraction: float | None) -> None:
+        said.append(phase)
+        go_on.set()  # the second is waiting: let the first finish
+
+    first = threading.Thread(
+        target=lambda: results.append(build_once(tmp_path, DIGEST, slowly, quiet))
+    )
+    first.start()
+    assert building.wait(60)
+    results.append(build_once(tmp_path, DIGEST, never, wait))
+    first.join()
+    assert results[0] == results[1]
+    assert said == ["Waiting for another process that prepares this model"]
+
+
+def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"one")
+    phases: list[str] = []
+
+    def note(phase: str, fraction: float | None) -> None:
+        phases.append(phase)
+
+    first = digest_of(file, tmp_path, note)
+    assert digest_of(file, tmp_path, note) == first
+    assert len(phases) == 1
+    file.write_bytes(b"three")
+    assert digest_of(file, tmp_path, note) != first
