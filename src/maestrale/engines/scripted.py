@@ -102,10 +102,7 @@ class ScriptedEngine:
         Raises: EngineError when the script says so; ModelError for an unreadable folder.
         """
         await asyncio.sleep(float(self._options.get("start_seconds", "0")))
-        if Path(self._options.get("fail_start_while", "/")).is_file():
-            raise EngineError("The script says not to start now.")
-        if "fail_start" in self._options:
-            raise EngineError(self._options["fail_start"])
+        self._script.may_start()
         context_length = 4096
         if self._config.model_dir:
             from maestrale.models.load_vocabulary import load_vocabulary
@@ -264,6 +261,13 @@ class _Script:
         elif "text" in self._options:
             self.said = tuple(_spell(self._options["text"].encode(), spelled))
         self.words = tuple(i for i, b in spelled if b and b.isascii() and _word(b))
+
+    def may_start(self) -> None:
+        """Raises: EngineError when it shall not start."""
+        if "fail_start" in self._options:
+            raise EngineError(self._options["fail_start"])
+        if Path(self._options.get("fail_start_while", "/")).is_file():
+            raise EngineError("The script says not to start now.")
 
     def accident(self, prompt: tuple[int, ...], generated: int) -> None:
         """Crash, hang or fail, if the script says so for this prompt at this token."""

@@ -77,7 +77,12 @@ class ConstraintVetter:
                 task = asyncio.create_task(self._find_out(constraint))
                 self._under_way[key] = task
                 task.add_done_callback(lambda done: self._note(key, done))
-            outcome = await asyncio.shield(task)  # others may wait for the same
+            try:
+                outcome = await asyncio.shield(task)  # others may wait for the same
+            except asyncio.CancelledError:
+                if self._closed and task.cancelled():
+                    raise Unavailable("The server is stopping.", retry_after=1) from None
+                raise
         if outcome.fault is not None:
             raise ConstraintError(outcome.fault)
 

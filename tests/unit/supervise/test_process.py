@@ -32,6 +32,7 @@ from .conftest import (
 
 pytestmark = pytest.mark.anyio
 
+
 def text_of(answer: TokenDelta) -> Any:
     """What an answer says, as JSON."""
     return json.loads(bytes(token for token in answer.token_ids if token != BYTE_EOS))
@@ -97,8 +98,10 @@ async def test_three_kills_in_a_row(start_engine: StartEngine, streams: int) -> 
     engine.on_pause(again)
     requests = [request(n, logprobs=n % 3) for n in range(streams)]
     answers = await asyncio.gather(
-        *(read(engine, what, {9: lambda: kill(engine)} if n == 0 else {}) for n, what in
-          enumerate(requests))
+        *(
+            read(engine, what, {9: lambda: kill(engine)} if n == 0 else {})
+            for n, what in enumerate(requests)
+        )
     )
     assert answers == await undisturbed(requests)
     assert engine.counters.restarts == 3
@@ -109,8 +112,10 @@ async def test_sixteen_in_flight_of_every_kind(start_engine: StartEngine) -> Non
     engine = await start_engine(**PACED)
     requests = [json_request(n) if n % 4 == 0 else request(n, logprobs=n % 3) for n in range(16)]
     answers = await asyncio.gather(
-        *(read(engine, what, {10: lambda: kill(engine)} if n == 3 else {}) for n, what in
-          enumerate(requests))
+        *(
+            read(engine, what, {10: lambda: kill(engine)} if n == 3 else {})
+            for n, what in enumerate(requests)
+        )
     )
     assert answers == await undisturbed(requests)
 
@@ -274,9 +279,7 @@ async def test_after_repeated_failures_requests_end_and_the_engine_recovers(
     assert [await read(engine, request())] == await undisturbed([request()])
 
 
-async def test_failing_to_start_again_counts_too(
-    start_engine: StartEngine, tmp_path: Path
-) -> None:
+async def test_failing_to_start_again_counts_too(start_engine: StartEngine, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     engine = await start_engine(
         Restarts(most=3, pause=0.01), fail_start_while=str(missing), **PACED

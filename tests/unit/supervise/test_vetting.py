@@ -1,0 +1,178 @@
+"""Constraints are judged in processes that can be lost; nothing else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from maestrale.engines.base import Constraint
+from maestrale.errors import ConstraintError, Unavailable
+from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
+
+from .conftest import SCHEMA, alive, until
+
+pytestmark = pytest.mark.anyio
+
+StartVetter = Callable[..., ConstraintVetter]
+
+
+@pytest.fixture
+async def start_vetter(anyio_backend: str) -> AsyncIterator[StartVetter]:
+    vetters: list[ConstraintVetter] = []
+
+    def start(model_dir: str = "", **limits: float) -> ConstraintVetter:
+        vetters.append(ConstraintVetter(model_dir, VettingLimits(**limits)))  # type: ignore[arg-type]
+        return vetters[-1]
+
+    yield start
+    pids = [pid for vetter in vetters for pid in vetter.pids]
+    for vetter in vetters:
+        await vetter.close()
+        assert vetter.pids == []
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def regex(text: str) -> Constraint:
+    return Constraint("regex", text)
+
+
+async def test_good_and_bad_are_told_apart(start_vetter: StartVetter) -> None:
+    vetter = start_vetter()
+    assert vetter.pids == [], "no process before the first constraint"
+    await vetter.vet(SCHEMA)
+    await vetter.vet(Constraint("grammar", 'start: "yes" | "no"'))
+    await vetter.vet(regex("(a+)+b"))
+    for bad in (regex("(["), Constraint("json_schema", "{"), Constraint("grammar", "start: x")):
+        with pytest.raises(ConstraintError):
+            await vetter.vet(bad)
+    assert len(vetter.pids) == 1, "one process did all that"
+
+
+async def test_both_verdicts_are_remembered(start_vetter: StartVetter) -> None:
+    vetter = start_vetter()
+    for _ in range(2):
+        await vetter.vet(SCHEMA)
+        with pytest.raises(ConstraintError):
+            await vetter.vet(regex("(["))
+        for pid in vetter.pids:
+            os.kill(pid, signal.SIGSTOP)  # from now on only memory can answer
+
+
+async def test_the_memory_of_verdicts_is_bounded(start_vetter: StartVetter) -> None:
+    vetter = start_vetter(cached=8)
+    for count in range(30):
+        await vetter.vet(regex(f"a{{{count}}}"))
+    assert len(vetter._known) == 8
+
+
+async def test_one_that_takes_too_long_is_refused_and_its_process_gone(
+    start_vetter: StartVetter,
+) -> None:
+    vetter = start_vetter(time=0.5, slow_cached=0.0)
+    await vetter.vet(regex("a"))
+    (pid,) = vetter.pids
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(ConstraintError, match=r"took longer than 0\.5 s to compile"):
+        await vetter.vet(regex("b"))
+    assert not alive(pid)
+    await vetter.vet(regex("b"))
+
+
+async def test_a_slow_one_holds_up_nobody_else(start_vetter: StartVetter) -> None:
+    vetter = start_vetter(time=3.0)
+    await vetter.vet(regex("a"))
+    (stuck,) = vetter.pids
+    os.kill(stuck, signal.SIGSTOP)
+    slow = asyncio.create_task(vetter.vet(regex("slow")))
+    await asyncio.sleep(0)
+    for count in range(5):
+        await vetter.vet(regex(f"b{{{count}}}"))
+    assert not slow.done()
+    with pytest.raises(ConstraintError, match="took longer"):
+        await slow
+
+
+async def test_when_all_processes_are_busy_the_wait_is_bounded(start_vetter: StartVetter) -> None:
+    vetter = start_vetter(time=3.0, processes=1, waiting=0.1)
+    await vetter.vet(regex("a"))
+    os.kill(vetter.pids[0], signal.SIGSTOP)
+    slow = asyncio.create_task(vetter.vet(regex("slow")))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Unavailable):
+        await vetter.vet(regex("b"))
+    with pytest.raises(ConstraintError):
+        await slow
+    await vetter.vet(regex("b"))
+
+
+async def test_the_same_one_asked_many_times_is_compiled_once(start_vetter: StartVetter) -> None:
+    vetter = start_vetter()
+    await asyncio.gather(*(vetter.vet(SCHEMA) for _ in range(50)))
+    assert len(vetter.pids) == 1
+
+
+async def test_a_client_that_leaves_doesn_t_disturb_the_verdict(start_vetter: StartVetter) -> None:
+    vetter = start_vetter()
+    first = asyncio.create_task(vetter.vet(SCHEMA))
+    second = asyncio.create_task(vetter.vet(SCHEMA))
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert first.cancelled()
+
+
+async def test_a_process_killed_by_another_s_hand_condemns_nothing(
+    start_vetter: StartVetter,
+) -> None:
+    vetter = start_vetter()
+    await vetter.vet(regex("a"))
+    os.kill(vetter.pids[0], signal.SIGSTOP)
+    task = asyncio.create_task(vetter.vet(regex("b")))
+    await asyncio.sleep(0.05)
+    os.kill(vetter.pids[0], signal.SIGKILL)
+    await task
+
+
+async def test_too_much_memory_is_refused(start_vetter: StartVetter) -> None:
+    vetter = start_vetter(memory=1_000_000)
+    large = {"enum": [f"{number:05} " + "x" * 80 for number in range(2500)]}
+    with pytest.raises(ConstraintError, match="memory"):
+        await vetter.vet(Constraint("json_schema", json.dumps(large)))
+    await vetter.vet(regex("a"))
+
+
+async def test_an_idle_process_is_retired(start_vetter: StartVetter) -> None:
+    vetter = start_vetter(idle=0.2)
+    await vetter.vet(regex("a"))
+    (pid,) = vetter.pids
+    await until(lambda: vetter.pids == [])
+    assert not alive(pid)
+    await vetter.vet(regex("b"))
+
+
+async def test_without_its_vocabulary_it_says_unavailable(
+    start_vetter: StartVetter, caplog: pytest.LogCaptureFixture
+) -> None:
+    vetter = start_vetter("/nonexistent")
+    with pytest.raises(Unavailable, match="at the moment"):
+        await vetter.vet(regex("a"))
+    assert vetter.pids == []
+    assert "could not start" in caplog.text
+
+
+async def test_close_ends_what_is_under_way(start_vetter: StartVetter) -> None:
+    vetter = start_vetter(time=60.0)
+    await vetter.vet(regex("a"))
+    os.kill(vetter.pids[0], signal.SIGSTOP)
+    task = asyncio.create_task(vetter.vet(regex("b")))
+    await asyncio.sleep(0.05)
+    await vetter.close()
+    with pytest.raises(Unavailable, match="stopping"):
+        await task
+    with pytest.raises(Unavailable, match="stopping"):
+        await vetter.vet(regex("c"))
