@@ -211,7 +211,7 @@ class ScriptedEngine:
 
     def _admit(self) -> None:
         capacity = self.describe().kv_capacity_tokens
-        held = sum(sequence.held for sequence in self._running)
+        held = sum(sequence.most_held for sequence in self._running)
         self._waiting.sort(key=lambda sequence: sequence.request.priority)  # stable
         while self._waiting and len(self._running) < self._config.max_num_seqs:
             sequence = self._waiting[0]
