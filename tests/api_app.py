@@ -23,6 +23,7 @@ from maestrale.supervise.messages import EngineConfig
 
 MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 CHAT = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
 KV_CACHE_BYTES = 64 << 20  # 65,536 tokens of the scripted engine
 
 
@@ -160,3 +161,22 @@ async def serve(app: Any) -> AsyncIterator[str]:
 
 def make_settings(**fields: Any) -> Settings:
     return Settings(**{"cache_dir": Path("/nonexistent"), **fields})
+
+
+def check_error(answer: httpx.Response, status: int, param: str | None = None) -> dict[str, Any]:
+    """The one shape of every error, in OpenAI's place and in Mistral's. Returns it."""
+    assert answer.status_code == status, answer.text[:500]
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    body = answer.json()
+    error = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert body == {"error": error, "object": "error", **error}
+    assert error["message"]
+    assert error["type"]
+    assert "Traceback" not in answer.text
+    assert "site-packages" not in answer.text
+    assert len(answer.content) < 5000
+    if param is not None:
+        assert error["param"] == param
+    return dict(error)

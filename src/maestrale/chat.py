@@ -51,6 +51,7 @@ from maestrale.prompt.messages import ChatMessage
 # Encoding a text of this many characters takes milliseconds: longer ones leave the event loop.
 ENCODE_IN_THREAD = 16_384
 SEED_MASK = (1 << 64) - 1
+ANY_OBJECT = Constraint("json_schema", '{"type":"object"}')  # `json_object`
 
 
 class Options(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from maestrale.chat import Options
+from maestrale.chat import ANY_OBJECT, Options
 from maestrale.engines.base import Constraint, Sampling
 from maestrale.errors import InvalidRequest, UnsupportedParameter
 from maestrale.prompt.messages import ChatMessage
@@ -250,7 +250,7 @@ class SamplingFields(Body, kw_only=True):
         if form is None or form.type == "text":
             return None
         if form.type == "json_object":
-            return Constraint("json_schema", '{"type":"object"}')
+            return ANY_OBJECT
         param = "response_format.json_schema"
         if form.json_schema is None:
             raise InvalidRequest("'response_format' needs 'json_schema'.", param=param)

@@ -24,10 +24,10 @@ from maestrale.api.backend import Backend
 from maestrale.api.connections import raise_file_limit
 from maestrale.api.progress import Progress
 from maestrale.api.protocol import protocol_class
-from maestrale.chat import ChatService
+from maestrale.chat import ANY_OBJECT, ChatService
 from maestrale.config import Settings, is_loopback
 from maestrale.engines.base import Engine
-from maestrale.errors import SettingsError
+from maestrale.errors import MaestraleError, SettingsError
 from maestrale.logs import LOGGER
 from maestrale.supervise.messages import EngineConfig
 from maestrale.supervise.process import Restarts, SupervisedEngine
@@ -127,6 +127,7 @@ class _Run:
         self._made_key = made_key
         self._engine: SupervisedEngine | None = None
         self._vetter: ConstraintVetter | None = None
+        self._warming: asyncio.Task[None] | None = None
         self.url = _url(settings, sock)
 
     def on_signal(self) -> None:
@@ -173,8 +174,17 @@ class _Run:
             on_gap=self.backend.metrics.observe_gap,
         )
         self.backend.attach(service, load_prepared(folder).name)
+        # The first schema would otherwise wait for a process that compiles schemas.
+        self._warming = asyncio.create_task(self._warm(self._vetter))
         if not self.stopping.is_set():
             print(banner(settings, self.url, self.backend.names, self._made_key), flush=True)
+
+    @staticmethod
+    async def _warm(vetter: ConstraintVetter) -> None:
+        try:
+            await vetter.vet(ANY_OBJECT)
+        except MaestraleError as error:
+            LOGGER.warning("JSON answers may not work: %s", error)
 
     async def drain(self) -> None:
         """Wait for the answers in flight, up to the grace; then stop the engine."""
@@ -190,6 +200,8 @@ class _Run:
         """Leave nothing running, however far it came."""
         if self._engine is not None:
             await self._engine.close(0)
+        if self._warming is not None:
+            self._warming.cancel()
         if self._vetter is not None:
             await self._vetter.close()
 
