@@ -10,7 +10,7 @@ import click
 
 from maestrale import __version__
 
-PARTS = ("openvino", "mistral-common", "tokenizers", "llguidance", "fastapi", "uvicorn")
+PARTS = ("openvino", "mistral-common", "tokenizers", "llguidance", "starlette", "uvicorn")
 
 
 @click.command("version")
