@@ -177,7 +177,7 @@ async def test_ignored_fields_change_nothing() -> None:
     [
         ([{"role": "developer", "content": "Be brief"}], "system: Be brief\n"),
         (
-            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+            [{"role": "user", "content": [{"type": "text", "text": text} for text in "ab"]}],
             "user: ab\n",
         ),
         (

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+from starlette.exceptions import HTTPException
+
+from maestrale.api.body import decode
+from maestrale.api.errors import as_api_error, error_response, of_validation, quoted
+from maestrale.api.schemas import ChatRequest
+from maestrale.errors import EngineDied, EngineError, InvalidRequest, ModelError, Unavailable
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        (b"{}", "messages", "missing_field"),
+        (b'{"zork":1}', "zork", "unknown_field"),
+        (b'{"messages":[{"role":"user","a":1}]}', "messages[0].a", "unknown_field"),
+        (b'{"messages":[{}]}', "messages[0].role", "missing_field"),
+        (b'{"messages":[],"n":"x"}', "messages", "invalid_value"),
+        (b"[]", None, "invalid_value"),
+        (b"{", None, "invalid_json"),
+    ],
+)
+def test_the_field_is_named(body: bytes, param: str | None, code: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        decode(body, ChatRequest)
+    assert caught.value.param == param
+    assert caught.value.code == code
+
+
+def test_a_clients_long_text_is_not_repeated_whole() -> None:
+    error = of_validation(msgspec.ValidationError(f"Object contains unknown field `{'x' * 5000}`"))
+    assert len(error.message) < 200
+    assert quoted("short") == "short"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (EngineDied("gone"), 503),
+        (EngineError("bad"), 500),
+        (ModelError("bad"), 500),
+        (ZeroDivisionError("secret"), 500),
+        (HTTPException(404), 404),
+        (HTTPException(405, headers={"Allow": "GET"}), 405),
+        (HTTPException(400), 400),
+        (HTTPException(502), 500),
+    ],
+)
+def test_every_exception_has_an_answer(error: Exception, status: int) -> None:
+    answer = as_api_error(error, "/path")
+    assert answer.status == status
+    assert "secret" not in answer.message
+
+
+def test_headers_of_errors() -> None:
+    assert error_response(Unavailable("x", retry_after=3)).headers["retry-after"] == "3"
+    not_allowed = as_api_error(HTTPException(405, headers={"Allow": "GET"}))
+    assert error_response(not_allowed).headers["allow"] == "GET"
