@@ -207,8 +207,8 @@ class Settings:
         minimum=0,
     )
     max_body_bytes: int = setting(
-        8 * 1024 * 1024,
-        "Largest request body, in bytes or as 8MiB.",
+        16 * 1024 * 1024,
+        "Largest request body, in bytes or as 16MiB.",
         group="Limits",
         metavar="SIZE",
         size=True,
