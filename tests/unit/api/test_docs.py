@@ -1,0 +1,27 @@
+"""docs/api.md lists what the code ignores, in the code's words."""
+
+from __future__ import annotations
+
+import re
+
+from maestrale.api.openapi import OPERATIONS
+from maestrale.api.schemas import IGNORED_FIELDS, UNSUPPORTED_FIELDS, ChatRequest, CompletionRequest
+from serving import ROOT
+
+PAGE = (ROOT / "docs" / "api.md").read_text()
+
+
+def test_ignored_fields_are_listed() -> None:
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", PAGE, re.MULTILINE)) == IGNORED_FIELDS
+
+
+def test_routes_are_listed() -> None:
+    for _, path, _, _ in OPERATIONS:
+        assert f"`{path.replace('model_id', 'id')}`" in PAGE
+
+
+def test_the_tables_name_real_fields() -> None:
+    fields = {*ChatRequest.__struct_fields__, *CompletionRequest.__struct_fields__}
+    assert set(IGNORED_FIELDS) <= fields
+    assert set(UNSUPPORTED_FIELDS) <= fields
+    assert not set(IGNORED_FIELDS) & set(UNSUPPORTED_FIELDS)
