@@ -54,7 +54,7 @@ def _prepare_tokenizer(gguf: GGUFFile, folder: Path, *, name: str, digest: str) 
     }
     version = recognise(metadata)
     template = metadata.get("tokenizer.chat_template")
-    if version is not None and (template is None or "[INST]" in template):
+    if version is not None:
         file = shipped_file(version)
         shutil.copyfile(file, folder / file.name)
         vocabulary = mistral_vocabulary(version, vocab_size)

@@ -14,7 +14,7 @@ from typing import Any
 
 from maestrale.errors import ModelError
 from maestrale.models.byte_level import decode_byte_level
-from maestrale.models.gguf_tokenizer import CONTROL, pieces_of
+from maestrale.models.gguf_tokenizer import pieces_of
 from maestrale.models.vocabulary import Vocabulary
 
 # Mistral's prompts differ by version; the file's name is how mistral-common knows it.
@@ -43,14 +43,24 @@ def shipped_file(version: str) -> Path:
 
 
 def recognise(metadata: Mapping[str, Any]) -> str | None:
-    """The version of Mistral's tokenizer whose pieces a GGUF file carries, id by id, or None."""
-    pieces, types = pieces_of(metadata)
+    """The version of Mistral's tokenizer and prompts that a GGUF file carries, or None.
+
+    The pieces must be Mistral's, id by id, and the chat template, if there is one, Mistral's
+    too: other models were trained from Mistral's with its vocabulary and their own prompts.
+    """
+    pieces, _ = pieces_of(metadata)
+    template = metadata.get("tokenizer.chat_template")
+    if isinstance(template, str) and "[INST]" not in template:
+        return None
     if metadata.get("tokenizer.ggml.model") == "llama":
         for version in ("v1", "v2", "v3", "v7"):
             if _sentencepiece_pieces(version) == pieces:
                 return version
-    elif metadata.get("tokenizer.ggml.pre") == "tekken" and _is_tekken(pieces, types):
-        return "v3-tekken"
+    elif metadata.get("tokenizer.ggml.pre") == "tekken":
+        # v7 shares v3's tekken vocabulary; its prompts are told by this marker.
+        later = isinstance(template, str) and "[SYSTEM_PROMPT]" in template
+        if not later and _is_tekken(pieces):
+            return "v3-tekken"
     return None
 
 
@@ -88,33 +98,37 @@ def _sentencepiece_pieces(version: str) -> list[str]:
     return [model.id_to_piece(token) for token in range(model.vocab_size())]
 
 
-def _tekken_document() -> tuple[int, int, Sequence[dict[str, Any]], Sequence[dict[str, Any]]]:
-    """Size of the vocabulary, how many of it are control tokens, those, and the others."""
+def _tekken_pieces() -> tuple[list[str], list[bytes]]:
+    """The names of tekken's control tokens, and what the tokens after them spell."""
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
     document = json.loads(shipped_file("v3-tekken").read_bytes())
     config = document["config"]
     size, special = config["default_vocab_size"], config["default_num_special_tokens"]
-    return size, special, document.get("special_tokens") or [], document["vocab"]
+    names = [str(token["token_str"]) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
+    names += [
+        Tekkenizer.SPECIAL_TOKEN_TEMPLATE.format(id=token) for token in range(len(names), special)
+    ]
+    vocab = document["vocab"][: size - special]
+    return names, [base64.b64decode(entry["token_bytes"]) for entry in vocab]
 
 
-def _is_tekken(pieces: Sequence[str], types: Sequence[int]) -> bool:
-    size, special, _, vocab = _tekken_document()
-    if len(pieces) != size or any(kind != CONTROL for kind in types[:10]):
-        return False
-    ours = (base64.b64decode(entry["token_bytes"]) for entry in vocab)
-    theirs = map(decode_byte_level, pieces[special:])
-    return all(one == other for one, other in zip(ours, theirs, strict=False))
+def _is_tekken(pieces: Sequence[str]) -> bool:
+    names, spelled = _tekken_pieces()
+    special = len(names)
+    return (
+        len(pieces) == special + len(spelled)
+        and list(pieces[:10]) == names[:10]
+        and list(map(decode_byte_level, pieces[special:])) == spelled
+    )
 
 
 def _tekken_vocabulary(vocab_size: int) -> Vocabulary:
-    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
-
-    tokenizer = Tekkenizer.from_file(shipped_file("v3-tekken"))
-    special = tokenizer.num_special_tokens
-    spelled = [b""] * max(vocab_size, tokenizer.n_words)
-    for token in range(special, tokenizer.n_words):
-        spelled[token] = tokenizer.id_to_byte_piece(token)
+    names, spelled = _tekken_pieces()
+    token_bytes = [b""] * len(names) + spelled
+    token_bytes += [b""] * (vocab_size - len(token_bytes))
     return Vocabulary(
-        token_bytes=tuple(spelled),
-        control_ids={tokenizer.id_to_piece(token): token for token in range(special)},
-        eos_token_ids=(tokenizer.eos_id,),
+        token_bytes=tuple(token_bytes),
+        control_ids={name: token for token, name in enumerate(names)},
+        eos_token_ids=(names.index("</s>"),),
     )

@@ -30,6 +30,30 @@ class Seal:
 
     def apply(self, text: str, mark: str) -> str:
         """`text` with each control token in it, and each that it could be part of, broken."""
+        trimmed = text.strip()
+        if any(trimmed in token for token in self._tokens if len(trimmed) <= len(token)):
+            # The template might write all the rest of a token around it.
+            return text.replace(trimmed, mark + mark.join(trimmed) + mark, 1) if trimmed else text
+        return self._apply_edges(text, mark)
+
+    def apply_to_json(self, value: Any, mark: str) -> Any:
+        """The same JSON value with the tokens broken in every text of it, keys as well.
+
+        Texts that are only the middle of a token are left, since templates look for some of
+        them by name ("function", "type"); they quote JSON as a whole.
+        """
+        if isinstance(value, str):
+            return self._apply_edges(value, mark)
+        if isinstance(value, dict):
+            return {
+                self._apply_edges(key, mark): self.apply_to_json(item, mark)
+                for key, item in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.apply_to_json(item, mark) for item in value]
+        return value
+
+    def _apply_edges(self, text: str, mark: str) -> str:
         if self._inside is None:
             return text
         parts, done = [], 0
@@ -45,18 +69,6 @@ class Seal:
             return sealed
         start = sealed.index(trimmed)
         return sealed[:start] + before + trimmed + after + sealed[start + len(trimmed) :]
-
-    def apply_to_all(self, value: Any, mark: str) -> Any:
-        """The same JSON value with every text in it sealed, keys as well."""
-        if isinstance(value, str):
-            return self.apply(value, mark)
-        if isinstance(value, dict):
-            return {
-                self.apply(key, mark): self.apply_to_all(item, mark) for key, item in value.items()
-            }
-        if isinstance(value, list | tuple):
-            return [self.apply_to_all(item, mark) for item in value]
-        return value
 
 
 def unused_marks(value: Any, count: int) -> list[str]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from tokenizers import Tokenizer
 
 from maestrale.errors import InvalidRequest, ModelError
@@ -82,7 +83,7 @@ class TemplateEncoder:
             raise InvalidRequest(
                 "Only a last message of the assistant can be continued.", param="messages"
             )
-        mark, end = unused_marks([_as_dict(message) for message in messages] + list(tools or ()), 2)
+        mark, end = unused_marks([msgspec.to_builtins(list(messages)), list(tools or ())], 2)
         rendered = self._render(template, messages, tools, continue_final, mark, end)
         text = rendered.replace(mark, "")
         refuse_if_hopeless((text,), self._longest, max_tokens)
@@ -159,7 +160,7 @@ class TemplateEncoder:
             turns[-1]["content"] += end + " "
         rendered = template.render(
             messages=turns,
-            tools=self._seal.apply_to_all(list(tools), mark) if tools else None,
+            tools=self._seal.apply_to_json(list(tools), mark) if tools else None,
             documents=None,
             add_generation_prompt=not continue_final,
         )
@@ -174,9 +175,28 @@ class TemplateEncoder:
         return before if after.startswith(" ") else before.rstrip()
 
     def _sealed(self, message: ChatMessage, mark: str) -> dict[str, Any]:
+        """The turn as templates expect it: the API's fields, a call's arguments as an object."""
         seal = self._seal_assistant if message.role == "assistant" else self._seal
-        turn: dict[str, Any] = seal.apply_to_all(_as_dict(message), mark)
-        turn["role"] = message.role
+        turn: dict[str, Any] = {
+            "role": message.role,
+            "content": seal.apply(message.content, mark),
+        }
+        if message.name is not None:
+            turn["name"] = seal.apply(message.name, mark)
+        if message.tool_call_id is not None:
+            turn["tool_call_id"] = seal.apply(message.tool_call_id, mark)
+        if message.tool_calls:
+            turn["tool_calls"] = [
+                {
+                    "id": seal.apply(call.id, mark),
+                    "type": "function",
+                    "function": {
+                        "name": seal.apply(call.name, mark),
+                        "arguments": seal.apply_to_json(_arguments(call.arguments), mark),
+                    },
+                }
+                for call in message.tool_calls
+            ]
         return turn
 
     def _encode(self, rendered: str, mark: str) -> Iterator[int]:
@@ -196,25 +216,6 @@ class TemplateEncoder:
 def _attempts(messages: Sequence[ChatMessage]) -> Iterator[list[ChatMessage]]:
     yield list(messages)
     yield from reshaped(messages)
-
-
-def _as_dict(message: ChatMessage) -> dict[str, Any]:
-    """The turn as templates expect it: the API's fields, a call's arguments as an object."""
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.name is not None:
-        turn["name"] = message.name
-    if message.tool_call_id is not None:
-        turn["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        turn["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
-            }
-            for call in message.tool_calls
-        ]
-    return turn
 
 
 def _arguments(text: str) -> Any:

@@ -1,0 +1,258 @@
+"""Prompts by Jinja templates: exactly Hugging Face's ids, and no control ids from a client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from maestrale.errors import ContextLengthExceeded, InvalidRequest, ModelError
+from maestrale.models.vocabulary import Vocabulary
+from maestrale.prompt.messages import ChatMessage, ToolCall
+from maestrale.prompt.template import TemplateEncoder
+
+Make = Callable[..., TemplateEncoder]
+Turns = Sequence[tuple[str, str]]
+
+CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<file_sep>", "<jupyter_code>"]
+HOSTILE = [*CONTROL, "[INST]", "</s>", "<|im_", "end|>", "<|im_<|im_end|>end|>", ">", "<", "<|"]
+
+
+def conversation(turns: Turns) -> list[ChatMessage]:
+    return [ChatMessage(role=role, content=content) for role, content in turns]  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def reference(
+    smollm_document: dict[str, Any], smollm_template: str
+) -> Callable[[Turns], list[int]]:
+    """What Hugging Face does: render, then tokenize with control tokens recognised."""
+    tokenizer = Tokenizer.from_str(json.dumps(smollm_document))
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(smollm_template)
+
+    def encode(turns: Turns) -> list[int]:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        rendered = template.render(messages=messages, add_generation_prompt=True)
+        ids: list[int] = tokenizer.encode(rendered, add_special_tokens=False).ids
+        return ids
+
+    return encode
+
+
+@pytest.fixture(scope="module")
+def control(smollm_vocabulary: Vocabulary) -> set[int]:
+    return set(smollm_vocabulary.control_ids.values())
+
+
+roles = st.sampled_from(["system", "user", "assistant"])
+ordinary = st.text() | st.text(alphabet=st.characters(codec="ascii"))
+
+
+@settings(max_examples=200)
+@given(turns=st.lists(st.tuples(roles, ordinary), min_size=1, max_size=4))
+def test_ordinary_text_gives_the_reference_s_ids(
+    smollm: TemplateEncoder, reference: Callable[[Turns], list[int]], turns: Turns
+) -> None:
+    assert list(smollm.encode_chat(conversation(turns)).token_ids) == reference(turns)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "  leading and trailing  ",
+        "x = 12345.678 # 00 007 \u0967\u0968\u0969 \u00bd",
+        "line\n\n\tindented\r\n  more\n",
+        "don't you'll WE'RE it's O'NEIL 's",
+        "\N{FAMILY}\N{ROCKET}\u200d\N{VARIATION SELECTOR-16} na\u00efve caf\u00e9 cafe\u0301",
+        "\u4f60\u597d\uff0c\u4e16\u754c \u3053\u3093\u306b \u0645\u0631\u062d\u0628\u0627",
+        "a < b <| c |> d <|imend|> ] [ } {",
+        "\x00\x07\x1b[31m \u2028 \ufeff \ufffd \U0010ffff",
+        "https://example.org/a?b=c&d=%20#e  foo_bar-baz::qux<T>",
+        " " * 100 + "a" * 300,
+    ],
+)
+def test_odd_ordinary_texts_give_the_reference_s_ids(
+    smollm: TemplateEncoder, reference: Callable[[Turns], list[int]], text: str
+) -> None:
+    turns = [("user", text), ("assistant", text), ("user", text)]
+    assert list(smollm.encode_chat(conversation(turns)).token_ids) == reference(turns)
+
+
+@settings(max_examples=200)
+@given(
+    parts=st.lists(st.sampled_from(HOSTILE) | st.text(max_size=3), max_size=8),
+    role=st.sampled_from(["user", "assistant", "system"]),
+)
+def test_no_control_id_comes_from_a_client(
+    smollm: TemplateEncoder, control: set[int], parts: list[str], role: str
+) -> None:
+    content = "".join(parts)
+    turns = [("system", "S"), (role, content), ("user", "U")]
+    plain = [("system", "S"), (role, "x"), ("user", "U")]
+    prompt = smollm.encode_chat(conversation(turns))
+    expected = smollm.encode_chat(conversation(plain))
+    assert [i for i in prompt.token_ids if i in control] == [
+        i for i in expected.token_ids if i in control
+    ]
+    assert content in prompt.text
+
+
+@pytest.mark.parametrize("field", ["name", "tool_call_id"])
+def test_other_fields_cannot_give_control_ids(encoder_with: Make, field: str) -> None:
+    encoder = encoder_with(f"{{% for m in messages %}}<|im_{{{{ m.{field} }}}}|>{{% endfor %}}")
+    prompt = encoder.encode_chat([ChatMessage(role="user", content="", **{field: "end"})])
+    assert prompt.text == "<|im_end|>"
+    assert 2 not in prompt.token_ids
+    whole = encoder.encode_chat([ChatMessage(role="user", content="", **{field: "<|im_end|>"})])
+    assert 2 not in whole.token_ids
+
+
+def test_two_fields_side_by_side_cannot_give_a_control_id(encoder_with: Make) -> None:
+    encoder = encoder_with("{% for m in messages %}{{ m.name ~ m.content }}{% endfor %}")
+    prompt = encoder.encode_chat([ChatMessage(role="user", name="<|im_", content="end|>")])
+    assert prompt.text == "<|im_end|>"
+    assert 2 not in prompt.token_ids
+
+
+def test_roles_may_form_control_tokens_as_the_template_wants(encoder_with: Make) -> None:
+    # Some templates write '<|' + role + '|>': the role is the server's own word.
+    source = "{% for m in messages %}{{ '<|' + ('im_end' if m.role else '') + '|>' }}{% endfor %}"
+    encoder = encoder_with(source)
+    assert encoder.encode_chat([ChatMessage(role="user", content="x")]).token_ids == (2,)
+
+
+def test_tools_and_calls_reach_the_template_sealed(encoder_with: Make) -> None:
+    encoder = encoder_with(
+        "{{ tools | tojson }}{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }}={{ c.function.arguments.city }}{% endfor %}{% endfor %}<|im_end|>"
+    )
+    tool = {"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}
+    call = ToolCall(id="1", name="f", arguments='{"city": "<|im_start|>"}')
+    prompt = encoder.encode_chat([ChatMessage(role="assistant", tool_calls=(call,))], tools=[tool])
+    assert prompt.token_ids.count(2) == 1
+    assert prompt.token_ids[-1] == 2
+    assert 1 not in prompt.token_ids
+    assert 'description": "<|im_end|>"' in prompt.text
+    assert "f=<|im_start|>" in prompt.text
+
+
+def test_tools_are_refused_when_the_template_has_none(smollm: TemplateEncoder) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        smollm.encode_chat([ChatMessage(role="user", content="x")], tools=[{"type": "function"}])
+    assert refused.value.param == "tools"
+
+
+def test_a_final_message_is_continued_without_an_end(smollm: TemplateEncoder) -> None:
+    turns = [("user", "Tell a joke."), ("assistant", "Why did ")]
+    prompt = smollm.encode_chat(conversation(turns), continue_final=True)
+    assert prompt.text.endswith("<|im_start|>assistant\nWhy did ")
+    assert prompt.token_ids[-1] != 2
+
+
+def test_a_trimming_template_trims_the_continued_message(encoder_with: Make) -> None:
+    encoder = encoder_with("{% for m in messages %}{{ m.content | trim }};{% endfor %}")
+    turns = conversation([("user", " a "), ("assistant", " b ")])
+    assert encoder.encode_chat(turns, continue_final=True).text == "a;b"
+
+
+def test_only_the_assistant_s_message_can_be_continued(smollm: TemplateEncoder) -> None:
+    with pytest.raises(InvalidRequest):
+        smollm.encode_chat([ChatMessage(role="user", content="x")], continue_final=True)
+
+
+ALTERNATING = """
+{%- if messages[0].role == 'system' %}{% set system = messages[0].content %}
+{%- set messages = messages[1:] %}{{ '(' + system + ')' }}{% endif %}
+{%- for m in messages %}
+{%- if m.role != ('user' if loop.index0 % 2 == 0 else 'assistant') %}
+{{- raise_exception('roles must alternate') }}{% endif %}
+{{- m.role[0] + ':' + m.content + ';' }}{% endfor %}"""
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + (
+    ALTERNATING
+)
+
+
+@pytest.mark.parametrize(
+    ("turns", "text"),
+    [
+        ([("user", "1"), ("user", "2")], "u:1\n\n2;"),
+        ([("system", "s"), ("user", "1"), ("system", "t"), ("user", "2")], "(s\n\nt)u:1\n\n2;"),
+        ([("user", "1"), ("assistant", "a"), ("assistant", "b")], "u:1;a:a\n\nb;"),
+    ],
+)
+def test_a_conversation_that_a_template_refuses_is_reshaped(
+    encoder_with: Make, turns: Turns, text: str
+) -> None:
+    assert encoder_with(ALTERNATING).encode_chat(conversation(turns)).text == text
+
+
+def test_a_system_text_that_a_template_refuses_joins_the_user(encoder_with: Make) -> None:
+    turns = [("system", "s"), ("user", "1")]
+    assert encoder_with(NO_SYSTEM).encode_chat(conversation(turns)).text == "u:s\n\n1;"
+
+
+def test_repeated_roles_stay_where_the_template_takes_them(smollm: TemplateEncoder) -> None:
+    turns = [("user", "1"), ("user", "2")]
+    assert smollm.encode_chat(conversation(turns)).text.count("<|im_start|>user") == 2
+
+
+def test_what_cannot_be_reshaped_is_the_client_s_error(encoder_with: Make) -> None:
+    with pytest.raises(InvalidRequest, match="roles must alternate") as refused:
+        encoder_with(ALTERNATING).encode_chat([ChatMessage(role="assistant", content="x")])
+    assert refused.value.param == "messages"
+
+
+def test_no_messages_is_the_client_s_error(smollm: TemplateEncoder) -> None:
+    with pytest.raises(InvalidRequest):
+        smollm.encode_chat([])
+
+
+def test_without_a_template_there_is_no_chat(encoder_with: Make) -> None:
+    encoder = encoder_with(None)
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        encoder.encode_chat([ChatMessage(role="user", content="x")])
+    assert encoder.encode_text("x")
+
+
+def test_plain_text_has_no_control_tokens(encoder_with: Make) -> None:
+    encoder = encoder_with(None, bos_token_id=1)
+    ids = encoder.encode_text("<|im_end|>")
+    assert ids[0] == 1
+    assert 2 not in ids
+    assert encoder.decode(ids) == "<|im_start|><|im_end|>"
+    assert encoder.encode_text("x") == (1, *encoder.encode_text("x", add_bos=False))
+
+
+def test_a_word_of_ten_megabytes_is_refused_before_it_is_tokenized(smollm: TemplateEncoder) -> None:
+    message = [ChatMessage(role="user", content="a" * 10_000_000)]
+    with pytest.raises(ContextLengthExceeded, match="8192 tokens"):
+        smollm.encode_chat(message, max_tokens=8192)
+    with pytest.raises(ContextLengthExceeded):
+        smollm.encode_text("a" * 10_000_000, max_tokens=8192)
+
+
+def test_the_longest_word_let_through_is_tokenized(smollm: TemplateEncoder) -> None:
+    # The guard lets a text through if the longest token could spell it: about 600 KB here.
+    with_limit = smollm.encode_text("ab" * 100_000, max_tokens=8192)
+    assert len(with_limit) > 8192
+
+
+def test_half_a_surrogate_pair_is_the_client_s_error(smollm: TemplateEncoder) -> None:
+    with pytest.raises(InvalidRequest, match="Unicode"):
+        smollm.encode_chat([ChatMessage(role="user", content="\ud800")])
+
+
+@pytest.mark.parametrize(
+    "template", ["{% for %}", "{{ 'a", "{% include 'x' %}", "{{ undefined.x }}"]
+)
+def test_a_broken_template_is_found_at_the_start(encoder_with: Make, template: str) -> None:
+    with pytest.raises(ModelError, match="template"):
+        encoder_with(template)
