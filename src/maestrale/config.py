@@ -63,6 +63,22 @@ def default_cache_dir(environment: Mapping[str, str] | None = None) -> Path:
         raise SettingsError("This user has no home folder: set --cache-dir.") from error
 
 
+def default_key_file(environment: Mapping[str, str] | None = None) -> Path:
+    """`$XDG_CONFIG_HOME/maestrale/keys.json`, or `~/.config/maestrale/keys.json`.
+
+    Raises: SettingsError when this user has no home folder at all.
+    """
+    environment = os.environ if environment is None else environment
+    folder = Path(environment.get("XDG_CONFIG_HOME", ""))
+    if not folder.is_absolute():
+        home = environment.get("HOME", "")
+        try:
+            folder = (Path(home) if home else Path.home()) / ".config"
+        except RuntimeError as error:
+            raise SettingsError("This user has no home folder: name the key file.") from error
+    return folder / "maestrale" / "keys.json"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All that `maestrale serve` can be told. Flags carry vLLM's names where vLLM has one."""
@@ -169,6 +185,13 @@ class Settings:
         group="Server",
         metavar="KEY",
         secret=True,
+    )
+    key_file: Path | None = setting(
+        None,
+        "File of 'maestrale keys'; its keys are asked for, changes need no restart. Default: "
+        "$XDG_CONFIG_HOME/maestrale/keys.json or ~/.config/maestrale/keys.json, once it exists.",
+        group="Server",
+        metavar="FILE",
     )
     no_auth: bool = setting(
         False, "Serve without a key on an address that is not loopback.", group="Server"
@@ -390,17 +413,18 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
     for one, other in (("ssl_certfile", "ssl_keyfile"), ("ssl_keyfile", "ssl_certfile")):
         if getattr(settings, one) is not None and getattr(settings, other) is None:
             raise SettingsError(f"{sources[one]} needs {flag(other)} too.")
-    for name in ("ssl_certfile", "ssl_keyfile", "chat_template"):
+    for name in ("ssl_certfile", "ssl_keyfile", "chat_template", "key_file"):
         path = getattr(settings, name)
         if path is not None and not path.is_file():
             raise SettingsError(f"{sources[name]}: there is no file {path}.")
     if settings.cache_dir.exists() and not settings.cache_dir.is_dir():
         raise SettingsError(f"{sources['cache_dir']}: {settings.cache_dir} is not a folder.")
-    if settings.no_auth and settings.api_key:
-        raise SettingsError(
-            f"{sources['no_auth']} and {sources['api_key']} contradict each other: "
-            "serve with a key, or without."
-        )
+    for name in ("api_key", "key_file"):
+        if settings.no_auth and getattr(settings, name):
+            raise SettingsError(
+                f"{sources['no_auth']} and {sources[name]} contradict each other: "
+                "serve with a key, or without."
+            )
     for key in settings.api_key:
         if not key.isascii() or not key.isprintable() or " " in key:
             raise SettingsError(

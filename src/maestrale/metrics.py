@@ -6,7 +6,7 @@ are the engine's own, read when scraped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -60,11 +60,14 @@ class Metrics:
         )
         self._gap_child: Histogram | None = None
 
-    def watch(self, engine: Engine, model_name: str) -> None:
-        """Begin to report on this engine, under this model's name."""
+    def watch(self, engine: Engine, model_name: str, queued: Callable[[], int]) -> None:
+        """Begin to report on this engine, under this model's name.
+
+        `queued` gives the sequences that wait before the engine.
+        """
         self._labels = {"model_name": model_name, "engine": "0"}
         self._gap_child = self._gap.labels(**self._labels)
-        self._registry.register(_EngineCollector(engine, self._labels))
+        self._registry.register(_EngineCollector(engine, self._labels, queued))
 
     def observe_gap(self, seconds: float) -> None:
         """Time between two deltas of one choice."""
@@ -107,15 +110,17 @@ class Metrics:
 class _EngineCollector(Collector):
     """Reads the engine's own numbers when scraped."""
 
-    def __init__(self, engine: Engine, labels: dict[str, str]) -> None:
+    def __init__(self, engine: Engine, labels: dict[str, str], queued: Callable[[], int]) -> None:
         self._engine = engine
+        self._queued = queued
         self._values = list(labels.values())
 
     def collect(self) -> Iterable[Metric]:
         stats = self._engine.stats()
         for name, text, value in (
             ("vllm:num_requests_running", "Sequences being decoded.", stats.running),
-            ("vllm:num_requests_waiting", "Sequences waiting for a place.", stats.waiting),
+            ("vllm:num_requests_waiting", "Sequences waiting for a place.",
+             stats.waiting + self._queued()),
             ("vllm:kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.",
              stats.kv_cache_usage),
         ):  # fmt: skip

@@ -23,13 +23,17 @@ ALLOWED: dict[str, set[str]] = {
     "setting_values": set(),
     "config": FOUNDATION | SETTINGS,
     "logs": FOUNDATION | SETTINGS,
+    "keys": {"errors"},
     "metrics": FOUNDATION | {"chat", "engines.base"},
     "models": FOUNDATION | SETTINGS,
     "engines": FOUNDATION | TYPES | {"models"},
     "prompt": FOUNDATION | {"models", "engines.base"},
     "supervise": FOUNDATION | SETTINGS | {"engines", "models"},
     "chat": FOUNDATION | SETTINGS | {"prompt", "engines.base", "models"},
-    "api": FOUNDATION | SETTINGS | {"chat", "prompt", "engines.base", "models", "logs", "metrics"},
+    "api": FOUNDATION
+    | SETTINGS
+    | {"chat", "prompt", "engines.base", "models", "logs", "metrics"}
+    | {"keys"},
     "verify": FOUNDATION | SETTINGS,
     "bench": FOUNDATION | SETTINGS,
     "machine": FOUNDATION | SETTINGS,

@@ -26,7 +26,11 @@ from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.encode import PromptEncoder
 
 CORS_METHODS = "GET, POST, OPTIONS"
-CORS_EXPOSED = "x-request-id, x-seed, retry-after"
+CORS_EXPOSED = (
+    "x-request-id, x-seed, retry-after, "
+    "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+)
 CORS_MAX_AGE = "600"
 
 
@@ -53,11 +57,8 @@ def create_app(
     return build_app(backend)
 
 
-def build_app(backend: Backend, keys: tuple[str, ...] | None = None) -> ASGIApp:
-    """The application on a backend that may still wait for its model.
-
-    `keys` are those asked for; by default the settings' own.
-    """
+def build_app(backend: Backend) -> ASGIApp:
+    """The application on a backend that may still wait for its model."""
     settings = backend.settings
     app = Starlette(
         routes=[
@@ -77,7 +78,7 @@ def build_app(backend: Backend, keys: tuple[str, ...] | None = None) -> ASGIApp:
     )
     app.router.redirect_slashes = False
     guard = Guard(
-        settings.api_key if keys is None else keys,
+        backend.keys,
         loopback=is_loopback(settings.host),
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
@@ -113,6 +114,7 @@ class Gate:
                 context.status = message["status"]
                 headers = MutableHeaders(raw=list(message["headers"]))
                 headers.update(extra)
+                headers.update(self._backend.rates.headers(context.owner))
                 message["headers"] = headers.raw
             await send(message)
 
@@ -136,7 +138,11 @@ class Gate:
             if scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method"):
                 await self._preflight(scope)(scope, receive, send)
                 return
-            context.key = self._guard.check(scope)
+            context.owner = self._guard.check(scope)
+            if context.owner is not None:
+                context.key = context.owner.name
+            if scope["method"] == "POST":
+                self._backend.rates.take_request(context.owner)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
             return

@@ -5,24 +5,16 @@ All of it is decided on the scope's path and headers, before any of the body is 
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
-import secrets
 from collections.abc import Iterable
 
 from starlette.types import Scope
 
 from maestrale.api.errors import quoted
 from maestrale.errors import AuthenticationFailed, InvalidRequest, PermissionDenied
+from maestrale.keys import Key, KeyStore
 
 OPEN_PATHS = frozenset({"/health", "/ping"})
-KEY_PREFIX = "sk-maestrale-"
-
-
-def new_key() -> str:
-    """A fresh key: 32 random bytes."""
-    return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
 def is_loopback(host: str) -> bool:
@@ -37,7 +29,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Checks one request at a time; holds digests of the keys only.
+    """Checks one request at a time.
 
     With keys, a key is asked for. Without keys, `loopback` says that the server listens on
     this machine only: then Host must be a name of it (DNS rebinding), and in either case an
@@ -46,41 +38,36 @@ class Guard:
 
     def __init__(
         self,
-        keys: Iterable[str],
+        keys: KeyStore,
         *,
         loopback: bool,
         allowed_hosts: Iterable[str] = (),
         allowed_origins: Iterable[str] = (),
     ) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._keys = keys
         self._loopback = loopback
         self._hosts = {host.lower() for host in allowed_hosts}
         self._origins = {origin.lower().rstrip("/") for origin in allowed_origins}
 
-    def check(self, scope: Scope) -> str:
-        """Return the name of the key used ("-" without keys).
+    def check(self, scope: Scope) -> Key | None:
+        """Return the key used; None where none is asked for.
 
         Raises: AuthenticationFailed (401), PermissionDenied (403), InvalidRequest (400).
         """
         if scope["path"] in OPEN_PATHS:
-            return "-"
-        if self._digests:
+            return None
+        if self._keys.required:
             return self._check_key(scope)
         self._check_browser(scope)
-        return "-"
+        return None
 
     def allows_origin(self, origin: str) -> bool:
         """Whether pages of this origin may call the API (CORS)."""
         return "*" in self._origins or origin.lower() in self._origins
 
-    def _check_key(self, scope: Scope) -> str:
-        given = _key_of(scope)
-        digest = hashlib.sha256(given).digest()
-        found = ""
-        for known in self._digests:  # all of them, whichever fits: equal time
-            if hmac.compare_digest(digest, known):
-                found = known.hex()[:8]
-        if not found:
+    def _check_key(self, scope: Scope) -> Key:
+        found = self._keys.authenticate(_key_of(scope))
+        if found is None:
             raise AuthenticationFailed("This key is not known to the server.")
         return found
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 
+from maestrale.api.admission import RETRY_AFTER, Admission
 from maestrale.api.errors import quoted
-from maestrale.api.limits import RETRY_AFTER, Admission
+from maestrale.api.rate import RateLimiter
 from maestrale.chat import Answer, ChatService
 from maestrale.config import Settings
 from maestrale.engines.base import EngineHealth
 from maestrale.errors import ModelNotFound, Unavailable
+from maestrale.keys import KeyStore
 from maestrale.metrics import Metrics
 
 READY_STATES = ("ready", "degraded")  # degraded: the engine restarts, requests wait for it
@@ -18,8 +20,14 @@ READY_STATES = ("ready", "degraded")  # degraded: the engine restarts, requests 
 class Backend:
     """Shared by all routes of one server. `attach` gives it the model; `drain` ends its work."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, keys: KeyStore | None = None) -> None:
+        """`keys` are those accepted; by default the settings' own.
+
+        Raises: SettingsError for a broken key file.
+        """
         self.settings = settings
+        self.keys = keys if keys is not None else KeyStore(settings.api_key, settings.key_file)
+        self.rates = RateLimiter()
         self.admission = Admission(settings.max_waiting)
         self.metrics = Metrics()
         self.created = int(time.time())
@@ -32,7 +40,7 @@ class Backend:
         """From now on requests are answered by `service`; its engine has started."""
         self.names = self.settings.served_model_name or (model_name,)
         self._service = service
-        self.metrics.watch(service.engine, self.names[0])
+        self.metrics.watch(service.engine, self.names[0], lambda: self.admission.waiting)
 
     def drain(self) -> None:
         """From now on new requests get 503; those in flight go on."""

@@ -10,6 +10,7 @@ from typing import cast
 from starlette.types import Scope
 
 from maestrale.chat import Answer
+from maestrale.keys import Key
 
 SCOPE_KEY = "maestrale.request"
 _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
@@ -18,11 +19,12 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 class RequestContext:
     """One HTTP request's id, key and outcome, for the answer's header and the log."""
 
-    __slots__ = ("answer", "error", "id", "key", "model", "started", "status")
+    __slots__ = ("answer", "error", "id", "key", "model", "owner", "started", "status")
 
     def __init__(self, request_id: str) -> None:
         self.id = request_id
-        self.key = "-"
+        self.key = "-"  # its owner's name
+        self.owner: Key | None = None  # None: no key was asked for
         self.model = "-"
         self.status = 0  # HTTP status; 499 when the client left before the end
         self.error = ""

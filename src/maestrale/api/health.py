@@ -7,8 +7,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from maestrale import __version__
+from maestrale.api.admission import RETRY_AFTER
 from maestrale.api.backend import READY_STATES, Backend
-from maestrale.api.limits import RETRY_AFTER
 
 
 def routes(backend: Backend) -> list[Route]:

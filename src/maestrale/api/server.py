@@ -12,6 +12,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -19,22 +20,22 @@ import uvicorn
 
 from maestrale import logs
 from maestrale.api.app import build_app
-from maestrale.api.auth import new_key
 from maestrale.api.backend import Backend
 from maestrale.api.connections import raise_file_limit
 from maestrale.api.progress import Progress
 from maestrale.api.protocol import protocol_class
 from maestrale.chat import ANY_OBJECT, ChatService
-from maestrale.config import Settings, is_loopback
-from maestrale.engines.base import Engine
+from maestrale.config import Settings, default_key_file, is_loopback
 from maestrale.errors import MaestraleError, SettingsError
+from maestrale.keys import KeyStore, new_key
 from maestrale.logs import LOGGER
 from maestrale.supervise.messages import EngineConfig
 from maestrale.supervise.process import Restarts, SupervisedEngine
 from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
 
 LAST_WORDS = 2.0  # seconds for the ends of streams to be sent once the engine has stopped
-BACKLOG = 2048
+# Fewer than connections are allowed: a burst must not push out who hasn't been read yet.
+BACKLOG = 512
 
 T = TypeVar("T")
 
@@ -45,8 +46,9 @@ def run(settings: Settings) -> None:
     Raises: SettingsError, ModelError, EngineError with a message for the terminal.
     """
     logs.configure(settings.log_level, settings.log_format)
+    settings = dataclasses.replace(settings, key_file=key_file(settings))
     made_key = ""
-    if not (settings.api_key or settings.no_auth or is_loopback(settings.host)):
+    if not (settings.no_auth or is_loopback(settings.host)) and not asks_for_key(settings):
         made_key = new_key()
         settings = dataclasses.replace(settings, api_key=(made_key,))
     raise_file_limit()
@@ -55,6 +57,18 @@ def run(settings: Settings) -> None:
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
         runner.run(_serve(settings, sock, made_key))
+
+
+def key_file(settings: Settings) -> Path | None:
+    """The file whose keys are asked for, if any; the default one may come into being later."""
+    if settings.key_file is None and not settings.no_auth:
+        return default_key_file()
+    return settings.key_file
+
+
+def asks_for_key(settings: Settings) -> bool:
+    """Whether there are keys from the start. Raises: SettingsError for a broken key file."""
+    return KeyStore(settings.api_key, settings.key_file).required
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -83,7 +97,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def banner(settings: Settings, url: str, names: tuple[str, ...], made_key: str) -> str:
     """What the terminal shows once requests can be answered."""
-    key = made_key or ("YOUR_KEY" if settings.api_key else "")
+    key = made_key or ("YOUR_KEY" if asks_for_key(settings) else "")
     lines = ["", f"maestrale serves {', '.join(names)} on {url}", ""]
     if made_key:
         lines += [f"API key (shown this once): {made_key}", ""]
@@ -192,7 +206,14 @@ class _Run:
         if not admission.idle.is_set():
             LOGGER.info("%d requests have %g s to finish", admission.requests, self.settings.grace)
         if self._engine is not None:
-            await self._close(self._engine)
+            # Those that still wait for their turn may have it: the engine closes after them.
+            waits = [asyncio.ensure_future(e.wait()) for e in (admission.idle, self.hurry)]
+            await asyncio.wait(
+                waits, timeout=self.settings.grace, return_when=asyncio.FIRST_COMPLETED
+            )
+            for wait in waits:
+                wait.cancel()
+            await self._engine.close(0)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(admission.idle.wait(), LAST_WORDS)
 
@@ -204,15 +225,6 @@ class _Run:
             self._warming.cancel()
         if self._vetter is not None:
             await self._vetter.close()
-
-    async def _close(self, engine: Engine) -> None:
-        closing = asyncio.ensure_future(engine.close(self.settings.grace))
-        hurried = asyncio.ensure_future(self.hurry.wait())
-        await asyncio.wait({closing, hurried}, return_when=asyncio.FIRST_COMPLETED)
-        if not closing.done():
-            await engine.close(0)
-        hurried.cancel()
-        await closing
 
     def _tell(self, text: str) -> None:
         self.backend.starting = text

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from maestrale.api.admission import RETRY_AFTER
 from maestrale.api.backend import Backend
 from maestrale.api.context import context_of
 from maestrale.api.errors import ClientDisconnected, as_api_error
-from maestrale.api.limits import RETRY_AFTER
 from maestrale.chat import Answer, Piece
 from maestrale.errors import MaestraleError, Unavailable
 from maestrale.logs import LOGGER
@@ -57,28 +57,41 @@ class AnswerResponse:
         self._answer = answer
         self._shape = shape
         self._stream = stream
+        self._key = "-"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: ApiError before anything was sent, ClientDisconnected."""
         answer, backend = self._answer, self._backend
-        context_of(scope).answer = answer
-        max_num_seqs = answer.max_num_seqs
-        with backend.admission.admit(len(answer.requests), max_num_seqs):
-            try:
-                if self._stream:
-                    events = EventStream(send, answer.seed)
-                    await while_connected(receive, self._send_events(events), events.tend())
-                else:
-                    pieces = await while_connected(receive, self._collect())
-                    await _send_json(send, self._shape.whole(pieces), answer.seed)
-            finally:
-                backend.metrics.observe(answer)
+        context = context_of(scope)
+        backend.rates.take_prompt(context.owner, answer.usage.prompt_tokens)
+        context.answer = answer
+        self._key = context.key
+        try:
+            if self._stream:
+                events = EventStream(send, answer.seed)
+                await while_connected(receive, self._send_events(events), events.tend())
+            else:
+                pieces = await while_connected(receive, self._collect())
+                await _send_json(send, self._shape.whole(pieces), answer.seed)
+        finally:
+            backend.rates.charge_answer(context.owner, answer.usage.completion_tokens)
+            backend.metrics.observe(answer)
+
+    async def _pieces(self) -> AsyncGenerator[Piece, None]:
+        """The answer's pieces, once it is this key's turn. Raises: Unavailable, EngineError."""
+        answer, admission = self._answer, self._backend.admission
+        async with (
+            admission.slot(self._key, len(answer.requests), answer.max_num_seqs),
+            contextlib.aclosing(answer.pieces()) as pieces,
+        ):
+            async for piece in pieces:
+                yield piece
 
     async def _collect(self) -> list[Piece]:
         """All pieces of each choice joined into one, by index."""
         texts: list[list[str]] = [[] for _ in self._answer.requests]
         merged = [Piece(index, "", [], None) for index in range(len(texts))]
-        async with contextlib.aclosing(self._answer.pieces()) as pieces:
+        async with contextlib.aclosing(self._pieces()) as pieces:
             first = await self._first(anext(pieces))
             async for piece in _chain(first, pieces):
                 texts[piece.index].append(piece.text)
@@ -89,7 +102,7 @@ class AnswerResponse:
         return merged
 
     async def _send_events(self, events: EventStream) -> None:
-        async with contextlib.aclosing(self._answer.pieces()) as pieces:
+        async with contextlib.aclosing(self._pieces()) as pieces:
             # Errors before the first token still get their HTTP status, if they come soon.
             first = asyncio.ensure_future(self._first(anext(pieces)))
             try:

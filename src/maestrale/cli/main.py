@@ -28,6 +28,7 @@ COMMANDS = {
         "Prove that a chat API works: run the Postman collection.",
     ),
     "render": ("maestrale.cli.render:command", "Show the exact prompt and token ids of a request."),
+    "keys": ("maestrale.cli.keys:command", "Make, list and revoke API keys."),
     "version": (
         "maestrale.cli.version:command",
         "Show the versions of maestrale and what it runs on.",

@@ -1,0 +1,149 @@
+"""Who is handed to the engine next: a bounded queue for each key, served in fair turns.
+
+The engine takes its requests first come, first served. So that a key that floods can't put a
+thousand requests before another's one, only as many sequences as the engine decodes at once
+(and a few, so that it never waits for us) are handed on; the rest wait here. A free place goes
+to the key that holds the fewest; among equals, to the one served longest ago. So every key
+gets an equal share of the engine, and what one leaves over goes to the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
+
+from maestrale.errors import Unavailable
+
+RETRY_AFTER = 2  # seconds
+MARGIN = 2
+"""Sequences handed to the engine beyond what it decodes at once."""
+
+
+class _Waiter:
+    __slots__ = ("granted", "sequences")
+
+    def __init__(self, sequences: int, granted: asyncio.Future[None]) -> None:
+        self.sequences = sequences
+        self.granted = granted
+
+
+class _Queue:
+    """One key's part: what it has in flight, and who waits."""
+
+    __slots__ = ("in_flight", "waiters")
+
+    def __init__(self) -> None:
+        self.in_flight = 0  # sequences
+        self.waiters: deque[_Waiter] = deque()
+
+    @property
+    def waiting(self) -> int:
+        return sum(waiter.sequences for waiter in self.waiters)
+
+
+class Admission:
+    """Hands out places for sequences: `async with admission.slot(key, n, max_num_seqs): ...`.
+
+    Leaving the block, or being cancelled while waiting for it, gives the places back.
+    Not thread-safe: for one event loop.
+    """
+
+    def __init__(self, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        # In the order of last service: who was served longest ago is first.
+        self._queues: dict[str, _Queue] = {}
+        self._places = 0
+        self.in_flight = 0
+        """Sequences handed on and not at their end."""
+        self.waiting = 0
+        """Sequences in the queues."""
+        self.requests = 0
+        """Requests in flight or waiting."""
+        self.idle = asyncio.Event()
+        """Set while there are no requests."""
+        self.idle.set()
+
+    @contextlib.asynccontextmanager
+    async def slot(self, key: str, sequences: int, max_num_seqs: int) -> AsyncIterator[None]:
+        """Hold places for `sequences` of this key; the engine decodes `max_num_seqs` at once.
+
+        A full queue makes room for a key by refusing the newest request of the key with the
+        most waiting, if that is more than this one would have.
+
+        Raises: Unavailable (503, Retry-After) when the queue is full, at once or while waiting.
+        """
+        self._places = max_num_seqs + MARGIN
+        self._make_room(key, sequences, max_num_seqs)
+        queue = self._queues.setdefault(key, _Queue())
+        waiter = _Waiter(sequences, asyncio.get_running_loop().create_future())
+        queue.waiters.append(waiter)
+        self.waiting += sequences
+        self.requests += 1
+        self.idle.clear()
+        try:
+            self._grant()
+            await waiter.granted
+            yield
+        finally:
+            self._leave(key, queue, waiter)
+
+    def _make_room(self, key: str, sequences: int, max_num_seqs: int) -> None:
+        """Raises: Unavailable when there is none."""
+        limit = max_num_seqs + self._max_waiting
+        while self.in_flight + self.waiting + sequences > limit:
+            own = self._queues.get(key)
+            would_wait = (own.waiting if own is not None else 0) + sequences
+            longest = max(self._queues.values(), key=lambda each: each.waiting, default=None)
+            if longest is None or longest is own or longest.waiting <= would_wait:
+                raise self._full(limit)
+            refused = longest.waiters.pop()
+            self.waiting -= refused.sequences
+            if not refused.granted.done():
+                refused.granted.set_exception(self._full(limit))
+
+    def _full(self, limit: int) -> Unavailable:
+        return Unavailable(
+            f"The queue is full: {self.in_flight + self.waiting} answers are in work or waiting, "
+            f"and {limit} may be. Try again in a moment.",
+            code="queue_full",
+            retry_after=RETRY_AFTER,
+        )
+
+    def _grant(self) -> None:
+        """Hand out the free places. A large request is waited for, so that it's never starved;
+        one with more sequences than there are places runs alone.
+        """
+        while True:
+            ready = [(key, queue) for key, queue in self._queues.items() if queue.waiters]
+            if not ready:
+                return
+            key, queue = min(ready, key=lambda each: each[1].in_flight)
+            waiter = queue.waiters[0]
+            fits = not self.in_flight or self.in_flight + waiter.sequences <= self._places
+            if not fits and not waiter.granted.done():
+                return
+            queue.waiters.popleft()
+            self.waiting -= waiter.sequences
+            if waiter.granted.done():  # cancelled, and hasn't left yet
+                continue
+            self.in_flight += waiter.sequences
+            queue.in_flight += waiter.sequences
+            self._queues[key] = self._queues.pop(key)
+            waiter.granted.set_result(None)
+
+    def _leave(self, key: str, queue: _Queue, waiter: _Waiter) -> None:
+        granted = waiter.granted
+        if waiter in queue.waiters:
+            queue.waiters.remove(waiter)
+            self.waiting -= waiter.sequences
+        elif granted.done() and not granted.cancelled() and granted.exception() is None:
+            queue.in_flight -= waiter.sequences
+            self.in_flight -= waiter.sequences
+        self.requests -= 1
+        if not queue.in_flight and not queue.waiters and self._queues.get(key) is queue:
+            del self._queues[key]
+        self._grant()
+        if not self.requests:
+            self.idle.set()

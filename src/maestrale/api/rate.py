@@ -1,0 +1,121 @@
+"""Limits on requests and tokens a minute, for keys that have them.
+
+Each limit is a token bucket: it holds one minute's worth and fills evenly. A request pays for
+itself and its prompt before it runs, and for its answer when that has ended; so a bucket can go
+below zero, and must fill up again before the next request.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from maestrale.errors import RateLimited
+from maestrale.keys import Key
+
+MINUTE = 60.0
+
+
+class Bucket:
+    """Up to `limit` units, filled at `limit` a minute."""
+
+    __slots__ = ("_at", "_clock", "_level", "limit")
+
+    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+        self.limit = limit
+        self._clock = clock
+        self._level = float(limit)
+        self._at = clock()
+
+    def level(self) -> float:
+        """Units there now; negative is debt."""
+        now = self._clock()
+        self._level = min(self.limit, self._level + (now - self._at) * self.limit / MINUTE)
+        self._at = now
+        return self._level
+
+    def seconds_until(self, units: float) -> float:
+        """Time until that many units are there (at most `limit` ever are)."""
+        missing = min(units, self.limit) - self.level()
+        return max(0.0, missing * MINUTE / self.limit)
+
+    def take(self, units: float) -> None:
+        """Take units out, into debt if need be."""
+        self._level = self.level() - units
+
+
+class RateLimiter:
+    """The buckets of all keys with limits. Keys without limits cost nothing here."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: dict[tuple[str, str], Bucket] = {}
+
+    def take_request(self, key: Key | None) -> None:
+        """Count one request. Raises: RateLimited (429, Retry-After)."""
+        bucket = self._bucket(key, "requests")
+        if key is None or bucket is None:
+            return
+        if wait := bucket.seconds_until(1):
+            raise _limited(key, "requests", bucket.limit, wait)
+        bucket.take(1)
+
+    def take_prompt(self, key: Key | None, tokens: int) -> None:
+        """Count a prompt. One larger than the limit waits for a full bucket, then goes ahead.
+
+        Raises: RateLimited (429, Retry-After).
+        """
+        bucket = self._bucket(key, "tokens")
+        if key is None or bucket is None:
+            return
+        if wait := bucket.seconds_until(tokens):
+            raise _limited(key, "tokens", bucket.limit, wait)
+        bucket.take(tokens)
+
+    def charge_answer(self, key: Key | None, tokens: int) -> None:
+        """Count an answer's tokens, once it has ended."""
+        bucket = self._bucket(key, "tokens")
+        if bucket is not None:
+            bucket.take(tokens)
+
+    def headers(self, key: Key | None) -> dict[str, str]:
+        """OpenAI's x-ratelimit-* headers, for the limits that the key has."""
+        headers = {}
+        for what in ("requests", "tokens"):
+            bucket = self._bucket(key, what)
+            if bucket is not None:
+                left = max(0, math.floor(bucket.level()))
+                headers[f"x-ratelimit-limit-{what}"] = str(bucket.limit)
+                headers[f"x-ratelimit-remaining-{what}"] = str(left)
+                headers[f"x-ratelimit-reset-{what}"] = _span(bucket.seconds_until(bucket.limit))
+        return headers
+
+    def _bucket(self, key: Key | None, what: str) -> Bucket | None:
+        if key is None:
+            return None
+        limit = key.requests_per_minute if what == "requests" else key.tokens_per_minute
+        if limit is None:
+            return None
+        bucket = self._buckets.get((key.sha256, what))
+        if bucket is None or bucket.limit != limit:  # new, or changed in the key file
+            bucket = self._buckets[key.sha256, what] = Bucket(limit, self._clock)
+        return bucket
+
+
+def _limited(key: Key, what: str, limit: int, wait: float) -> RateLimited:
+    retry_after = max(1, math.ceil(wait))
+    return RateLimited(
+        f"The key {key.name} may use {limit} {what} a minute, and has. "
+        f"Try again in {retry_after} s.",
+        code=f"{what}_per_minute_exceeded",
+        retry_after=retry_after,
+    )
+
+
+def _span(seconds: float) -> str:
+    """As OpenAI writes it: 870ms, 12.5s, 1m0s."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{int(minutes)}m{rest:g}s" if minutes else f"{rest:g}s"

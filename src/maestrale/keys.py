@@ -1,0 +1,272 @@
+"""API keys: the file that holds them, and who a presented key belongs to.
+
+A key is 32 random bytes, so its plain SHA-256 can be stored: a slow hash protects secrets that
+can be guessed, and 2^256 can't, at any speed. It would only make each request slow.
+
+`KeyStore` reads the file again when it changes, so `maestrale keys add` and `revoke` need no
+restart. `add_key` and `revoke_key` replace the file at once, under a lock on its folder, so two
+of them at a time lose nothing and a reader never sees half a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from maestrale.errors import MaestraleError, SettingsError
+
+KEY_PREFIX = "sk-maestrale-"
+RELOAD_INTERVAL = 1.0  # seconds between two looks at the file
+MAX_FILE_BYTES = 8 * 1024 * 1024
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_SHOWN = len(KEY_PREFIX) + 4  # characters of a key that are kept, to recognise it by
+_LOGGER = logging.getLogger("maestrale")
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may call, and how much. Holds the key's digest, never the key.
+
+    `prefix` is how the key begins, to recognise it by. `created` is in ISO 8601, UTC. Limits of
+    None are no limits.
+    """
+
+    name: str
+    sha256: str
+    prefix: str = ""
+    created: str = ""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    version: int
+    keys: list[Key]
+
+
+class KeyStore:
+    """All keys that are accepted now: those given in the settings, and those of a file.
+
+        store = KeyStore(settings.api_key, path)
+        if store.required:
+            key = store.authenticate(presented)  # None: unknown
+
+    A file that breaks or vanishes later leaves the keys as they were, with a warning in the log.
+    A file that appears later is taken up; from then on keys are required.
+    """
+
+    def __init__(
+        self,
+        given: Iterable[str] = (),
+        path: Path | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises: SettingsError when the file is there but can't be used."""
+        self._given = [_unnamed(key) for key in given]
+        self._path = path
+        self._clock = clock
+        self._seen: tuple[int, ...] | None = None
+        self._from_file: list[Key] | None = None
+        self._looked_at = clock()
+        if path is not None and path.exists():
+            self._seen = _signature(path)
+            self._from_file = read_keys(path)
+        self._index()
+
+    @property
+    def required(self) -> bool:
+        """Whether a request needs a key. A file with no keys left lets nobody in."""
+        self._refresh()
+        return bool(self._given) or self._from_file is not None
+
+    def authenticate(self, presented: bytes) -> Key | None:
+        """The entry of this key, or None. Its time tells nothing about which key is near."""
+        self._refresh()
+        digest = hashlib.sha256(presented).digest()
+        found = None
+        for known, key in self._digests:  # all of them, whichever fits
+            if hmac.compare_digest(digest, known):
+                found = key
+        return found
+
+    def _refresh(self) -> None:
+        now = self._clock()
+        if self._path is None or now - self._looked_at < RELOAD_INTERVAL:
+            return
+        self._looked_at = now
+        seen = _signature(self._path)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        if seen is None:
+            _LOGGER.warning("The key file %s is gone; its keys stay as they were.", self._path)
+            return
+        try:
+            self._from_file = read_keys(self._path)
+        except SettingsError as error:
+            _LOGGER.warning("%s The keys stay as they were.", error)
+            return
+        self._index()
+        _LOGGER.info("%d keys read from %s", len(self._from_file), self._path)
+
+    def _index(self) -> None:
+        keys = [*self._given, *(self._from_file or ())]
+        self._digests = [(bytes.fromhex(key.sha256), key) for key in keys]
+
+
+def new_key() -> str:
+    """A fresh key: 32 random bytes."""
+    return KEY_PREFIX + secrets.token_urlsafe(32)
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The keys of a file. Raises: SettingsError that says what is wrong with it."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(f"The key file {path} can't be read: {error.strerror}.") from error
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise SettingsError(f"Others may write the key file {path}: run 'chmod 600 {path}'.")
+    if len(raw) > MAX_FILE_BYTES:
+        raise SettingsError(f"The key file {path} is larger than {MAX_FILE_BYTES} bytes.")
+    try:
+        file_ = msgspec.json.decode(raw, type=_File)
+    except msgspec.DecodeError as error:
+        raise SettingsError(
+            f"The key file {path} is broken: {error}. Restore it, or remove it and add the keys "
+            "anew with 'maestrale keys add'."
+        ) from error
+    if file_.version != 1:
+        raise SettingsError(f"The key file {path} has version {file_.version}; 1 is known here.")
+    for key in file_.keys:
+        _check(key, path)
+    if len({key.name for key in file_.keys}) < len(file_.keys):
+        raise SettingsError(f"The key file {path} has two keys of one name.")
+    return file_.keys
+
+
+def add_key(
+    path: Path,
+    name: str,
+    *,
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+) -> str:
+    """Add a key to the file (made if need be) and return it: it can't be had again.
+
+    Raises: MaestraleError when the name is taken or odd; SettingsError for the file.
+    """
+    if not _NAME.fullmatch(name):
+        raise MaestraleError(
+            "A key's name has 1 to 64 letters, digits, '.', '_', '@' or '-', and begins with a "
+            "letter or digit."
+        )
+    secret = new_key()
+    key = Key(
+        name=name,
+        sha256=hashlib.sha256(secret.encode()).hexdigest(),
+        prefix=secret[:_SHOWN],
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+    )
+    with _locked(path):
+        keys = read_keys(path) if path.exists() else []
+        if any(other.name == name for other in keys):
+            raise MaestraleError(
+                f"There is a key named {name} already: revoke it first, or choose another name."
+            )
+        _write(path, [*keys, key])
+    return secret
+
+
+def revoke_key(path: Path, name: str) -> None:
+    """Take a key out of the file. Raises: MaestraleError when there is none of that name."""
+    if not path.exists():
+        raise MaestraleError(f"There is no key file {path}.")
+    with _locked(path):
+        keys = read_keys(path)
+        rest = [key for key in keys if key.name != name]
+        if len(rest) == len(keys):
+            known = ", ".join(key.name for key in keys) or "none"
+            raise MaestraleError(f"There is no key named {name!r} in {path}; there is: {known}.")
+        _write(path, rest)
+
+
+def _unnamed(secret: str) -> Key:
+    """A key from the settings: known by the start of its digest, which tells nothing of it."""
+    # A variable or argument that isn't UTF-8 reaches here with surrogates: give its bytes back.
+    digest = hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
+    return Key(name=digest[:8], sha256=digest)
+
+
+def _check(key: Key, path: Path) -> None:
+    """Raises: SettingsError."""
+    if not _NAME.fullmatch(key.name):
+        raise SettingsError(f"The key file {path} has a key with the odd name {key.name[:80]!r}.")
+    if not re.fullmatch(r"[0-9a-f]{64}", key.sha256):
+        raise SettingsError(f"The key file {path} is broken: {key.name} has no SHA-256 digest.")
+    for limit in (key.requests_per_minute, key.tokens_per_minute):
+        if limit is not None and limit < 1:
+            raise SettingsError(f"The key file {path}: the limits of {key.name} must be 1 or more.")
+
+
+def _signature(path: Path) -> tuple[int, ...] | None:
+    """What changes whenever the file does; None without a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock on the file's folder, which is made if need be: nothing is left behind.
+
+    Raises: SettingsError.
+    """
+    folder = path.absolute().parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise SettingsError(f"The folder {folder} can't be used: {error.strerror}.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write(path: Path, keys: list[Key]) -> None:
+    """Replace the file as a whole, readable by its owner only. Raises: SettingsError."""
+    data = msgspec.json.format(msgspec.json.encode(_File(version=1, keys=keys)), indent=2) + b"\n"
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=".keys-")
+        try:
+            with os.fdopen(handle, "wb") as file:  # mkstemp has made it with mode 0600
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise SettingsError(f"The key file {path} can't be written: {error.strerror}.") from error

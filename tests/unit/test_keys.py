@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from maestrale.cli.keys import command
+from maestrale.errors import MaestraleError, SettingsError
+from maestrale.keys import KeyStore, add_key, new_key, read_keys, revoke_key
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "config" / "maestrale" / "keys.json"
+
+
+def test_a_key_is_known_by_its_digest_only(path: Path) -> None:
+    secret = add_key(path, "alice", requests_per_minute=10, tokens_per_minute=1000)
+    text = path.read_text()
+    assert secret not in text
+    assert secret[len("sk-maestrale-") + 4 :] not in text
+    key = KeyStore(path=path).authenticate(secret.encode())
+    assert key is not None
+    assert (key.name, key.requests_per_minute, key.tokens_per_minute) == ("alice", 10, 1000)
+    assert secret.startswith(key.prefix)
+    assert len(secret) - len(key.prefix) > 32
+
+
+def test_only_the_owner_may_read_and_nothing_else_is_left(path: Path) -> None:
+    add_key(path, "alice")
+    add_key(path, "bob")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert os.listdir(path.parent) == ["keys.json"]
+
+
+@pytest.mark.parametrize(
+    "change", ["prefix", "longer", "case", "empty", "other", "bytes", "digest"]
+)
+def test_what_is_not_the_key(path: Path, change: str) -> None:
+    secret = add_key(path, "alice")
+    presented = {
+        "prefix": secret[:-1].encode(),
+        "longer": (secret + "a").encode(),
+        "case": secret.swapcase().encode(),
+        "empty": b"",
+        "other": new_key().encode(),
+        "bytes": b"\xff" * 1_000_000,
+        "digest": read_keys(path)[0].sha256.encode(),
+    }[change]
+    assert KeyStore(path=path).authenticate(presented) is None
+
+
+def test_keys_given_in_the_settings_need_no_file() -> None:
+    store = KeyStore(["one", "two"])
+    assert store.required
+    one, two = store.authenticate(b"one"), store.authenticate(b"two")
+    assert one is not None
+    assert two is not None
+    assert one.name != two.name
+    assert "one" not in (one.name, one.prefix, one.sha256)
+    assert store.authenticate(b"three") is None
+    assert not KeyStore().required
+
+
+def test_changes_are_taken_up_within_a_second(path: Path) -> None:
+    alice = add_key(path, "alice").encode()
+    clock = Clock()
+    store = KeyStore(["given"], path, clock=clock)
+    bob = add_key(path, "bob").encode()
+    revoke_key(path, "alice")
+    assert store.authenticate(alice) is not None
+    assert store.authenticate(bob) is None
+    clock.now += 1
+    assert store.authenticate(alice) is None
+    found = store.authenticate(bob)
+    assert found is not None
+    assert found.name == "bob"
+    assert store.authenticate(b"given") is not None
+
+
+def test_the_file_is_looked_at_once_a_second_at_most(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_key(path, "alice")
+    clock = Clock()
+    store = KeyStore(path=path, clock=clock)
+    looks = []
+    real = Path.stat
+
+    def counted(self: Path, **kwargs: bool) -> os.stat_result:
+        looks.append(self)
+        return real(self, **kwargs)
+
+    monkeypatch.setattr(Path, "stat", counted)
+    for _ in range(100):
+        clock.now += 0.05
+        store.authenticate(b"x")
+    assert 1 <= len(looks) <= 5
+
+
+def test_a_file_that_appears_later_makes_keys_required(path: Path) -> None:
+    clock = Clock()
+    store = KeyStore(path=path, clock=clock)
+    assert not store.required
+    secret = add_key(path, "alice")
+    clock.now += 1
+    assert store.required
+    assert store.authenticate(secret.encode()) is not None
+
+
+def test_the_last_key_revoked_lets_nobody_in(path: Path) -> None:
+    secret = add_key(path, "alice")
+    revoke_key(path, "alice")
+    store = KeyStore(path=path)
+    assert store.required
+    assert store.authenticate(secret.encode()) is None
+
+
+def damage(path: Path, how: str) -> None:
+    good = json.loads(path.read_text())
+    match how:
+        case "gone":
+            path.unlink()
+            return
+        case "others write":
+            path.chmod(0o666)
+            return
+        case "a folder":
+            path.unlink()
+            path.mkdir()
+            return
+        case "half":
+            text = path.read_text()[:50]
+        case "empty":
+            text = ""
+        case "version":
+            text = json.dumps({**good, "version": 2})
+        case "unknown field":
+            text = json.dumps({**good, "keys": [{**good["keys"][0], "admin": True}]})
+        case "digest":
+            text = json.dumps({**good, "keys": [{**good["keys"][0], "sha256": "abc"}]})
+        case "name":
+            text = json.dumps({**good, "keys": [{**good["keys"][0], "name": "a\nb"}]})
+        case "limit":
+            text = json.dumps({**good, "keys": [{**good["keys"][0], "tokens_per_minute": 0}]})
+        case "two of a name":
+            text = json.dumps({**good, "keys": [good["keys"][0]] * 2})
+    path.write_text(text)
+
+
+DAMAGE = [
+    "others write", "a folder", "half", "empty", "version", "unknown field", "digest", "name",
+    "limit", "two of a name",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_broken_file_is_an_error_at_the_start(path: Path, how: str) -> None:
+    add_key(path, "alice")
+    damage(path, how)
+    with pytest.raises(SettingsError, match=r"keys\.json"):
+        KeyStore(path=path)
+
+
+@pytest.mark.parametrize("how", ["gone", *DAMAGE])
+def test_a_file_that_breaks_later_changes_nothing(
+    path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = add_key(path, "alice").encode()
+    clock = Clock()
+    store = KeyStore(path=path, clock=clock)
+    damage(path, how)
+    clock.now += 1
+    with caplog.at_level(logging.WARNING, "maestrale"):
+        assert store.authenticate(secret) is not None
+        assert store.required
+        assert store.authenticate(b"") is None
+    assert "stay as they were" in caplog.text
+    assert secret.decode() not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\nb", "ä", "-a", "a" * 65, "../a"])
+def test_odd_names_are_refused(path: Path, name: str) -> None:
+    with pytest.raises(MaestraleError, match="name"):
+        add_key(path, name)
+    assert not path.exists()
+
+
+def test_names_are_unique_and_known(path: Path) -> None:
+    add_key(path, "alice")
+    with pytest.raises(MaestraleError, match="alice already"):
+        add_key(path, "alice")
+    with pytest.raises(MaestraleError, match="there is: alice"):
+        revoke_key(path, "bob")
+
+
+def _add_five(path: Path, first: int) -> None:
+    for number in range(first, first + 5):
+        add_key(path, f"key{number}")
+
+
+def test_processes_that_add_at_once_lose_nothing(path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_add_five, args=(path, n * 5)) for n in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode == 0
+    assert {key.name for key in read_keys(path)} == {f"key{n}" for n in range(15)}
+
+
+def test_the_command_line(path: Path) -> None:
+    runner = CliRunner()
+    file = ["--file", str(path)]
+    assert "No keys" in runner.invoke(command, ["list", *file]).output
+    made = runner.invoke(command, ["add", "alice", "--requests-per-minute", "5", *file])
+    assert made.exit_code == 0
+    secret = made.stdout.strip()
+    assert KeyStore(path=path).authenticate(secret.encode()) is not None
+    listed = runner.invoke(command, ["list", *file]).output
+    assert "alice" in listed
+    assert "5 requests/min" in listed
+    assert secret not in listed
+    rows = json.loads(runner.invoke(command, ["list", "--json", *file]).output)
+    assert rows[0]["name"] == "alice"
+    assert "sha256" not in rows[0]
+    assert runner.invoke(command, ["revoke", "alice", *file]).exit_code == 0
+    assert KeyStore(path=path).authenticate(secret.encode()) is None
+    assert runner.invoke(command, ["add", "bob", "--tokens-per-minute", "0"]).exit_code == 2
+
+
+def test_the_default_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(path.parent.parent))
+    assert CliRunner().invoke(command, ["add", "alice"]).exit_code == 0
+    assert [key.name for key in read_keys(path)] == ["alice"]
