@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import resource
@@ -144,6 +145,17 @@ def read_to_end(client: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def trickle(client: socket.socket, times: int, data: bytes = b"a", pause: float = 0.05) -> int:
+    """Send `data` over and over; give how often it went before the server cut it off."""
+    for sent in range(times):
+        try:
+            client.sendall(data)
+        except OSError:
+            return sent
+        time.sleep(pause)
+    return times
+
+
 def statuses(answer: bytes) -> list[int]:
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
 
@@ -275,10 +287,7 @@ def test_slow_head_is_408(server: Running, head: bytes) -> None:
 def test_a_byte_now_and_then_does_not_prolong_the_head(server: Running) -> None:
     with server.connect() as client:
         client.sendall(GET + b"X: ")
-        with pytest.raises(OSError):  # noqa: PT011 - reset or broken pipe
-            for _ in range(100):
-                client.sendall(b"a")
-                time.sleep(0.05)
+        assert trickle(client, 100) < 100
 
 
 def test_a_silent_connection_is_closed_without_a_word(server: Running) -> None:
@@ -298,13 +307,7 @@ def test_stopped_body_is_408(server: Running) -> None:
 def test_trickled_body_is_408_after_the_total_time(server: Running) -> None:
     with server.connect() as client:
         client.sendall(POST + b"Content-Length: 1000\r\n\r\n")
-        sent = 0
-        with pytest.raises(OSError):  # noqa: PT011 - reset or broken pipe
-            while sent < 1000:
-                client.sendall(b"a")
-                sent += 1
-                time.sleep(0.05)
-    assert sent < 100
+        assert trickle(client, 1000) < 100
 
 
 def test_a_client_that_waits_for_the_application_is_not_late(server: Running) -> None:
@@ -338,11 +341,7 @@ def test_an_early_answer_arrives_whole_and_the_body_stays_unread(server: Running
         assert statuses(answer) == [413]
         assert b"connection: close" in answer
         assert answer.endswith(b"too large")
-        sent = 0
-        with pytest.raises(OSError):  # noqa: PT011 - reset or broken pipe
-            while sent < 100_000_000:
-                sent += client.send(b"a" * 65536)
-    assert sent < 50_000_000
+        assert trickle(client, 1000, b"a" * 65536, pause=0) < 500
 
 
 def test_endless_chunks_after_an_early_answer(server: Running) -> None:
@@ -417,11 +416,10 @@ def test_a_client_that_reads_slowly_is_cut_off(server: Running) -> None:
         client.sendall(b"GET /stream HTTP/1.1\r\nHost: a\r\n\r\n")
         client.settimeout(5)
         end = time.monotonic() + 15
-        with pytest.raises(OSError):  # noqa: PT011 - reset
+        with contextlib.suppress(ConnectionResetError):
             while time.monotonic() < end and not server.app.ended:
                 assert client.recv(8192)
                 time.sleep(0.05)
-            raise OSError
     assert server.app.ended == ["disconnect"]
 
 
@@ -496,16 +494,17 @@ def test_file_limit_is_raised_and_bounds_the_connections() -> None:
 
 
 OUT_OF_FILES = """
-import os, resource, socket, sys, threading, time
+import os, resource, socket, threading, time
 import uvicorn
 from maestrale.api.protocol import HttpLimits, protocol_class
 
 async def app(scope, receive, send):
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    headers = [(b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body"})
 
 http = protocol_class(HttpLimits(max_connections=1000))
-config = uvicorn.Config(app, http=http, ws="none", loop=sys.argv[1], lifespan="off", log_level="critical")
+config = uvicorn.Config(app, http=http, ws="none", loop="uvloop", lifespan="off", log_config=None)
 server = uvicorn.Server(config)
 listener = socket.socket()
 listener.bind(("127.0.0.1", 0))
@@ -523,7 +522,7 @@ server.run(sockets=[listener])
 
 def test_accepting_goes_on_after_running_out_of_files() -> None:
     """uvloop alone, which is what the server runs on; it sheds what it has no handle for."""
-    command = [sys.executable, "-c", OUT_OF_FILES, "uvloop"]
+    command = [sys.executable, "-c", OUT_OF_FILES]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

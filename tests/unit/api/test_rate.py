@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+
+from maestrale.api.rate import RateLimiter
+from maestrale.errors import RateLimited
+from maestrale.keys import Key
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def key(requests: int | None = None, tokens: int | None = None, name: str = "alice") -> Key:
+    return Key(name=name, sha256=name * 8, requests_per_minute=requests, tokens_per_minute=tokens)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def rates(clock: Clock) -> RateLimiter:
+    return RateLimiter(clock=clock)
+
+
+def test_no_key_and_no_limit_are_never_limited(rates: RateLimiter) -> None:
+    for owner in (None, key()):
+        for _ in range(10_000):
+            rates.take_request(owner)
+            rates.take_prompt(owner, 1000)
+            rates.charge_answer(owner, 1000)
+        assert rates.headers(owner) == {}
+
+
+def test_requests_a_minute(rates: RateLimiter, clock: Clock) -> None:
+    alice = key(requests=6)
+    for _ in range(6):
+        rates.take_request(alice)
+    with pytest.raises(RateLimited) as caught:
+        rates.take_request(alice)
+    assert caught.value.retry_after == 10
+    assert caught.value.status == 429
+    assert caught.value.code == "requests_per_minute_exceeded"
+    clock.now += 10
+    rates.take_request(alice)
+    with pytest.raises(RateLimited):
+        rates.take_request(alice)
+    rates.take_request(key(requests=6, name="bob"))
+
+
+def test_a_minute_of_rest_gives_one_minute_and_no_more(rates: RateLimiter, clock: Clock) -> None:
+    alice = key(requests=6)
+    rates.take_request(alice)
+    clock.now += 3600
+    for _ in range(6):
+        rates.take_request(alice)
+    with pytest.raises(RateLimited):
+        rates.take_request(alice)
+
+
+def test_answers_are_paid_for_when_they_have_ended(rates: RateLimiter, clock: Clock) -> None:
+    alice = key(tokens=600)
+    rates.take_prompt(alice, 100)
+    assert rates.headers(alice)["x-ratelimit-remaining-tokens"] == "500"
+    rates.charge_answer(alice, 1100)  # 600 in debt
+    assert rates.headers(alice)["x-ratelimit-remaining-tokens"] == "0"
+    with pytest.raises(RateLimited) as caught:
+        rates.take_prompt(alice, 1)
+    assert caught.value.retry_after == 61
+    clock.now += 61
+    rates.take_prompt(alice, 10)
+
+
+def test_a_prompt_beyond_the_limit_waits_for_a_full_bucket(
+    rates: RateLimiter, clock: Clock
+) -> None:
+    alice = key(tokens=600)
+    rates.take_prompt(alice, 1200)
+    with pytest.raises(RateLimited) as caught:
+        rates.take_prompt(alice, 1200)
+    assert caught.value.retry_after == 120
+    clock.now += 120
+    rates.take_prompt(alice, 1200)
+
+
+def test_headers_are_openais(rates: RateLimiter, clock: Clock) -> None:
+    alice = key(requests=60, tokens=6000)
+    rates.take_request(alice)
+    rates.take_prompt(alice, 50)
+    assert rates.headers(alice) == {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "59",
+        "x-ratelimit-reset-requests": "1s",
+        "x-ratelimit-limit-tokens": "6000",
+        "x-ratelimit-remaining-tokens": "5950",
+        "x-ratelimit-reset-tokens": "500ms",
+    }
+    rates.charge_answer(alice, 8500)
+    assert rates.headers(alice)["x-ratelimit-reset-tokens"] == "1m25.5s"
+
+
+def test_a_changed_limit_holds_at_once(rates: RateLimiter) -> None:
+    rates.take_request(key(requests=1))
+    with pytest.raises(RateLimited):
+        rates.take_request(key(requests=1))
+    rates.take_request(key(requests=2))
