@@ -1,0 +1,98 @@
+"""An engine on an event loop of its own, so that plain tests can share it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from maestrale.engines.base import (
+    Engine,
+    EngineInfo,
+    EngineStats,
+    GenerationRequest,
+    TokenDelta,
+    TokenLogprob,
+)
+from maestrale.engines.registry import build_engine
+from maestrale.supervise.messages import EngineConfig
+
+T = TypeVar("T")
+
+
+@dataclass
+class Answer:
+    """All deltas of one request."""
+
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    cached_tokens: int = 0
+
+
+class RunningEngine:
+    """Start one, run requests on it from plain code, stop it."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+        self.engine: Engine = build_engine(config)
+        try:
+            self.do(self.engine.start())
+        except BaseException:
+            self.stop()
+            raise
+        self.info: EngineInfo = self.engine.describe()
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(120)
+
+    def run(self, *requests: GenerationRequest) -> list[Answer]:
+        """All the requests at once."""
+
+        async def together() -> list[Answer]:
+            return list(await asyncio.gather(*(collect(self.engine, one) for one in requests)))
+
+        return self.do(together())
+
+    def settled(self) -> EngineStats:
+        """The stats once nothing runs any more."""
+
+        async def settle() -> EngineStats:
+            for _ in range(500):
+                stats = self.engine.stats()
+                if not stats.running and not stats.waiting:
+                    return stats
+                await asyncio.sleep(0.01)
+            return self.engine.stats()
+
+        return self.do(settle())
+
+    def stop(self, grace: float = 0.0) -> None:
+        self.do(self.engine.close(grace))
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+async def collect(
+    engine: Engine,
+    request: GenerationRequest,
+    on_delta: Callable[[TokenDelta], Awaitable[None]] | None = None,
+) -> Answer:
+    answer = Answer()
+    async with aclosing(engine.generate(request)) as deltas:  # type: ignore[type-var]
+        async for delta in deltas:
+            if not answer.tokens:
+                answer.cached_tokens = delta.cached_tokens
+            answer.tokens += delta.token_ids
+            answer.logprobs += delta.logprobs or ()
+            answer.finish_reason = delta.finish_reason
+            if on_delta is not None:
+                await on_delta(delta)
+    return answer
