@@ -108,11 +108,12 @@ def serving(
     *flags: str,
     cache_dir: Path,
     host: str = "127.0.0.1",
+    port: int = 0,
     environment: Mapping[str, str] | None = None,
     timeout: float = 180.0,
 ) -> Iterator[Server]:
-    """Serve with these flags on a free port until the block ends; ready when it begins."""
-    port, mark = free_port(), uuid.uuid4().hex
+    """Serve with these flags on `port` (0: a free one) until the block ends."""
+    port, mark = port or free_port(), uuid.uuid4().hex
     command = [sys.executable, "-m", "maestrale", "serve", "--host", host, "--port", str(port)]
     command += ["--cache-dir", str(cache_dir), *flags]
     with tempfile.TemporaryDirectory(prefix="maestrale-test-") as folder:
