@@ -25,6 +25,7 @@ from maestrale.models.prepared import GRAPH_FILE, WEIGHTS_FILE, PreparedModel, s
 Progress = Callable[[str, float | None], None]
 
 CONVERSION_TIMEOUT = 3600.0  # seconds; a 7B model takes minutes
+MAX_PADDING = 100_000  # rows of logits that stand for no token
 
 
 def convert_gguf(source: Path, folder: Path, *, name: str, digest: str, progress: Progress) -> None:
@@ -49,7 +50,7 @@ def _prepare_tokenizer(gguf: GGUFFile, folder: Path, *, name: str, digest: str) 
         "name": name,
         "context_length": _context_length(metadata),
         "vocab_size": vocab_size,
-        "bos_token_id": bos,
+        "bos_token_id": bos if isinstance(bos, int) else None,
         "weights_digest": digest,
     }
     version = recognise(metadata)
@@ -84,7 +85,7 @@ def _prepare_tokenizer(gguf: GGUFFile, folder: Path, *, name: str, digest: str) 
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
         tokenizer_kind="hf",
         tokenizer_file="tokenizer.json",
-        chat_template=template,
+        chat_template=template if isinstance(template, str) else None,
     )
 
 
@@ -133,4 +134,7 @@ def _context_length(metadata: dict[str, Any]) -> int:
 
 def _vocab_size(metadata: dict[str, Any]) -> int:
     stated = metadata.get(f"{metadata.get('general.architecture')}.vocab_size", 0)
-    return max(len(pieces_of(metadata)[0]), stated if isinstance(stated, int) else 0)
+    count = len(pieces_of(metadata)[0])
+    if not isinstance(stated, int) or stated > count + MAX_PADDING:
+        raise ModelError(f"The GGUF file is damaged: {count} tokens, but a vocabulary of {stated}.")
+    return max(count, stated)

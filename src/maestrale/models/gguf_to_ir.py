@@ -6,11 +6,16 @@ and may crash on a damaged file, so it happens in a process of its own that ends
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import sys
 import tempfile
 
 
 def main(path: str) -> int:
+    # If maestrale is killed, this goes as well (PR_SET_PDEATHSIG, SIGKILL).
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
     import openvino_genai
 
     scheduler = openvino_genai.SchedulerConfig()

@@ -80,8 +80,8 @@ def byte_level_tokenizer(metadata: Mapping[str, Any]) -> dict[str, Any]:
             "folder with optimum-intel and give that folder instead."
         )
     pieces, types = pieces_of(metadata)
-    merges = metadata.get("tokenizer.ggml.merges")
-    if not isinstance(merges, list):
+    merges: Any = metadata.get("tokenizer.ggml.merges")
+    if not _is_list_of(merges, str) or not all(" " in merge for merge in merges):
         raise ModelError("The GGUF file has a BPE tokenizer without merges; it can't be used.")
     added = [
         {
@@ -141,13 +141,17 @@ def pieces_of(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
 
     Raises: ModelError when the file has no vocabulary.
     """
-    pieces = metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(pieces, list) or not pieces:
+    pieces: Any = metadata.get("tokenizer.ggml.tokens")
+    if not _is_list_of(pieces, str) or not pieces:
         raise ModelError("The GGUF file has no tokenizer in it; it can't be served by itself.")
     types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(pieces)
-    if len(types) != len(pieces):
+    if not _is_list_of(types, int) or len(types) != len(pieces):
         raise ModelError("The GGUF file is damaged: its token types don't match its tokens.")
     return pieces, types
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 def control_ids(metadata: Mapping[str, Any]) -> dict[str, int]:

@@ -55,6 +55,8 @@ def _prepare_path(path: Path, model: str, cache_dir: Path, progress: Progress) -
         raise ModelError(
             f"There is no model {model!r}: no known name, no file, no folder. {WHAT_WORKS}"
         )
+    if not path.is_file():
+        raise ModelError(f"{path} is neither a file nor a folder. {WHAT_WORKS}")
     if path.suffix.lower() in _PICKLES:
         raise ModelError(
             f"{path} is a pickle, which can run code when it is read, so it is not opened. "

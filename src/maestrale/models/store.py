@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,11 +67,10 @@ def build_once(store: Path, digest: str, build: Callable[[Path], None], progress
     with _lock(store / f"{key}.lock", progress):
         if is_intact(target):
             return target
-        partial = store / f"{key}.partial"
-        for leftover in (partial, target):
-            if leftover.exists():
+        for leftover in store.glob(f"{key}*"):  # damaged, or of a build that was killed
+            if leftover.is_dir():
                 shutil.rmtree(leftover)
-        partial.mkdir()
+        partial = Path(tempfile.mkdtemp(prefix=f"{key}.partial-", dir=store))
         try:
             build(partial)
         except BaseException:

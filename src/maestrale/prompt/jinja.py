@@ -48,6 +48,10 @@ class TemplateTooSlow(Exception):
     """A template ran longer than MAX_SECONDS."""
 
 
+class TemplateRefuses(jinja2.TemplateError):
+    """The template called `raise_exception`: it has no place for this conversation."""
+
+
 class ChatTemplate:
     """One compiled template."""
 
@@ -193,7 +197,7 @@ def _tojson(
 
 
 def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    raise TemplateRefuses(message)
 
 
 def _strftime_now(form: str) -> str:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from maestrale.errors import InvalidRequest, ModelError
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import spell
-from maestrale.prompt.jinja import RENDER_ERRORS, ChatTemplate, TemplateTooSlow
+from maestrale.prompt.jinja import RENDER_ERRORS, ChatTemplate, TemplateRefuses, TemplateTooSlow
 from maestrale.prompt.merge import reshaped
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
 from maestrale.prompt.seal import Seal, unused_marks
@@ -117,6 +117,8 @@ class TemplateEncoder:
                 "The chat template doesn't end: rendering one short question took more than "
                 "5 seconds. Give another with --chat-template."
             ) from error
+        except TemplateRefuses:
+            pass  # it wants another kind of conversation, and says so by itself
         except RENDER_ERRORS as error:
             raise ModelError(f"The chat template can't render a question: {error}") from error
 

@@ -61,6 +61,11 @@ def test_a_cache_that_cannot_be_written_is_named(tiny: Path, tmp_path: Path) -> 
         prepare(str(tiny), tmp_path / "cache", quiet)
 
 
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="neither a file nor a folder"):
+        prepare("/dev/zero", tmp_path, quiet)
+
+
 @pytest.mark.model
 def test_a_gguf_of_an_unknown_architecture_is_refused(tiny: Path, tmp_path: Path) -> None:
     odd = tmp_path / "odd.gguf"

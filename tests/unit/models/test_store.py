@@ -57,7 +57,7 @@ def test_a_failed_build_leaves_no_model(tmp_path: Path) -> None:
 
 def test_what_a_killed_build_left_is_cleared(tmp_path: Path) -> None:
     target = build_once(tmp_path, DIGEST, fill, quiet)
-    partial = target.with_name(target.name + ".partial")
+    partial = target.with_name(target.name + ".partial-x1")
     target.rename(partial)
     (partial / "stray").write_bytes(b"from the killed build")
     assert build_once(tmp_path, DIGEST, fill, quiet) == target

@@ -47,6 +47,7 @@ def test_v3_writes_its_markers_as_control_tokens(mistral_v3: PromptEncoder) -> N
     assert mistral_v3.decode(prompt.token_ids) == prompt.text == "<s>[INST]Hi[/INST]"
 
 
+@pytest.mark.slow
 def test_nemo_has_the_tekken_tokenizer() -> None:
     encoder = encoder_for_name("mistralai/Mistral-Nemo-Instruct-2407")
     prompt = encoder.encode_chat([user("Hi \N{ROCKET}")])

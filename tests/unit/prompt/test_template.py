@@ -210,6 +210,16 @@ def test_what_cannot_be_reshaped_is_the_client_s_error(encoder_with: Make) -> No
     assert refused.value.param == "messages"
 
 
+def test_a_template_may_refuse_a_lone_question(encoder_with: Make) -> None:
+    encoder = encoder_with(
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for m in messages %}{{ m.content }};{% endfor %}"
+    )
+    assert encoder.encode_chat(conversation([("system", "s"), ("user", "1")])).text == "s;1;"
+    with pytest.raises(InvalidRequest, match="no system"):
+        encoder.encode_chat(conversation([("user", "1")]))
+
+
 def test_no_messages_is_the_client_s_error(smollm: TemplateEncoder) -> None:
     with pytest.raises(InvalidRequest):
         smollm.encode_chat([])
