@@ -1,29 +1,29 @@
 """Every failure that a person or a client can meet, with its HTTP status beside it.
 
-    MaestraleError                     what the command line prints as one clear message
-    ├── SettingsError                  a flag, variable or maestrale.toml entry is wrong
-    ├── ModelError                     the model can't be found, read or converted
-    ├── ConstraintError                a JSON schema, regex or grammar can't be compiled in bounds
-    ├── CannotVerify                   `verify` can't reach a verdict: no server, or no collection
-    ├── EngineError                    the engine can't start, or stopped working
-    │   ├── EngineDied                 the engine process is gone; requests may be replayed
-    │   └── ReplayMismatch             a replay gave other tokens than those already sent
-    └── ApiError                       an answer to an HTTP request
-        ├── InvalidRequest         400
-        │   ├── UnsupportedParameter   400  unsupported_parameter
-        │   └── ContextLengthExceeded  400  context_length_exceeded
-        ├── AuthenticationFailed   401  invalid_api_key
-        ├── PermissionDenied       403
-        ├── NotFound               404
-        │   └── ModelNotFound          404  model_not_found
-        ├── MethodNotAllowed       405
-        ├── RequestTimeout         408
-        ├── PayloadTooLarge        413
-        ├── UnsupportedMediaType   415
-        ├── HeadersTooLarge        431
-        ├── RateLimited            429  Retry-After
-        ├── ServerFailure          500
-        └── Unavailable            503  Retry-After
+MaestraleError                     what the command line prints as one clear message
+├── SettingsError                  a flag, variable or maestrale.toml entry is wrong
+├── ModelError                     the model can't be found, read or converted
+├── ConstraintError                a JSON schema, regex or grammar can't be compiled in bounds
+├── CannotVerify                   `verify` can't reach a verdict: no server, or no collection
+├── EngineError                    the engine can't start, or stopped working
+│   ├── EngineDied                 the engine process is gone; requests may be replayed
+│   └── ReplayMismatch             a replay gave other tokens than those already sent
+└── ApiError                       an answer to an HTTP request
+    ├── InvalidRequest         400
+    │   ├── UnsupportedParameter   400  unsupported_parameter
+    │   └── ContextLengthExceeded  400  context_length_exceeded
+    ├── AuthenticationFailed   401  invalid_api_key
+    ├── PermissionDenied       403
+    ├── NotFound               404
+    │   └── ModelNotFound          404  model_not_found
+    ├── MethodNotAllowed       405
+    ├── RequestTimeout         408
+    ├── PayloadTooLarge        413
+    ├── UnsupportedMediaType   415
+    ├── HeadersTooLarge        431
+    ├── RateLimited            429  Retry-After
+    ├── ServerFailure          500
+    └── Unavailable            503  Retry-After
 """
 
 from __future__ import annotations
