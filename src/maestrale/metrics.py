@@ -1,5 +1,7 @@
 """Prometheus metrics under vLLM's names, so that its dashboards work here.
 
+What vLLM has no name for begins with `maestrale_`.
+
 Counters and histograms count what the API answered; gauges and the prefix cache's counters
 are the engine's own, read when scraped.
 """
@@ -35,6 +37,12 @@ class Metrics:
             (*LABELS, "finished_reason"),
             registry=self._registry,
         )
+        self._rejected = Counter(
+            "maestrale_rejected_requests",
+            "Requests that got an error for an answer, by the error's code.",
+            ("reason",),
+            registry=self._registry,
+        )
         self._ttft = self._histogram(
             "vllm:time_to_first_token_seconds", "From request to first token.", SECONDS
         )
@@ -68,6 +76,10 @@ class Metrics:
         self._labels = {"model_name": model_name, "engine": "0"}
         self._gap_child = self._gap.labels(**self._labels)
         self._registry.register(_EngineCollector(engine, self._labels, queued))
+
+    def observe_rejected(self, reason: str) -> None:
+        """Count a request that got an error for an answer; `reason` is the error's code."""
+        self._rejected.labels(reason).inc()
 
     def observe_gap(self, seconds: float) -> None:
         """Time between two deltas of one choice."""
@@ -131,7 +143,10 @@ class _EngineCollector(Collector):
             ("vllm:num_preemptions", "Sequences put back to wait.", stats.preemptions),
             ("vllm:prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries),
             ("vllm:prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits),
-        ):
+            ("maestrale_engine_restarts", "Engine processes replaced.", stats.restarts),
+            ("maestrale_replayed_requests", "Sequences whose engine died, and that went to its "
+             "successor.", stats.replayed),
+        ):  # fmt: skip
             counter = CounterMetricFamily(name, text, labels=LABELS)
             counter.add_metric(self._values, value)
             yield counter

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from maestrale.api import chat_completions, completions, health, models, openapi, tokens
 from maestrale.api.auth import OPEN_PATHS, Guard
 from maestrale.api.backend import Backend
-from maestrale.api.context import RequestContext, new_context
+from maestrale.api.context import RequestContext, context_of, new_context
 from maestrale.api.errors import ClientDisconnected, as_api_error, error_response
 from maestrale.chat import ChatService, Vetter
 from maestrale.config import Settings, is_loopback
@@ -87,7 +87,9 @@ def build_app(backend: Backend) -> ASGIApp:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    return error_response(as_api_error(error, request.scope["path"]))
+    answer = as_api_error(error, request.scope["path"])
+    context_of(request.scope).refused = answer.code or answer.type
+    return error_response(answer)
 
 
 class Gate:
@@ -129,6 +131,8 @@ class Gate:
                 response = error_response(as_api_error(error))
                 await response(scope, receive, send_more)
         finally:
+            if context.refused:
+                self._backend.metrics.observe_rejected(context.refused)
             self._log(scope, context)
 
     async def _answer(
@@ -144,6 +148,7 @@ class Gate:
             if scope["method"] == "POST":
                 self._backend.rates.take_request(context.owner)
         except ApiError as error:
+            context.refused = error.code or error.type
             await error_response(error)(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -54,6 +54,12 @@ class Backend:
             return EngineHealth("starting", self.starting)
         return await self._service.engine.health()
 
+    async def paused(self) -> bool:
+        """Whether answers in flight wait for an engine that is being replaced."""
+        if self._service is None:
+            return False
+        return (await self._service.engine.health()).state == "degraded"
+
     async def service(self) -> ChatService:
         """The chat service. Raises: Unavailable while starting, draining or dead."""
         health = await self.health()

@@ -19,7 +19,7 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 class RequestContext:
     """One HTTP request's id, key and outcome, for the answer's header and the log."""
 
-    __slots__ = ("answer", "error", "id", "key", "model", "owner", "started", "status")
+    __slots__ = ("answer", "error", "id", "key", "model", "owner", "refused", "started", "status")
 
     def __init__(self, request_id: str) -> None:
         self.id = request_id
@@ -28,6 +28,7 @@ class RequestContext:
         self.model = "-"
         self.status = 0  # HTTP status; 499 when the client left before the end
         self.error = ""
+        self.refused = ""  # the code of the ApiError it was answered with
         self.answer: Answer | None = None
         self.started = time.perf_counter()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -24,6 +24,7 @@ from maestrale.errors import MaestraleError, Unavailable
 from maestrale.logs import LOGGER
 
 KEEP_ALIVE = 10.0  # seconds of silence after which a comment is sent
+PAUSE_KEEP_ALIVE = 1.0  # the same while the engine is being replaced
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"
 EVENT_HEADERS = [
@@ -68,7 +69,7 @@ class AnswerResponse:
         self._key = context.key
         try:
             if self._stream:
-                events = EventStream(send, answer.seed)
+                events = EventStream(send, answer.seed, backend.paused)
                 await while_connected(receive, self._send_events(events), events.tend())
             else:
                 pieces = await while_connected(receive, self._collect())
@@ -161,8 +162,10 @@ class AnswerResponse:
 class EventStream:
     """An open event stream: writes events, and comments into silence."""
 
-    def __init__(self, send: Send, seed: int) -> None:
+    def __init__(self, send: Send, seed: int, paused: Callable[[], Awaitable[bool]]) -> None:
+        """`paused` says whether the engine is being replaced."""
         self.is_open = False
+        self._paused = paused
         self._send = send
         self._seed = seed
         self._wrote = time.monotonic()
@@ -181,6 +184,7 @@ class EventStream:
         self._wrote = time.monotonic()
 
     async def close(self) -> None:
+        self._writing = True  # nothing may follow
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def tend(self) -> None:
@@ -189,9 +193,11 @@ class EventStream:
         Who doesn't read is disconnected by api/protocol.py, not here.
         """
         while True:
-            await asyncio.sleep(KEEP_ALIVE)
+            await asyncio.sleep(min(KEEP_ALIVE, PAUSE_KEEP_ALIVE))
+            if not self.is_open or self._writing:
+                continue
             silence = time.monotonic() - self._wrote
-            if self.is_open and not self._writing and silence >= KEEP_ALIVE:
+            if silence >= KEEP_ALIVE or (silence >= PAUSE_KEEP_ALIVE and await self._paused()):
                 await self.write(COMMENT)
 
 

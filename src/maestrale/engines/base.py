@@ -133,6 +133,10 @@ class EngineStats(Struct, frozen=True, kw_only=True):
     preemptions: int = 0
     prefix_cache_queries: int = 0  # in tokens
     prefix_cache_hits: int = 0  # in tokens
+    # Known to the supervisor alone: engine processes replaced, and requests given to another
+    # process than the one that began them.
+    restarts: int = 0
+    replayed: int = 0
 
 
 class EngineHealth(Struct, frozen=True):

@@ -134,11 +134,13 @@ class SupervisedEngine:
         Requests that the engine doesn't have (it is being restarted) count as waiting.
         """
         if self._process is None:
-            waiting = len(self._ledger)
-            return replace(self._past, running=0, waiting=waiting, kv_cache_usage=0.0)
-        now = self._process.stats
-        held = len(self._ledger) - self._ledger.in_engine
-        return replace(_sum(self._past, now), waiting=now.waiting + held)
+            stats = replace(self._past, running=0, waiting=len(self._ledger), kv_cache_usage=0.0)
+        else:
+            now = self._process.stats
+            held = len(self._ledger) - self._ledger.in_engine
+            stats = replace(_sum(self._past, now), waiting=now.waiting + held)
+        counters = self.counters
+        return replace(stats, restarts=counters.restarts, replayed=counters.replayed)
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Generate tokens for one request, across any restarts of the engine.

@@ -152,6 +152,20 @@ async def test_metrics_have_vllms_names() -> None:
             assert f"vllm:{name}{{" in text, name
 
 
+async def test_metrics_of_our_own() -> None:
+    async with api() as server:
+        for _ in range(2):
+            check_error(await server.chat(temperature=-1), 400)
+        check_error(await server.chat(model="gpt-5"), 404)
+        check_error(await server.client.get("/nothing/here"), 404)
+        text = (await server.client.get("/metrics")).text
+        assert 'maestrale_rejected_requests_total{reason="invalid_value"} 2.0' in text
+        assert 'maestrale_rejected_requests_total{reason="model_not_found"} 1.0' in text
+        assert 'maestrale_rejected_requests_total{reason="not_found"} 1.0' in text
+        assert f'maestrale_engine_restarts_total{{engine="0",model_name="{MODEL}"}} 0.0' in text
+        assert f'maestrale_replayed_requests_total{{engine="0",model_name="{MODEL}"}} 0.0' in text
+
+
 async def test_docs_need_neither_script_nor_network() -> None:
     async with api() as server:
         answer = await server.client.get("/docs")
