@@ -92,6 +92,11 @@ class KeyStore:
         self._refresh()
         return bool(self._given) or self._from_file is not None
 
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one key."""
+        return len(self._digests) > 1
+
     def authenticate(self, presented: bytes) -> Key | None:
         """The entry of this key, or None. Its time tells nothing about which key is near."""
         self._refresh()

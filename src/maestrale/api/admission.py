@@ -4,7 +4,9 @@ The engine takes its requests first come, first served. So that a key that flood
 thousand requests before another's one, only as many sequences as the engine decodes at once
 (and a few, so that it never waits for us) are handed on; the rest wait here. A free place goes
 to the key that holds the fewest; among equals, to the one served longest ago. So every key
-gets an equal share of the engine, and what one leaves over goes to the others.
+gets an equal share of the engine, and what one leaves over goes to the others. Where there are
+several keys, an eighth of the places is kept for those that hold few: a key that comes while
+another has taken all the rest need not wait until one of its answers ends.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from maestrale.errors import Unavailable
 
 RETRY_AFTER = 2  # seconds
 MARGIN = 2
 """Sequences handed to the engine beyond what it decodes at once."""
+RESERVED = 8
+"""One place of so many is kept for keys that hold few, where there are several keys."""
 
 
 class _Waiter:
@@ -50,11 +54,13 @@ class Admission:
     Not thread-safe: for one event loop.
     """
 
-    def __init__(self, max_waiting: int) -> None:
+    def __init__(self, max_waiting: int, several_keys: Callable[[], bool] = lambda: False) -> None:
         self._max_waiting = max_waiting
+        self._several_keys = several_keys
         # In the order of last service: who was served longest ago is first.
         self._queues: dict[str, _Queue] = {}
         self._places = 0
+        self._reserved = 0
         self.in_flight = 0
         """Sequences handed on and not at their end."""
         self.waiting = 0
@@ -75,6 +81,7 @@ class Admission:
         Raises: Unavailable (503, Retry-After) when the queue is full, at once or while waiting.
         """
         self._places = max_num_seqs + MARGIN
+        self._reserved = max_num_seqs // RESERVED if self._several_keys() else 0
         self._make_room(key, sequences, max_num_seqs)
         queue = self._queues.setdefault(key, _Queue())
         waiter = _Waiter(sequences, asyncio.get_running_loop().create_future())
@@ -121,8 +128,7 @@ class Admission:
                 return
             key, queue = min(ready, key=lambda each: each[1].in_flight)
             waiter = queue.waiters[0]
-            fits = not self.in_flight or self.in_flight + waiter.sequences <= self._places
-            if not fits and not waiter.granted.done():
+            if not self._fits(queue, waiter.sequences) and not waiter.granted.done():
                 return
             queue.waiters.popleft()
             self.waiting -= waiter.sequences
@@ -132,6 +138,11 @@ class Admission:
             queue.in_flight += waiter.sequences
             self._queues[key] = self._queues.pop(key)
             waiter.granted.set_result(None)
+
+    def _fits(self, queue: _Queue, sequences: int) -> bool:
+        holds_few = queue.in_flight + sequences <= self._reserved
+        places = self._places if holds_few else self._places - self._reserved
+        return not self.in_flight or self.in_flight + sequences <= places
 
     def _leave(self, key: str, queue: _Queue, waiter: _Waiter) -> None:
         granted = waiter.granted

@@ -28,7 +28,7 @@ class Backend:
         self.settings = settings
         self.keys = keys if keys is not None else KeyStore(settings.api_key, settings.key_file)
         self.rates = RateLimiter()
-        self.admission = Admission(settings.max_waiting)
+        self.admission = Admission(settings.max_waiting, lambda: self.keys.several)
         self.metrics = Metrics()
         self.created = int(time.time())
         self.names: tuple[str, ...] = ()

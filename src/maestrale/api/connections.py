@@ -136,6 +136,7 @@ class Outlet(asyncio.Transport):
         self._held = False
         self._paused = False
         self._drained = 0
+        self._written = 0
         self._watch: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         raw.set_write_buffer_limits(high=high_water)
@@ -144,6 +145,7 @@ class Outlet(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         if not self._closing:
+            self._written += len(data)
             self._raw.write(data)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -205,9 +207,8 @@ class Outlet(asyncio.Transport):
         """From now on, until nothing is unsent, the client must read."""
         unsent = self._raw.get_write_buffer_size()
         if self._watch is None and unsent:
-            now = self._loop.time()
-            self._least, self._least_at = unsent, now
-            self._window_start, self._window_at = unsent, now
+            self._sent = self._window_sent = self._written - unsent
+            self._sent_at = self._window_at = self._loop.time()
             self._arm_watch()
 
     def _arm_watch(self) -> None:
@@ -218,20 +219,18 @@ class Outlet(asyncio.Transport):
         unsent, now = self._raw.get_write_buffer_size(), self._loop.time()
         if not unsent:
             return
-        if unsent > self._least:
-            # It drained below the mark and was written to again: a new stretch begins.
-            self._window_start, self._window_at = unsent, now
-        if unsent != self._least:
-            self._least, self._least_at = unsent, now
-        elif now - self._least_at >= self._stall_timeout:
-            self.abort()
-            return
+        sent = self._written - unsent
+        if sent != self._sent:
+            self._sent, self._sent_at = sent, now
         if now - self._window_at >= self._window:
-            if self._window_start - unsent < self._min_rate * self._window:
-                self.abort()
-                return
-            self._window_start, self._window_at = unsent, now
-        self._arm_watch()
+            too_slow = sent - self._window_sent < self._min_rate * self._window
+            self._window_sent, self._window_at = sent, now
+        else:
+            too_slow = now - self._sent_at >= self._stall_timeout
+        if too_slow:
+            self.abort()
+        else:
+            self._arm_watch()
 
     def _end_linger(self) -> None:
         if self._raw.get_write_buffer_size():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import json
+import socket
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -55,6 +56,8 @@ class HttpLimits:
     """Fewer where the limit of open files is too low for it."""
     write_high_water: int = 64 * 1024
     """Unsent output above which the application waits."""
+    send_buffer: int = 128 * 1024
+    """What the kernel may hold besides; left alone, it grows to megabytes a connection."""
     stall_timeout: float = 30.0
     """With output unsent: the longest time in which the client reads nothing."""
     min_write_rate: float = 64.0
@@ -119,6 +122,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         limits = self.limits
+        raw_socket = transport.get_extra_info("socket")
+        raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
         outlet = Outlet(
             transport,
             loop=self.loop,

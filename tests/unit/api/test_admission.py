@@ -96,6 +96,25 @@ def test_a_key_that_floods_does_not_delay_another() -> None:
     run(scene())
 
 
+def test_a_key_that_comes_late_finds_a_place_kept() -> None:
+    async def scene() -> None:
+        admission = Admission(1000, lambda: True)
+        load = Load(admission, 16)
+        for _ in range(100):
+            load.start("flood")
+        await settle()
+        assert admission.in_flight == 16 + MARGIN - 2
+        for _ in range(3):
+            load.start("other")
+        await settle()
+        assert load.order[-2:] == ["other"] * 2
+        assert admission.in_flight == 16 + MARGIN
+        await load.end_all()
+        check_empty(admission)
+
+    run(scene())
+
+
 def test_keys_share_equally_whatever_they_ask_for() -> None:
     async def scene() -> None:
         admission = Admission(10_000)

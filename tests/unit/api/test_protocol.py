@@ -26,9 +26,10 @@ LIMITS = HttpLimits(
     body_idle_timeout=0.4,
     body_timeout=1.0,
     max_connections=20,
+    send_buffer=4096,
     stall_timeout=0.6,
     min_write_rate=1_000_000,
-    write_window=3.0,
+    write_window=1.0,
     linger=0.3,
 )
 
@@ -39,6 +40,7 @@ class App:
     def __init__(self) -> None:
         self.started = 0
         self.ended: list[str] = []
+        self.streamed = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.started += 1
@@ -82,10 +84,10 @@ class App:
                 pass
 
         watching = asyncio.ensure_future(watch())
-        sent = 0
+        self.streamed = 0
         while not watching.done():
             await send({"type": "http.response.body", "body": b"x" * 8192, "more_body": True})
-            sent += 8192
+            self.streamed += 8192
             await asyncio.sleep(0)
         self.ended.append("disconnect")
 
@@ -403,9 +405,15 @@ def test_an_upgrade_that_is_not_taken_is_plain_http(server: Running) -> None:
 
 
 def test_a_client_that_never_reads_is_cut_off(server: Running) -> None:
-    with server.connect() as client:
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.port))
         client.sendall(b"GET /stream HTTP/1.1\r\nHost: a\r\n\r\n")
         wait_until(lambda: server.app.ended == ["disconnect"])
+        # What was sent lay in buffers: the client's, the kernel's, and write_high_water here.
+        assert server.app.streamed < 2 * LIMITS.write_high_water + client.getsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF
+        )
 
 
 def test_a_client_that_reads_slowly_is_cut_off(server: Running) -> None:
@@ -421,6 +429,16 @@ def test_a_client_that_reads_slowly_is_cut_off(server: Running) -> None:
                 assert client.recv(8192)
                 time.sleep(0.05)
     assert server.app.ended == ["disconnect"]
+
+
+def test_a_client_that_reads_fast_enough_is_not_cut_off(server: Running) -> None:
+    with server.connect() as client:
+        client.sendall(b"GET /stream HTTP/1.1\r\nHost: a\r\n\r\n")
+        end = time.monotonic() + 2 * LIMITS.write_window
+        while time.monotonic() < end:
+            assert client.recv(65536)
+        assert not server.app.ended
+    wait_until(lambda: server.app.ended == ["disconnect"])
 
 
 def test_idle_sockets_give_way_to_others(server: Running) -> None:
