@@ -25,7 +25,7 @@ _OF_CHECKS: tuple[tuple[str, str], ...] = (
         "long they may be.",
     ),
     (
-        r"(?i)same seed",
+        r"(?i)same seed gives",
         "The server doesn't know Mistral's 'random_seed', or its answers change with what else "
         "it computes at that moment.",
     ),

@@ -1,0 +1,81 @@
+"""Runs Postman's own runner, newman, from npm; and compares what it found with ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from maestrale.config import default_cache_dir
+
+VERSION = "6.2.2"
+
+# (request, assertion) → "passed", "failed" or "skipped"; several of one name are numbered
+Findings = dict[tuple[str, str, int], str]
+
+
+def newman_command() -> list[str]:
+    """How to call newman. Installs it into a cache as root or in CI; else skips the test."""
+    if found := shutil.which("newman"):
+        return [found]
+    if shutil.which("node") is None:
+        pytest.skip("newman needs Node, which is not installed")
+    folder = default_cache_dir().with_name("maestrale-tests-newman") / VERSION
+    program = folder / "node_modules" / ".bin" / "newman"
+    if not program.exists():
+        npm = shutil.which("npm")
+        if npm is None or not (os.geteuid() == 0 or os.environ.get("CI")):
+            pytest.skip("newman is not installed (npm install -g newman); CI and root install it")
+        folder.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            [npm, "install", "--no-audit", "--prefix", str(folder), f"newman@{VERSION}"],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        if done.returncode != 0:
+            pytest.skip(f"npm could not install newman: {done.stderr.strip()[-200:]}")
+    return [str(program)]
+
+
+def run_newman(
+    collection: Path, environment: Path, folder: Path, **variables: str
+) -> tuple[int, Findings, str]:
+    """(exit code, findings, what it printed). `folder` takes its JSON report."""
+    report = folder / "newman.json"
+    command = [*newman_command(), "run", str(collection), "-e", str(environment)]
+    for key, value in variables.items():
+        command += ["--env-var", f"{key}={value}"]
+    command += ["--reporters", "cli,json", "--reporter-json-export", str(report)]
+    command += ["--color", "off"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    if not report.exists():
+        raise RuntimeError(f"newman wrote no report:\n{done.stdout}\n{done.stderr}")
+    found: Findings = {}
+    for execution in json.loads(report.read_text())["run"]["executions"]:
+        for one in execution.get("assertions") or []:
+            state = "failed" if one.get("error") else "skipped" if one["skipped"] else "passed"
+            _add(found, execution["item"]["name"], one["assertion"], state)
+    return done.returncode, found, done.stdout
+
+
+def findings_of(report: dict[str, list[dict[str, object]]]) -> Findings:
+    """The same from the JSON report of `maestrale verify`."""
+    found: Findings = {}
+    for request in report["requests"]:
+        assertions = request["assertions"]
+        assert isinstance(assertions, list)
+        for one in assertions:
+            state = "failed" if not one["passed"] else "skipped" if one["skipped"] else "passed"
+            _add(found, str(request["name"]), one["name"], state)
+    return found
+
+
+def _add(found: Findings, request: str, assertion: str, state: str) -> None:
+    number = sum(key[:2] == (request, assertion) for key in found)
+    found[request, assertion, number] = state
