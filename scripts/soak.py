@@ -179,7 +179,7 @@ class Server:
 
     async def ready(self, seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
-        while self.health() != "ready":
+        while await asyncio.to_thread(self.health) != "ready":
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"The server is not ready:\n{self.log.read_text()[-3000:]}")
             await asyncio.sleep(0.1)
@@ -359,6 +359,7 @@ class Soak:
     async def kill(self, until: float) -> None:
         while time.monotonic() + self.options.kill_every < until:
             await asyncio.sleep(self.options.kill_every)
+            await self.server.ready()
             pid = self.server.engine_pid
             if pid is None:
                 self.tally.fault("no engine", "there was none to kill")

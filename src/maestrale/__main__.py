@@ -1,5 +1,8 @@
-"""`python -m maestrale`."""
+"""`python -m maestrale`: the command line."""
 
-from maestrale.cli.main import main
+try:
+    from maestrale.cli.main import main
 
-main()
+    main()
+except KeyboardInterrupt:  # Ctrl-C during the imports
+    raise SystemExit(130) from None
