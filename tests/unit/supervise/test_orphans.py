@@ -78,6 +78,7 @@ def test_nothing_is_left_when_the_api_process_is_killed(how: str, end: signal.Si
     assert left_after(mark, 10) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_left_whatever_the_moment_of_the_kill() -> None:
     """Also before the handshake, when the child has not yet set itself up."""
     moments = random.Random(1)
