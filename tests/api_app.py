@@ -80,6 +80,7 @@ class Api:
         assert text.endswith("\n\n")
         blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
         assert all(block.startswith("data: ") for block in blocks)
+        assert all(len(block.splitlines()) == 1 for block in blocks)  # for Python's lines, too
         data = [block.removeprefix("data: ") for block in blocks]
         return [item if item == "[DONE]" else json.loads(item) for item in data]
 

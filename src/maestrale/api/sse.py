@@ -33,6 +33,14 @@ EVENT_HEADERS = [
     (b"x-accel-buffering", b"no"),  # nginx must not hold tokens back
 ]
 
+# Beside \n and \r, which JSON always escapes, `str.splitlines` ends lines at these (U+0085, U+2028,
+# U+2029), and many clients read their lines with it. They only occur within JSON's strings.
+LINE_ENDS = (
+    (b"\xc2\x85", rb"\u0085"),
+    (b"\xe2\x80\xa8", rb"\u2028"),
+    (b"\xe2\x80\xa9", rb"\u2029"),
+)
+
 T = TypeVar("T")
 encode = msgspec.json.encode
 
@@ -178,6 +186,8 @@ class EventStream:
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def write(self, data: bytes) -> None:
+        for line_end, escaped in LINE_ENDS:
+            data = data.replace(line_end, escaped)
         self._writing = True
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
         self._writing = False

@@ -17,7 +17,7 @@ from maestrale.errors import EngineDied
 
 pytestmark = pytest.mark.anyio
 
-TEXT = 'Hi 🎉 there\n\ndata: [DONE]\n\n"quoted"'
+TEXT = 'Hi 🎉 there\n\ndata: [DONE]\n\n"quoted"\u2028data: [DONE]\u2029\x85'
 
 
 def texts(events: list[Any], index: int = 0) -> str:
