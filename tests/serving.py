@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ class Server:
     process: subprocess.Popen[bytes]
     log_file: Path
     mark: str
+    tls: ssl.SSLContext | None = None
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
@@ -73,7 +75,7 @@ class Server:
                 raise RuntimeError(f"server exited with {self.process.returncode}:\n{self.log()}")
             with (
                 contextlib.suppress(OSError),  # not listening yet, or an answer of 4xx or 5xx
-                urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer,
+                urllib.request.urlopen(f"{self.url}/health", timeout=5, context=self.tls) as answer,
             ):
                 if answer.status == 200:
                     return
@@ -111,8 +113,12 @@ def serving(
     port: int = 0,
     environment: Mapping[str, str] | None = None,
     timeout: float = 180.0,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[Server]:
-    """Serve with these flags on `port` (0: a free one) until the block ends."""
+    """Serve with these flags on `port` (0: a free one) until the block ends.
+
+    `tls` is what a client trusts, when the flags say to serve over TLS.
+    """
     port, mark = port or free_port(), uuid.uuid4().hex
     command = [sys.executable, "-m", "maestrale", "serve", "--host", host, "--port", str(port)]
     command += ["--cache-dir", str(cache_dir), *flags]
@@ -122,13 +128,17 @@ def serving(
             process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=clean_environment(**(environment or {}), **{MARK: mark}),
+                # With its own home for settings: the developer's keys are not the test's.
+                env=clean_environment(
+                    **{"XDG_CONFIG_HOME": folder, **(environment or {}), MARK: mark}
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        server = Server(f"http://127.0.0.1:{port}", process, log_file, mark)
+        scheme = "https" if tls else "http"
+        server = Server(f"{scheme}://127.0.0.1:{port}", process, log_file, mark, tls)
         try:
             server.wait_until_healthy(timeout)
             yield server

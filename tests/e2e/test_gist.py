@@ -1,0 +1,116 @@
+"""The request that the project began with, byte for byte, and the answer it promised."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from e2e_clients import TIMEOUT, strict_openai
+from serving import Server, serving
+
+pytestmark = pytest.mark.model
+
+NAME = "mistralai/Mistral-7B-Instruct-v0.2"
+COMMAND = """curl --location 'http://staticIP:8000/v1/chat/completions' \\
+--header 'Content-Type: application/json' \\
+--data '{
+  "model": "mistralai/Mistral-7B-Instruct-v0.2",
+  "messages": [
+    {
+      "role": "user",
+      "content": "Keep your answers to 20 words or less. What is the plot of movie Lion king ? "
+    }
+  ],
+  "temperature": 0.7,
+  "top_p": 1,
+  "max_tokens": 512,
+  "stream": false,
+  "safe_prompt": false,
+  "random_seed": 1337
+}'
+"""
+BODY = COMMAND.partition("--data '")[2].rpartition("'")[0]
+
+
+@pytest.fixture(scope="module")
+def renamed(cache_dir: Path, prepared_model: Path) -> Iterator[Server]:
+    with serving("--served-model-name", NAME, cache_dir=cache_dir) as running:
+        yield running
+
+
+def post(server: Server) -> dict[str, Any]:
+    """Run the gist's command; where there is no curl, send what it would send."""
+    if shutil.which("curl"):
+        command = COMMAND.replace("http://staticIP:8000", server.url)
+        result = subprocess.run(
+            ["/bin/sh", "-c", command], capture_output=True, check=True, timeout=TIMEOUT
+        )
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer
+    headers = {"Content-Type": "application/json", "User-Agent": "curl/7.88.1", "Accept": "*/*"}
+    response = httpx.post(
+        f"{server.url}/v1/chat/completions",
+        content=BODY.replace("\n", ""),
+        headers=headers,
+        timeout=TIMEOUT,
+    )
+    assert response.status_code == 200
+    parsed: dict[str, Any] = response.json()
+    return parsed
+
+
+def test_the_gists_curl(renamed: Server) -> None:
+    body = post(renamed)
+    # The fields that the gist shows, and their types.
+    assert isinstance(body["id"], str)
+    assert body["object"] == "chat.completion"
+    assert isinstance(body["created"], int)
+    assert body["model"] == NAME
+    (choice,) = body["choices"]
+    assert choice["index"] == 0
+    assert choice["message"]["role"] == "assistant"
+    assert choice["finish_reason"] == "stop"
+    text = choice["message"]["content"]
+    assert text
+    usage = body["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    # Again, beside a request that tells each token: the same answer; only id and time are new.
+    sent = json.loads(BODY)
+    with (
+        httpx.Client(base_url=renamed.url, timeout=TIMEOUT) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        second = pool.submit(post, renamed)
+        counted = client.post("/v1/chat/completions", json={**sent, "logprobs": True}).json()
+        prompt = client.post("/tokenize", json={"model": NAME, "messages": sent["messages"]}).json()
+    again = second.result()
+    assert again["choices"] == body["choices"]
+    assert again["usage"]["completion_tokens"] == usage["completion_tokens"]
+    assert again["id"] != body["id"]
+    # The usage, counted another way: the prompt's tokens, and the answer's with its end.
+    entries = counted["choices"][0]["logprobs"]["content"]
+    assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == text
+    assert usage["completion_tokens"] == len(entries) + 1
+    assert usage["prompt_tokens"] == prompt["count"]
+
+
+def test_the_model_is_listed_and_shown(renamed: Server) -> None:
+    with strict_openai(renamed) as client:
+        (only,) = client.models.list().data
+        assert only.id == NAME
+        assert client.models.retrieve(NAME) == only
+    plain = httpx.get(f"{renamed.url}/v1/models/{NAME}", timeout=TIMEOUT)
+    escaped = httpx.get(f"{renamed.url}/v1/models/{NAME.replace('/', '%2F')}", timeout=TIMEOUT)
+    assert plain.json() == escaped.json()
+    for name in ("smollm2-135m-instruct", "mistralai", f"{NAME}/", "mistralai/Mistral-7B"):
+        missing = httpx.get(f"{renamed.url}/v1/models/{name}", timeout=TIMEOUT)
+        assert missing.status_code == 404
+        assert missing.json()["error"]["code"] == "model_not_found"
