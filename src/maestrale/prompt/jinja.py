@@ -11,6 +11,7 @@ import datetime
 import functools
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -61,7 +62,7 @@ class ChatTemplate:
         Raises: ModelError when the source is no valid template.
         """
         self.source = source
-        self._deadline = 0.0
+        self._limit = threading.local()  # several threads may render at once
         environment = _Environment(self._tick)
         try:
             tree = environment.parse(source)
@@ -72,12 +73,12 @@ class ChatTemplate:
 
     def render(self, **names: Any) -> str:
         """Raises: jinja2.TemplateError and others of RENDER_ERRORS; TemplateTooSlow."""
-        self._deadline = time.monotonic() + MAX_SECONDS
+        self._limit.ends = time.monotonic() + MAX_SECONDS
         return self._template.render(**names)
 
     def _tick(self) -> str:
         """Called on each turn of each loop and each call of a macro."""
-        if time.monotonic() > self._deadline:
+        if time.monotonic() > self._limit.ends:
             raise TemplateTooSlow
         return ""
 

@@ -59,8 +59,13 @@ def refuse_if_hopeless(texts: Iterable[str], longest: int, max_tokens: int | Non
         ) from error
     fewest = -(-size // max(longest, 1))
     if max_tokens is not None and fewest > max_tokens:
-        raise ContextLengthExceeded(
-            f"This model's context is {max_tokens} tokens; the prompt has {fewest} or more. "
-            "Shorten it.",
-            param="messages",
-        )
+        raise too_long(fewest, max_tokens)
+
+
+def too_long(fewest: int, max_tokens: int) -> ContextLengthExceeded:
+    """The error for a prompt of which only the least number of tokens is known."""
+    return ContextLengthExceeded(
+        f"This model's context is {max_tokens} tokens; the prompt has {fewest} or more. "
+        "Shorten it.",
+        param="messages",
+    )

@@ -19,8 +19,11 @@ from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import spell
 from maestrale.prompt.jinja import RENDER_ERRORS, ChatTemplate, TemplateRefuses, TemplateTooSlow
 from maestrale.prompt.merge import reshaped
-from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
+from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless, too_long
 from maestrale.prompt.seal import Seal, unused_marks
+
+_SAMPLE_CHARS = 12
+"""Characters for each token of the context that are enough to tell a hopelessly long text."""
 
 # Added tokens that aren't flagged special but mark structure: <tool_call>, </think>, [TOOL] ...
 _MARKER = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
@@ -87,7 +90,7 @@ class TemplateEncoder:
         rendered = self._render(template, messages, tools, continue_final, mark, end)
         text = rendered.replace(mark, "")
         refuse_if_hopeless((text,), self._longest, max_tokens)
-        return EncodedPrompt(tuple(self._encode(rendered, mark)), text)
+        return EncodedPrompt(tuple(self._encode(rendered, mark, max_tokens)), text)
 
     def encode_text(
         self, text: str, *, add_bos: bool = True, max_tokens: int | None = None
@@ -97,7 +100,7 @@ class TemplateEncoder:
         Raises: ContextLengthExceeded, InvalidRequest.
         """
         refuse_if_hopeless((text,), self._longest, max_tokens)
-        ids = self._plain.encode(text, add_special_tokens=False).ids
+        ids = self._encode_plain(text, max_tokens)
         return (self._bos, *ids) if add_bos and self._bos is not None else tuple(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -201,17 +204,27 @@ class TemplateEncoder:
             ]
         return turn
 
-    def _encode(self, rendered: str, mark: str) -> Iterator[int]:
+    def _encode(self, rendered: str, mark: str, max_tokens: int | None) -> Iterator[int]:
         done = 0
         for match in self._cut.finditer(rendered) if self._cut else ():
-            yield from self._encode_plain(rendered[done : match.start()].replace(mark, ""))
+            text = rendered[done : match.start()].replace(mark, "")
+            yield from self._encode_plain(text, max_tokens)
             marker = self._markers.get(match[0]) or self._markers[match[0].strip()]
             yield marker["id"]
             done = match.end()
-        yield from self._encode_plain(rendered[done:].replace(mark, ""))
+        yield from self._encode_plain(rendered[done:].replace(mark, ""), max_tokens)
 
-    def _encode_plain(self, text: str) -> list[int]:
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids if text else []
+    def _encode_plain(self, text: str, max_tokens: int | None) -> list[int]:
+        """Raises: ContextLengthExceeded when the first part alone is far too long."""
+        if max_tokens is not None and len(text) > _SAMPLE_CHARS * max_tokens:
+            fewest = len(self._encode_plain(text[: _SAMPLE_CHARS * max_tokens], None))
+            # Where it was cut, some tokens may differ; by no means half of them.
+            if fewest > 2 * max_tokens:
+                raise too_long(fewest, max_tokens)
+        if not text:
+            return []
+        # Of the ways to encode, only those for batches let other threads of Python run.
+        ids: list[int] = self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
 

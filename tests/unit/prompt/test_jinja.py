@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import threading
 
 import jinja2
 import pytest
@@ -118,3 +119,25 @@ def test_a_template_that_is_no_jinja_is_a_model_error(source: str) -> None:
 
 def test_digits_in_a_text_are_no_format_widths() -> None:
     assert render("{{ x.strip() }}{{ x.split('-')[0] }}", x=" 12345678 ") == "12345678 12345678 "
+
+
+def test_one_rendering_does_not_prolong_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja, "MAX_SECONDS", 0.3)
+    endless = "{% if go %}" + "{% for a in range(1000) %}" * 4 + "{% endfor %}" * 4 + "{% endif %}"
+    template = ChatTemplate(endless, {})
+    ended: list[str] = []
+
+    def run_away() -> None:
+        try:
+            template.render(go=True)
+        except TemplateTooSlow:
+            ended.append("too slow")
+
+    thread = threading.Thread(target=run_away)
+    thread.start()
+    for _ in range(300):  # each with a time limit of its own, while the other runs
+        template.render(go=False)
+        thread.join(0.01)
+        if not thread.is_alive():
+            break
+    assert ended == ["too slow"]

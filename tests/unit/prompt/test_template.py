@@ -250,9 +250,20 @@ def test_a_word_of_ten_megabytes_is_refused_before_it_is_tokenized(smollm: Templ
 
 
 def test_the_longest_word_let_through_is_tokenized(smollm: TemplateEncoder) -> None:
-    # The guard lets a text through if the longest token could spell it: about 600 KB here.
-    with_limit = smollm.encode_text("ab" * 100_000, max_tokens=8192)
-    assert len(with_limit) > 8192
+    # The guard lets a text through if the longest token could spell it, and its first part
+    # isn't hopeless: a run of blanks is few tokens.
+    text = " " * 200_000
+    with_limit = smollm.encode_text(text, max_tokens=8192)
+    assert len(with_limit) < 8192
+    assert with_limit == smollm.encode_text(text)
+
+
+def test_a_text_is_hopeless_when_its_first_part_is(smollm: TemplateEncoder) -> None:
+    text = "ab" * 100_000
+    with pytest.raises(ContextLengthExceeded, match="8192 tokens; the prompt has 4"):
+        smollm.encode_text(text, max_tokens=8192)
+    with pytest.raises(ContextLengthExceeded):
+        smollm.encode_chat([ChatMessage(role="user", content=text)], max_tokens=8192)
 
 
 def test_half_a_surrogate_pair_is_the_client_s_error(smollm: TemplateEncoder) -> None:
