@@ -66,6 +66,7 @@ class Api:
     client: httpx.AsyncClient
     engine: ScriptedEngine
     app: Any
+    encoder: ByteEncoder
 
     async def chat(self, **fields: Any) -> httpx.Response:
         return await self.client.post(CHAT, json=chat_body(**fields))
@@ -119,17 +120,16 @@ async def api(
         )
     )
     await engine.start()
-    app = create_app(
-        settings, engine, ByteEncoder(), byte_vocabulary(), DirectVetter(), model_name=MODEL
-    )
+    encoder = ByteEncoder()
+    app = create_app(settings, engine, encoder, byte_vocabulary(), DirectVetter(), model_name=MODEL)
     try:
         if over_http:
             async with serve(app) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
-                yield Api(client, engine, app)
+                yield Api(client, engine, app, encoder)
         else:
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url=base_url) as client:
-                yield Api(client, engine, app)
+                yield Api(client, engine, app, encoder)
     finally:
         await engine.close()
 

@@ -23,7 +23,8 @@ import random
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -48,9 +49,12 @@ from maestrale.prompt.decode import IncrementalDecoder, StopStrings
 from maestrale.prompt.encode import PromptEncoder
 from maestrale.prompt.messages import ChatMessage
 
-# Encoding a text of this many characters takes milliseconds: longer ones leave the event loop.
-ENCODE_IN_THREAD = 16_384
+# Encoding more characters than this takes milliseconds: it leaves the event loop, and no more
+# than two such texts are encoded at once, so that the engine keeps its share of the CPU.
+LONG_TEXT = 16_384
+LONG_TEXTS_AT_ONCE = 2
 SEED_MASK = (1 << 64) - 1
+T = TypeVar("T")
 ANY_OBJECT = Constraint("json_schema", '{"type":"object"}')  # `json_object`
 
 
@@ -337,6 +341,7 @@ class ChatService:
         self.vocabulary = vocabulary
         self._vetter = vetter
         self._on_gap = on_gap
+        self._heavy = ThreadPoolExecutor(LONG_TEXTS_AT_ONCE, "long-texts")
         self._seeds = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311
 
     @property
@@ -371,6 +376,9 @@ class ChatService:
             if isinstance(prompt, str):
                 encoded.append(await self.encode_text(prompt))
             else:
+                if len(prompt) > self.context_length:
+                    what = f"the prompt has {len(prompt)} tokens"
+                    raise _too_long(self.context_length, what, "prompt")
                 encoded.append(self.check_token_ids(prompt, "prompt"))
         return await self._prepare("cmpl", encoded, options, "", "prompt")
 
@@ -378,7 +386,8 @@ class ChatService:
         self, messages: Sequence[ChatMessage], *, prefix: bool = False
     ) -> tuple[int, ...]:
         """The prompt's token ids. Raises: InvalidRequest, ContextLengthExceeded."""
-        size = sum(len(message.content) for message in messages)
+        # A template may take what time it likes, even for a short conversation.
+        heavy = sum(len(message.content) for message in messages) > LONG_TEXT
         limit = self.context_length
 
         def encode() -> tuple[int, ...]:
@@ -386,15 +395,26 @@ class ChatService:
                 messages, continue_final=prefix, max_tokens=limit
             ).token_ids
 
-        return await _off_loop_if(size > ENCODE_IN_THREAD, encode)
+        return await self._in_thread(encode, heavy=heavy)
 
     async def encode_text(self, text: str, *, add_bos: bool = True) -> tuple[int, ...]:
         """A plain text's token ids. Raises: ContextLengthExceeded."""
         limit = self.context_length
-        return await _off_loop_if(
-            len(text) > ENCODE_IN_THREAD,
-            lambda: self.encoder.encode_text(text, add_bos=add_bos, max_tokens=limit),
-        )
+
+        def encode() -> tuple[int, ...]:
+            return self.encoder.encode_text(text, add_bos=add_bos, max_tokens=limit)
+
+        return encode() if len(text) <= LONG_TEXT else await self._in_thread(encode, heavy=True)
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """What these ids spell. Raises: InvalidRequest."""
+        checked = self.check_token_ids(token_ids, "tokens")
+        heavy = len(checked) > LONG_TEXT
+        return await self._in_thread(lambda: self.encoder.decode(checked), heavy=heavy)
+
+    async def _in_thread(self, work: Callable[[], T], *, heavy: bool) -> T:
+        pool = self._heavy if heavy else None
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def check_token_ids(self, token_ids: Sequence[int], param: str) -> tuple[int, ...]:
         """Raises: InvalidRequest when an id is outside the vocabulary."""
@@ -547,7 +567,3 @@ def _too_long(limit: int, what: str, param: str) -> ContextLengthExceeded:
         "Shorten the prompt or ask for fewer tokens.",
         param=param,
     )
-
-
-async def _off_loop_if(heavy: bool, work: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
-    return await asyncio.to_thread(work) if heavy else work()

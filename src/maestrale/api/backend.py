@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from maestrale.api.admission import RETRY_AFTER, Admission
+from maestrale.api.body import BodyReader
 from maestrale.api.errors import quoted
 from maestrale.api.rate import RateLimiter
 from maestrale.chat import Answer, ChatService
@@ -28,6 +29,7 @@ class Backend:
         self.settings = settings
         self.keys = keys if keys is not None else KeyStore(settings.api_key, settings.key_file)
         self.rates = RateLimiter()
+        self.bodies = BodyReader(settings.max_body_bytes)
         self.admission = Admission(settings.max_waiting, lambda: self.keys.several)
         self.metrics = Metrics()
         self.created = int(time.time())

@@ -1,4 +1,8 @@
-"""Reading a request's body: bounded in size, JSON only, decoded strictly."""
+"""Reading a request's body: bounded in size, JSON only, decoded strictly.
+
+A thousand clients that each send all but the last byte of a large body would fill the memory.
+So large bodies share a budget; small ones, which a chat is, always have room.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +17,68 @@ from maestrale.api.errors import ClientDisconnected, of_validation, quoted
 from maestrale.errors import (
     InvalidRequest,
     PayloadTooLarge,
+    Unavailable,
     UnsupportedMediaType,
 )
 
 # Decoding more than this takes long enough to hold others up: it leaves the event loop.
 DECODE_IN_THREAD = 256 * 1024
+SMALL_BODY = 64 * 1024  # bytes that need no room in the budget
+BUDGET = 128 * 1024 * 1024  # bytes of large bodies held at once
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-async def read_body(scope: Scope, receive: Receive, type_: type[T], limit: int) -> T:
-    """Read, decode and validate the body as `type_`; at most `limit` bytes are ever held.
+class BodyReader:
+    """Reads the bodies of all requests: of each at most `limit` bytes are ever held."""
 
-    Raises: PayloadTooLarge, UnsupportedMediaType, InvalidRequest, ClientDisconnected.
-    """
-    headers = _headers(scope)
-    _check_media_type(headers)
-    declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared[:20]) > limit:
-        raise _too_large(limit)
-    raw = await _read(receive, limit)  # its time is bounded by api/protocol.py
-    if len(raw) > DECODE_IN_THREAD:
-        return await asyncio.to_thread(decode, raw, type_)
-    return decode(raw, type_)
+    def __init__(self, limit: int, budget: int = BUDGET) -> None:
+        """`budget`: bytes of large bodies held at once; one body of the full size always fits."""
+        self._limit = limit
+        self._budget = max(budget, limit)
+        self.held = 0
+        """Bytes of large bodies held now."""
+
+    async def read(self, scope: Scope, receive: Receive, type_: type[T]) -> T:
+        """Read, decode and validate the body as `type_`.
+
+        Raises: PayloadTooLarge, UnsupportedMediaType, InvalidRequest, Unavailable (too many large
+        bodies at once), ClientDisconnected.
+        """
+        headers = dict(scope["headers"])
+        _check_media_type(headers)
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared[:20]) > self._limit:
+            raise self._too_large()
+        body = bytearray()
+        counted = 0
+        try:
+            while True:
+                message = await receive()  # its time is bounded by api/protocol.py
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnected
+                body += message.get("body", b"")
+                if len(body) > self._limit:
+                    raise self._too_large()
+                if len(body) > SMALL_BODY:
+                    self.held += len(body) - counted
+                    counted = len(body)
+                    if self.held > self._budget:
+                        raise Unavailable(
+                            "Too many large bodies are being received; try again.",
+                            code="busy",
+                            retry_after=1,
+                        )
+                if not message.get("more_body", False):
+                    break
+            if len(body) > DECODE_IN_THREAD:
+                return await asyncio.to_thread(decode, body, type_)
+            return decode(body, type_)
+        finally:
+            self.held -= counted
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"The body is larger than {self._limit} bytes (--max-body-bytes).")
 
 
 def decode(raw: bytes | bytearray, type_: type[T]) -> T:
@@ -63,10 +106,6 @@ def _decoder(type_: type[msgspec.Struct]) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(type_)
 
 
-def _headers(scope: Scope) -> dict[bytes, bytes]:
-    return dict(scope["headers"])
-
-
 def _check_media_type(headers: dict[bytes, bytes]) -> None:
     """JSON in UTF-8, not compressed. Raises: UnsupportedMediaType."""
     given = headers.get(b"content-type", b"").decode("latin-1")
@@ -89,20 +128,3 @@ def _check_media_type(headers: dict[bytes, bytes]) -> None:
         raise UnsupportedMediaType(
             f"Content-Encoding {quoted(encoding)} is not supported; send the body as it is."
         )
-
-
-async def _read(receive: Receive, limit: int) -> bytearray:
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
-        if not message.get("more_body", False):
-            return body
-
-
-def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"The body is larger than {limit} bytes (--max-body-bytes).")

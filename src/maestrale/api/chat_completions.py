@@ -9,23 +9,22 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from maestrale.api.backend import Backend
-from maestrale.api.body import read_body
 from maestrale.api.context import context_of
 from maestrale.api.schemas import ChatRequest
-from maestrale.api.sse import AnswerResponse, encode
+from maestrale.api.sse import AnswerResponse, encode, while_connected
 from maestrale.chat import Answer, ChatService, LogprobEntry, Piece
 
 
 def routes(backend: Backend) -> list[Route]:
     async def chat_completions(request: Request) -> ASGIApp:
         service = await backend.service()
-        body = await read_body(
-            request.scope, request.receive, ChatRequest, backend.settings.max_body_bytes
-        )
+        body = await backend.bodies.read(request.scope, request.receive, ChatRequest)
         model = backend.check_model(body.model)
         context_of(request.scope).model = model
         options = body.chat_options(backend.settings.max_n)
-        answer = await service.chat(body.chat_messages(), options, prefix=body.has_prefix())
+        messages = body.chat_messages()
+        preparing = service.chat(messages, options, prefix=body.has_prefix())
+        answer = await while_connected(request.receive, preparing)
         usage = body.stream_options.include_usage if body.stream_options else None
         shape = ChatShape(service, answer, model, include_usage=usage)
         return AnswerResponse(backend, answer, shape, stream=bool(body.stream))

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from maestrale.errors import (
     ApiError,
+    ConstraintError,
     EngineDied,
     EngineError,
     InvalidRequest,
@@ -61,6 +62,8 @@ def as_api_error(error: Exception, path: str = "") -> ApiError:
             code="engine_died",
             retry_after=2,
         )
+    if isinstance(error, ConstraintError):  # vetted, and yet it led nowhere
+        return InvalidRequest(str(error), param="response_format")
     if isinstance(error, EngineError):
         return ServerFailure(f"The engine could not run this request: {error}", code="engine_error")
     if isinstance(error, MaestraleError):

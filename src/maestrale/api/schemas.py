@@ -7,6 +7,7 @@ what chat.py understands: `ChatMessage`s and `Options`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -24,6 +25,10 @@ MAX_TOP_LOGPROBS = 20
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_IGNORED_BYTES = 64 * 1024
 MAX_USER_CHARS = 1000
+MAX_MESSAGES = 4096
+MAX_CONTENT_PARTS = 1024
+MAX_BIASES = 1024
+MAX_TOKEN_IDS = 1 << 20  # of one prompt: more than any context
 
 SAFE_PROMPT = (
     "Always assist with care, respect, and truth. Respond with utmost utility yet securely. "
@@ -68,6 +73,7 @@ UNSUPPORTED_FIELDS = {
 }
 
 NULL = Raw(b"null")
+_CANONICAL_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 def _null() -> Raw:
@@ -80,6 +86,9 @@ TokenCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = StopText | Annotated[list[StopText], Meta(max_length=MAX_STOPS)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Meta(max_length=MAX_TOKEN_IDS)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Biases = Annotated[dict[str, Bias], Meta(max_length=MAX_BIASES)]
 ShortText = Annotated[str, Meta(max_length=MAX_USER_CHARS)]
 
 
@@ -98,7 +107,7 @@ class Message(Body, kw_only=True):
     """One message, of either API's shape. Fields that are null in SDKs' dumps are accepted."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Meta(max_length=MAX_CONTENT_PARTS)] | None = None
     name: ShortText | None = None
     prefix: bool | None = None
     tool_calls: Raw = msgspec.field(default_factory=_null)
@@ -108,6 +117,9 @@ class Message(Body, kw_only=True):
     refusal: str | None = None
     annotations: Raw = msgspec.field(default_factory=_null)
     reasoning_content: Raw = msgspec.field(default_factory=_null)
+
+
+Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
 class StreamOptions(Body, kw_only=True):
@@ -143,7 +155,7 @@ class SamplingFields(Body, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: Biases | None = None
     seed: int | None = None
     random_seed: int | None = None
     max_tokens: TokenCount | None = None
@@ -236,7 +248,7 @@ class SamplingFields(Body, kw_only=True):
     def chosen_bias(self) -> tuple[tuple[int, float], ...]:
         pairs = []
         for key, bias in (self.logit_bias or {}).items():
-            if not (key.isascii() and key.isdigit() and len(key) < 10):
+            if not _CANONICAL_ID.fullmatch(key):  # "01" would be a second name of "1"
                 raise InvalidRequest(
                     f"'logit_bias' maps token ids to numbers; {key[:40]!r} is no token id.",
                     param="logit_bias",
@@ -275,7 +287,7 @@ class SamplingFields(Body, kw_only=True):
 class ChatRequest(SamplingFields, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Messages
     max_completion_tokens: TokenCount | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -358,7 +370,7 @@ class ChatRequest(SamplingFields, kw_only=True):
 class CompletionRequest(SamplingFields, kw_only=True):
     """POST /v1/completions: a prompt as text or token ids, or a list of either."""
 
-    prompt: str | list[str | TokenId | list[TokenId]]
+    prompt: str | Annotated[list[str | TokenId | TokenIds], Meta(max_length=MAX_TOKEN_IDS)]
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: Raw = msgspec.field(default_factory=_null)
     echo: Raw = msgspec.field(default_factory=_null)
@@ -397,7 +409,7 @@ class TokenizeRequest(Body, kw_only=True):
 
     model: Annotated[str, Meta(max_length=512)] | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
@@ -406,7 +418,7 @@ class DetokenizeRequest(Body, kw_only=True):
     """POST /detokenize, as vLLM's."""
 
     model: Annotated[str, Meta(max_length=512)] | None = None
-    tokens: list[TokenId]
+    tokens: TokenIds
 
 
 def is_given(value: object) -> bool:

@@ -9,17 +9,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from maestrale.api.backend import Backend
-from maestrale.api.body import read_body
 from maestrale.api.schemas import DetokenizeRequest, TokenizeRequest, plain_messages
 from maestrale.errors import InvalidRequest
 
 
 def routes(backend: Backend) -> list[Route]:
-    limit = backend.settings.max_body_bytes
-
     async def tokenize(request: Request) -> Response:
         service = await backend.service()
-        body = await read_body(request.scope, request.receive, TokenizeRequest, limit)
+        body = await backend.bodies.read(request.scope, request.receive, TokenizeRequest)
         backend.check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("Give 'prompt' or 'messages', one of them.", param="prompt")
@@ -42,10 +39,9 @@ def routes(backend: Backend) -> list[Route]:
 
     async def detokenize(request: Request) -> Response:
         service = await backend.service()
-        body = await read_body(request.scope, request.receive, DetokenizeRequest, limit)
+        body = await backend.bodies.read(request.scope, request.receive, DetokenizeRequest)
         backend.check_model(body.model)
-        tokens = service.check_token_ids(body.tokens, "tokens")
-        return JSONResponse({"prompt": service.encoder.decode(tokens)})
+        return JSONResponse({"prompt": await service.decode(body.tokens)})
 
     return [
         Route("/tokenize", tokenize, methods=["POST"]),

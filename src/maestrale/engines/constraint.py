@@ -25,6 +25,7 @@ from maestrale.errors import ConstraintError
 from maestrale.models.vocabulary import Vocabulary
 
 MAX_CONSTRAINT_BYTES = 256 * 1024
+MAX_EXPLANATION = 400  # characters: errors quote the constraint, which may be long
 VERSION: str = llguidance.__version__
 
 _JSON_OPTIONS = {
@@ -77,8 +78,12 @@ class TokenConstraint:
         return mask
 
     def accept(self, token: int) -> None:
-        """Advance by the chosen token. Raises: ConstraintError when it is not allowed."""
+        """Advance by the chosen token.
+
+        Raises: ConstraintError when it is not allowed, or leads past the grammar's limits.
+        """
         if not self._matcher.consume_token(token):
+            self._check()
             raise ConstraintError(f"Token {token} is not allowed by the constraint.")
 
     def _check(self) -> None:
@@ -178,7 +183,12 @@ def _enforceable(schema: Any) -> Any:
 
 
 def _explain(label: str, reason: str) -> str:
-    """llguidance's error as one sentence for the author of the constraint."""
+    """llguidance's error as one short sentence for the author of the constraint."""
+    text = _sentence(label, reason)
+    return text if len(text) <= MAX_EXPLANATION else text[:MAX_EXPLANATION] + "…"
+
+
+def _sentence(label: str, reason: str) -> str:
     unknown = re.search(r"Unimplemented keys: \[(.*)\]", reason)
     if unknown:
         names = unknown.group(1).replace('"', "'")

@@ -77,10 +77,11 @@ class Delta(Struct, tag=True, frozen=True):
 
 
 class RequestFailed(Struct, tag=True, frozen=True):
-    """This request can't be run; the engine goes on."""
+    """This request can't be run; the engine goes on. `constraint`: its grammar is the reason."""
 
     request_id: str
     message: str
+    constraint: bool = False
 
 
 class Heartbeat(Struct, tag=True, frozen=True):

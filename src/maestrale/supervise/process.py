@@ -23,7 +23,7 @@ from maestrale.engines.base import (
     GenerationRequest,
     TokenDelta,
 )
-from maestrale.errors import EngineError, Unavailable
+from maestrale.errors import ConstraintError, EngineError, Unavailable
 from maestrale.supervise.engine_process import EngineProcess
 from maestrale.supervise.messages import Delta, EngineConfig, RequestFailed
 from maestrale.supervise.replay import Counters, Ledger
@@ -287,8 +287,9 @@ class SupervisedEngine:
         match message:
             case Delta(wire_id, delta):
                 self._ledger.delta(wire_id, delta)
-            case RequestFailed(wire_id, reason):
-                self._ledger.failed(wire_id, reason)
+            case RequestFailed(wire_id, reason, constraint):
+                error = ConstraintError(reason) if constraint else EngineError(reason)
+                self._ledger.failed(wire_id, error)
 
     def _tell(self, paused: bool) -> None:
         for listener in self._listeners:

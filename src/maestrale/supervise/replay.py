@@ -240,12 +240,12 @@ class Ledger:
             self._forget(entry)
         self._next_trial_after(entry)
 
-    def failed(self, wire_id: str, message: str) -> None:
+    def failed(self, wire_id: str, error: MaestraleError) -> None:
         """The engine can't run this request, and goes on."""
         entry = self._in_engine.pop(wire_id, None)
         if entry is not None:
             entry.wire_id = None
-            self._end(entry, EngineError(message))
+            self._end(entry, error)
 
     # Within
 

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +56,7 @@ class ConstraintVetter:
         self._limits = limits or VettingLimits()
         self._known: OrderedDict[bytes, _Outcome] = OrderedDict()
         self._under_way: dict[bytes, asyncio.Task[_Outcome]] = {}
+        self._wanted: Counter[bytes] = Counter()  # by how many requests
         self._free = asyncio.Semaphore(self._limits.processes)
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
@@ -73,16 +74,21 @@ class ConstraintVetter:
             self._known.move_to_end(key)
         else:
             task = self._under_way.get(key)
-            if task is None:
-                task = asyncio.create_task(self._find_out(constraint))
+            if task is None or task.done():
+                task = asyncio.create_task(self._find_out(constraint, key))
                 self._under_way[key] = task
                 task.add_done_callback(lambda done: self._note(key, done))
+            self._wanted[key] += 1
             try:
                 outcome = await asyncio.shield(task)  # others may wait for the same
             except asyncio.CancelledError:
                 if self._closed and task.cancelled():
                     raise Unavailable("The server is stopping.", retry_after=1) from None
                 raise
+            finally:
+                self._wanted[key] -= 1
+                if not self._wanted[key]:
+                    del self._wanted[key]
         if outcome.fault is not None:
             raise ConstraintError(outcome.fault)
 
@@ -100,7 +106,8 @@ class ConstraintVetter:
         return [process.pid for process in self._all]
 
     def _note(self, key: bytes, task: asyncio.Task[_Outcome]) -> None:
-        del self._under_way[key]
+        if self._under_way.get(key) is task:
+            del self._under_way[key]
         if task.cancelled() or task.exception() is not None:
             return
         self._known[key] = task.result()
@@ -108,13 +115,16 @@ class ConstraintVetter:
         if len(self._known) > self._limits.cached:
             self._known.popitem(last=False)
 
-    async def _find_out(self, constraint: Constraint) -> _Outcome:
+    async def _find_out(self, constraint: Constraint, key: bytes) -> _Outcome:
         try:
             await asyncio.wait_for(self._free.acquire(), self._limits.waiting)
         except TimeoutError:
             raise Unavailable(
                 "Too many grammars are being compiled; try again.", retry_after=2
             ) from None
+        if not self._wanted[key]:  # who asked has left
+            self._free.release()
+            raise asyncio.CancelledError
         label = LABEL[constraint.kind]
         try:
             for _ in range(2):  # a process may also die by another's hand

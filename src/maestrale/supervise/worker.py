@@ -27,7 +27,7 @@ import msgspec
 
 from maestrale.engines.base import Engine, EngineStats, GenerationRequest, Sampling
 from maestrale.engines.registry import build_engine
-from maestrale.errors import EngineDied, EngineError, MaestraleError
+from maestrale.errors import ConstraintError, EngineDied, EngineError, MaestraleError
 from maestrale.supervise.channel import blocking_messages, frames, pack
 from maestrale.supervise.leash import take_leash
 from maestrale.supervise.messages import (
@@ -143,7 +143,8 @@ class Worker:
         except EngineDied as error:
             self._lost(str(error))
         except MaestraleError as error:
-            self._link.send(RequestFailed(request.request_id, str(error)))
+            grammar = isinstance(error, ConstraintError)
+            self._link.send(RequestFailed(request.request_id, str(error), grammar))
         except Exception as error:
             logger.exception("The engine failed.")
             self._lost(f"{type(error).__name__}: {error}")

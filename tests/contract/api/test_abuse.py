@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from api_app import CHAT, JSON, MODEL, Api, api, chat_body, check_error, make_settings
+from maestrale.errors import ConstraintError
 
 pytestmark = pytest.mark.anyio
 
@@ -44,6 +48,14 @@ BAD_JSON = {
 BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "empty messages": ({"messages": []}, "messages"),
     "messages no list": ({"messages": "Hello"}, "messages"),
+    "100,000 messages": (
+        {"messages": [{"role": "user", "content": ""}] * 100_000},
+        "messages",
+    ),
+    "100,000 parts of content": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 100_000}]},
+        "messages[0].content",
+    ),
     "unknown role": ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
     "content a number": ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
     "content missing": ({"messages": [{"role": "user"}]}, "messages[0].content"),
@@ -72,6 +84,8 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "top_logprobs alone": ({"top_logprobs": 1}, "top_logprobs"),
     "logit_bias outside the vocabulary": ({"logit_bias": {"257": 1}}, "logit_bias"),
     "logit_bias of no token": ({"logit_bias": {"x": 1}}, "logit_bias"),
+    "logit_bias of one token by two names": ({"logit_bias": {"1": 1, "01": 1}}, "logit_bias"),
+    "100,000 biases": ({"logit_bias": {str(i): 1 for i in range(100_000)}}, "logit_bias"),
     "logit_bias of -1": ({"logit_bias": {"-1": 1}}, "logit_bias"),
     "logit_bias 1000": ({"logit_bias": {"1": 1000}}, "logit_bias[...]"),
     "stop_token_ids outside the vocabulary": ({"stop_token_ids": [999]}, "stop_token_ids"),
@@ -330,6 +344,76 @@ async def test_ten_megabytes_in_one_word() -> None:
         error = check_error(answer, 400)
         assert error["code"] == "context_length_exceeded"
         await still_works(server)
+
+
+async def test_a_slow_template_holds_up_nobody() -> None:
+    async with api(options={"length": "3"}) as server:
+        encode, free = server.encoder.encode_chat, threading.Event()
+
+        def slow(*args: Any, **fields: Any) -> Any:
+            free.wait(10)
+            return encode(*args, **fields)
+
+        server.encoder.encode_chat = slow  # type: ignore[method-assign]
+        held = asyncio.create_task(server.chat())
+        for _ in range(5):
+            assert (await server.client.get("/health")).status_code == 200
+        assert not held.done()
+        free.set()
+        assert (await held).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/detokenize"])
+async def test_a_million_token_ids(path: str) -> None:
+    async with api(options={"length": "3"}) as server:
+        name = "tokens" if path == "/detokenize" else "prompt"
+        answer = await server.client.post(path, json={name: [1] * 1_100_000})
+        check_error(answer, 400, name)
+        answer = await server.client.post(path, json={name: [1] * 50_000})
+        if path == "/detokenize":
+            assert len(answer.json()["prompt"]) == 50_000
+        else:
+            error = check_error(answer, 400, name)
+            assert error["code"] == "context_length_exceeded"
+            assert "50000" in error["message"]
+
+
+async def test_large_bodies_share_a_budget_and_small_ones_do_not_wait() -> None:
+    async with api(options={"length": "3"}) as server:
+        bodies = server.app._backend.bodies
+        bodies._budget = 300_000
+        gate, sent = asyncio.Event(), asyncio.Event()
+
+        async def stopping() -> AsyncIterator[bytes]:
+            yield b" " * 200_000
+            sent.set()
+            await gate.wait()
+            yield b"{}"
+
+        held = asyncio.create_task(server.client.post(CHAT, content=stopping(), headers=JSON))
+        await sent.wait()
+        while not bodies.held:
+            await asyncio.sleep(0)
+        answer = await server.client.post(CHAT, content=b" " * 200_000, headers=JSON)
+        check_error(answer, 503)
+        assert answer.headers["retry-after"]
+        await still_works(server)
+        gate.set()
+        check_error(await held, 400, "messages")
+        assert bodies.held == 0
+        answer = await server.client.post(CHAT, content=b" " * 200_000, headers=JSON)
+        check_error(answer, 400)
+
+
+async def test_a_constraint_that_fails_in_the_engine_is_the_request_s_fault() -> None:
+    async with api(options={"length": "3"}) as server:
+
+        async def failing(request: Any) -> AsyncIterator[Any]:
+            raise ConstraintError("The constraint allows no text at this point.")
+            yield
+
+        server.engine.generate = failing  # type: ignore[method-assign]
+        check_error(await server.chat(response_format={"type": "json_object"}), 400)
 
 
 async def test_unexpected_failure_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:

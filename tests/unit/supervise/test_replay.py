@@ -189,7 +189,7 @@ def test_what_comes_late_for_an_earlier_run_or_an_aborted_request_is_dropped() -
     engine.down()
     engine.up()
     engine.ledger.delta(old, TokenDelta((9,)))
-    engine.ledger.failed(old, "late")
+    engine.ledger.failed(old, EngineError("late"))
     engine.say(0, 5)
     assert taken(entry).token_ids == (5,)
     late = engine.wire_id()
@@ -251,7 +251,7 @@ def test_a_suspect_that_leaves_or_fails_makes_room_for_the_next() -> None:
     assert engine.runs() == {1}
     wire = engine.wire_id(1)
     del engine.running[wire]
-    engine.ledger.failed(wire, "too long")
+    engine.ledger.failed(wire, EngineError("too long"))
     assert str(error_of(entries[1])) == "too long"
     assert engine.runs() == {2}
 

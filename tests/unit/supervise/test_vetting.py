@@ -126,6 +126,25 @@ async def test_a_client_that_leaves_doesn_t_disturb_the_verdict(start_vetter: St
     assert first.cancelled()
 
 
+async def test_what_nobody_waits_for_any_more_is_not_compiled(start_vetter: StartVetter) -> None:
+    vetter = start_vetter(time=1.0, processes=1)
+    await vetter.vet(regex("a"))
+    os.kill(vetter.pids[0], signal.SIGSTOP)
+    slow = asyncio.create_task(vetter.vet(regex("slow")))
+    await asyncio.sleep(0)
+    abandoned = [asyncio.create_task(vetter.vet(regex(f"x{number}"))) for number in range(20)]
+    await asyncio.sleep(0.01)
+    for task in abandoned:
+        task.cancel()
+    with pytest.raises(ConstraintError):
+        await slow
+    await vetter.vet(regex("b"))
+    assert len(vetter._known) == 3
+    assert not vetter._under_way
+    assert not vetter._wanted
+    await vetter.vet(regex("x0"))
+
+
 async def test_a_process_killed_by_another_s_hand_condemns_nothing(
     start_vetter: StartVetter,
 ) -> None:
