@@ -53,7 +53,7 @@ def run_newman(
         command += ["--env-var", f"{key}={value}"]
     command += ["--reporters", "cli,json", "--reporter-json-export", str(report)]
     command += ["--color", "off"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1000, check=False)
     if not report.exists():
         raise RuntimeError(f"newman wrote no report:\n{done.stdout}\n{done.stderr}")
     found: Findings = {}

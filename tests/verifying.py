@@ -45,7 +45,7 @@ class Verified:
         }
 
 
-def verify(*arguments: str, timeout: float = 280.0) -> Verified:
+def verify(*arguments: str, timeout: float = 1000.0) -> Verified:
     """`maestrale verify` with these arguments."""
     done = subprocess.run(
         [sys.executable, "-m", "maestrale", "verify", *arguments],

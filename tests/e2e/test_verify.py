@@ -1,0 +1,64 @@
+"""`maestrale verify` on our own server: a good model passes; noise and a wrong template do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving import Server, serving
+from tiny_mistral import write_tiny_mistral
+from verifying import verify
+
+pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(1200)]
+
+KEY = "sk-a-key-for-verify"
+WRONG_TEMPLATES = {
+    "Mistral's": "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}",
+    "none at all": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:",
+}
+
+
+def test_our_server_passes(server: Server, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    done = verify(server.url, "--json", "--report", str(report))
+    assert done.code == 0, done.err
+    assert done.skipped() == {"A wrong key"}, "only what needs a key is skipped"
+    streams = [one for one in done.report["requests"] if one["folder"] == "Streaming"]
+    assert all(one["first_token"] > 0 for one in streams)
+    assert "The capital of France is" in report.read_text()
+
+
+def test_a_wrong_key_is_refused_where_a_key_is_asked_for(cache_dir: Path) -> None:
+    with serving("--api-key", KEY, cache_dir=cache_dir) as server:
+        done = verify(
+            server.url,
+            "--api-key",
+            KEY,
+            "--json",
+            "--folder",
+            "Is it up",
+            "--folder",
+            "A wrong key",
+        )
+    assert done.code == 0, done.err
+    assert done.skipped() == set()
+
+
+@pytest.mark.parametrize("template", WRONG_TEMPLATES)
+def test_a_wrong_chat_template_fails(cache_dir: Path, tmp_path: Path, template: str) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text(WRONG_TEMPLATES[template])
+    with serving("--chat-template", str(file), cache_dir=cache_dir) as server:
+        done = verify(server.url, "--json", "--folder", "Simple questions")
+    assert done.code == 1, done.err
+    assert len({request for request, _ in done.failed()}) > 1, "found by more than one question"
+
+
+def test_random_weights_fail(cache_dir: Path, tmp_path: Path) -> None:
+    model = write_tiny_mistral(tmp_path / "tiny.gguf")
+    with serving("--model", str(model), cache_dir=cache_dir) as server:
+        done = verify(server.url, "--json")
+    assert done.code == 1, done.err
+    failed = {request for request, _ in done.failed()}
+    assert {"The capital of France", "The opposite of hot", "A stream"} <= failed
