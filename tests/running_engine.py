@@ -27,6 +27,7 @@ T = TypeVar("T")
 class Answer:
     """All deltas of one request."""
 
+    request: GenerationRequest
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -85,7 +86,7 @@ async def collect(
     request: GenerationRequest,
     on_delta: Callable[[TokenDelta], Awaitable[None]] | None = None,
 ) -> Answer:
-    answer = Answer()
+    answer = Answer(request)
     async with aclosing(engine.generate(request)) as deltas:  # type: ignore[type-var]
         async for delta in deltas:
             if not answer.tokens:

@@ -247,7 +247,7 @@ def test_a_lark_grammar_is_followed(vocabulary: Vocabulary) -> None:
     [
         ("", "start"),
         ("start: foo", "line 1"),
-        ('start: other\nother: bar', "line 2"),
+        ("start: other\nother: bar", "line 2"),
         ('%llguidance {"allow_invalid_utf8": true}\nstart: /./', "%llguidance"),
         ("start: <s>", "no text"),
     ],

@@ -9,10 +9,19 @@ from maestrale.engines.openvino.scheduler import Chunk, ScheduledSequence, Sched
 
 
 def scheduler(
-    blocks: int = 64, *, seqs: int = 8, budget: int = 128, caching: bool = True
+    blocks: int = 64,
+    *,
+    seqs: int = 8,
+    budget: int = 128,
+    caching: bool = True,
+    exact: bool = False,
 ) -> Scheduler:
     return Scheduler(
-        blocks, max_num_seqs=seqs, max_num_batched_tokens=budget, prefix_caching=caching
+        blocks,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=budget,
+        prefix_caching=caching,
+        exact=exact,
     )
 
 
@@ -189,14 +198,51 @@ def test_without_prefix_caching_nothing_is_shared_or_waited_for() -> None:
     assert not set(a.blocks) & set(b.blocks)
 
 
+def test_exact_means_that_every_token_is_always_computed_the_same_way() -> None:
+    chance = random.Random(6)
+    under_test = scheduler(blocks=7, seqs=4, budget=24, exact=True)
+    group = [sequence(length, start=1000 * length) for length in (2, 31, 33, 64, 65, 66, 97)]
+    again = [sequence(length, start=1000 * length) for length in (2, 31, 33, 64, 65, 66, 97)]
+    waiting = [one for pair in zip(group, again, strict=True) for one in pair]
+    while waiting or under_test.running or under_test.waiting:
+        if waiting and chance.random() < 0.3:
+            under_test.add(waiting.pop(0))
+        for chunk in step(under_test):
+            end = chunk.sequence.computed
+            if end > chunk.sequence.prompt_length:
+                assert chunk.count == 1
+            else:
+                assert chunk.count >= 2
+        for one in list(under_test.running):
+            if len(one.tokens) >= one.prompt_length + 40:
+                under_test.remove(one)
+    assert under_test.preemptions > 0
+    assert any(one.cached_tokens for one in again)
+    assert all(one.cached_tokens <= one.prompt_length - 2 for one in again)
+
+
+def test_exact_keeps_generated_tokens_out_of_the_prefix_cache() -> None:
+    under_test = scheduler(exact=True)
+    first = sequence(BLOCK_SIZE)
+    under_test.add(first)
+    for _ in range(BLOCK_SIZE + 2):
+        step(under_test)
+    under_test.remove(first)
+    follow_up = ScheduledSequence(tokens=[*first.tokens, 1, 2], prompt_length=len(first.tokens) + 2)
+    under_test.add(follow_up)
+    step(under_test)
+    assert follow_up.cached_tokens == BLOCK_SIZE
+
+
 def test_everything_ends_and_every_block_comes_back_whatever_arrives() -> None:
     chance = random.Random(5)
     for round_ in range(20):
         under_test = scheduler(
             blocks=chance.randint(6, 20),
             seqs=chance.randint(1, 6),
-            budget=chance.choice([8, 33, 128]),
+            budget=chance.choice([1, 3, 8, 33, 128]),
             caching=chance.random() < 0.7,
+            exact=chance.random() < 0.5,
         )
         waiting = []
         for _ in range(12):
@@ -209,8 +255,11 @@ def test_everything_ends_and_every_block_comes_back_whatever_arrives() -> None:
             if waiting and chance.random() < 0.5:
                 under_test.add(waiting.pop())
             chunks = step(under_test)
+            assert chunks or not (under_test.running or under_test.waiting)
             for chunk in chunks:
                 assert len(chunk.sequence.blocks) * BLOCK_SIZE >= chunk.sequence.computed
+                generates = chunk.sequence.computed > chunk.sequence.prefill_length
+                assert (chunk.count == 1) == (generates or chunk.sequence.prompt_length == 1)
             held = [one.blocks for one in under_test.running]
             assert under_test.blocks.in_use == len({block for blocks in held for block in blocks})
             for one in list(under_test.running):

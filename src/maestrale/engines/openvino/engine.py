@@ -113,11 +113,16 @@ class OpenVINOEngine:
                 f"{len(self._vocabulary)} tokens. Delete the folder; it will be made anew."
             )
         capacity = self._model.num_blocks * BLOCK_SIZE
+        exact = self._model.exact_step_tokens
+        if config.deterministic and not exact:
+            logger.warning("On this CPU a request's tokens can depend on what runs beside it.")
+        most_tokens = config.max_num_batched_tokens
         self._scheduler = Scheduler(
             self._model.num_blocks,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_batched_tokens=min(most_tokens, exact) if exact else most_tokens,
             prefix_caching=config.enable_prefix_caching,
+            exact=exact > 0,
         )
         self._info = self._describe(prepared, capacity, threads)
 
@@ -134,7 +139,7 @@ class OpenVINOEngine:
                 "--max-model-len, or raise --kv-cache-memory."
             )
         features: set[Feature] = {"logit_bias", "top_logprobs", "json_schema", "regex", "grammar"}
-        if self._config.deterministic:
+        if self._model.exact_step_tokens:
             features.add("deterministic")
         if self._config.enable_prefix_caching:
             features.add("prefix_cache")

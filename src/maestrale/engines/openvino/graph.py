@@ -9,7 +9,7 @@ products to the rows whose logits are wanted.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,19 @@ from openvino._offline_transformations import paged_attention_transformation
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.errors import ModelError
 
-# With these a row's result does not depend on what shares its batch: no quantisation of
-# activations over groups of rows, and no rounding of cached keys and values.
+# No quantisation of activations over groups of rows, no rounding of cached keys and values. With
+# these, a row's result depends on its batch only through the shape of the matrix products.
 DETERMINISTIC_OPTIONS = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     "KV_CACHE_PRECISION": "f32",
     "INFERENCE_PRECISION_HINT": "f32",
 }
+
+# The kernels for one row, and for very many, add up in another order than those between. So an
+# exact step has at least two rows, and no more than the largest of these counts that gives the
+# same bits (80 where this was written; `PagedModel` tries them at start).
+EXACT_STEP_TOKENS = (80, 64, 48, 32)
+_LEAST_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,9 @@ class PagedModel:
         del model
         self._request = compiled.create_infer_request()
         self.num_blocks, self.bytes_per_block = self._allocate(compiled, kv_cache_bytes)
+        self._pads = deterministic
+        # Most tokens in a step that keep its rows exact; 0: this machine gives no such promise.
+        self.exact_step_tokens = self._find_exact_step_tokens() if deterministic else 0
 
     def _allocate(self, compiled: Any, budget: int) -> tuple[int, int]:
         """Give every layer its cache tensors; returns (blocks, bytes of one block)."""
@@ -99,20 +108,51 @@ class PagedModel:
             raise ModelError("The model has no attention layers with a KV cache.")
         bits = sum(port.get_element_type().bitwidth * math.prod(tail) for port, tail in caches)
         bytes_per_block = bits // 8
-        blocks = int(budget // bytes_per_block)
+        blocks = int(budget // bytes_per_block) - 1
         if blocks < 1:
             raise ModelError(
-                f"A KV cache of {budget} bytes holds not one block of {bytes_per_block} bytes. "
+                f"A KV cache of {budget} bytes is too small: a block takes {bytes_per_block}. "
                 "Raise --kv-cache-memory."
             )
         for port, tail in caches:
             # Not touched here: the system commits a page when a block is first written.
-            tensor = ov.Tensor(port.get_element_type(), ov.Shape([blocks, *tail]))
+            # The last block, beyond the counted ones, is written by rows added as padding.
+            tensor = ov.Tensor(port.get_element_type(), ov.Shape([blocks + 1, *tail]))
             self._request.set_tensor(port, tensor)
         return blocks, bytes_per_block
 
     def infer(self, step: StepInput) -> NDArray[np.float32]:
         """Run one step; returns logits [R, vocab], valid until the next call."""
+        wanted = len(step.logit_rows)
+        if self._pads:
+            step = _padded(step, spare_block=self.num_blocks)
+        return self._infer(step)[:wanted]
+
+    def _find_exact_step_tokens(self) -> int:
+        """The largest step whose first sequence gets the bits that it gets in the least one."""
+        expected = self._probe(_LEAST_ROWS)
+        for tokens in EXACT_STEP_TOKENS:
+            if all(self._probe(count) == expected for count in (tokens, tokens // 2)):
+                return tokens
+        return 0
+
+    def _probe(self, tokens: int) -> bytes:
+        """The logits of a sequence of one token, beside another of `tokens` - 1."""
+        others = min(tokens - 1, self.num_blocks * BLOCK_SIZE)
+        blocks = -(-others // BLOCK_SIZE)
+        step = StepInput(
+            token_ids=np.arange(1, others + 2) % self.vocab_size,
+            positions=np.append(0, np.arange(others)),
+            past_lens=np.zeros(2, np.int32),
+            sequence_begins=np.array([0, 1, 1 + others], np.int32),
+            block_indices=np.append(self.num_blocks, np.arange(blocks)).astype(np.int32),
+            block_begins=np.array([0, 1, 1 + blocks], np.int32),
+            logit_rows=np.array([0, others], np.int64),
+            max_context_len=others,
+        )
+        return bytes(self._infer(step)[0].tobytes())
+
+    def _infer(self, step: StepInput) -> NDArray[np.float32]:
         request = self._request
         arrays: dict[str, NDArray[Any]] = {
             "input_ids": step.token_ids,
@@ -129,6 +169,26 @@ class PagedModel:
         request.infer()
         logits: NDArray[np.float32] = request.get_tensor("logits").data
         return logits.reshape(len(step.logit_rows), self.vocab_size)
+
+
+def _padded(step: StepInput, spare_block: int) -> StepInput:
+    """The step with no fewer than `_LEAST_ROWS` tokens and logit rows."""
+    missing = _LEAST_ROWS - len(step.logit_rows)
+    if missing > 0:
+        rows = np.concatenate((step.logit_rows, np.zeros(missing, np.int64)))
+        step = replace(step, logit_rows=rows)
+    if len(step.token_ids) >= _LEAST_ROWS:
+        return step
+    # One token of a sequence of its own, in the spare block.
+    return replace(
+        step,
+        token_ids=np.append(step.token_ids, np.int64(0)),
+        positions=np.append(step.positions, np.int64(0)),
+        past_lens=np.append(step.past_lens, np.int32(0)),
+        sequence_begins=np.append(step.sequence_begins, np.int32(len(step.token_ids) + 1)),
+        block_indices=np.append(step.block_indices, np.int32(spare_block)),
+        block_begins=np.append(step.block_begins, np.int32(len(step.block_indices) + 1)),
+    )
 
 
 def _gather_before_projection(model: Any) -> int:

@@ -6,6 +6,11 @@ Where several prompts wait for prefill, the oldest gets half of the budget and t
 next, so neither a long prompt nor a short one waits for ever. When the KV cache is full the
 youngest sequence is preempted: its blocks are freed and its tokens computed again later (its
 random stream goes by position, so its answer is the same).
+
+Attention rounds differently for a chunk of one token than for more. Where results must not
+depend on the schedule (`exact`), a token is therefore always computed the same way: those of the
+prompt in chunks of two or more, generated ones singly, also when they are computed again; and
+only the prompt's blocks enter the prefix cache.
 """
 
 from __future__ import annotations
@@ -16,6 +21,9 @@ from dataclasses import dataclass, field
 
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest, block_digest
 
+MIN_CHUNK = 2  # tokens of a prompt computed at once
+PREFILL_SHARE = 16  # tokens of a step's budget that sequences which generate leave to prompts
+
 
 @dataclass(eq=False)
 class ScheduledSequence:
@@ -25,6 +33,7 @@ class ScheduledSequence:
     prompt_length: int
     priority: int = 0
     arrival: int = 0
+    prefill_length: int = 0  # tokens computed in chunks at this admission; later ones singly
     computed: int = 0
     cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
     admitted_once: bool = False
@@ -34,9 +43,9 @@ class ScheduledSequence:
     claimed: list[Digest] = field(default_factory=list)
 
     @property
-    def remaining(self) -> int:
-        """Tokens whose keys and values are not computed yet; 1 for a sequence that generates."""
-        return len(self.tokens) - self.computed
+    def prefill_left(self) -> int:
+        """Tokens still to be computed in chunks; 0 for a sequence that generates."""
+        return max(0, self.prefill_length - self.computed)
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -53,7 +62,7 @@ class Chunk:
 
     @property
     def wants_logits(self) -> bool:
-        return self.count == self.sequence.remaining
+        return self.sequence.computed + self.count == len(self.sequence.tokens)
 
 
 class Scheduler:
@@ -66,11 +75,13 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         prefix_caching: bool,
+        exact: bool,
     ) -> None:
         self.blocks = BlockManager(num_blocks)
         # Each running sequence takes at least one token of the step's budget.
-        self._max_running = min(max_num_seqs, max_num_batched_tokens)
-        self._budget = max_num_batched_tokens
+        self._max_running = max(1, min(max_num_seqs, max_num_batched_tokens - PREFILL_SHARE))
+        self._exact = exact
+        self._budget = max(max_num_batched_tokens, MIN_CHUNK + 1)
         self._prefix_caching = prefix_caching
         self.waiting: list[ScheduledSequence] = []  # by rank
         self.running: list[ScheduledSequence] = []  # by rank
@@ -98,7 +109,7 @@ class Scheduler:
         """The chunks of the next step; empty only when nothing is waiting or running."""
         self._admit()
         chunks: list[Chunk] = []
-        for sequence in [s for s in self.running if s.remaining == 1]:
+        for sequence in [s for s in self.running if not s.prefill_left]:
             if sequence in self.running and self._make_room(sequence, 1, chunks):
                 chunks.append(Chunk(sequence, 1))
         self._schedule_prefills(self._budget - len(chunks), chunks)
@@ -111,7 +122,8 @@ class Scheduler:
             sequence.computed += chunk.count
             if not self._prefix_caching:
                 continue
-            full = sequence.computed // BLOCK_SIZE
+            cacheable = sequence.prefill_length if self._exact else sequence.computed
+            full = min(sequence.computed, cacheable) // BLOCK_SIZE
             self._extend_digests(sequence, full)
             for index in range(sequence.published, full):
                 digest = sequence.digests[index]
@@ -122,19 +134,20 @@ class Scheduler:
 
     def _schedule_prefills(self, budget: int, chunks: list[Chunk]) -> None:
         """Share the budget among running sequences in prefill."""
-        prefills = [s for s in self.running if s.remaining > 1]
+        prefills = [s for s in self.running if s.prefill_left]
         if not prefills:
             return
-        oldest, others = prefills[0], sorted(prefills[1:], key=lambda s: (s.remaining, s.rank))
-        reserve = -(-budget // 2) if others else budget
-        shares = {id(oldest): min(oldest.remaining, reserve)}
-        left = budget - shares[id(oldest)]
+        oldest = prefills[0]
+        others = sorted(prefills[1:], key=lambda s: (s.prefill_left, s.rank))
+        held_back = budget // 2 if others else 0
+        shares = {oldest: _chunk(oldest.prefill_left, budget - held_back)}
+        left = budget - shares[oldest]
         for sequence in others:
-            shares[id(sequence)] = min(sequence.remaining, left)
-            left -= shares[id(sequence)]
-        shares[id(oldest)] += min(oldest.remaining - shares[id(oldest)], left)
+            shares[sequence] = _chunk(sequence.prefill_left, left)
+            left -= shares[sequence]
+        shares[oldest] = _chunk(oldest.prefill_left, shares[oldest] + left)
         for sequence in prefills:
-            count = shares[id(sequence)]
+            count = shares[sequence]
             if count > 0 and sequence in self.running and self._make_room(sequence, count, chunks):
                 chunks.append(Chunk(sequence, count))
 
@@ -145,8 +158,12 @@ class Scheduler:
         for sequence in list(self.waiting):
             if len(self.running) >= self._max_running:
                 return
-            # At least the last token is computed: its logits give the next one.
-            full = (len(sequence.tokens) - 1) // BLOCK_SIZE if self._prefix_caching else 0
+            sequence.prefill_length = (
+                sequence.prompt_length if self._exact else len(sequence.tokens)
+            )
+            # The last tokens are always computed: their logits give the next one.
+            most = max(0, sequence.prefill_length - MIN_CHUNK)
+            full = most // BLOCK_SIZE if self._prefix_caching else 0
             self._extend_digests(sequence, full)
             digests = sequence.digests[:full]
             shared = self.blocks.lookup(digests)
@@ -216,6 +233,14 @@ class Scheduler:
             start = index * BLOCK_SIZE
             parent = digests[-1] if digests else None
             digests.append(block_digest(parent, sequence.tokens[start : start + BLOCK_SIZE]))
+
+
+def _chunk(left: int, budget: int) -> int:
+    """How many of `left` tokens to compute now, so that no chunk has fewer than MIN_CHUNK."""
+    if left <= budget:
+        return left
+    count = min(budget, left - MIN_CHUNK)
+    return count if count >= MIN_CHUNK else 0
 
 
 def _blocks_for(tokens: int) -> int:
