@@ -230,13 +230,13 @@ def test_a_prompt_that_does_not_fit_is_refused(running: RunningEngine, make: Mak
 
 def test_a_prompt_seen_before_is_taken_from_the_cache(running: RunningEngine, make: Make) -> None:
     needs(running, "prefix_cache")
-    cold = only(running, make(11, 100, sampling=GREEDY))
-    warm = only(running, make(11, 100, sampling=GREEDY))
+    cold = only(running, make(211, 100, sampling=GREEDY))
+    warm = only(running, make(211, 100, sampling=GREEDY))
     assert cold.cached_tokens == 0
     assert warm.cached_tokens == 96
     assert warm.tokens == cold.tokens
     hits = running.engine.stats().prefix_cache_hits
-    many = running.run(*(make(12, 70, seed=seed) for seed in range(8)))
+    many = running.run(*(make(212, 70, seed=seed) for seed in range(8)))
     assert sorted(answer.cached_tokens for answer in many) == [0, *[64] * 7]
     assert running.engine.stats().prefix_cache_hits == hits + 7 * 64
 

@@ -99,6 +99,12 @@ class OpenVINOEngine:
         config = self._config
         folder = Path(config.model_dir)
         prepared = load_prepared(folder)
+        wanted = config.max_model_len
+        if wanted is not None and wanted > prepared.context_length:
+            raise EngineError(
+                f"max_model_len is {wanted}, but {prepared.name} was trained for at most "
+                f"{prepared.context_length} tokens. Lower --max-model-len."
+            )
         self._vocabulary = load_vocabulary(folder)
         threads = config.threads or available_cores()
         self._model = PagedModel(
@@ -128,11 +134,6 @@ class OpenVINOEngine:
 
     def _describe(self, prepared: PreparedModel, capacity: int, threads: int) -> EngineInfo:
         wanted = self._config.max_model_len
-        if wanted is not None and wanted > prepared.context_length:
-            raise EngineError(
-                f"max_model_len is {wanted}, but {prepared.name} was trained for at most "
-                f"{prepared.context_length} tokens. Lower --max-model-len."
-            )
         if wanted is not None and wanted > capacity:
             raise EngineError(
                 f"max_model_len is {wanted}, but the KV cache holds {capacity} tokens. Lower "
