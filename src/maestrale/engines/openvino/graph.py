@@ -70,6 +70,8 @@ class PagedModel:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
+            # A pinned thread can't give way when the API process needs its core.
+            "ENABLE_CPU_PINNING": False,
         }
         if deterministic:
             self.options |= DETERMINISTIC_OPTIONS
