@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def _convert_weights(source: Path, folder: Path) -> None:
     script = Path(__file__).with_name("gguf_to_ir.py")
     try:
         result = subprocess.run(  # noqa: S603 (our own script and a path, no shell)
-            [sys.executable, "-P", str(script), str(link)],
+            [sys.executable, "-P", str(script), str(link), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

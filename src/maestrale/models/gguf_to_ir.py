@@ -1,4 +1,4 @@
-"""Run as a script: GGUF → OpenVINO IR. `gguf_to_ir.py MODEL.gguf`, written beside MODEL.gguf.
+"""Run as a script: GGUF → OpenVINO IR, written beside it. `gguf_to_ir.py MODEL.gguf PARENT_PID`.
 
 OpenVINO GenAI converts while it builds a pipeline. That takes the memory of the whole model
 and may crash on a damaged file, so it happens in a process of its own that ends with it.
@@ -7,20 +7,25 @@ and may crash on a damaged file, so it happens in a process of its own that ends
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 import tempfile
+from pathlib import Path
 
 
-def main(path: str) -> int:
+def main(path: str, parent: int) -> int:
     # If maestrale is killed, this goes as well (PR_SET_PDEATHSIG, SIGKILL).
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before
+        return 1
 
     import openvino_genai
 
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.num_kv_blocks = 1
-    with tempfile.TemporaryDirectory() as nothing:
+    # Where all of a build that was killed is removed by the next one.
+    with tempfile.TemporaryDirectory(dir=Path(path).parent) as nothing:
         # Its own GGUF tokenizer knows byte-level BPE only, and isn't needed: give it an empty one.
         tokenizer = openvino_genai.Tokenizer(nothing)
         try:
@@ -34,4 +39,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))
