@@ -27,6 +27,7 @@ import sys, threading, xllamacpp
 parameters = xllamacpp.CommonParams()
 parameters.model.path, parameters.port = sys.argv[1], int(sys.argv[2])
 parameters.n_ctx, parameters.n_parallel = 4096, 1
+parameters.cpuparams.n_threads = 1  # its threads spin: more of them crawl on a busy machine
 parameters.hostnames = ["127.0.0.1"]
 server = xllamacpp.Server(parameters)
 print("listening", flush=True)
