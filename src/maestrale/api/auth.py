@@ -6,6 +6,7 @@ All of it is decided on the scope's path and headers, before any of the body is 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 
 from starlette.types import Scope
@@ -13,6 +14,8 @@ from starlette.types import Scope
 from maestrale.api.errors import quoted
 from maestrale.errors import AuthenticationFailed, InvalidRequest, PermissionDenied
 from maestrale.keys import Key, KeyStore
+
+_NAME_AND_PORT = re.compile(r"(\[[^]]*\]|[^:]*)(?::[0-9]*)?")
 
 OPEN_PATHS = frozenset({"/health", "/ping"})
 
@@ -114,6 +117,6 @@ def _values(scope: Scope, name: bytes) -> list[bytes]:
 
 
 def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+    """The name in a Host header; all of it where what follows the name is no port."""
+    found = _NAME_AND_PORT.fullmatch(host)
+    return found[1] if found else host

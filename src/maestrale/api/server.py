@@ -22,6 +22,7 @@ from maestrale import logs
 from maestrale.api.app import build_app
 from maestrale.api.backend import Backend
 from maestrale.api.connections import raise_file_limit
+from maestrale.api.memory import return_large_buffers
 from maestrale.api.progress import Progress
 from maestrale.api.protocol import protocol_class
 from maestrale.chat import ANY_OBJECT, ChatService
@@ -52,6 +53,7 @@ def run(settings: Settings) -> None:
         made_key = new_key()
         settings = dataclasses.replace(settings, api_key=(made_key,))
     raise_file_limit()
+    return_large_buffers()
     with (
         listen(settings.host, settings.port) as sock,
         asyncio.Runner(loop_factory=_loop_factory()) as runner,

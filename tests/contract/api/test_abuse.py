@@ -11,190 +11,10 @@ from typing import Any
 import pytest
 
 from api_app import CHAT, JSON, MODEL, Api, api, chat_body, check_error, make_settings
+from hostile_bodies import BAD_FIELDS, BAD_JSON, BAD_MODELS, REFUSED_MEDIA_TYPES
 from maestrale.errors import ConstraintError
 
 pytestmark = pytest.mark.anyio
-
-MESSAGES = '"messages":[{"role":"user","content":"Hello"}]'
-
-
-def with_field(text: str) -> bytes:
-    return f"{{{MESSAGES},{text}}}".encode()
-
-
-BAD_JSON = {
-    "empty": b"",
-    "truncated": b'{"messages": [',
-    "invalid UTF-8": b'{"messages":[{"role":"user","content":"\xff"}]}',
-    "invalid UTF-8 in an ignored field": with_field('"metadata":{"a":"')[:-1] + b'\xff"}}',
-    "UTF-16": json.dumps(chat_body()).encode("utf-16"),
-    "UTF-8 with a byte order mark": json.dumps(chat_body()).encode("utf-8-sig"),
-    "lone surrogate": b'{"messages":[{"role":"user","content":"\\ud800"}]}',
-    "raw surrogate": b'{"messages":[{"role":"user","content":"\xed\xa0\x80"}]}',
-    "depth 100,000": b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    "depth 100,000 in an ignored field": with_field('"metadata":' + "[" * 100_000 + "]" * 100_000),
-    "top-level array": b"[]",
-    "top-level number": b"42",
-    "top-level null": b"null",
-    "NaN": with_field('"temperature":NaN'),
-    "Infinity": with_field('"temperature":Infinity'),
-    "1e400": with_field('"temperature":1e400'),
-    "a 5,000-digit integer": with_field('"seed":' + "9" * 5000),
-    "trailing garbage": with_field('"n":1') + b"x",
-    "a million keys": with_field(",".join(f'"k{i}":0' for i in range(1_000_000))),
-}
-
-# what is wrong → fields that replace the good ones, and the field to be named
-BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
-    "empty messages": ({"messages": []}, "messages"),
-    "messages no list": ({"messages": "Hello"}, "messages"),
-    "100,000 messages": (
-        {"messages": [{"role": "user", "content": ""}] * 100_000},
-        "messages",
-    ),
-    "100,000 parts of content": (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 100_000}]},
-        "messages[0].content",
-    ),
-    "unknown role": ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
-    "content a number": ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
-    "content missing": ({"messages": [{"role": "user"}]}, "messages[0].content"),
-    "unknown field in a message": (
-        {"messages": [{"role": "user", "content": "x", "zork": 1}]},
-        "messages[0].zork",
-    ),
-    "temperature -1": ({"temperature": -1}, "temperature"),
-    "temperature a text": ({"temperature": "x"}, "temperature"),
-    "temperature a boolean": ({"temperature": True}, "temperature"),
-    "top_p 0": ({"top_p": 0}, "top_p"),
-    "top_p 1.1": ({"top_p": 1.1}, "top_p"),
-    "min_p 2": ({"min_p": 2}, "min_p"),
-    "presence_penalty 3": ({"presence_penalty": 3}, "presence_penalty"),
-    "repetition_penalty 0": ({"repetition_penalty": 0}, "repetition_penalty"),
-    "n 0": ({"n": 0}, "n"),
-    "n 1,000,000": ({"n": 1_000_000}, "n"),
-    "max_tokens -1": ({"max_tokens": -1}, "max_tokens"),
-    "max_tokens 2^63": ({"max_tokens": 2**63}, "max_tokens"),
-    "max_tokens given twice": (
-        {"max_tokens": 1, "max_completion_tokens": 2},
-        "max_completion_tokens",
-    ),
-    "min_tokens over max_tokens": ({"min_tokens": 9, "max_tokens": 3}, "min_tokens"),
-    "top_logprobs 10^9": ({"logprobs": True, "top_logprobs": 10**9}, "top_logprobs"),
-    "top_logprobs alone": ({"top_logprobs": 1}, "top_logprobs"),
-    "logit_bias outside the vocabulary": ({"logit_bias": {"257": 1}}, "logit_bias"),
-    "logit_bias of no token": ({"logit_bias": {"x": 1}}, "logit_bias"),
-    "logit_bias of one token by two names": ({"logit_bias": {"1": 1, "01": 1}}, "logit_bias"),
-    "100,000 biases": ({"logit_bias": {str(i): 1 for i in range(100_000)}}, "logit_bias"),
-    "logit_bias of -1": ({"logit_bias": {"-1": 1}}, "logit_bias"),
-    "logit_bias 1000": ({"logit_bias": {"1": 1000}}, "logit_bias[...]"),
-    "stop_token_ids outside the vocabulary": ({"stop_token_ids": [999]}, "stop_token_ids"),
-    "500,000 stop strings": ({"stop": ["x"] * 500_000}, "stop"),
-    "an empty stop string": ({"stop": ""}, "stop"),
-    "a long stop string": ({"stop": "x" * 100_000}, "stop"),
-    "seed 2^65": ({"seed": 2**65}, "seed"),
-    "random_seed -2^64": ({"random_seed": -(2**64)}, "random_seed"),
-    "two seeds": ({"seed": 1, "random_seed": 2}, "random_seed"),
-    "seed 1.5": ({"seed": 1.5}, "seed"),
-    "stream yes": ({"stream": "yes"}, "stream"),
-    "stream 1": ({"stream": 1}, "stream"),
-    "stream_options without stream": (
-        {"stream_options": {"include_usage": True}},
-        "stream_options",
-    ),
-    "json_schema missing": (
-        {"response_format": {"type": "json_schema"}},
-        "response_format.json_schema",
-    ),
-    "json_schema without schema": (
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
-        "response_format.json_schema.schema",
-    ),
-    "json_schema a list": (
-        {"response_format": {"type": "json_schema", "json_schema": {"schema": []}}},
-        "response_format.json_schema.schema",
-    ),
-    "json_schema of a bad type": (
-        {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"schema": {"type": "wizard"}},
-            }
-        },
-        "response_format",
-    ),
-    "json_schema with a bad pattern": (
-        {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"schema": {"type": "string", "pattern": "(["}},
-            }
-        },
-        "response_format",
-    ),
-    "a huge json_schema": (
-        {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"schema": {"enum": ["x" * 10] * 100_000}},
-            }
-        },
-        "response_format.json_schema.schema",
-    ),
-    "response_format unknown": ({"response_format": {"type": "xml"}}, "response_format.type"),
-    "ignore_eos with JSON": (
-        {"ignore_eos": True, "response_format": {"type": "json_object"}},
-        "ignore_eos",
-    ),
-    "tool_choice of no tool": (
-        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
-        "tool_choice",
-    ),
-    "tool_choice required": ({"tool_choice": "required"}, "tool_choice"),
-    "tool_choice nonsense": ({"tool_choice": "perhaps"}, "tool_choice"),
-    "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    "tool calls in a message": (
-        {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
-        "messages[0].tool_calls",
-    ),
-    "a tool's message": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
-    "prefix on a user's message": (
-        {"messages": [{"role": "user", "content": "x", "prefix": True}]},
-        "messages[0].prefix",
-    ),
-    "chat_template": ({"chat_template": "{{ 7 * 7 }}"}, "chat_template"),
-    "chat_template_kwargs": ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
-    "a file as image": (
-        {
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}],
-                }
-            ]
-        },
-        "messages[0].content[0].type",
-    ),
-    "the metadata service as image": (
-        {
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "text", "text": "Look:"},
-                        {"type": "image_url", "image_url": "http://169.254.169.254/"},
-                    ],
-                }
-            ]
-        },
-        "messages[0].content[1].type",
-    ),
-    "a long user": ({"user": "x" * 1_000_000}, "user"),
-    "large metadata": ({"metadata": {"a": "x" * 100_000}}, "metadata"),
-    "an unknown field": ({"zork": 1}, "zork"),
-    "modalities": ({"modalities": ["audio"]}, "modalities"),
-    "reasoning_effort": ({"reasoning_effort": "high"}, "reasoning_effort"),
-}
 
 
 async def still_works(server: Api) -> None:
@@ -230,7 +50,7 @@ async def test_missing_messages() -> None:
         check_error(answer, 400, "messages")
 
 
-@pytest.mark.parametrize("name", ["gpt-4", "", "x\r\nx-evil: 1", "../../etc/passwd", "x" * 500])
+@pytest.mark.parametrize("name", BAD_MODELS)
 async def test_unknown_model(name: str) -> None:
     async with api() as server:
         error = check_error(await server.chat(model=name), 404, "model")
@@ -281,18 +101,7 @@ async def test_endless_chunked_body_is_cut_off() -> None:
         await still_works(server)
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"content-type": "text/plain"},
-        {"content-type": "multipart/form-data; boundary=x"},
-        {"content-type": "application/x-www-form-urlencoded"},
-        {"content-type": ""},
-        {"content-type": "application/json; charset=utf-16"},
-        {"content-type": "application/json", "content-encoding": "gzip"},
-        {"content-type": "application/json", "content-encoding": "br"},
-    ],
-)
+@pytest.mark.parametrize("headers", REFUSED_MEDIA_TYPES)
 async def test_other_media_types(headers: dict[str, str]) -> None:
     async with api() as server:
         answer = await server.client.post(

@@ -8,32 +8,16 @@ import httpx
 import pytest
 
 from api_app import CHAT, api, check_error, make_settings
+from hostile_keys import BAD_KEYS, CLOSED, KEY
 
 pytestmark = pytest.mark.anyio
 
-KEY = "sk-maestrale-abcdefghijklmnop"
 KEYED = make_settings(api_key=("sk-other", KEY), host="0.0.0.0")
-CLOSED = [CHAT, "/v1/completions", "/tokenize", "/detokenize", "/v1/models", "/v1/models/x",
-          "/version", "/load", "/metrics", "/docs", "/openapi.json", "/nope", "/"]  # fmt: skip
 
 
 async def unread() -> Any:
     raise AssertionError("the body was read")
     yield b""
-
-
-BAD_KEYS: dict[str, dict[str, str | bytes]] = {
-    "none": {},
-    "empty": {"authorization": ""},
-    "empty bearer": {"authorization": "Bearer "},
-    "basic": {"authorization": "Basic c2s6eA=="},
-    "a prefix": {"authorization": f"Bearer {KEY[:-1]}"},
-    "longer": {"authorization": f"Bearer {KEY}x"},
-    "1 MB": {"authorization": "Bearer " + "x" * 1_000_000},
-    "not ASCII": {"authorization": "Bearer sk-é".encode()},
-    "SQL": {"authorization": "Bearer ' OR 1=1 --"},
-    "without scheme": {"authorization": KEY},
-}
 
 
 @pytest.mark.parametrize("path", CLOSED)
@@ -107,6 +91,8 @@ async def test_host_can_not_open_a_route(host: str) -> None:
         ("127.0.0.1.evil.example", 403),
         ("192.168.1.5:8000", 403),
         ("localhost.evil.example", 403),
+        ("[::1].evil.example", 403),
+        ("127.0.0.1:80.evil.example", 403),
         ("", 403),
     ],
 )
