@@ -126,9 +126,8 @@ class AnswerResponse:
                 await self._fail(events, error)
                 return
             finally:
-                if not first.done():
-                    first.cancel()
-                    await asyncio.gather(first, return_exceptions=True)
+                first.cancel()  # of no effect once it is done
+                await asyncio.gather(first, return_exceptions=True)  # and its error was seen
             await events.open()
             try:
                 await self._write_pieces(events, _chain(first.result(), pieces))
