@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from openvino import opset13
 from openvino._offline_transformations import paged_attention_transformation
 
+from maestrale.engines.openvino.exactness import exactness_key, recall, remember
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.errors import ModelError
 
@@ -90,7 +91,7 @@ class PagedModel:
         self.num_blocks, self.bytes_per_block = self._allocate(compiled, kv_cache_bytes)
         self._pads = deterministic
         # Most tokens in a step that keep its rows exact; 0: this machine gives no such promise.
-        self.exact_step_tokens = self._find_exact_step_tokens() if deterministic else 0
+        self.exact_step_tokens = self._exact_step_tokens(folder) if deterministic else 0
 
     def _allocate(self, compiled: Any, budget: int) -> tuple[int, int]:
         """Give every layer its cache tensors; returns (blocks, bytes of one block)."""
@@ -129,6 +130,14 @@ class PagedModel:
         if self._pads:
             step = _padded(step, spare_block=self.num_blocks)
         return self._infer(step)[:wanted]
+
+    def _exact_step_tokens(self, folder: Path) -> int:
+        key = exactness_key(self.options)
+        known = recall(folder, key)
+        if known is None:
+            known = self._find_exact_step_tokens()
+            remember(folder, key, known)
+        return known
 
     def _find_exact_step_tokens(self) -> int:
         """The largest step whose first sequence gets the bits that it gets in the least one."""
