@@ -132,7 +132,8 @@ class Settings:
     )
     max_num_batched_tokens: int = setting(
         256,
-        "Most tokens in one step. Long prompts are prefilled in chunks of this size.",
+        "Most tokens in one step, so the chunk in which long prompts are prefilled. Deterministic "
+        "mode takes fewer where this CPU is exact only up to there (80, say).",
         group="Engine",
         metavar="N",
         minimum=1,

@@ -130,6 +130,12 @@ class OpenVINOEngine:
             prefix_caching=config.enable_prefix_caching,
             exact=exact > 0,
         )
+        if self._scheduler.max_running < config.max_num_seqs:
+            logger.warning(
+                "Of the %d sequences of --max-num-seqs, a step has room for %d.",
+                config.max_num_seqs,
+                self._scheduler.max_running,
+            )
         self._info = self._describe(prepared, capacity, threads)
 
     def _describe(self, prepared: PreparedModel, capacity: int, threads: int) -> EngineInfo:
@@ -151,7 +157,7 @@ class OpenVINOEngine:
             max_model_len=min(wanted or prepared.context_length, capacity),
             vocab_size=len(self._vocabulary),
             kv_capacity_tokens=capacity,
-            max_num_seqs=self._config.max_num_seqs,
+            max_num_seqs=self._scheduler.max_running,
             features=frozenset(features),
         )
 

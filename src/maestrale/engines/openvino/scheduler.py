@@ -79,7 +79,7 @@ class Scheduler:
     ) -> None:
         self.blocks = BlockManager(num_blocks)
         # Each running sequence takes at least one token of the step's budget.
-        self._max_running = max(1, min(max_num_seqs, max_num_batched_tokens - PREFILL_SHARE))
+        self.max_running = max(1, min(max_num_seqs, max_num_batched_tokens - PREFILL_SHARE))
         self._exact = exact
         self._budget = max(max_num_batched_tokens, MIN_CHUNK + 1)
         self._prefix_caching = prefix_caching
@@ -156,7 +156,7 @@ class Scheduler:
         # Blocks that running sequences still need for the tokens they have.
         outstanding = sum(_blocks_for(len(s.tokens)) - len(s.blocks) for s in self.running)
         for sequence in list(self.waiting):
-            if len(self.running) >= self._max_running:
+            if len(self.running) >= self.max_running:
                 return
             sequence.prefill_length = (
                 sequence.prompt_length if self._exact else len(sequence.tokens)
