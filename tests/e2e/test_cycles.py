@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,15 +31,21 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 BODY = {"messages": [{"role": "user", "content": "Hello"}], "stream": True}
 
 
+@pytest.fixture(scope="module")
+def own_cache(
+    cache_dir: Path, prepared_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A copy that no other test writes to, with the model prepared."""
+    return Path(shutil.copytree(cache_dir, tmp_path_factory.mktemp("cycles") / "cache"))
+
+
 @pytest.mark.parametrize("number", range(CYCLES))
-def test_nothing_is_left_behind(
-    cache_dir: Path, prepared_model: Path, tmp_path: Path, number: int
-) -> None:
+def test_nothing_is_left_behind(own_cache: Path, tmp_path: Path, number: int) -> None:
     draw = random.Random(number)
-    files = folder_names(cache_dir)
+    files = folder_names(own_cache)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    server = start(cache_dir, tmp_path)
+    server = start(own_cache, tmp_path)
     how = SIGNALS[number % 3]
     try:
         if number % 4 < 2:  # at any moment of the start
@@ -62,7 +69,7 @@ def test_nothing_is_left_behind(
     # Python itself, before it runs anything of ours, answers a SIGINT with a traceback.
     assert "Traceback" not in log or (how == signal.SIGINT and "src/maestrale" not in log), log
     assert not list(temporary.iterdir())
-    assert folder_names(cache_dir) == files
+    assert folder_names(own_cache) == files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["server.log", "tmp"]
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
