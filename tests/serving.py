@@ -114,13 +114,16 @@ def serving(
     environment: Mapping[str, str] | None = None,
     timeout: float = 180.0,
     tls: ssl.SSLContext | None = None,
+    module: str = "maestrale",
 ) -> Iterator[Server]:
     """Serve with these flags on `port` (0: a free one) until the block ends.
 
-    `tls` is what a client trusts, when the flags say to serve over TLS.
+    `tls` is what a client trusts, when the flags say to serve over TLS. `module` is run in the
+    place of `maestrale`; one of the tests' needs their folder in
+    PYTHONPATH.
     """
     port, mark = port or free_port(), uuid.uuid4().hex
-    command = [sys.executable, "-m", "maestrale", "serve", "--host", host, "--port", str(port)]
+    command = [sys.executable, "-m", module, "serve", "--host", host, "--port", str(port)]
     command += ["--cache-dir", str(cache_dir), *flags]
     with tempfile.TemporaryDirectory(prefix="maestrale-test-") as folder:
         log_file = Path(folder) / "server.log"

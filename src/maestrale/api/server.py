@@ -35,6 +35,9 @@ from maestrale.supervise.process import Restarts, SupervisedEngine
 from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
 
 LAST_WORDS = 2.0  # seconds for the ends of streams to be sent once the engine has stopped
+# Seconds that an idle connection is kept. Longer than clients keep theirs (httpx: 5 s), so that
+# no request is sent on a connection that is just being closed.
+KEEP_ALIVE = 30
 # Fewer than connections are allowed: a burst must not push out who hasn't been read yet.
 BACKLOG = 512
 
@@ -307,6 +310,7 @@ def _uvicorn_config(settings: Settings, backend: Backend) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(LAST_WORDS),
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
