@@ -52,8 +52,8 @@ def suspend(server: Server) -> None:
     hit(server, signal.SIGSTOP)
 
 
-def metric(server: Server, name: str, headers: dict[str, str] | None = None) -> float:
-    text = httpx.get(f"{server.url}/metrics", timeout=TIMEOUT, headers=headers).text
+def metric(server: Server, name: str) -> float:
+    text = httpx.get(f"{server.url}/metrics", timeout=TIMEOUT).text
     found = re.search(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
     assert found is not None, name
     return float(found.group(1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from faults import CHAT, TIMEOUT, engine_pid, metric
+from faults import CHAT, TIMEOUT, engine_pid
 from hostile_http import read_to_end
 from serving import ROOT, Server, serving
 
@@ -76,15 +77,13 @@ class Target:
 
     def slots(self) -> tuple[float, float, float, float]:
         """Sequences running and waiting, share of the KV cache in use, requests."""
-        return (
-            self.metric("vllm:num_requests_running"),
-            self.metric("vllm:num_requests_waiting"),
-            self.metric("vllm:kv_cache_usage_perc"),
-            self.client.get("/load", headers=self.headers).json()["server_load"],
+        text = self.client.get("/metrics", headers=self.headers).text
+        load = self.client.get("/load", headers=self.headers).json()["server_load"]
+        running, waiting, usage = (
+            float(re.findall(rf"^vllm:{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE)[0])
+            for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
         )
-
-    def metric(self, name: str) -> float:
-        return metric(self.server, name, self.headers)
+        return running, waiting, usage, load
 
     def handles(self) -> int:
         return len(os.listdir(f"/proc/{self.server.process.pid}/fd"))

@@ -143,13 +143,13 @@ def test_one_key_floods_and_another_is_served(target: Target) -> None:
             if seen[-1] != 200:
                 time.sleep(0.05)
 
-    threads = [threading.Thread(target=flood) for _ in range(100)]
+    threads = [threading.Thread(target=flood) for _ in range(60)]
     for thread in threads:
         thread.start()
     try:
         target.until(lambda: 503 in seen, "it is no flood")
         waits = []
-        for _ in range(5):
+        for _ in range(3):
             began = time.monotonic()
             answer = target.post(body, **mine)
             waits.append(time.monotonic() - began)
