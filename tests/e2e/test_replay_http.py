@@ -290,7 +290,7 @@ async def test_an_engine_that_keeps_dying_ends_requests_with_a_clear_error(
     cache_dir: Path, prepared_model: Path
 ) -> None:
     """The error is in the stream that began, and a 503 for who comes after; then all is well."""
-    flags = ("--max-engine-failures", "2", "--failure-window", "4")
+    flags = ("--max-engine-failures", "2", "--failure-window", "600")
     with serving(*flags, cache_dir=cache_dir) as server:
         events: list[dict[str, Any]] = []
         async with (
