@@ -96,19 +96,32 @@ class Admission:
         finally:
             self._leave(key, queue, waiter)
 
+    def check(self, key: str, sequences: int, max_num_seqs: int) -> None:
+        """Whether `slot` would refuse this now, told before a prompt is made in vain.
+
+        Raises: Unavailable.
+        """
+        limit = max_num_seqs + self._max_waiting
+        if self.in_flight + self.waiting + sequences > limit:
+            self._who_gives_way(key, sequences, limit)
+
     def _make_room(self, key: str, sequences: int, max_num_seqs: int) -> None:
         """Raises: Unavailable when there is none."""
         limit = max_num_seqs + self._max_waiting
         while self.in_flight + self.waiting + sequences > limit:
-            own = self._queues.get(key)
-            would_wait = (own.waiting if own is not None else 0) + sequences
-            longest = max(self._queues.values(), key=lambda each: each.waiting, default=None)
-            if longest is None or longest is own or longest.waiting <= would_wait:
-                raise self._full(limit)
-            refused = longest.waiters.pop()
+            refused = self._who_gives_way(key, sequences, limit).waiters.pop()
             self.waiting -= refused.sequences
             if not refused.granted.done():
                 refused.granted.set_exception(self._full(limit))
+
+    def _who_gives_way(self, key: str, sequences: int, limit: int) -> _Queue:
+        """The longest queue, if this key's wouldn't be as long. Raises: Unavailable."""
+        own = self._queues.get(key)
+        would_wait = (own.waiting if own is not None else 0) + sequences
+        longest = max(self._queues.values(), key=lambda each: each.waiting, default=None)
+        if longest is None or longest is own or longest.waiting <= would_wait:
+            raise self._full(limit)
+        return longest
 
     def _full(self, limit: int) -> Unavailable:
         return Unavailable(

@@ -22,6 +22,8 @@ def routes(backend: Backend) -> list[Route]:
         model = backend.check_model(body.model)
         context_of(request.scope).model = model
         options = body.chat_options(backend.settings.max_n)
+        key = context_of(request.scope).key
+        backend.admission.check(key, options.n, service.info.max_num_seqs)
         messages = body.chat_messages()
         preparing = service.chat(messages, options, prefix=body.has_prefix())
         answer = await while_connected(request.receive, preparing)

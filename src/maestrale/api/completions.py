@@ -22,6 +22,8 @@ def routes(backend: Backend) -> list[Route]:
         model = backend.check_model(body.model)
         context_of(request.scope).model = model
         options = body.completion_options(backend.settings.max_n)
+        key = context_of(request.scope).key
+        backend.admission.check(key, options.n * len(body.prompts()), service.info.max_num_seqs)
         preparing = service.complete(body.prompts(), options)
         answer = await while_connected(request.receive, preparing)
         usage = body.stream_options.include_usage if body.stream_options else None

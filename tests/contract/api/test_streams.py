@@ -162,6 +162,25 @@ async def test_full_queue_is_refused_at_once_and_the_admitted_finish() -> None:
         assert (await server.chat()).status_code == 200
 
 
+async def test_a_full_queue_makes_no_prompts() -> None:
+    settings = make_settings(max_waiting=0)
+    async with api(settings, options={"tokens_per_second": "20"}, max_num_seqs=1) as server:
+        held = asyncio.create_task(server.chat(max_tokens=40, ignore_eos=True))
+        async with asyncio.timeout(5):
+            while not server.engine.stats().running:
+                await asyncio.sleep(0.005)
+
+        def made(*args: object, **fields: object) -> None:
+            raise AssertionError("a prompt was made")
+
+        server.encoder.encode_chat = made  # type: ignore[method-assign, assignment]
+        for _ in range(3):
+            answer = await server.chat()
+            assert answer.status_code == 503
+            assert answer.json()["code"] == "queue_full"
+        assert (await held).status_code == 200
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_disconnect_stops_the_engine(stream: bool) -> None:
     options = {"length": "1000000", "tokens_per_second": "200"}
