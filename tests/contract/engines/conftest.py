@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running_engine import RunningEngine
 
 from maestrale.engines.registry import ENGINES
 from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.supervise.messages import EngineConfig
+from running_engine import RunningEngine
 
 
 @pytest.fixture(
