@@ -506,6 +506,7 @@ def main() -> None:
     parser.add_argument("--keep-log", metavar="FILE", help="copy the server's log there at the end")
     parser.add_argument("serve_flags", nargs="*", help="more flags for the server, after --")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so through `finally`
     well = asyncio.run(soak(options))
     print("passed" if well else "FAILED")
     sys.exit(0 if well else 1)
