@@ -9,6 +9,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from maestrale.api.backend import Backend
+from maestrale.api.chunks import Chunks
 from maestrale.api.context import context_of
 from maestrale.api.schemas import ChatRequest
 from maestrale.api.sse import AnswerResponse, encode, while_connected
@@ -34,26 +35,15 @@ def routes(backend: Backend) -> list[Route]:
     return [Route("/v1/chat/completions", chat_completions, methods=["POST"])]
 
 
-class ChatShape:
-    """Spells an answer as a chat completion.
+class ChatShape(Chunks):
+    """Spells an answer as a chat completion."""
 
-    `include_usage`: None puts the usage on the chunk that ends the answer (Mistral's way),
-    True on a chunk of its own (OpenAI's), False nowhere.
-    """
+    object_name = "chat.completion.chunk"
 
     def __init__(
         self, service: ChatService, answer: Answer, model: str, *, include_usage: bool | None
     ) -> None:
-        self._service = service
-        self._answer = answer
-        self._include_usage = include_usage
-        self._frame: dict[str, Any] = {
-            "id": answer.id,
-            "object": "chat.completion.chunk",
-            "created": answer.created,
-            "model": model,
-            "system_fingerprint": service.info.fingerprint,
-        }
+        super().__init__(service, answer, model, include_usage=include_usage)
         # Nearly every event differs in its text only: the rest is encoded once.
         head = b"data: " + encode(self._frame)[:-1] + b',"choices":[{"index":'
         self._heads = [
@@ -102,18 +92,7 @@ class ChatShape:
             "logprobs": self._logprobs(piece.logprobs),
             "finish_reason": piece.finish_reason,
         }
-        chunk: dict[str, Any] = {**self._frame, "choices": [choice]}
-        if self._include_usage:
-            chunk["usage"] = None
-        elif self._include_usage is None and is_last:
-            chunk["usage"] = self._answer.usage.body()
-        return b"data: " + encode(chunk) + b"\n\n"
-
-    def closing(self) -> bytes:
-        if not self._include_usage:
-            return b""
-        chunk = {**self._frame, "choices": [], "usage": self._answer.usage.body()}
-        return b"data: " + encode(chunk) + b"\n\n"
+        return self._chunk(choice, is_last=is_last)
 
     def _logprobs(self, entries: list[LogprobEntry]) -> dict[str, Any] | None:
         if not entries:

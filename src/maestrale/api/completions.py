@@ -9,10 +9,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from maestrale.api.backend import Backend
+from maestrale.api.chunks import Chunks
 from maestrale.api.context import context_of
 from maestrale.api.schemas import CompletionRequest
-from maestrale.api.sse import AnswerResponse, encode, while_connected
-from maestrale.chat import Answer, ChatService, LogprobEntry, Piece
+from maestrale.api.sse import AnswerResponse, while_connected
+from maestrale.chat import LogprobEntry, Piece
 
 
 def routes(backend: Backend) -> list[Route]:
@@ -33,40 +34,17 @@ def routes(backend: Backend) -> list[Route]:
     return [Route("/v1/completions", completions, methods=["POST"])]
 
 
-class CompletionShape:
-    """Spells an answer as a text completion; `include_usage` as in ChatShape."""
+class CompletionShape(Chunks):
+    """Spells an answer as a text completion."""
 
-    def __init__(
-        self, service: ChatService, answer: Answer, model: str, *, include_usage: bool | None
-    ) -> None:
-        self._service = service
-        self._answer = answer
-        self._include_usage = include_usage
-        self._frame: dict[str, Any] = {
-            "id": answer.id,
-            "object": "text_completion",
-            "created": answer.created,
-            "model": model,
-            "system_fingerprint": service.info.fingerprint,
-        }
+    object_name = "text_completion"
 
     def whole(self, pieces: list[Piece]) -> dict[str, Any]:
         choices = [self._choice(piece) for piece in pieces]
         return {**self._frame, "choices": choices, "usage": self._answer.usage.body()}
 
     def event(self, piece: Piece, *, is_last: bool) -> bytes:
-        chunk: dict[str, Any] = {**self._frame, "choices": [self._choice(piece)]}
-        if self._include_usage:
-            chunk["usage"] = None
-        elif self._include_usage is None and is_last:
-            chunk["usage"] = self._answer.usage.body()
-        return b"data: " + encode(chunk) + b"\n\n"
-
-    def closing(self) -> bytes:
-        if not self._include_usage:
-            return b""
-        chunk = {**self._frame, "choices": [], "usage": self._answer.usage.body()}
-        return b"data: " + encode(chunk) + b"\n\n"
+        return self._chunk(self._choice(piece), is_last=is_last)
 
     def _choice(self, piece: Piece) -> dict[str, Any]:
         return {
