@@ -16,10 +16,10 @@ import uvicorn
 from maestrale.api.app import create_app
 from maestrale.api.protocol import protocol_class
 from maestrale.config import Settings
+from maestrale.engines.base import EngineConfig
 from maestrale.engines.constraint import compile_constraint
 from maestrale.engines.scripted import BYTE_EOS, ScriptedEngine, byte_vocabulary
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
-from maestrale.supervise.messages import EngineConfig
 
 MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 CHAT = "/v1/chat/completions"

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from maestrale.engines.base import (
     Engine,
+    EngineConfig,
     EngineInfo,
     EngineStats,
     GenerationRequest,
@@ -18,7 +19,6 @@ from maestrale.engines.base import (
     TokenLogprob,
 )
 from maestrale.engines.registry import build_engine
-from maestrale.supervise.messages import EngineConfig
 
 T = TypeVar("T")
 

@@ -21,11 +21,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from maestrale.engines.base import Constraint, GenerationRequest, Sampling, TokenDelta
+from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, Sampling, TokenDelta
 from maestrale.engines.mailbox import merge
 from maestrale.models.prepared import load_prepared
 from maestrale.prompt.encode import encoder_for
-from maestrale.supervise.messages import EngineConfig
 from maestrale.supervise.process import Restarts, SupervisedEngine
 
 pytestmark = [

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.engines.base import Constraint, GenerationRequest, Sampling, TokenDelta
+from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, Sampling, TokenDelta
 from maestrale.engines.mailbox import merge
 from maestrale.models.prepared import load_prepared
 from maestrale.prompt.encode import PromptEncoder, encoder_for
 from maestrale.prompt.messages import ChatMessage
-from maestrale.supervise.messages import EngineConfig
 from maestrale.supervise.process import SupervisedEngine
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.anyio]

@@ -13,10 +13,9 @@ from serving import ROOT
 PACKAGE = ROOT / "src" / "maestrale"
 
 # layer → what of maestrale it may import; a layer may always import itself.
-# `engines.base` and `supervise.messages` are types only.
+# `engines.base` holds types only.
 FOUNDATION = {"", "errors"}
 SETTINGS = {"config", "setting_values"}
-TYPES = {"engines.base", "supervise.messages"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
@@ -26,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "keys": {"errors"},
     "metrics": FOUNDATION | {"chat", "engines.base"},
     "models": FOUNDATION | SETTINGS,
-    "engines": FOUNDATION | TYPES | {"models"},
+    "engines": FOUNDATION | {"models"},
     "prompt": FOUNDATION | {"models", "engines.base"},
     "supervise": FOUNDATION | SETTINGS | {"engines", "models"},
     "chat": FOUNDATION | SETTINGS | {"prompt", "engines.base", "models"},

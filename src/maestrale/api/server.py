@@ -27,10 +27,10 @@ from maestrale.api.progress import Progress
 from maestrale.api.protocol import protocol_class
 from maestrale.chat import ANY_OBJECT, ChatService
 from maestrale.config import Settings, default_key_file, is_loopback
+from maestrale.engines.base import EngineConfig
 from maestrale.errors import MaestraleError, SettingsError
 from maestrale.keys import KeyStore, new_key
 from maestrale.logs import LOGGER
-from maestrale.supervise.messages import EngineConfig
 from maestrale.supervise.process import Restarts, SupervisedEngine
 from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
 

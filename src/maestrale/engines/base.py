@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+CALIBRATION_ID = "calibration"  # the worker's own request, which measures a step at start
+
 FinishReason = Literal["stop", "length"]
 EngineState = Literal["starting", "ready", "degraded", "draining", "dead"]
 
@@ -101,6 +103,21 @@ class TokenDelta(Struct, frozen=True):
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     cached_tokens: int = 0
+
+
+class EngineConfig(Struct, tag=True, frozen=True, kw_only=True):
+    """What a worker needs to build its engine. `model_dir` is a prepared model (models/)."""
+
+    engine: str
+    model_dir: str
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 256
+    kv_cache_bytes: int = 1 << 30
+    enable_prefix_caching: bool = True
+    deterministic: bool = True
+    threads: int | None = None
+    options: dict[str, str] = {}  # an engine's own extras (the scripted engine's script)
 
 
 class EngineInfo(Struct, frozen=True, kw_only=True):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import cast
 
-from maestrale.engines.base import Engine
+from maestrale.engines.base import Engine, EngineConfig
 from maestrale.errors import SettingsError
-from maestrale.supervise.messages import EngineConfig
 
 ENGINES = {
     "openvino": "maestrale.engines.openvino.engine:OpenVINOEngine",

@@ -38,6 +38,8 @@ from pathlib import Path
 from typing import get_args
 
 from maestrale.engines.base import (
+    CALIBRATION_ID,
+    EngineConfig,
     EngineHealth,
     EngineInfo,
     EngineStats,
@@ -50,7 +52,6 @@ from maestrale.engines.base import (
 from maestrale.engines.mailbox import Mailbox
 from maestrale.errors import EngineDied, EngineError, SettingsError
 from maestrale.models.vocabulary import Vocabulary
-from maestrale.supervise.messages import CALIBRATION_ID, EngineConfig
 
 OPTIONS = {
     *("text", "tokens", "length", "tokens_per_second", "tokens_per_step", "step_seconds"),

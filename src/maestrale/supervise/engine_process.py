@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maestrale.engines.base import EngineInfo, EngineStats, GenerationRequest
+from maestrale.engines.base import EngineConfig, EngineInfo, EngineStats, GenerationRequest
 from maestrale.errors import EngineError
 from maestrale.supervise.child import Child
 from maestrale.supervise.messages import (
     Abort,
     Delta,
-    EngineConfig,
     Failed,
     FromWorker,
     Heartbeat,

@@ -17,24 +17,6 @@ from maestrale.engines.base import (
     TokenDelta,
 )
 
-CALIBRATION_ID = "calibration"  # the worker's own request, which measures a step at start
-
-
-class EngineConfig(Struct, tag=True, frozen=True, kw_only=True):
-    """What a worker needs to build its engine. `model_dir` is a prepared model (models/)."""
-
-    engine: str
-    model_dir: str
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 256
-    kv_cache_bytes: int = 1 << 30
-    enable_prefix_caching: bool = True
-    deterministic: bool = True
-    threads: int | None = None
-    options: dict[str, str] = {}  # an engine's own extras (the scripted engine's script)
-
-
 # API process → engine process
 
 

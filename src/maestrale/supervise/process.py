@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from maestrale.engines.base import (
+    EngineConfig,
     EngineHealth,
     EngineInfo,
     EngineStats,
@@ -25,7 +26,7 @@ from maestrale.engines.base import (
 )
 from maestrale.errors import ConstraintError, EngineError, Unavailable
 from maestrale.supervise.engine_process import EngineProcess
-from maestrale.supervise.messages import Delta, EngineConfig, RequestFailed
+from maestrale.supervise.messages import Delta, RequestFailed
 from maestrale.supervise.replay import Counters, Ledger
 from maestrale.supervise.watchdog import Patience
 

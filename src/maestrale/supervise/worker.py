@@ -25,16 +25,21 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from maestrale.engines.base import Engine, EngineStats, GenerationRequest, Sampling
+from maestrale.engines.base import (
+    CALIBRATION_ID,
+    Engine,
+    EngineConfig,
+    EngineStats,
+    GenerationRequest,
+    Sampling,
+)
 from maestrale.engines.registry import build_engine
 from maestrale.errors import ConstraintError, EngineDied, EngineError, MaestraleError
 from maestrale.supervise.channel import blocking_messages, frames, pack
 from maestrale.supervise.leash import take_leash
 from maestrale.supervise.messages import (
-    CALIBRATION_ID,
     Abort,
     Delta,
-    EngineConfig,
     Failed,
     Heartbeat,
     Ready,

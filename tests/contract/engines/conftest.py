@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from maestrale.engines.base import EngineConfig
 from maestrale.engines.registry import ENGINES
 from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.vocabulary import Vocabulary
-from maestrale.supervise.messages import EngineConfig
 from running_engine import RunningEngine
 
 

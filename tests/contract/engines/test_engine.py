@@ -12,10 +12,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from maestrale.engines.base import Constraint, GenerationRequest, Sampling
+from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, Sampling
 from maestrale.errors import ConstraintError, EngineDied, EngineError
 from maestrale.models.vocabulary import Vocabulary
-from maestrale.supervise.messages import EngineConfig
 from running_engine import Answer, RunningEngine, collect
 
 GREEDY = Sampling(temperature=0.0)

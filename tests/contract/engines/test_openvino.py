@@ -9,12 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from maestrale.engines.base import GenerationRequest, Sampling
+from maestrale.engines.base import EngineConfig, GenerationRequest, Sampling
 from maestrale.engines.openvino.engine import OpenVINOEngine
 from maestrale.engines.openvino.graph import StepInput
 from maestrale.engines.registry import build_engine
 from maestrale.errors import EngineDied, EngineError, ModelError
-from maestrale.supervise.messages import EngineConfig
 from running_engine import RunningEngine
 
 pytestmark = pytest.mark.model

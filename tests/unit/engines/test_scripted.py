@@ -8,12 +8,11 @@ from contextlib import aclosing
 
 import pytest
 
-from maestrale.engines.base import Constraint, GenerationRequest, Sampling, TokenDelta
+from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, Sampling, TokenDelta
 from maestrale.engines.mailbox import Mailbox, merge
 from maestrale.engines.registry import build_engine, engine_name
 from maestrale.engines.scripted import BYTE_EOS, ScriptedEngine
 from maestrale.errors import EngineDied, EngineError, SettingsError
-from maestrale.supervise.messages import EngineConfig
 
 
 def request(**fields: object) -> GenerationRequest:

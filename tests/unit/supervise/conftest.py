@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.engines.base import Constraint, GenerationRequest, TokenDelta
+from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, TokenDelta
 from maestrale.engines.mailbox import merge
 from maestrale.engines.scripted import BYTE_EOS, ScriptedEngine
-from maestrale.supervise.messages import EngineConfig
 from maestrale.supervise.process import Restarts, SupervisedEngine
 from maestrale.supervise.watchdog import Patience
 

@@ -17,7 +17,7 @@ MARK = "ORPHAN_TEST_MARK"
 API_PROCESS = """
 import asyncio, sys
 from maestrale.engines.base import Constraint, GenerationRequest
-from maestrale.supervise.messages import EngineConfig
+from maestrale.engines.base import EngineConfig
 from maestrale.supervise.process import SupervisedEngine
 from maestrale.supervise.vetting import ConstraintVetter
 

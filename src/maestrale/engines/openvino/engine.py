@@ -26,6 +26,7 @@ from maestrale import __version__
 from maestrale.engines import constraint as constraints
 from maestrale.engines.base import (
     Constraint,
+    EngineConfig,
     EngineHealth,
     EngineInfo,
     EngineStats,
@@ -43,7 +44,6 @@ from maestrale.errors import ConstraintError, EngineDied, EngineError, ModelErro
 from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.models.vocabulary import Vocabulary
-from maestrale.supervise.messages import EngineConfig
 
 MAX_TOP_LOGPROBS = 20
 COMPILED_CONSTRAINTS = 32  # kept for the next request with the same one
