@@ -5,6 +5,7 @@ MaestraleError                     what the command line prints as one clear mes
 ├── ModelError                     the model can't be found, read or converted
 ├── ConstraintError                a JSON schema, regex or grammar can't be compiled in bounds
 ├── CannotVerify                   `verify` can't reach a verdict: no server, or no collection
+├── CannotBench                    `bench` can't measure: no server, or a workload it can't read
 ├── EngineError                    the engine can't start, or stopped working
 │   ├── EngineDied                 the engine process is gone; requests may be replayed
 │   └── ReplayMismatch             a replay gave other tokens than those already sent
@@ -52,6 +53,10 @@ class CannotVerify(MaestraleError):
 
     Never a pass and never a fail: the command ends with exit code 2.
     """
+
+
+class CannotBench(MaestraleError):
+    """`maestrale bench` can't measure: no server that answers, or a workload that can't be read."""
 
 
 class EngineError(MaestraleError):

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"chat", "prompt", "engines.base", "models", "logs", "metrics"}
     | {"keys"},
     "verify": FOUNDATION | SETTINGS,
-    "bench": FOUNDATION | SETTINGS,
+    "bench": FOUNDATION | SETTINGS | {"verify"},  # the scenarios are those of its collection
     "machine": FOUNDATION | SETTINGS,
 }
 # Where the parts of a running server are put together, and nowhere else.

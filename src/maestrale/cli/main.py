@@ -27,6 +27,7 @@ COMMANDS = {
         "maestrale.cli.verify:command",
         "Prove that a chat API works: run the Postman collection.",
     ),
+    "bench": ("maestrale.cli.bench:command", "Put load on a chat API and measure what it gives."),
     "render": ("maestrale.cli.render:command", "Show the exact prompt and token ids of a request."),
     "keys": ("maestrale.cli.keys:command", "Make, list and revoke API keys."),
     "version": (

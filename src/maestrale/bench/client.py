@@ -1,0 +1,254 @@
+"""A lean HTTP/1.1 client for one thing: POST a chat request, and time what streams back.
+
+General clients spend more on a token than a quick server does; this one hands the bytes from the
+event loop to llhttp (httptools) and on to `EventLog`, with nothing in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from maestrale.bench.events import EventLog, Usage, error_of_body
+from maestrale.errors import CannotBench
+
+_MOST_ERROR_BYTES = 64 * 1024
+
+
+@dataclass
+class Exchange:
+    """One request and its answer. Times are seconds of the monotonic clock."""
+
+    started: float
+    ended: float = 0.0
+    first_token: float | None = None
+    times: list[float] = field(default_factory=list)
+    """When text arrived, read by read."""
+    usage: Usage | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    """A short name of what went wrong; None: nothing."""
+    text: str = ""
+    """The answer's text, where it was asked for."""
+
+
+class Target:
+    """Where requests go: the server's address and what every request's head says."""
+
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        """`url` is the server's, with or without /v1. Raises: CannotBench."""
+        url = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1").rstrip("/")
+        parts = urlsplit(url)
+        try:
+            self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError as error:
+            raise CannotBench(f"{url}: {error}.") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise CannotBench(f"{url} is no URL of a server; give one like http://127.0.0.1:8000.")
+        self.url = url
+        self.host = parts.hostname
+        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        lines = [
+            f"POST {parts.path}/v1/chat/completions HTTP/1.1",
+            f"Host: {parts.netloc.rpartition('@')[2]}",
+            "Content-Type: application/json",
+            "Accept: text/event-stream",
+            "User-Agent: maestrale-bench",
+            *(f"{name}: {value}" for name, value in (headers or {}).items()),
+        ]
+        try:
+            self._head = ("\r\n".join(lines) + "\r\nContent-Length: ").encode("latin-1")
+        except UnicodeEncodeError as error:
+            raise CannotBench("The key has a character that no HTTP header can hold.") from error
+
+    def request(self, body: bytes) -> bytes:
+        return self._head + str(len(body)).encode() + b"\r\n\r\n" + body
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, one exchange at a time."""
+
+    def __init__(self) -> None:
+        self.usable = False
+        self._transport: asyncio.WriteTransport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._log = EventLog()
+        self._answer: asyncio.Future[None] | None = None
+        self._now = 0.0
+        self._is_stream = False
+        self._body = b""
+        self._content_type = b""
+        self._ends_with_connection = True
+        self.answered = False  # a byte of the present answer is here
+
+    async def ask(self, request: bytes, *, keep_text: bool, started: float) -> Exchange:
+        """Send and read the answer to its end. Raises: ConnectionError, TimeoutError."""
+        assert self._transport is not None
+        self._log = EventLog()
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer = asyncio.get_running_loop().create_future()
+        self._body, self._is_stream, self._content_type = b"", False, b""
+        self._ends_with_connection = True
+        self.answered = False
+        self.usable = False
+        self._transport.write(request)
+        await self._answer
+        self.usable = self._parser.should_keep_alive() and not self._transport.is_closing()
+        return self._exchange(started, keep_text)
+
+    def close(self) -> None:
+        self.usable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _exchange(self, started: float, keep_text: bool) -> Exchange:
+        log = self._log
+        exchange = Exchange(started, self._now, log.first_token, log.times)
+        status = self._parser.get_status_code()
+        if status != 200:
+            named = error_of_body(self._body)
+            exchange.error = f"HTTP {status} {named}".rstrip()
+        elif not self._is_stream:
+            exchange.error = "no event stream"
+        else:
+            ending = log.close()
+            exchange.usage, exchange.finish_reason = ending.usage, ending.finish_reason
+            if ending.error is not None:
+                exchange.error = f"in the stream: {ending.error}"
+            elif not ending.done:
+                exchange.error = "cut off before [DONE]"
+            elif exchange.usage is None:
+                exchange.error = "no usage"
+            elif exchange.first_token is None:
+                # An answer whose only token is the end of it has no text.
+                exchange.first_token = exchange.ended
+            if keep_text:
+                exchange.text = log.text()
+        return exchange
+
+    # asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+        self.usable = True
+
+    def data_received(self, data: bytes) -> None:
+        self._now = time.perf_counter()
+        self.answered = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(ConnectionError(f"no HTTP: {error}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.usable = False
+        if self.answered and self._ends_with_connection and self._parser.get_status_code():
+            self.on_message_complete()
+        self._fail(ConnectionError("connection lost"))
+
+    def _fail(self, error: ConnectionError) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+        if self._transport is not None:
+            self._transport.abort()
+
+    # httptools
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"content-type":
+            self._content_type = value.lower()
+        elif name in (b"content-length", b"transfer-encoding"):
+            self._ends_with_connection = False
+
+    def on_headers_complete(self) -> None:
+        self._is_stream = self._content_type.startswith(b"text/event-stream")
+
+    def on_body(self, body: bytes) -> None:
+        if self._is_stream:
+            self._log.add(body, self._now)
+        elif len(self._body) < _MOST_ERROR_BYTES:
+            self._body += body
+
+    def on_message_complete(self) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
+
+
+class Client:
+    """Asks one server; keeps as many connections as are used at once."""
+
+    def __init__(self, target: Target, *, timeout: float) -> None:
+        """`timeout`: for one request and its whole answer, in seconds."""
+        self._target = target
+        self._timeout = timeout
+        self._idle: list[_Connection] = []
+
+    async def ask(
+        self, body: bytes, *, keep_text: bool = False, due: float | None = None
+    ) -> Exchange:
+        """POST `body`. Whatever goes wrong is told in the Exchange.
+
+        `due`: when it should have been sent; the times count from there, so that a late
+        generator shows as latency, not as a kinder server.
+        """
+        started = due if due is not None else time.perf_counter()
+        request = self._target.request(body)
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._ask(request, keep_text=keep_text, started=started)
+        except TimeoutError:
+            error = f"no end within {self._timeout:g} s"
+        except ssl.SSLError as problem:
+            error = f"TLS: {problem.reason}"
+        except ConnectionRefusedError:
+            error = "connection refused"
+        except OSError as problem:
+            error = str(problem) if isinstance(problem, ConnectionError) else type(problem).__name__
+        return Exchange(started, time.perf_counter(), error=error)
+
+    async def _ask(self, request: bytes, *, keep_text: bool, started: float) -> Exchange:
+        while True:
+            reused = self._take()
+            connection = reused or await self._connect()
+            try:
+                exchange = await connection.ask(request, keep_text=keep_text, started=started)
+            except ConnectionError:
+                # The server may close a connection that it has kept just as it is used again.
+                if reused is None or connection.answered:
+                    raise
+                continue
+            except BaseException:
+                connection.close()
+                raise
+            if connection.usable:
+                self._idle.append(connection)
+            else:
+                connection.close()
+            return exchange
+
+    def _take(self) -> _Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        return None
+
+    async def _connect(self) -> _Connection:
+        target = self._target
+        _, connection = await asyncio.get_running_loop().create_connection(
+            _Connection, target.host, target.port, ssl=target.tls
+        )
+        return connection
+
+    def close(self) -> None:
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()

@@ -1,0 +1,194 @@
+"""The result to read and to keep: tables in the terminal, JSON, and one HTML page."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+import jinja2
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from maestrale.bench.plot import Line, chart
+from maestrale.bench.results import Latencies, Measurement, Report
+from maestrale.bench.statistics import Summary
+
+MEASURES = (
+    ("ttft", "time to first token"),
+    ("tpot", "time per output token"),
+    ("itl", "pause between pieces"),
+    ("e2e", "whole answer"),
+)
+_DEFINITIONS = (
+    "TTFT: from the request to the first text. TPOT: from the first text to the last, divided by "
+    "the tokens after the first. Pause (inter-token latency): between two arrivals of text. "
+    "Tokens are the server's own count (usage)."
+)
+
+
+def as_json(report: Report) -> str:
+    """Everything, with times in seconds."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
+
+
+def print_report(console: Console, report: Report) -> None:
+    """The tables: throughput for each load, then latencies, then the kinds of requests."""
+    console.print()
+    console.print(_throughput(report))
+    console.print()
+    console.print(_latency_table(report))
+    kinds = _kind_table(report)
+    if kinds is not None:
+        console.print()
+        console.print(kinds)
+    for one in report.measurements:
+        for error, count in one.errors.items():
+            console.print(Text(f"✗ {one.load}: {count} times {error}", style="bold red"))
+        for warning in one.warnings:
+            console.print(Text(f"! {one.load}: {warning}", style="yellow"))
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _throughput(report: Report) -> Table:
+    headings = ["load", "requests", "failed", "req/s", "tok/s in", "tok/s out"]
+    if report.bounds:
+        headings += ["good", "good/s"]
+    table = _table(*headings)
+    for one in report.measurements:
+        cells = [
+            one.load,
+            str(one.requests),
+            str(one.requests - one.succeeded),
+            f"{one.requests_per_second:.2f}",
+            f"{one.input_tokens_per_second:.0f}",
+            f"{one.output_tokens_per_second:.1f}",
+        ]
+        if report.bounds:
+            cells += [f"{one.good_share or 0:.0%}", f"{one.goodput or 0:.2f}"]
+        table.add_row(*cells)
+    return table
+
+
+def _latency_table(report: Report) -> Table:
+    table = _table("latency in ms", "load", "p50", "p90", "p99", "max")
+    for name, title in MEASURES:
+        for number, one in enumerate(report.measurements):
+            found: Summary = getattr(one.latencies, name)
+            table.add_row("" if number else title, one.load, *_milliseconds(found))
+    return table
+
+
+def _milliseconds(found: Summary) -> list[str]:
+    if not found.count:
+        return ["-"] * 4
+    return [milliseconds(value) for value in (found.p50, found.p90, found.p99, found.max)]
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits or all before the point: 4.05, 52.1, 1340."""
+    value = seconds * 1000
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _kind_table(report: Report) -> Table | None:
+    """The parts of a workload that has several, at each load."""
+    if all(len(one.kinds) < 2 for one in report.measurements):
+        return None
+    table = _table("request", "load", "n", "in", "cached", "out", "TTFT p50", "TPOT p50")
+    labels = list(dict.fromkeys(kind.label for one in report.measurements for kind in one.kinds))
+    for label in labels:
+        rows = [(one, kind) for one in report.measurements for kind in one.kinds]
+        members = [(one, kind) for one, kind in rows if kind.label == label]
+        for number, (one, kind) in enumerate(members):
+            table.add_row(
+                "" if number else label,
+                one.load,
+                str(kind.requests),
+                f"{kind.prompt_tokens:.0f}",
+                f"{kind.cached_tokens:.0f}",
+                f"{kind.completion_tokens:.0f}",
+                _milliseconds(kind.latencies.ttft)[0],
+                _milliseconds(kind.latencies.tpot)[0],
+            )
+    return table
+
+
+def as_html(report: Report) -> str:
+    """One self-contained page with plots."""
+    return _template().render(
+        report=report,
+        plots=_plots(report),
+        measures=MEASURES,
+        milliseconds=milliseconds,
+        definitions=_DEFINITIONS,
+    )
+
+
+def _plots(report: Report) -> list[tuple[str, str]]:
+    """(title, chart) for the page; those over the load need two loads at least."""
+    found = [one for one in report.measurements if one.succeeded]
+    plots = []
+    if len(found) > 1:
+        plots += [
+            _over_throughput("Time to first token as load grows", found, "ttft"),
+            _over_throughput("Time per output token as load grows", found, "tpot"),
+        ]
+        over_load = [(one.concurrency or one.rate or 0, one) for one in found]
+        speed = [(load, one.output_tokens_per_second) for load, one in over_load]
+        unit = "requests at once" if found[0].concurrency else "conversations a second"
+        lines = [Line("output", speed)]
+        plots.append(
+            ("Throughput", chart("Throughput", unit, "tokens a second", lines, log_x=True))
+        )
+    first_token = [
+        Line(
+            one.load,
+            [(value, float(percent)) for percent, value in enumerate(one.ttft_sample)],
+            marks=False,
+        )
+        for one in found
+    ]
+    title = "Share of answers whose first token is there"
+    plots.append((title, chart(title, "seconds since the request", "%", first_token)))
+    seconds = [
+        Line(one.load, [(at + 1, count) for at, count in enumerate(one.tokens_each_second)],
+             marks=False)
+        for one in found
+        if len(one.tokens_each_second) > 1
+    ]  # fmt: skip
+    if seconds:
+        title = "Tokens in each second"
+        plots.append((title, chart(title, "second of the run", "tokens", seconds)))
+    return plots
+
+
+def _over_throughput(title: str, found: list[Measurement], measure: str) -> tuple[str, str]:
+    lines = []
+    for percentile in ("p50", "p90", "p99"):
+        points = [
+            (one.output_tokens_per_second, _value(one.latencies, measure, percentile) * 1000)
+            for one in found
+        ]
+        notes = [one.load for one in found] if percentile == "p50" else []
+        lines.append(Line(percentile, points, notes))
+    return title, chart(title, "output tokens a second", "ms", lines)
+
+
+def _value(latencies: Latencies, measure: str, percentile: str) -> float:
+    value: float = getattr(getattr(latencies, measure), percentile)
+    return value
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    source = (files("maestrale.bench") / "assets" / "report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source)

@@ -1,0 +1,93 @@
+"""Reading a stream in bulk: whatever way it is cut, the same counts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maestrale.bench.events import EventLog, error_of_body
+
+
+def event(delta: dict[str, object] | None, finish: str | None = None, **more: object) -> bytes:
+    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish}]
+    return b"data: " + json.dumps({"id": "x", "choices": choices, **more}).encode() + b"\n\n"
+
+
+USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}
+STREAM = (
+    b": keep-alive\n\n"
+    + event({"role": "assistant", "content": ""})
+    + event({"content": "Héllo"})
+    + event({"content": " you"})
+    + event({}, "stop")
+    + event(None, usage=USAGE)
+    + b"data: [DONE]\n\n"
+)
+
+
+@given(st.lists(st.integers(1, len(STREAM) - 1), max_size=12), st.booleans())
+def test_however_it_is_cut(cuts: list[int], crlf: bool) -> None:
+    stream = STREAM.replace(b"\n", b"\r\n") if crlf else STREAM
+    log = EventLog()
+    edges = [0, *sorted(set(cuts)), len(stream)]
+    for number, (begin, end) in enumerate(itertools.pairwise(edges)):
+        log.add(stream[begin:end], float(number))
+    ending = log.close()
+    assert ending.done
+    assert ending.finish_reason == "stop"
+    assert ending.usage is not None
+    assert ending.usage.completion_tokens == 3
+    assert ending.usage.cached_tokens == 4
+    assert log.text() == "Héllo you"
+    assert log.first_token is not None
+
+
+def test_the_first_token_is_the_first_text_and_the_end_is_no_token() -> None:
+    log = EventLog()
+    for now, part in enumerate(STREAM.split(b"\n\n")[:-1]):
+        log.add(part + b"\n\n", float(now))
+    assert log.first_token == 2.0
+    assert log.times == [2.0, 3.0]
+
+
+def test_several_pieces_in_one_read_are_one_arrival() -> None:
+    log = EventLog()
+    log.add(event({"content": "a"}), 1.0)
+    log.add(event({"content": "b"}) + event({"content": "c"}), 2.0)
+    log.add(event({"content": "d"}), 2.0)
+    assert log.times == [1.0, 2.0]
+
+
+def test_reasoning_is_text_too() -> None:
+    log = EventLog()
+    log.add(event({"reasoning_content": "hm"}), 1.0)
+    log.add(event({"content": "yes"}), 2.0)
+    assert log.first_token == 1.0
+    assert log.times == [1.0, 2.0]
+
+
+def test_an_error_in_the_stream() -> None:
+    log = EventLog()
+    log.add(event({"content": "a"}) + b'data: {"error": {"code": "engine_died"}}\n\n', 1.0)
+    ending = log.close()
+    assert ending.error == "engine_died"
+    assert not ending.done
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b'{"error": {"message": "m", "type": "t", "code": "c"}}', "c"),
+        (b'{"error": {"message": "m", "type": "t", "code": null}}', "t"),
+        (b'{"error": "text"}', "text"),
+        (b'{"object": "error", "message": "m"}', "m"),
+        (b"<html>", ""),
+        (b"[]", ""),
+    ],
+)
+def test_errors_have_a_short_name(body: bytes, name: str) -> None:
+    assert error_of_body(body) == name
