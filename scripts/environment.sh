@@ -204,6 +204,25 @@ install_environment() {
     rm -f "$log"
 }
 
+# install_extra LOCK: adds the packages of a lock to the complete environment `env`.
+install_extra() {
+    log=$env.log
+    : 2>/dev/null >"$log" || die "$log can't be written."
+    choose_tools
+    if [ -n "$uv" ]; then
+        set -- "$1" "$uv" pip install --python "$env/bin/python"
+    elif [ "$tool" = venv ]; then
+        set -- "$1" "$env/bin/python" -m pip install --no-input --progress-bar off
+    else
+        set -- "$1" "$python" -m pip --python "$env/bin/python" install --no-input --progress-bar off
+    fi
+    extra_lock=$root/$1
+    shift
+    (cd "$root" && PIP_USER=0 "$@" --no-deps --require-hashes --requirement "$extra_lock") \
+        </dev/null >"$log" 2>&1 || installation_failed
+    rm -f "$log"
+}
+
 # Runs Python in the environment: only the checkout's sources and the lock's packages count.
 run_python() {
     unset PYTHONHOME

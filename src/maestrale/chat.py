@@ -119,14 +119,39 @@ class Usage(Struct):
 
 
 class Timings:
-    """When things happened to one answer, in seconds of the monotonic clock."""
+    """When things happened to one answer, in seconds of the monotonic clock.
 
-    __slots__ = ("finished", "first_token", "started")
+    `granted`: it was handed to the engine. `engine_wait`: how long it then waited there until
+    its first step. What has several choices is told by the one that spoke first.
+    """
+
+    __slots__ = ("engine_wait", "finished", "first_token", "granted", "started")
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
+        self.granted: float | None = None
+        self.engine_wait = 0.0
         self.first_token: float | None = None
         self.finished: float | None = None
+
+    @property
+    def ttft(self) -> float | None:
+        """From request to first token."""
+        return None if self.first_token is None else self.first_token - self.started
+
+    @property
+    def queue(self) -> float | None:
+        """From request to its first step in the engine; known with the first token."""
+        if self.first_token is None or self.granted is None:
+            return None
+        return min(self.granted - self.started + self.engine_wait, self.first_token - self.started)
+
+    @property
+    def decode(self) -> float | None:
+        """From first token to last."""
+        if self.first_token is None or self.finished is None:
+            return None
+        return self.finished - self.first_token
 
 
 class Vetter(Protocol):
@@ -163,12 +188,31 @@ class Answer:
         self.usage = Usage(prompt_tokens)
         self.timings = Timings()
         self.finish_reasons: dict[int, FinishReason] = {}
+        self.lengths: dict[int, int] = {}  # tokens of each choice that ended
+        self.failure: Exception | None = None  # what ended it early; None: its client left
         self._engine = engine
         self._vocabulary = vocabulary
         self._options = options
         self._lead = lead
         self._continues = continues
         self._on_gap = on_gap
+
+    @property
+    def options(self) -> Options:
+        """As asked for."""
+        return self._options
+
+    @property
+    def aborted(self) -> bool:
+        """It was left before its end; nothing failed."""
+        return self.failure is None and len(self.finish_reasons) < len(self.requests)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Decoding speed of all choices together, without the first token of each."""
+        seconds = self.timings.decode
+        tokens = self.usage.completion_tokens - len(self.requests)
+        return tokens / seconds if seconds and tokens > 0 else None
 
     @property
     def max_num_seqs(self) -> int:
@@ -225,7 +269,7 @@ class Answer:
         if ledger is not None:
             ledger.offset = offset
         if request.max_tokens == 0:  # the prompt fills the context to the last token
-            self._finish(index, "length")
+            self._finish(index, "length", 0)
             yield Piece(index, text, [], "length")
             return
         last = 0.0
@@ -237,6 +281,7 @@ class Answer:
                     self.usage.cached_tokens += self._count_cached(index, delta.cached_tokens)
                     if self.timings.first_token is None:
                         self.timings.first_token = now
+                        self.timings.engine_wait = delta.waited
                 elif self._on_gap is not None:
                     self._on_gap(now - last)
                 last = now
@@ -262,7 +307,7 @@ class Answer:
                 if ledger is not None:
                     entries = ledger.take(offset, everything=finish is not None and not matched)
                 if finish is not None:
-                    self._finish(index, finish)
+                    self._finish(index, finish, generated)
                     yield Piece(index, text, entries, finish)
                     return
                 if text or entries:
@@ -274,8 +319,9 @@ class Answer:
             if close is not None:
                 await close()
 
-    def _finish(self, index: int, reason: FinishReason) -> None:
+    def _finish(self, index: int, reason: FinishReason, tokens: int) -> None:
         self.finish_reasons[index] = reason
+        self.lengths[index] = tokens
         if len(self.finish_reasons) == len(self.requests):
             self.timings.finished = time.perf_counter()
 

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import ipaddress
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -291,6 +292,15 @@ class Settings:
         group="Logs",
     )
 
+    otlp_traces_endpoint: str | None = setting(
+        None,
+        "Send OpenTelemetry traces there, by OTLP over HTTP (http://127.0.0.1:4318); needs the "
+        "extra otel. Default: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT, "
+        "where set; else no traces.",
+        group="Logs",
+        metavar="URL",
+    )
+
     cache_dir: Path = setting(
         default_cache_dir,
         "Where converted models are kept. Default: $XDG_CACHE_HOME/maestrale, or "
@@ -298,6 +308,14 @@ class Settings:
         group="Files",
         metavar="DIR",
     )
+
+    @property
+    def traces_url(self) -> str | None:
+        """Where traces are posted; the flag may leave out OTLP's usual path."""
+        url = self.otlp_traces_endpoint
+        if url is None or url.count("/") > 3 or (url.count("/") == 3 and not url.endswith("/")):
+            return url
+        return url.rstrip("/") + "/v1/traces"
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -369,6 +387,7 @@ def _given(
     if must_exist or path.is_file():
         for name, value in _read_toml(path).items():
             yield name, value, f"{name} in {path}"
+    yield from _standard_variables(environment)
     names = {variable(name): name for name in fields()}
     for key, value in environment.items():
         if key in names:
@@ -380,6 +399,33 @@ def _given(
     for name, value in flags.items():
         if value is not None and value != ():
             yield name, value, flag(name)
+
+
+def _standard_variables(environment: Mapping[str, str]) -> Iterable[tuple[str, Any, str]]:
+    """What OpenTelemetry's own variables say of where traces go."""
+    if (
+        environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+        or environment.get("OTEL_TRACES_EXPORTER", "").strip() == "none"
+    ):
+        return
+    for name, path in (
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "/v1/traces"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", ""),
+    ):
+        if url := environment.get(name, "").strip():
+            yield "otlp_traces_endpoint", url.rstrip("/") + path if path else url, name
+    if any(environment.get(name, "").strip() for name in _OTLP_ENDPOINTS):
+        for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+            if protocol := environment.get(name, "").strip():
+                if protocol != "http/protobuf":
+                    raise SettingsError(
+                        f"{name} is {protocol!r}, but traces are sent as http/protobuf only. Point "
+                        "the endpoint at the collector's HTTP port (4318), and set that."
+                    )
+                return
+
+
+_OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -432,6 +478,12 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
                 f"{sources['api_key']}: a key is made of ASCII letters, digits and signs, "
                 "without spaces; HTTP headers carry no others."
             )
+    url = settings.otlp_traces_endpoint
+    if url is not None and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+        raise SettingsError(
+            f"{sources['otlp_traces_endpoint']}: {url!r} is no URL of a collector; one looks "
+            "like http://127.0.0.1:4318."
+        )
     for origin in settings.allowed_origins:
         scheme, separator, rest = origin.partition("://")
         if origin != "*" and (not separator or not scheme or not rest or "/" in rest):

@@ -16,10 +16,10 @@ LogFormat = Literal["text", "json"]
 
 
 def configure(level: str, log_format: str) -> None:
-    """Send our log and uvicorn's to stderr in one form. `level` and `log_format` as in Settings."""
+    """Send our log and our libraries' to stderr in one form. Arguments are as in Settings."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    for name in ("maestrale", "uvicorn"):
+    for name in ("maestrale", "uvicorn", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False

@@ -76,6 +76,8 @@ def test_every_setting_can_be_given_in_all_three_ways() -> None:
             value = text = "3MiB"
         elif name == "cache_dir":
             value = text = "elsewhere"
+        elif name == "otlp_traces_endpoint":
+            value = text = "http://collector:4318"
         elif config.field_type(name) is bool:
             value, text = not field.default, str(not field.default).lower()
         else:
@@ -100,6 +102,40 @@ def test_maestrale_toml_in_the_working_folder_is_read() -> None:
 def test_maestrale_config_names_another_file() -> None:
     file = toml("[serve]\nport = 9\n")
     assert load(environment={"MAESTRALE_CONFIG": str(file)}).port == 9
+
+
+HTTP = "http://collector:4318"
+GENERAL, TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "url"),
+    [
+        ({}, {}, None),
+        ({"otlp_traces_endpoint": HTTP}, {}, f"{HTTP}/v1/traces"),
+        ({"otlp_traces_endpoint": f"{HTTP}/"}, {}, f"{HTTP}/v1/traces"),
+        ({"otlp_traces_endpoint": f"{HTTP}/in"}, {}, f"{HTTP}/in"),
+        ({}, {GENERAL: HTTP}, f"{HTTP}/v1/traces"),
+        ({}, {GENERAL: f"{HTTP}/otlp/"}, f"{HTTP}/otlp/v1/traces"),
+        ({}, {GENERAL: HTTP, TRACES: "https://t/in"}, "https://t/in"),
+        ({"otlp_traces_endpoint": "https://f/in"}, {TRACES: "https://t/in"}, "https://f/in"),
+        ({}, {TRACES: HTTP, "MAESTRALE_OTLP_TRACES_ENDPOINT": "http://m/in"}, "http://m/in"),
+        ({}, {GENERAL: HTTP, "OTEL_SDK_DISABLED": "true"}, None),
+        ({}, {GENERAL: HTTP, "OTEL_TRACES_EXPORTER": "none"}, None),
+        ({}, {GENERAL: HTTP, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, f"{HTTP}/v1/traces"),
+    ],
+)
+def test_where_traces_go(
+    flags: dict[str, Any], environment: dict[str, str], url: str | None
+) -> None:
+    assert load(flags, environment).traces_url == url
+
+
+def test_traces_by_grpc_are_refused() -> None:
+    with pytest.raises(SettingsError, match="OTEL_EXPORTER_OTLP_PROTOCOL.*http/protobuf"):
+        load(environment={GENERAL: HTTP, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+    with pytest.raises(SettingsError, match="no URL of a collector"):
+        load({"otlp_traces_endpoint": "collector:4317"})
 
 
 def test_a_variable_set_but_empty_counts_as_not_set() -> None:

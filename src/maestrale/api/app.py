@@ -17,6 +17,7 @@ from maestrale.api.auth import OPEN_PATHS, Guard
 from maestrale.api.backend import Backend
 from maestrale.api.context import RequestContext, context_of, new_context
 from maestrale.api.errors import ClientDisconnected, as_api_error, error_response
+from maestrale.api.request_log import request_fields
 from maestrale.chat import ChatService, Vetter
 from maestrale.config import Settings, is_loopback
 from maestrale.engines.base import Engine
@@ -32,6 +33,7 @@ CORS_EXPOSED = (
     "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 CORS_MAX_AGE = "600"
+PROBES = frozenset({"/health", "/ping", "/version", "/load", "/metrics"})  # not worth counting
 
 
 def create_app(
@@ -178,30 +180,25 @@ class Gate:
         }
 
     def _log(self, scope: Scope, context: RequestContext) -> None:
+        """Count the request and tell of it."""
+        seconds = time.perf_counter() - context.started
+        path = getattr(scope.get("route"), "path", "none")
+        if path not in PROBES:
+            self._backend.metrics.observe_http(path, scope["method"], context.status, seconds)
         answer = context.answer
         worth_it = answer is not None or context.status >= 400
         level = logging.INFO if worth_it and scope["path"] not in OPEN_PATHS else logging.DEBUG
+        tracer, trace = self._backend.tracer, ""
+        if tracer is not None and level == logging.INFO:
+            trace = tracer.record(scope, context)
         if not REQUESTS.isEnabledFor(level):
             return
-        fields: dict[str, object] = {
-            "id": context.id,
-            "status": context.status,
-            "key": context.key,
-            "model": context.model,
-        }
-        if answer is not None:
-            fields["prompt_tokens"] = answer.usage.prompt_tokens
-            fields["completion_tokens"] = answer.usage.completion_tokens
-            if answer.timings.first_token is not None:
-                ttft = answer.timings.first_token - answer.timings.started
-                fields["ttft"] = round(ttft, 4)
-            fields["finish"] = ",".join(sorted(set(answer.finish_reasons.values()))) or "-"
-            fields["seed"] = answer.seed
-            if self._log_prompts:
-                fields["prompt"] = self._backend.spell_prompts(answer)
-        fields["seconds"] = round(time.perf_counter() - context.started, 4)
-        if context.error:
-            fields["error"] = context.error
+        fields = request_fields(context)
+        if trace:
+            fields["trace"] = trace
+        if answer is not None and self._log_prompts:
+            fields["prompt"] = self._backend.spell_prompts(answer)
+            fields["answer"] = " | ".join(map("".join, context.texts))
         message = f"{scope['method']} {scope['path']}"
         REQUESTS.log(level, "%s", message, extra={FIELDS: fields})
 

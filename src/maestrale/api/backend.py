@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from maestrale.api.admission import RETRY_AFTER, Admission
 from maestrale.api.body import BodyReader
@@ -15,6 +16,9 @@ from maestrale.errors import ModelNotFound, Unavailable
 from maestrale.keys import KeyStore
 from maestrale.metrics import Metrics
 
+if TYPE_CHECKING:
+    from maestrale.api.tracing import Tracer
+
 READY_STATES = ("ready", "degraded")  # degraded: the engine restarts, requests wait for it
 
 
@@ -24,7 +28,7 @@ class Backend:
     def __init__(self, settings: Settings, keys: KeyStore | None = None) -> None:
         """`keys` are those accepted; by default the settings' own.
 
-        Raises: SettingsError for a broken key file.
+        Raises: SettingsError for a broken key file, or traces without the extra for them.
         """
         self.settings = settings
         self.keys = keys if keys is not None else KeyStore(settings.api_key, settings.key_file)
@@ -32,6 +36,11 @@ class Backend:
         self.bodies = BodyReader(settings.max_body_bytes)
         self.admission = Admission(settings.max_waiting, lambda: self.keys.several)
         self.metrics = Metrics()
+        self.tracer: Tracer | None = None
+        if settings.traces_url is not None:
+            from maestrale.api.tracing import Tracer
+
+            self.tracer = Tracer(settings.traces_url)
         self.created = int(time.time())
         self.names: tuple[str, ...] = ()
         self.starting = "The server is starting."

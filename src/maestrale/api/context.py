@@ -19,7 +19,10 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 class RequestContext:
     """One HTTP request's id, key and outcome, for the answer's header and the log."""
 
-    __slots__ = ("answer", "error", "id", "key", "model", "owner", "refused", "started", "status")
+    __slots__ = (
+        *("answer", "error", "id", "key", "model", "owner", "refused", "started", "status"),
+        "texts",
+    )
 
     def __init__(self, request_id: str) -> None:
         self.id = request_id
@@ -30,6 +33,7 @@ class RequestContext:
         self.error = ""
         self.refused = ""  # the code of the ApiError it was answered with
         self.answer: Answer | None = None
+        self.texts: list[list[str]] = []  # of each choice, where the log is to show them
         self.started = time.perf_counter()
 
 

@@ -230,6 +230,8 @@ class _Run:
             self._warming.cancel()
         if self._vetter is not None:
             await self._vetter.close()
+        if self.backend.tracer is not None:
+            await in_thread(self.backend.tracer.close)
 
     def _tell(self, text: str) -> None:
         self.backend.starting = text

@@ -67,6 +67,7 @@ class AnswerResponse:
         self._shape = shape
         self._stream = stream
         self._key = "-"
+        self._texts: list[list[str]] = []  # of each choice, where the log is to show them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: ApiError before anything was sent, ClientDisconnected."""
@@ -75,6 +76,9 @@ class AnswerResponse:
         backend.rates.take_prompt(context.owner, answer.usage.prompt_tokens)
         context.answer = answer
         self._key = context.key
+        if backend.settings.log_prompts:
+            self._texts = context.texts = [[] for _ in answer.requests]
+        backend.metrics.begin(answer)
         try:
             if self._stream:
                 events = EventStream(send, answer.seed, backend.paused)
@@ -82,6 +86,9 @@ class AnswerResponse:
             else:
                 pieces = await while_connected(receive, self._collect())
                 await _send_json(send, self._shape.whole(pieces), answer.seed)
+        except MaestraleError as error:
+            answer.failure = error
+            raise
         finally:
             backend.rates.charge_answer(context.owner, answer.usage.completion_tokens)
             backend.metrics.observe(answer)
@@ -93,7 +100,10 @@ class AnswerResponse:
             admission.slot(self._key, len(answer.requests), answer.max_num_seqs),
             contextlib.aclosing(answer.pieces()) as pieces,
         ):
+            answer.timings.granted = time.perf_counter()
             async for piece in pieces:
+                if self._texts:
+                    self._texts[piece.index].append(piece.text)
                 yield piece
 
     async def _collect(self) -> list[Piece]:
@@ -149,6 +159,7 @@ class AnswerResponse:
 
     async def _fail(self, events: EventStream, error: Exception) -> None:
         """The 200 is out: the error goes into the stream, which then ends without [DONE]."""
+        self._answer.failure = error
         await events.write(b"data: " + encode(as_api_error(error).body()) + b"\n\n")
         await events.close()
 

@@ -7,6 +7,7 @@ objects travel over the private socket between the API process and the engine pr
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import AsyncIterator
 from typing import Literal, Protocol
 
@@ -95,14 +96,16 @@ class TokenLogprob(Struct, frozen=True):
 class TokenDelta(Struct, frozen=True):
     """Tokens generated since the last delta. The last delta has a `finish_reason`.
 
-    `cached_tokens` counts the prompt tokens taken from the prefix cache; it is meaningful on
-    the first delta of a request.
+    `cached_tokens` counts the prompt tokens taken from the prefix cache, `waited` the seconds
+    between the request's arrival in the engine and its first step; both are meaningful on the
+    first delta of a request.
     """
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     cached_tokens: int = 0
+    waited: float = 0.0
 
 
 class EngineConfig(Struct, tag=True, frozen=True, kw_only=True):
@@ -123,7 +126,8 @@ class EngineConfig(Struct, tag=True, frozen=True, kw_only=True):
 class EngineInfo(Struct, frozen=True, kw_only=True):
     """What an engine is and can do; fixed from `start()` on.
 
-    `max_model_len` (prompt + answer) and `kv_capacity_tokens` are in tokens. `fingerprint`
+    `max_model_len` (prompt + answer), `kv_capacity_tokens` and `kv_block_tokens` (what the KV
+    cache is handed out in) are in tokens. `fingerprint`
     names all that the bytes of an answer depend on: model, weights, engine version, CPU
     features, threads, settings.
     """
@@ -136,6 +140,7 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     kv_capacity_tokens: int
     max_num_seqs: int
     features: frozenset[Feature]
+    kv_block_tokens: int = 1
 
 
 class EngineStats(Struct, frozen=True, kw_only=True):
@@ -150,10 +155,36 @@ class EngineStats(Struct, frozen=True, kw_only=True):
     preemptions: int = 0
     prefix_cache_queries: int = 0  # in tokens
     prefix_cache_hits: int = 0  # in tokens
-    # Known to the supervisor alone: engine processes replaced, and requests given to another
-    # process than the one that began them.
+    # Steps by their number of tokens (see `StepTokens`), and the tokens of all steps.
+    step_tokens: tuple[int, ...] = ()
+    step_tokens_sum: int = 0
+    # Known to the supervisor alone: engine processes replaced, requests given to another
+    # process than the one that began them, replays that gave other tokens, requests refused
+    # because they stop the engine, and whether there is an engine now.
     restarts: int = 0
     replayed: int = 0
+    mismatched: int = 0
+    refused: int = 0
+    up: bool = True
+
+
+class StepTokens:
+    """Counts an engine's steps by how many tokens each computed. One thread adds, any may read."""
+
+    BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)  # vLLM's buckets
+
+    def __init__(self) -> None:
+        self.sum = 0
+        self._counts = [0] * (len(self.BOUNDS) + 1)
+
+    def add(self, tokens: int) -> None:
+        self._counts[bisect.bisect_left(self.BOUNDS, tokens)] += 1
+        self.sum += tokens
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Steps for each bound that no lower one holds, and at last those above all bounds."""
+        return tuple(self._counts)
 
 
 class EngineHealth(Struct, frozen=True):

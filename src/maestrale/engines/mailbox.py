@@ -55,4 +55,5 @@ def merge(deltas: Sequence[TokenDelta]) -> TokenDelta:
         finish_reason=deltas[-1].finish_reason,
         logprobs=tuple(logprobs) if logprobs else deltas[0].logprobs,
         cached_tokens=deltas[0].cached_tokens,
+        waited=deltas[0].waited,
     )

@@ -46,6 +46,7 @@ from maestrale.engines.base import (
     Feature,
     FinishReason,
     GenerationRequest,
+    StepTokens,
     TokenDelta,
     TokenLogprob,
 )
@@ -96,6 +97,7 @@ class ScriptedEngine:
         self._running: list[_Sequence] = []
         self._dead = ""
         self._steps = self._prompt_tokens = self._generation_tokens = 0
+        self._step_tokens = StepTokens()
 
     async def start(self) -> None:
         """Load the vocabulary, if a model folder is given.
@@ -162,6 +164,8 @@ class ScriptedEngine:
             kv_cache_usage=min(1.0, sum(seq.held for seq in self._running) / capacity),
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            step_tokens=self._step_tokens.counts,
+            step_tokens_sum=self._step_tokens.sum,
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
@@ -220,23 +224,27 @@ class ScriptedEngine:
                 return
             held += sequence.most_held
             self._prompt_tokens += len(sequence.request.prompt)
+            sequence.waited = time.monotonic() - sequence.arrived
             self._running.append(self._waiting.pop(0))
 
     def _step(self) -> None:
         blocked = self._options.get("step_seconds")
         if blocked:
             time.sleep(float(blocked))
+        computed = 0
         for sequence in tuple(self._running) * self._tokens_per_step:
             if sequence.finished:
                 continue
             if sequence.request.request_id != CALIBRATION_ID:
                 self._script.accident(sequence.request.prompt, len(sequence.generated))
+            computed += 1 if sequence.generated else len(sequence.request.prompt)
             delta = sequence.advance()
             self._generation_tokens += 1
             sequence.mailbox.put(delta)
             if delta.finish_reason is not None:
                 sequence.finished = True
                 self._running.remove(sequence)
+        self._step_tokens.add(computed)
         self._steps += 1
 
     def _lose(self, reason: str) -> None:
@@ -324,6 +332,8 @@ class _Sequence:
         self.mailbox = Mailbox()
         self.generated: list[int] = []
         self.finished = False
+        self.arrived = time.monotonic()
+        self.waited = 0.0  # seconds until it was let in
         self._vocabulary = vocabulary
         self._script = script
         self._limit = min(request.max_tokens, max_model_len - len(request.prompt))
@@ -358,7 +368,12 @@ class _Sequence:
         if self._constraint is not None:
             self._constraint.accept(token)
         self.generated.append(token)
-        return TokenDelta((token,), self._finished(token), self._logprobs(token, position))
+        return TokenDelta(
+            (token,),
+            self._finished(token),
+            self._logprobs(token, position),
+            waited=0.0 if position else self.waited,
+        )
 
     def _choose(self, position: int) -> int:
         may_stop = position >= self.request.min_tokens

@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from msgspec.structs import replace
 
@@ -33,7 +34,7 @@ from maestrale.supervise.watchdog import Patience
 CLOSE_SECONDS = 5.0
 _TOTALS = (
     *("steps", "prompt_tokens", "generation_tokens", "preemptions"),
-    *("prefix_cache_queries", "prefix_cache_hits"),
+    *("prefix_cache_queries", "prefix_cache_hits", "step_tokens_sum"),
 )
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,14 @@ class SupervisedEngine:
             held = len(self._ledger) - self._ledger.in_engine
             stats = replace(_sum(self._past, now), waiting=now.waiting + held)
         counters = self.counters
-        return replace(stats, restarts=counters.restarts, replayed=counters.replayed)
+        return replace(
+            stats,
+            restarts=counters.restarts,
+            replayed=counters.replayed,
+            mismatched=counters.mismatched,
+            refused=counters.refused,
+            up=self._up,
+        )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Generate tokens for one request, across any restarts of the engine.
@@ -300,4 +308,5 @@ class SupervisedEngine:
 def _sum(past: EngineStats, now: EngineStats, sign: int = 1) -> EngineStats:
     """The totals of `past` and `now` added, the gauges of `now`."""
     totals = {name: getattr(past, name) + sign * getattr(now, name) for name in _TOTALS}
-    return replace(now, **totals)
+    both = zip_longest(past.step_tokens, now.step_tokens, fillvalue=0)
+    return replace(now, **totals, step_tokens=tuple(a + sign * b for a, b in both))

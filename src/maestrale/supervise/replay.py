@@ -101,6 +101,7 @@ class Entry:
             delta.finish_reason,
             None if delta.logprobs is None else delta.logprobs[known:],
             delta.cached_tokens if first else 0,
+            delta.waited if first else 0.0,
         )
 
 

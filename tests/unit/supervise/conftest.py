@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, TokenDelta
 from maestrale.engines.mailbox import merge
@@ -93,7 +94,7 @@ async def read(
         deltas.append(delta)
         while pending and sum(len(d.token_ids) for d in deltas) >= pending[0][0]:
             pending.pop(0)[1]()
-    return merge(deltas)
+    return replace(merge(deltas), waited=0.0)  # how long it waited is no part of the answer
 
 
 async def undisturbed(requests: Iterable[GenerationRequest], **options: str) -> list[TokenDelta]:

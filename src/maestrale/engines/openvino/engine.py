@@ -32,6 +32,7 @@ from maestrale.engines.base import (
     EngineStats,
     Feature,
     GenerationRequest,
+    StepTokens,
     TokenDelta,
 )
 from maestrale.engines.constraint import TokenConstraint, compile_constraint
@@ -84,6 +85,7 @@ class OpenVINOEngine:
         self._drained.set()
         # Written by the step thread only.
         self._steps = self._prompt_tokens = self._generation_tokens = 0
+        self._step_tokens = StepTokens()
 
     async def start(self) -> None:
         """Load and compile the model, and start stepping.
@@ -159,6 +161,7 @@ class OpenVINOEngine:
             kv_capacity_tokens=capacity,
             max_num_seqs=self._scheduler.max_running,
             features=frozenset(features),
+            kv_block_tokens=BLOCK_SIZE,
         )
 
     def _fingerprint(self, prepared: PreparedModel, threads: int) -> str:
@@ -220,6 +223,8 @@ class OpenVINOEngine:
             preemptions=scheduler.preemptions,
             prefix_cache_queries=scheduler.prefix_queries,
             prefix_cache_hits=scheduler.prefix_hits,
+            step_tokens=self._step_tokens.counts,
+            step_tokens_sum=self._step_tokens.sum,
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
@@ -338,7 +343,8 @@ class OpenVINOEngine:
         if not chunks:
             return []
         chosen = [_generation(chunk) for chunk in chunks if chunk.wants_logits]
-        logits = self._model.infer(_step_input(chunks))
+        step = _step_input(chunks)
+        logits = self._model.infer(step)
         self._scheduler.commit(chunks)
         results: list[_Result] = []
         for row, generation in zip(logits, chosen, strict=True):
@@ -352,6 +358,7 @@ class OpenVINOEngine:
                 self._scheduler.remove(generation)
             results.append((generation, delta))
         self._generation_tokens += len(results)
+        self._step_tokens.add(len(step.token_ids))
         self._steps += 1
         return results
 

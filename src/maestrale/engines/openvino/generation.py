@@ -70,6 +70,7 @@ class Generation(ScheduledSequence):
             finish_reason=reason,
             logprobs=entries,
             cached_tokens=self.cached_tokens,
+            waited=0.0 if position else self.waited,
         )
 
     def _take(self, token: int) -> FinishReason | None:

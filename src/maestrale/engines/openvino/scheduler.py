@@ -16,6 +16,7 @@ only the prompt's blocks enter the prefix cache.
 from __future__ import annotations
 
 import bisect
+import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
@@ -37,6 +38,8 @@ class ScheduledSequence:
     computed: int = 0
     cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
     admitted_once: bool = False
+    arrived: float = field(default_factory=time.monotonic)
+    waited: float = 0.0  # seconds until the first admission
     blocks: list[int] = field(default_factory=list)
     digests: list[Digest] = field(default_factory=list)
     published: int = 0  # blocks entered in the prefix cache (or taken from it)
@@ -190,6 +193,7 @@ class Scheduler:
             self._claims.setdefault(digest, sequence)
         if not sequence.admitted_once:
             sequence.admitted_once = True
+            sequence.waited = time.monotonic() - sequence.arrived
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
             if self._prefix_caching:
                 self.prefix_queries += sequence.prompt_length

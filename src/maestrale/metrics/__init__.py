@@ -1,0 +1,8 @@
+"""Prometheus metrics under vLLM's names, so that its dashboards work here.
+
+What vLLM has no name for begins with `maestrale_`. docs/metrics.md lists them all.
+"""
+
+from maestrale.metrics.registry import Metrics
+
+__all__ = ["Metrics"]

@@ -1,0 +1,181 @@
+"""Counters and histograms of answers.
+
+Tokens are counted while an answer is under way: what runs is added up when scraped, so a token
+costs nothing here. Histograms take each answer once, when it came to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from maestrale.chat import Answer
+from maestrale.metrics.names import (
+    CHOICES,
+    FIRST_TOKEN_SECONDS,
+    GAP_SECONDS,
+    LABELS,
+    PHASE_SECONDS,
+    TOKENS,
+)
+
+FINISHED_REASONS = ("stop", "length", "abort", "error")
+
+
+class AnswerMetrics:
+    """All that is counted of answers, for one model."""
+
+    def __init__(self, registry: CollectorRegistry, labels: dict[str, str]) -> None:
+        self._registry = registry
+        self._labels = labels
+        self._tokens = _TokenCounters(labels)
+        registry.register(self._tokens)
+        success = Counter(
+            "vllm:request_success",
+            "Choices that ended, by reason: the client leaving is abort, a failure error.",
+            (*LABELS, "finished_reason"),
+            registry=registry,
+        )
+        self._success = {
+            reason: success.labels(**labels, finished_reason=reason) for reason in FINISHED_REASONS
+        }
+        seconds = self._histogram
+        self._ttft = seconds(
+            "vllm:time_to_first_token_seconds", "From request to first token.", FIRST_TOKEN_SECONDS
+        )
+        self.gap = seconds(
+            "vllm:inter_token_latency_seconds", "Between deltas of one choice.", GAP_SECONDS
+        )
+        self._per_token = seconds(
+            "vllm:request_time_per_output_token_seconds",
+            "Mean time of a token after the first, by request.",
+            GAP_SECONDS,
+        )
+        self._e2e = seconds(
+            "vllm:e2e_request_latency_seconds", "From request to its last token.", PHASE_SECONDS
+        )
+        self._queue = seconds(
+            "vllm:request_queue_time_seconds", "From request to its first step.", PHASE_SECONDS
+        )
+        self._prefill = seconds(
+            "vllm:request_prefill_time_seconds", "From first step to first token.", PHASE_SECONDS
+        )
+        self._decode = seconds(
+            "vllm:request_decode_time_seconds", "From first token to last.", PHASE_SECONDS
+        )
+        self._inference = seconds(
+            "vllm:request_inference_time_seconds", "From first step to last token.", PHASE_SECONDS
+        )
+        tokens = self._histogram
+        self._prompt = tokens("vllm:request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
+        self._computed = tokens(
+            "vllm:request_prefill_kv_computed_tokens",
+            "Prompt tokens of a request that were not found in the cache.",
+            TOKENS,
+        )
+        self._generation = tokens(
+            "vllm:request_generation_tokens", "Generated tokens of a request.", TOKENS
+        )
+        self._longest = tokens(
+            "vllm:request_max_num_generation_tokens",
+            "Generated tokens of a request's longest choice.",
+            TOKENS,
+        )
+        self._n = tokens("vllm:request_params_n", "The parameter n.", CHOICES)
+        self._max_tokens = tokens(
+            "vllm:request_params_max_tokens", "The parameter max_tokens, where given.", TOKENS
+        )
+
+    def begin(self, answer: Answer) -> None:
+        """Count this answer's tokens from now on."""
+        self._tokens.running.add(answer)
+
+    def end(self, answer: Answer) -> None:
+        """Count an answer that ended, well or not."""
+        self._tokens.end(answer)
+        timings, usage = answer.timings, answer.usage
+        if timings.granted is None:
+            return  # it was refused, and never began
+        for reason in answer.finish_reasons.values():
+            self._success[reason].inc()
+        unfinished = len(answer.requests) - len(answer.finish_reasons)
+        if unfinished:
+            self._success["abort" if answer.aborted else "error"].inc(unfinished)
+        ttft, queue, decode = timings.ttft, timings.queue, timings.decode
+        if ttft is not None:
+            self._ttft.observe(ttft)
+        if timings.finished is None:
+            return
+        self._e2e.observe(timings.finished - timings.started)
+        self._prompt.observe(usage.prompt_tokens)
+        self._computed.observe(usage.prompt_tokens - usage.cached_tokens)
+        self._generation.observe(usage.completion_tokens)
+        self._longest.observe(max(answer.lengths.values()))
+        self._n.observe(answer.options.n)
+        if answer.options.max_tokens is not None:
+            self._max_tokens.observe(answer.options.max_tokens)
+        if ttft is None or queue is None or decode is None:
+            return
+        self._queue.observe(queue)
+        self._prefill.observe(ttft - queue)
+        self._decode.observe(decode)
+        self._inference.observe(ttft - queue + decode)
+        per_choice = usage.completion_tokens / len(answer.requests)
+        if per_choice > 1:
+            self._per_token.observe(decode / (per_choice - 1))
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        made = Histogram(name, text, LABELS, registry=self._registry, buckets=buckets)
+        return made.labels(**self._labels)
+
+
+class _TokenCounters(Collector):
+    """Tokens of the answers that ended, and so far of those that run."""
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        self.running: set[Answer] = set()
+        self._values = list(labels.values())
+        self._ended = (0, 0, 0)
+
+    def end(self, answer: Answer) -> None:
+        self.running.discard(answer)
+        self._ended = _add(self._ended, _tokens(answer))
+
+    def collect(self) -> Iterable[Metric]:
+        prompt, cached, generated = self._ended
+        for answer in self.running:
+            prompt, cached, generated = _add((prompt, cached, generated), _tokens(answer))
+        for name, text, value in (
+            ("vllm:prompt_tokens", "Prompt tokens, those found in the cache included.", prompt),
+            ("vllm:prompt_tokens_cached", "Prompt tokens found in the cache.", cached),
+            ("vllm:generation_tokens", "Tokens generated.", generated),
+        ):
+            counter = CounterMetricFamily(name, text, labels=LABELS)
+            counter.add_metric(self._values, value)
+            yield counter
+        by_source = CounterMetricFamily(
+            "vllm:prompt_tokens_by_source",
+            "Prompt tokens computed, found in the cache, or brought from elsewhere (none here).",
+            labels=(*LABELS, "source"),
+        )
+        for source, value in (
+            ("local_compute", prompt - cached),
+            ("local_cache_hit", cached),
+            ("external_kv_transfer", 0),
+        ):
+            by_source.add_metric([*self._values, source], value)
+        yield by_source
+
+
+def _tokens(answer: Answer) -> tuple[int, int, int]:
+    """Prompt tokens (once they are computed), those of them cached, tokens generated."""
+    usage, timings = answer.usage, answer.timings
+    prompt = usage.prompt_tokens if timings.first_token or timings.finished else 0
+    return prompt, min(prompt, usage.cached_tokens), usage.completion_tokens
+
+
+def _add(one: tuple[int, int, int], other: tuple[int, int, int]) -> tuple[int, int, int]:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]

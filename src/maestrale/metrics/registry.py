@@ -1,0 +1,95 @@
+"""All metrics of one server, in a registry of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+
+from maestrale.chat import Answer
+from maestrale.engines.base import Engine
+from maestrale.metrics.answers import AnswerMetrics
+from maestrale.metrics.engine import EngineCollector
+from maestrale.metrics.names import HTTP_SECONDS
+
+# There from the start at 0, so that the first of each shows in a rate.
+USUAL_REASONS = (
+    *("queue_full", "queue_timeout", "rate_limit_exceeded", "invalid_api_key"),
+    *("context_length_exceeded", "invalid_value", "model_not_found", "starting", "draining"),
+)
+
+
+class Metrics:
+    """What the routes report to, and what /metrics renders.
+
+    Metrics of HTTP and of the process are there from the start, the others from `watch` on.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._answers: AnswerMetrics | None = None
+        self._rejected = Counter(
+            "maestrale_rejected_requests",
+            "Requests that got an error for an answer, by the error's code.",
+            ("reason",),
+            registry=self._registry,
+        )
+        for reason in USUAL_REASONS:
+            self._rejected.labels(reason)
+        self._http = Counter(
+            "http_requests",
+            "Requests by route, method and class of status.",
+            ("handler", "method", "status"),
+            registry=self._registry,
+        )
+        self._http_seconds = Histogram(
+            "http_request_duration_seconds",
+            "From a request's head to the end of its answer.",
+            ("handler", "method"),
+            registry=self._registry,
+            buckets=HTTP_SECONDS,
+        )
+
+    def watch(self, engine: Engine, model_name: str, queued: Callable[[], int]) -> None:
+        """Begin to report on this engine, under this model's name.
+
+        `queued` gives the sequences that wait before the engine.
+        """
+        labels = {"model_name": model_name, "engine": "0"}
+        self._registry.register(EngineCollector(engine, labels, queued))
+        self._answers = AnswerMetrics(self._registry, labels)
+
+    def observe_rejected(self, reason: str) -> None:
+        """Count a request that got an error for an answer; `reason` is the error's code."""
+        self._rejected.labels(reason).inc()
+
+    def observe_http(self, handler: str, method: str, status: int, seconds: float) -> None:
+        """Count an HTTP request; `handler` is the path of its route."""
+        self._http.labels(handler, method, f"{status // 100}xx").inc()
+        self._http_seconds.labels(handler, method).observe(seconds)
+
+    def observe_gap(self, seconds: float) -> None:
+        """Time between two deltas of one choice."""
+        if self._answers is not None:
+            self._answers.gap.observe(seconds)
+
+    def begin(self, answer: Answer) -> None:
+        """Count this answer's tokens from now on."""
+        if self._answers is not None:
+            self._answers.begin(answer)
+
+    def observe(self, answer: Answer) -> None:
+        """Count an answer that ended, well or not."""
+        if self._answers is not None:
+            self._answers.end(answer)
+
+    def render(self) -> bytes:
+        """The text format that Prometheus scrapes."""
+        return generate_latest(self._registry)
