@@ -132,7 +132,7 @@ def test_where_traces_go(
 
 
 def test_traces_by_grpc_are_refused() -> None:
-    with pytest.raises(SettingsError, match="OTEL_EXPORTER_OTLP_PROTOCOL.*http/protobuf"):
+    with pytest.raises(SettingsError, match=r"OTEL_EXPORTER_OTLP_PROTOCOL.*http/protobuf"):
         load(environment={GENERAL: HTTP, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
     with pytest.raises(SettingsError, match="no URL of a collector"):
         load({"otlp_traces_endpoint": "collector:4317"})

@@ -48,9 +48,9 @@ class Tracer:
             raise SettingsError(MISSING) from error
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES go before what is given here.
         ours = {"service.name": "maestrale", "service.version": __version__}
-        told = Resource.create().attributes
-        named = told.get("service.name", "unknown_service") not in ("", "unknown_service")
-        ours |= {"service.name": str(told["service.name"])} if named else {}
+        told = str(Resource.create().attributes["service.name"])
+        if not told.startswith("unknown_service"):
+            ours["service.name"] = told
         self._provider = TracerProvider(resource=Resource.create(ours), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
         self._tracer = self._provider.get_tracer("maestrale", __version__)
