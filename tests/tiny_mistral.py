@@ -1,13 +1,15 @@
-"""A tiny Mistral with random weights and the real v1 tokenizer, as a GGUF file.
+"""Mistrals with random weights and the real v1 tokenizer, as GGUF files: a tiny one, and larger.
 
-What llama.cpp's converter writes for Mistral-7B-Instruct-v0.2, two layers deep: architecture
-"llama", a SentencePiece vocabulary with scores and types. Its answers are noise; its prompts
-and token counts are Mistral's own.
+What llama.cpp's converter writes for Mistral-7B-Instruct-v0.2: architecture "llama", a
+SentencePiece vocabulary with scores and types. Their answers are noise; their prompts and token
+counts are Mistral's own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
@@ -15,8 +17,21 @@ from sentencepiece import SentencePieceProcessor
 
 from maestrale.models.mistral_vocabulary import shipped_file
 
-LAYERS, HIDDEN, FEED_FORWARD, HEADS, KV_HEADS = 2, 64, 128, 4, 2
-CONTEXT = 2048
+
+class Shape(NamedTuple):
+    """What makes a Mistral large or small; `quantised`: matrices as Q4_0, else as f16."""
+
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    context: int
+    quantised: bool = False
+
+
+TINY = Shape(2, 64, 128, 4, 2, 2048)
+MISTRAL_7B = Shape(32, 4096, 14336, 32, 8, 32768, quantised=True)
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
@@ -26,26 +41,37 @@ CHAT_TEMPLATE = (
 
 def write_tiny_mistral(path: Path, *, version: str = "v1", seed: int = 0) -> Path:
     """Write the model to `path` and return it. The same seed gives the same weights."""
+    return write_mistral(path, TINY, version=version, seed=seed)
+
+
+def write_mistral(path: Path, shape: Shape, *, version: str = "v1", seed: int = 0) -> Path:
+    """Write a model of this shape, one tensor at a time: memory holds no more than one."""
     tokenizer = SentencePieceProcessor(model_file=str(shipped_file(version)))
     size = tokenizer.vocab_size()
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("Tiny Mistral")
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_name("Random Mistral")
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_rope_dimension_count(shape.hidden // shape.heads)
     writer.add_rope_freq_base(1_000_000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(size)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    kind = gguf.LlamaFileType.MOSTLY_Q4_0 if shape.quantised else gguf.LlamaFileType.MOSTLY_F16
+    writer.add_file_type(kind)
     _add_tokenizer(writer, tokenizer, size)
-    _add_weights(writer, np.random.default_rng(seed), size)
+    tensors = list(_tensors(shape, size))
+    for name, dimensions in tensors:
+        _announce(writer, name, dimensions, shape.quantised)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    random = np.random.default_rng(seed)
+    for _, dimensions in tensors:
+        writer.write_tensor_data(_values(random, dimensions, shape.quantised))
     writer.close()
     return path
 
@@ -74,26 +100,56 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: SentencePieceProcessor, s
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def _add_weights(writer: gguf.GGUFWriter, random: np.random.Generator, size: int) -> None:
-    def matrix(name: str, rows: int, columns: int) -> None:
-        weights = random.normal(0, 0.08, (rows, columns))
-        writer.add_tensor(name, weights.astype(np.float16))
-
-    def norm(name: str) -> None:
-        writer.add_tensor(name, np.ones(HIDDEN, np.float32))
-
-    kv = HIDDEN // HEADS * KV_HEADS
-    matrix("token_embd.weight", size, HIDDEN)
-    for layer in range(LAYERS):
+def _tensors(shape: Shape, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and dimensions; one dimension is a norm, two are a matrix [rows, columns]."""
+    hidden, kv = shape.hidden, shape.hidden // shape.heads * shape.kv_heads
+    yield "token_embd.weight", (size, hidden)
+    for layer in range(shape.layers):
         block = f"blk.{layer}"
-        norm(f"{block}.attn_norm.weight")
-        matrix(f"{block}.attn_q.weight", HIDDEN, HIDDEN)
-        matrix(f"{block}.attn_k.weight", kv, HIDDEN)
-        matrix(f"{block}.attn_v.weight", kv, HIDDEN)
-        matrix(f"{block}.attn_output.weight", HIDDEN, HIDDEN)
-        norm(f"{block}.ffn_norm.weight")
-        matrix(f"{block}.ffn_gate.weight", FEED_FORWARD, HIDDEN)
-        matrix(f"{block}.ffn_up.weight", FEED_FORWARD, HIDDEN)
-        matrix(f"{block}.ffn_down.weight", HIDDEN, FEED_FORWARD)
-    norm("output_norm.weight")
-    matrix("output.weight", size, HIDDEN)
+        yield f"{block}.attn_norm.weight", (hidden,)
+        yield f"{block}.attn_q.weight", (hidden, hidden)
+        yield f"{block}.attn_k.weight", (kv, hidden)
+        yield f"{block}.attn_v.weight", (kv, hidden)
+        yield f"{block}.attn_output.weight", (hidden, hidden)
+        yield f"{block}.ffn_norm.weight", (hidden,)
+        yield f"{block}.ffn_gate.weight", (shape.feed_forward, hidden)
+        yield f"{block}.ffn_up.weight", (shape.feed_forward, hidden)
+        yield f"{block}.ffn_down.weight", (hidden, shape.feed_forward)
+    yield "output_norm.weight", (hidden,)
+    yield "output.weight", (size, hidden)
+
+
+def _announce(
+    writer: gguf.GGUFWriter, name: str, dimensions: tuple[int, ...], quantised: bool
+) -> None:
+    if len(dimensions) == 1:
+        writer.add_tensor_info(name, dimensions, np.dtype(np.float32), dimensions[0] * 4)
+    elif not quantised:
+        count = dimensions[0] * dimensions[1]
+        writer.add_tensor_info(name, dimensions, np.dtype(np.float16), count * 2)
+    else:
+        packed = (dimensions[0], dimensions[1] // 32 * 18)
+        writer.add_tensor_info(
+            name,
+            packed,
+            np.dtype(np.uint8),
+            packed[0] * packed[1],
+            raw_dtype=gguf.GGMLQuantizationType.Q4_0,
+        )
+
+
+def _values(
+    random: np.random.Generator, dimensions: tuple[int, ...], quantised: bool
+) -> np.ndarray:
+    """Weights of a standard deviation that keeps the activations of every layer in bounds."""
+    if len(dimensions) == 1:
+        return np.ones(dimensions[0], np.float32)
+    if not quantised:
+        return random.normal(0, 0.08, dimensions).astype(np.float16)
+    # Q4_0: of each 32 weights a scale (f16), then 16 bytes of two weights each, from -8 to 7.
+    blocks = random.integers(0, 256, (dimensions[0], dimensions[1] // 32, 18), np.uint8)
+    # 4.6 is the deviation of -8..7, all equally likely. The scales differ: OpenVINO keeps equal
+    # constants once, which no real model has.
+    scales = random.uniform(0.5, 1.5, blocks.shape[:2]) * (0.02 / 4.6)
+    blocks[..., :2] = scales.astype("<f2").view(np.uint8).reshape(*blocks.shape[:2], 2)
+    return blocks.reshape(dimensions[0], -1)

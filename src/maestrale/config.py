@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from maestrale.errors import SettingsError
+from maestrale.hub_settings import HubSettings, read_hub_settings
 from maestrale.setting_values import parse_size, read_value
 
 BUNDLED_MODEL = "smollm2-135m-instruct"
@@ -80,15 +81,26 @@ def default_key_file(environment: Mapping[str, str] | None = None) -> Path:
     return folder / "maestrale" / "keys.json"
 
 
+def hub_settings(environment: Mapping[str, str] | None = None) -> HubSettings:
+    """How the model hub is reached, by Hugging Face's variables. Raises: SettingsError."""
+    return read_hub_settings(os.environ if environment is None else environment)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All that `maestrale serve` can be told. Flags carry vLLM's names where vLLM has one."""
 
     model: str = setting(
         BUNDLED_MODEL,
-        "Model to serve: a known name, a .gguf file, or a folder with an OpenVINO model.",
+        "Model to serve: a known name, a name on the Hugging Face hub, a .gguf file, or a folder.",
         group="Model",
         metavar="MODEL",
+    )
+    revision: str | None = setting(
+        None,
+        "Branch, tag or commit of a model on the hub. Default: main.",
+        group="Model",
+        metavar="NAME",
     )
     served_model_name: tuple[str, ...] = setting(
         (),

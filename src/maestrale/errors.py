@@ -3,6 +3,9 @@
 MaestraleError                     what the command line prints as one clear message
 ├── SettingsError                  a flag, variable or maestrale.toml entry is wrong
 ├── ModelError                     the model can't be found, read or converted
+│   ├── AccessDenied               the hub doesn't give the model to this account
+│   ├── ModelDoesNotFit            the model, or the context asked for, is larger than memory
+│   └── HubUnreachable             the hub can't be reached, or doesn't answer properly
 ├── ConstraintError                a JSON schema, regex or grammar can't be compiled in bounds
 ├── CannotVerify                   `verify` can't reach a verdict: no server, or no collection
 ├── CannotBench                    `bench` can't measure: no server, or a workload it can't read
@@ -42,6 +45,18 @@ class SettingsError(MaestraleError):
 
 class ModelError(MaestraleError):
     """The model can't be found, read, converted or is of an unknown kind."""
+
+
+class AccessDenied(ModelError):
+    """The hub doesn't give the model to this account: no token, a wrong one, terms not accepted."""
+
+
+class ModelDoesNotFit(ModelError):
+    """The model, or the context asked for, is larger than the memory it must fit in."""
+
+
+class HubUnreachable(ModelError):
+    """The model hub can't be reached, is overloaded, or is no hub at all."""
 
 
 class ConstraintError(MaestraleError):

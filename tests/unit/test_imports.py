@@ -15,11 +15,12 @@ PACKAGE = ROOT / "src" / "maestrale"
 # layer → what of maestrale it may import; a layer may always import itself.
 # `engines.base` holds types only.
 FOUNDATION = {"", "errors"}
-SETTINGS = {"config", "setting_values"}
+SETTINGS = {"config", "setting_values", "hub_settings"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
     "setting_values": set(),
+    "hub_settings": {"errors"},
     "config": FOUNDATION | SETTINGS,
     "logs": FOUNDATION | SETTINGS,
     "keys": {"errors"},
@@ -38,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "machine": FOUNDATION | SETTINGS,
 }
 # Where the parts of a running server are put together, and nowhere else.
-COMPOSES = {"api.server": {"supervise"}}
+COMPOSES = {"api.server": {"supervise", "engines.choose"}}
 EVERYTHING = {"cli", "__main__"}
 
 

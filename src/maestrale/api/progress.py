@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,12 +15,16 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
+LINE_EVERY = 10.0  # seconds between two lines that differ in their detail only
+
+
 class Progress:
     """`update` may be called from any thread. `tell` gets each phase, for /health."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
-        self._phase = ""
+        self._phase = self._text = ""
+        self._logged = 0.0
         self._bar: Bar | None = None
         self._task: TaskID | None = None
 
@@ -49,16 +54,34 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, phase: str, fraction: float | None) -> None:
-        """`phase` is one short sentence; `fraction` 0 to 1, None where it can't be known."""
-        if phase != self._phase:
-            self._phase = phase
-            self._tell(phase)
-            if self._bar is None:
-                LOGGER.info("%s", phase)
-            else:
-                if self._task is not None:
-                    self._bar.remove_task(self._task)
-                self._task = self._bar.add_task(phase, total=None)
-        if self._bar is not None and self._task is not None and fraction is not None:
+    def update(self, text: str, fraction: float | None) -> None:
+        """`text` is one short sentence, or a phase, a colon and its detail (bytes, speed ...).
+
+        `fraction` is 0 to 1, None where it can't be known.
+        """
+        phase = text.partition(": ")[0]
+        if text != self._text:
+            self._tell(text)
+        if self._bar is None:
+            self._log(phase, text, fraction)
+        else:
+            self._show(phase, text, fraction)
+        self._phase, self._text = phase, text
+
+    def _log(self, phase: str, text: str, fraction: float | None) -> None:
+        now = time.monotonic()
+        soon = fraction != 1.0 and now - self._logged < LINE_EVERY
+        if phase == self._phase and (text == self._text or soon):
+            return
+        self._logged = now
+        LOGGER.info("%s", text)
+
+    def _show(self, phase: str, text: str, fraction: float | None) -> None:
+        assert self._bar is not None
+        if phase != self._phase or self._task is None:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(text, total=None)
+        self._bar.update(self._task, description=text)
+        if fraction is not None:
             self._bar.update(self._task, total=1.0, completed=fraction)

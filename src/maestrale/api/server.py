@@ -158,15 +158,25 @@ class _Run:
 
     async def load(self) -> None:
         """Prepare the model, start its engine, and let requests in."""
+        from maestrale.engines.choose import choose_engine
         from maestrale.models.load_vocabulary import load_vocabulary
         from maestrale.models.prepared import load_prepared
         from maestrale.models.resolve import prepare
         from maestrale.prompt.encode import encoder_for
 
-        settings = self.settings
+        choice = choose_engine(self.settings.engine, self.settings.model)
+        if self.settings.engine == "auto":
+            LOGGER.info("%s", choice.line)
+        settings = dataclasses.replace(self.settings, engine=choice.name)
         with Progress(self._tell) as progress:
             folder = await in_thread(
-                lambda: prepare(settings.model, settings.cache_dir, progress.update)
+                lambda: prepare(
+                    settings.model,
+                    settings.cache_dir,
+                    progress.update,
+                    engine=choice.name,
+                    revision=settings.revision,
+                )
             )
             progress.update("Starting the engine", None)
             template = settings.chat_template.read_text() if settings.chat_template else None

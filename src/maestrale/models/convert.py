@@ -25,6 +25,8 @@ from maestrale.models.prepared import GRAPH_FILE, WEIGHTS_FILE, PreparedModel, s
 
 Progress = Callable[[str, float | None], None]
 
+# What the GGUF reader of OpenVINO GenAI knows (Mistral's models are "llama").
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 CONVERSION_TIMEOUT = 3600.0  # seconds; a 7B model takes minutes
 MAX_PADDING = 100_000  # rows of logits that stand for no token
 
@@ -36,6 +38,13 @@ def convert_gguf(source: Path, folder: Path, *, name: str, digest: str, progress
     """
     progress("Reading the GGUF file", None)
     gguf = read_gguf(source)
+    architecture = gguf.metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise ModelError(
+            f"{source} is a model of the architecture {architecture!r}. From GGUF files "
+            f"{', '.join(ARCHITECTURES)} (and what is built like them) can be served. Look for "
+            "the same model in OpenVINO's format (https://huggingface.co/OpenVINO)."
+        )
     prepared = _prepare_tokenizer(gguf, folder, name=name, digest=digest)
     progress("Converting weights to OpenVINO (once)", None)
     _convert_weights(source, folder)

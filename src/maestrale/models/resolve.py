@@ -4,63 +4,123 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from maestrale.config import hub_settings
 from maestrale.errors import ModelError
-from maestrale.models.catalog import find_model, packaged_weights
+from maestrale.hub_settings import HubSettings
+from maestrale.models.catalog import KnownModel, closest_names, find_model, packaged_weights
 from maestrale.models.convert import Progress, convert_gguf
-from maestrale.models.ir_folder import prepare_ir_folder
+from maestrale.models.hf_folder import prepare_folder
+from maestrale.models.hub_names import hub_name
 from maestrale.models.prepared import METADATA_FILE, load_prepared
 from maestrale.models.store import build_once, digest_of
 
 WHAT_WORKS = (
-    "Works today: smollm2-135m-instruct (comes with maestrale), the path of a .gguf file, or a "
-    "folder with an OpenVINO model and its tokenizer."
+    "Works: a name such as smollm2-135m-instruct (comes with maestrale) or "
+    "mistralai/Mistral-7B-Instruct-v0.2 (from the hub), the path of a .gguf file, or a folder "
+    "with a model."
 )
+CPU_ENGINE, GPU_ENGINE = "openvino", "vllm"
 # Pickles run code when they are read, so they are never opened.
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 
-def prepare(model: str, cache_dir: Path, progress: Progress) -> Path:
-    """The folder of the prepared model that `model` names: a known name, a .gguf file, a folder.
+def prepare(
+    model: str,
+    cache_dir: Path,
+    progress: Progress,
+    *,
+    engine: str = CPU_ENGINE,
+    revision: str | None = None,
+    hub: HubSettings | None = None,
+) -> Path:
+    """The folder of the prepared model that `model` names, for the engine of that name.
 
-    Converts what needs converting, once, into `cache_dir`; the result is named by the SHA-256
-    of its source. `progress(phase, fraction)` is called along the way; the fraction is None
-    where it can't be known.
+    `model` is a known name, ORG/NAME (or ORG/NAME:VARIANT) on the hub, a .gguf file or a folder.
+    Fetches what isn't here, converts what needs converting, once, into `cache_dir`; the result
+    is named by the SHA-256 of its source. `progress(phase, fraction)` is called along the way;
+    the fraction is None where it can't be known.
 
     Raises: ModelError with what is wrong and what would work.
     """
+    if engine != GPU_ENGINE:
+        engine = CPU_ENGINE  # the scripted one, say
     known = find_model(model)
-    if known is not None:
-        weights = packaged_weights(known)
-        if weights is None:
-            raise ModelError(
-                f"The weights of {known.name} are not on this machine, and fetching models is "
-                f"not possible yet. {WHAT_WORKS}"
-            )
-        return _prepare_gguf(weights, known.name.rpartition("/")[2].lower(), cache_dir, progress)
     path = Path(model).expanduser()
     try:
-        return _prepare_path(path, model, cache_dir, progress)
+        if known is not None and engine == CPU_ENGINE:
+            weights = packaged_weights(known)
+            if weights is not None:
+                return _prepare_gguf(weights, known.short_name, cache_dir, progress)
+        if known is None and path.exists():
+            return _prepare_path(path, cache_dir, progress, engine)
+        repo, variant = remote_source(model, known, engine)
+        return _prepare_remote(
+            repo, variant, model, cache_dir, progress, engine, revision, hub or hub_settings()
+        )
     except OSError as error:
         where = error.filename or path
         raise ModelError(f"Can't prepare {model}: {where}: {error.strerror}.") from error
 
 
-def _prepare_path(path: Path, model: str, cache_dir: Path, progress: Progress) -> Path:
+def remote_source(model: str, known: KnownModel | None, engine: str) -> tuple[str, str]:
+    """(ORG/NAME, variant) on the hub where `engine` gets this model from.
+
+    Raises: ModelError when `model` can't be a name on the hub.
+    """
+    name = known.name if known is not None else model
+    if known is not None and engine == CPU_ENGINE and known.cpu_source:
+        name = known.cpu_source
+    found = hub_name(name)
+    if found is None:
+        near = closest_names(model)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ModelError(
+            f"There is no model {model!r}: no known name, no file, no folder.{hint} {WHAT_WORKS}"
+        )
+    return found
+
+
+def _prepare_remote(
+    repo: str,
+    variant: str,
+    model: str,
+    cache_dir: Path,
+    progress: Progress,
+    engine: str,
+    revision: str | None,
+    hub: HubSettings,
+) -> Path:
+    from maestrale.models.download import pull
+
+    pulled = pull(
+        repo, hub, progress, engine=engine, revision=revision, variant=variant, refresh=False
+    )
+    known = find_model(model)
+    name = known.name if known is not None else model
+    if pulled.kind == "gguf":
+        return _prepare_gguf(pulled.weights.resolve(), name, cache_dir, progress)
+    return prepare_folder(pulled.snapshot, cache_dir / "models", progress, engine=engine, name=name)
+
+
+def _prepare_path(path: Path, cache_dir: Path, progress: Progress, engine: str) -> Path:
     if path.is_dir():
         if (path / METADATA_FILE).is_file():
             load_prepared(path)
             return path
-        return prepare_ir_folder(path, cache_dir / "models", progress)
-    if not path.exists():
-        raise ModelError(
-            f"There is no model {model!r}: no known name, no file, no folder. {WHAT_WORKS}"
-        )
+        return prepare_folder(path, cache_dir / "models", progress, engine=engine)
     if not path.is_file():
         raise ModelError(f"{path} is neither a file nor a folder. {WHAT_WORKS}")
     if path.suffix.lower() in _PICKLES:
         raise ModelError(
             f"{path} is a pickle, which can run code when it is read, so it is not opened. "
             f"{WHAT_WORKS}"
+        )
+    if path.suffix.lower() == ".safetensors":
+        raise ModelError(f"{path} is one file of a model. Give its folder: {path.parent}")
+    if engine != CPU_ENGINE:
+        raise ModelError(
+            f"{path} is for the CPU engine; {engine} needs a folder with safetensors, or a name on "
+            "the hub. Leave out --engine, or give it --engine openvino."
         )
     return _prepare_gguf(path, path.stem, cache_dir, progress)
 

@@ -64,7 +64,7 @@ def build_once(store: Path, digest: str, build: Callable[[Path], None], progress
     if is_intact(target):
         return target
     store.mkdir(parents=True, exist_ok=True)
-    with _lock(store / f"{key}.lock", progress):
+    with locked(store / f"{key}.lock", progress):
         if is_intact(target):
             return target
         for leftover in store.glob(f"{key}*"):  # damaged, or of a build that was killed
@@ -83,12 +83,12 @@ def build_once(store: Path, digest: str, build: Callable[[Path], None], progress
 
 
 @contextmanager
-def _lock(path: Path, progress: Progress) -> Iterator[None]:
+def locked(path: Path, progress: Progress) -> Iterator[None]:
     """Hold `path` locked between processes; the lock ends with the process that holds it."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress("Waiting for another process that prepares this model", None)
+            progress("Waiting for another process that works on this model", None)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -102,7 +102,7 @@ def test_of_two_who_ask_at_once_one_builds(tmp_path: Path) -> None:
     results.append(build_once(tmp_path, DIGEST, never, wait))
     first.join()
     assert results[0] == results[1]
-    assert said == ["Waiting for another process that prepares this model"]
+    assert said == ["Waiting for another process that works on this model"]
 
 
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:

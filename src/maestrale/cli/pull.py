@@ -1,0 +1,79 @@
+"""`maestrale pull`: fetch a model before it is served, with access tested first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from maestrale import config
+
+
+@click.command("pull")
+@click.argument("model")
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit. Default: main.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "openvino", "vllm"]),
+    default="auto",
+    help="The engine it is for; auto picks by this machine.",
+)
+@click.option(
+    "--no-convert",
+    is_flag=True,
+    help="Only fetch. Else a GGUF file is made ready to serve too, which takes a minute or more.",
+)
+def command(model: str, revision: str | None, engine: str, no_convert: bool) -> None:
+    """Fetch MODEL from the Hugging Face hub, with only the files that its engine needs.
+
+    MODEL is a known name, ORG/NAME, or ORG/NAME:VARIANT for one of several GGUF files
+    (Q4_K_M). Access is tested first; a cut is resumed; files are checked. What is here already
+    is not fetched again. Obeys HF_TOKEN, HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT.
+    """
+    from maestrale import logs
+    from maestrale.api.progress import Progress
+    from maestrale.engines.choose import choose_engine
+    from maestrale.models.catalog import find_model, packaged_weights
+    from maestrale.models.meter import shown_bytes
+    from maestrale.models.resolve import CPU_ENGINE, prepare, remote_source
+
+    settings = config.load_settings({"model": model, "revision": revision}, os.environ)
+    logs.configure(settings.log_level, settings.log_format)
+    choice = choose_engine(engine, model)
+    click.echo(choice.line, err=True)
+    known = find_model(model)
+    if known is not None and choice.name == CPU_ENGINE and packaged_weights(known) is not None:
+        click.echo(f"{known.name} comes with maestrale: there is nothing to fetch.")
+        return
+    if known is None and Path(model).expanduser().exists():
+        click.echo(f"{model} is on this machine: there is nothing to fetch.")
+        return
+    hub = config.hub_settings(os.environ)
+    repo, variant = remote_source(model, known, choice.name)
+    with Progress(lambda text: None) as progress:
+        from maestrale.models.download import pull
+
+        pulled = pull(
+            repo,
+            hub,
+            progress.update,
+            engine=choice.name,
+            revision=settings.revision,
+            variant=variant,
+        )
+        if pulled.kind == "gguf" and not no_convert:
+            prepare(
+                model,
+                settings.cache_dir,
+                progress.update,
+                engine=choice.name,
+                revision=settings.revision,
+                hub=hub,
+            )
+    fetched = f"{shown_bytes(pulled.fetched)} fetched" if pulled.fetched else "nothing to fetch"
+    click.echo(
+        f"{repo} ({pulled.commit[:12]}): {len(pulled.names)} files, {shown_bytes(pulled.size)}; "
+        f"{fetched}."
+    )
+    click.echo(str(pulled.snapshot))

@@ -1,0 +1,43 @@
+"""Which engine serves a model when none is named: by what the machine has."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from maestrale.models.gpus import nvidia_gpus
+
+CPU, GPU = "openvino", "vllm"
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The engine's name, and why it is that one, as one clause."""
+
+    name: str
+    why: str
+
+    @property
+    def line(self) -> str:
+        return f"Engine: {self.name} ({self.why})."
+
+
+def choose_engine(setting: str, model: str) -> EngineChoice:
+    """The engine that `setting` (`--engine`) means for `model` on this machine."""
+    if setting != "auto":
+        return EngineChoice(setting, "as --engine says")
+    path = Path(model).expanduser()
+    if path.suffix.lower() == ".gguf":
+        return EngineChoice(CPU, "it reads GGUF files")
+    if (path / "openvino_model.xml").is_file() or (path / "maestrale.json").is_file():
+        return EngineChoice(CPU, "the folder holds an OpenVINO model")
+    gpus = nvidia_gpus()
+    if not gpus:
+        return EngineChoice(CPU, "no NVIDIA GPU is here, so the CPU")
+    if importlib.util.find_spec("vllm") is None:
+        return EngineChoice(
+            CPU,
+            f"the {gpus[0].name} here needs vLLM, which is not installed; so the CPU",
+        )
+    return EngineChoice(GPU, f"{gpus[0].name} and vLLM are here")
