@@ -39,12 +39,12 @@ def article() -> str:
 
 def questions(options: Options) -> Iterator[Conversation]:
     """The short questions, in random order, each a conversation of its own."""
-    return _shuffled([Conversation((turn,)) for turn in _turns(QUESTIONS)], options)
+    return _shuffled([Conversation((turn,)) for turn in turns_of(QUESTIONS)], options)
 
 
 def json_only(options: Options) -> Iterator[Conversation]:
     """The requests for JSON, in random order, each a conversation of its own."""
-    return _shuffled([Conversation((turn,)) for turn in _turns(JSON_ONLY)], options)
+    return _shuffled([Conversation((turn,)) for turn in turns_of(JSON_ONLY)], options)
 
 
 def article_and_follow_ups(options: Options) -> Iterator[Conversation]:
@@ -53,7 +53,7 @@ def article_and_follow_ups(options: Options) -> Iterator[Conversation]:
     Each conversation begins with a line of its own. Otherwise all but the first would find the
     whole article in a server's prefix cache, and no prefill would be measured.
     """
-    turns = _turns(ARTICLE)
+    turns = turns_of(ARTICLE)
     first = turns[0]
     for number in itertools.count(1):
         line = f"Reader {options.seed}-{number}.\n\n"
@@ -70,7 +70,7 @@ def _shuffled(series: list[Conversation], options: Options) -> Iterator[Conversa
 
 
 @cache
-def _turns(folder: str) -> tuple[Turn, ...]:
+def turns_of(folder: str) -> tuple[Turn, ...]:
     """The requests of a folder; what they send back of earlier answers is left out."""
     collection = _collection()
     found = [one for one in collection.requests if one.location[0] == folder and one.body]

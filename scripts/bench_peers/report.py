@@ -1,0 +1,237 @@
+"""docs/benchmarks.md and docs/benchmarks.json, from what was found."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench_peers.rounds import Found
+
+GIB, MIB = 2**30, 2**20
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure in the table: `number` is its name in cells.py."""
+
+    number: str
+    title: str
+    show: Callable[[float], str]
+    more_is_better: bool = True
+
+
+def _plain(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _ms(seconds: float) -> str:
+    return _plain(seconds * 1000)
+
+
+SPEED = (
+    Column("tokens_per_second_1", "1 stream, tok/s", _plain),
+    Column("tokens_per_second_8", "8 streams, tok/s", _plain),
+    Column("tokens_per_second_32", "32 streams, tok/s", _plain),
+    Column("article_ttft", "article TTFT, s", _plain, more_is_better=False),
+    Column("follow_up_ttft", "follow-up TTFT, s", _plain, more_is_better=False),
+)
+OTHER = (
+    Column("json_ratio", "JSON : free text, time per token", _plain, more_is_better=False),
+    Column("fairness", "pause p99 : median while 4 articles arrive", _plain, more_is_better=False),
+    Column("prefill_pause_max", "longest such pause, ms", _ms, more_is_better=False),
+    Column("schema_stall", "longest pause while a schema is compiled : calm median", _plain,
+           more_is_better=False),
+    Column("cold_start", "start to first token, s", _plain, more_is_better=False),
+    Column("pss", "memory (PSS), MiB", lambda value: f"{value / MIB:.0f}", more_is_better=False),
+    Column("rss", "memory (RSS), MiB", lambda value: f"{value / MIB:.0f}", more_is_better=False),
+)  # fmt: skip
+
+
+def ratio(ours: Found, other: Found, column: Column) -> float | None:
+    """Ours to theirs, by medians: above 1 ours is quicker, for times as for speeds."""
+    mine, theirs = ours.numbers.get(column.number), other.numbers.get(column.number)
+    if not mine or not theirs:
+        return None
+    quotient = statistics.median(mine) / statistics.median(theirs)
+    return quotient if column.more_is_better else 1 / quotient
+
+
+def as_json(
+    found: Mapping[str, Found], limits: Mapping[str, float], facts: Mapping[str, Any]
+) -> str:
+    """Every number of every round."""
+    data = {
+        **facts,
+        "limits": dict(limits),
+        "peers": {
+            key: {
+                "title": one.peer.title,
+                "quantisation": one.peer.quantisation,
+                "version": one.version,
+                "command": one.command,
+                "problems": one.problems,
+                "medians": {
+                    name: statistics.median(values)
+                    for name, values in one.numbers.items()
+                    if values
+                },
+                "rounds": {name: values for name, values in one.numbers.items() if values},
+            }
+            for key, one in found.items()
+        },
+    }
+    return json.dumps(data, indent=1) + "\n"
+
+
+def facts(rounds: int, command: str) -> dict[str, Any]:
+    """The machine and the circumstances."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    model = next(
+        (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    flags = next((line.split() for line in cpuinfo.splitlines() if line.startswith("flags")), [])
+    notable = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
+    memory = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemTotal")
+    )
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command,
+        "rounds": rounds,
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "features": [flag for flag in notable if flag in flags],
+        "memory": memory,
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def as_markdown(
+    found: Mapping[str, Found], limits: Mapping[str, float], told: Mapping[str, Any]
+) -> str:
+    there = [one for one in found.values() if any(one.numbers.values())]
+    tokens = next(
+        (one.numbers["article_tokens"][0] for one in there if one.numbers["article_tokens"]), 0
+    )
+    parts = [
+        "# Benchmarks\n",
+        "Written by `scripts/bench-peers`; [bench.md](bench.md) defines the measures. Run it on "
+        "your machine: numbers from another one say little.\n",
+        f"{told['date']}, `{told['command']}`: {told['cpu']}, {told['cores']} cores "
+        f"({', '.join(told['features']) or 'no vector extensions of note'}), "
+        f"{told['memory'] / GIB:.0f} GiB, {told['system']}. Load average before: "
+        f"{told['load_before']:.1f}.\n",
+        f"Model: SmolLM2-135M-Instruct. {told['rounds']} rounds; in each the peers run one after "
+        "the other, alone, started anew (vLLM, whose start takes a minute, is stopped with SIGSTOP "
+        "between its rounds). All get the same requests at temperature 0. Cells are medians over "
+        "the rounds, with the lowest and highest below them.\n",
+        "## Speed\n",
+        f"Streams: answers of equal length begun at once; first request to last token. Article: "
+        f"{tokens:.0f} tokens, in nobody's cache; then a question about it.\n",
+        _table(there, SPEED),
+        "\n## Everything else\n",
+        _table(there, OTHER),
+        "\n## Ratios\n",
+        "Above 1: maestrale is quicker (for times, too).\n",
+        _ratios(found, there),
+    ]
+    if limits:
+        parts += ["\n## The limit of this machine\n", _limits(found, limits)]
+    parts += ["\n## Versions and commands\n", _versions(found)]
+    missing = [
+        f"- {one.peer.title} ({one.peer.quantisation}): {problem}"
+        for one in found.values()
+        for problem in one.problems
+    ]
+    if missing:
+        parts += ["\n## What failed\n", "\n".join(missing), ""]
+    return "\n".join(parts) + "\n"
+
+
+def _name(one: Found) -> str:
+    return f"{one.peer.title}; {one.peer.quantisation}"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _table(there: list[Found], columns: tuple[Column, ...]) -> str:
+    used = [column for column in columns if any(one.numbers.get(column.number) for one in there)]
+    lines = [_row("", *(column.title for column in used)), _row("---", *(["---:"] * len(used)))]
+    for one in there:
+        lines.append(_row(_name(one), *(_cell(one, column) for column in used)))
+    return "\n".join(lines)
+
+
+def _cell(one: Found, column: Column) -> str:
+    values = one.numbers.get(column.number)
+    if not values:
+        return "-"
+    middle = column.show(statistics.median(values))
+    if len(values) == 1:
+        return middle
+    return f"**{middle}**<br>{column.show(min(values))} to {column.show(max(values))}"
+
+
+def _ratios(found: Mapping[str, Found], there: list[Found]) -> str:
+    mine = [found[key] for key in ("ours", "ours-fast") if key in found and found[key] in there]
+    lines = [
+        _row("", "against", *(column.title.split(",")[0] for column in SPEED)),
+        _row("---", "---", *(["---:"] * len(SPEED))),
+    ]
+    for ours in mine:
+        for other in there:
+            if other in mine:
+                continue
+            shown = [ratio(ours, other, column) for column in SPEED]
+            numbers = ["-" if value is None else f"{value:.2f}" for value in shown]
+            lines.append(_row(ours.peer.key, _name(other), *numbers))
+    return "\n".join(lines)
+
+
+def _limits(found: Mapping[str, Found], limits: Mapping[str, float]) -> str:
+    bandwidth, weights = limits["read_bandwidth"], limits["weights"]
+    lines = [
+        f"Measured before the rounds: reading memory {bandwidth / 1e9:.1f} GB/s, copying "
+        f"{limits['copy_bandwidth'] / 1e9:.1f} GB/s; large matrix products "
+        f"{limits['fp32_ops'] / 1e9:.0f} GFLOP/s in fp32 and {limits['int8_ops'] / 1e9:.0f} GOP/s "
+        f"in int8. The model has {weights / 1e6:.1f} million weights, "
+        f"{limits['weight_bytes'] / MIB:.0f} MiB as we store them; a token takes two operations a "
+        "weight, and one stream reads all of them for each token.\n",
+        _row("", "one stream: share of the memory bandwidth", "32 streams: share of fp32",
+             "of int8", "article: share of fp32", "of int8"),
+        _row("---", *(["---:"] * 5)),
+    ]  # fmt: skip
+    for key in ("ours", "ours-fast"):
+        one = found.get(key)
+        if one is None or not one.numbers.get("tokens_per_second_1"):
+            continue
+        medians = {
+            name: statistics.median(values) for name, values in one.numbers.items() if values
+        }
+        shares = [medians["tokens_per_second_1"] * limits["weight_bytes"] / bandwidth]
+        for name in ("tokens_per_second_32", "prefill_tokens_per_second"):
+            operations = 2 * weights * medians.get(name, 0.0)
+            shares += [operations / limits["fp32_ops"], operations / limits["int8_ops"]]
+        lines.append(_row(one.peer.title, *(f"{share:.0%}" for share in shares)))
+    return "\n".join(lines)
+
+
+def _versions(found: Mapping[str, Found]) -> str:
+    lines = []
+    for one in found.values():
+        command = f": `{one.command}`" if one.command else ""
+        lines.append(f"- {_name(one)}: {one.version or '?'}{command}")
+    return "\n".join(lines)

@@ -1,0 +1,224 @@
+"""Rounds: each peer in turn, alone on the machine, started anew, asked the same."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench_peers import cells
+from bench_peers.install import CannotInstall
+from bench_peers.peers import ROOT, Context, Peer, Server
+from bench_peers.processes import Running, free_port
+from bench_peers.questions import short
+from maestrale.bench.client import Client, Target
+
+START_SECONDS = 600.0
+CELL_SECONDS = 240.0
+ENVIRONMENT = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'scripts'}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much is measured."""
+
+    rounds: int
+    streams: tuple[tuple[int, int], ...]
+    """(streams at once, tokens of each answer)"""
+    json_repeats: int
+    disturbed_rounds: int
+    """Rounds with the cells in which something disturbs running streams: they take long."""
+
+
+FULL = Plan(rounds=5, streams=((1, 128), (8, 64), (32, 64)), json_repeats=3, disturbed_rounds=3)
+QUICK = Plan(rounds=2, streams=((1, 64), (8, 32), (32, 16)), json_repeats=1, disturbed_rounds=0)
+
+
+@dataclass
+class Found:
+    """What one peer gave: numbers by name, one for each round that had them."""
+
+    peer: Peer
+    version: str = ""
+    command: str = ""
+    numbers: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, numbers: cells.Numbers) -> None:
+        for name, value in numbers.items():
+            self.numbers[name].append(value)
+
+
+class Rounds:
+    """Runs the plan. `found` has what came so far, also when it is interrupted."""
+
+    def __init__(self, context: Context, plan: Plan, peers: list[Peer], logs: Path) -> None:
+        self.found = {peer.key: Found(peer) for peer in peers}
+        self._context = context
+        self._plan = plan
+        self._peers = peers
+        self._logs = logs
+        self._servers: dict[str, Server] = {}
+        self._kept: dict[str, tuple[Running, int]] = {}
+
+    def prepare(self) -> None:
+        """Install and try to start; who can't is reported and left out."""
+        for peer in self._peers:
+            found = self.found[peer.key]
+            try:
+                server = self._servers[peer.key] = peer.prepare(self._context)
+            except CannotInstall as error:
+                found.problems.append(f"not installed: {error}")
+                self._context.say(f"{peer.title}: left out: {error}")
+                continue
+            found.version = server.version
+            found.command = " ".join(server.command).replace(str(Path.home()), "~")
+
+    def run(self) -> None:
+        try:
+            for number in range(self._plan.rounds):
+                for peer in self._peers:
+                    if peer.key in self._servers:
+                        self._measure(peer, number)
+        finally:
+            for running, _ in self._kept.values():
+                running.stop()
+
+    def _measure(self, peer: Peer, number: int) -> None:
+        found, begun = self.found[peer.key], time.perf_counter()
+        try:
+            if peer.in_process is not None:
+                found.add(self._without_server(peer.in_process, number))
+            else:
+                with self._serving(peer) as (running, client, numbers):
+                    found.add(numbers)
+                    server = self._servers[peer.key]
+                    self._cells(cells.Asker(client, server.model), found, number)
+                    memory = running.memory()
+                    found.add({"pss": memory.pss, "rss": memory.rss})
+        except (cells.Failed, subprocess.SubprocessError, OSError) as error:
+            found.problems.append(f"round {number + 1}: {error}")
+        seconds = time.perf_counter() - begun
+        speed = found.numbers["tokens_per_second_8"][-1:] or [float("nan")]
+        self._context.say(
+            f"round {number + 1}, {peer.key}: {seconds:.0f} s, {speed[0]:.0f} tok/s at 8"
+            + "".join(f"; {problem}" for problem in found.problems[-1:])
+        )
+
+    @contextlib.contextmanager
+    def _serving(self, peer: Peer) -> Iterator[tuple[Running, Client, cells.Numbers]]:
+        """The peer's server, up and warm; what its start took."""
+        numbers: cells.Numbers = {}
+        if peer.key in self._kept:
+            running, port = self._kept[peer.key]
+            running.resume()
+        else:
+            server, port = self._servers[peer.key], free_port()
+            command = [part.replace("{port}", str(port)) for part in server.command]
+            running = Running(command, self._logs / f"{peer.key}.log", server.environment)
+        client = Client(Target(f"http://127.0.0.1:{port}"), timeout=CELL_SECONDS)
+        try:
+            if peer.key not in self._kept:
+                numbers["cold_start"] = self._first_token(client, peer, running)
+                if peer.keeps_running:
+                    self._kept[peer.key] = running, port
+            asker = cells.Asker(client, self._servers[peer.key].model)
+            _run(lambda: asker.run_on(short(1, 100)[0], 8), client)
+            yield running, client, numbers
+        finally:
+            if peer.key in self._kept:
+                running.pause()
+            else:
+                running.stop()
+
+    def _first_token(self, client: Client, peer: Peer, running: Running) -> float:
+        """Seconds from the start of the process to the first token. Raises: Failed."""
+        asker = cells.Asker(client, self._servers[peer.key].model)
+        deadline = running.started + START_SECONDS
+        while True:
+            with contextlib.suppress(cells.Failed):
+                answer = _run(lambda: asker.ask(short(1, 100)[0], 1), client)
+                return (answer.first_token or answer.ended) - running.started
+            if running.ended or time.perf_counter() > deadline:
+                raise cells.Failed(f"it did not start: {running.last_words()}")
+            time.sleep(0.02)
+
+    def _cells(self, asker: cells.Asker, found: Found, number: int) -> None:
+        plan = self._plan
+        work: list[Callable[[], Any]] = [
+            *(lambda s=s, t=t: cells.streams(asker, s, t) for s, t in plan.streams),  # type: ignore[misc]
+            lambda: cells.article(asker, 1000 + number),
+            lambda: cells.json(asker, plan.json_repeats),
+        ]
+        if number < plan.disturbed_rounds:
+            work.append(lambda: cells.fairness(asker, 2000 + 10 * number))
+            work.append(lambda: cells.schema_stall(asker, number))
+        for cell in work:
+            try:
+                found.add(_run(cell, asker.client))
+            except cells.Failed as error:
+                found.problems.append(f"round {number + 1}: {error}")
+
+    def _without_server(self, deterministic: bool, number: int) -> cells.Numbers:
+        job = {
+            "deterministic": deterministic,
+            "streams": self._plan.streams,
+            "reader": 1000 + number,
+        }
+        command = [sys.executable, "-m", "bench_peers.genai", str(self._context.gguf)]
+        done = subprocess.run(
+            [*command, str(self._context.prepared), json.dumps(job)],
+            env={**_environment(), **ENVIRONMENT},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=CELL_SECONDS,
+        )
+        if done.returncode:
+            raise cells.Failed(f"GenAI ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+        numbers: cells.Numbers = json.loads(done.stdout.strip().splitlines()[-1])
+        return numbers
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return dict(os.environ)
+
+
+def limits(context: Context) -> cells.Numbers:
+    """What the machine can do at most; see limits.py."""
+    command = [sys.executable, "-m", "bench_peers.limits"]
+    done = subprocess.run(
+        [*command, str(context.prepared / "openvino_model.xml")],
+        env={**_environment(), **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=CELL_SECONDS,
+    )
+    numbers: cells.Numbers = json.loads(done.stdout.strip().splitlines()[-1])
+    return numbers
+
+
+def _run(work: Callable[[], Any], client: Client) -> Any:
+    """Run a coroutine on a loop of its own; connections don't outlive it."""
+
+    async def whole() -> Any:
+        try:
+            return await work()
+        finally:
+            client.close()
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(whole())
