@@ -86,6 +86,19 @@ def hub_settings(environment: Mapping[str, str] | None = None) -> HubSettings:
     return read_hub_settings(os.environ if environment is None else environment)
 
 
+def default_history_file(environment: Mapping[str, str] | None = None) -> Path | None:
+    """`$XDG_STATE_HOME/maestrale/chat-history`, or below ~/.local/state; None without a home."""
+    environment = os.environ if environment is None else environment
+    folder = Path(environment.get("XDG_STATE_HOME", ""))
+    if not folder.is_absolute():
+        home = environment.get("HOME", "")
+        try:
+            folder = (Path(home) if home else Path.home()) / ".local" / "state"
+        except RuntimeError:
+            return None
+    return folder / "maestrale" / "chat-history"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All that `maestrale serve` can be told. Flags carry vLLM's names where vLLM has one."""

@@ -74,6 +74,10 @@ class CannotBench(MaestraleError):
     """`maestrale bench` can't measure: no server that answers, or a workload that can't be read."""
 
 
+class CannotChat(MaestraleError):
+    """`maestrale chat` can't go on as asked: no server, no key, a command that makes no sense."""
+
+
 class EngineError(MaestraleError):
     """The engine can't start, or stopped working."""
 

@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"keys"},
     "verify": FOUNDATION | SETTINGS,
     "bench": FOUNDATION | SETTINGS | {"verify"},  # the scenarios are those of its collection
+    "terminal": FOUNDATION | SETTINGS,
     "machine": FOUNDATION | SETTINGS,
 }
 # Where the parts of a running server are put together, and nowhere else.

@@ -1,8 +1,13 @@
-"""Shows how far the model's preparation is: a moving line on a terminal, log lines elsewhere."""
+"""Shows how far the model's preparation is: a moving line on a terminal, log lines elsewhere.
+
+What takes long is never silent: where nobody sees a line move, the log tells every ten seconds
+that it goes on, and how far it is, where that can be known.
+"""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -15,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
-LINE_EVERY = 10.0  # seconds between two lines that differ in their detail only
+LINE_EVERY = 10.0  # seconds between two lines of one phase
 
 
 class Progress:
@@ -27,6 +32,8 @@ class Progress:
         self._logged = 0.0
         self._bar: Bar | None = None
         self._task: TaskID | None = None
+        self._since = time.monotonic()
+        self._over = threading.Event()
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
@@ -43,6 +50,8 @@ class Progress:
                 transient=True,
             )
             self._bar.start()
+        else:
+            threading.Thread(target=self._go_on_telling, daemon=True).start()
         return self
 
     def __exit__(
@@ -51,6 +60,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._over.set()
         if self._bar is not None:
             self._bar.stop()
 
@@ -66,6 +76,8 @@ class Progress:
             self._log(phase, text, fraction)
         else:
             self._show(phase, text, fraction)
+        if phase != self._phase:
+            self._since = time.monotonic()
         self._phase, self._text = phase, text
 
     def _log(self, phase: str, text: str, fraction: float | None) -> None:
@@ -85,3 +97,11 @@ class Progress:
         self._bar.update(self._task, description=text)
         if fraction is not None:
             self._bar.update(self._task, total=1.0, completed=fraction)
+
+    def _go_on_telling(self) -> None:
+        """In a phase that reports nothing, the time passes at least."""
+        while not self._over.wait(LINE_EVERY):
+            now = time.monotonic()
+            if self._text and now - self._logged >= LINE_EVERY:
+                self._logged = now
+                LOGGER.info("%s (%.0f s so far)", self._text, now - self._since)

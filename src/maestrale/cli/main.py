@@ -23,6 +23,7 @@ COMMANDS = {
         "maestrale.cli.serve:command",
         "Serve a chat API that OpenAI's and Mistral's clients accept.",
     ),
+    "chat": ("maestrale.cli.chat:command", "Talk to a model in the terminal."),
     "verify": (
         "maestrale.cli.verify:command",
         "Prove that a chat API works: run the Postman collection.",
