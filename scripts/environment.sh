@@ -223,6 +223,26 @@ install_extra() {
     rm -f "$log"
 }
 
+# install_beside LOCK ARGUMENTS...: adds packages that no lock holds to the complete environment
+# `env`. What LOCK pins stays as it is, but for llguidance, of which vLLM wants an older one.
+install_beside() {
+    log=$env.log
+    : 2>/dev/null >"$log" || die "$log can't be written."
+    choose_tools
+    sed -n 's/ *\\$//; /^llguidance==/d; /^[a-z0-9]/p' "$root/$1" >"$env/constraints.txt"
+    shift
+    set -- --constraint "$env/constraints.txt" "$@"
+    if [ -n "$uv" ]; then
+        set -- "$uv" pip install --python "$env/bin/python" "$@"
+    elif [ "$tool" = venv ]; then
+        set -- "$env/bin/python" -m pip install --no-input --progress-bar off "$@"
+    else
+        set -- "$python" -m pip --python "$env/bin/python" install --no-input --progress-bar off "$@"
+    fi
+    (cd "$root" && PIP_USER=0 "$@") </dev/null >"$log" 2>&1 || installation_failed
+    rm -f "$log"
+}
+
 # Runs Python in the environment: only the checkout's sources and the lock's packages count.
 run_python() {
     unset PYTHONHOME

@@ -44,6 +44,20 @@ def prepared_model(cache_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def hf_model(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the bundled model, prepared for vLLM."""
+    from hf_folder import write_hf_folder
+    from maestrale.models.catalog import find_model, packaged_weights
+    from maestrale.models.resolve import prepare
+
+    known = find_model(BUNDLED_MODEL)
+    weights = packaged_weights(known) if known else None
+    assert weights is not None
+    folder = write_hf_folder(weights, tmp_path_factory.mktemp("hf") / "smollm2")
+    return prepare(str(folder), cache_dir, lambda message, fraction: None)
+
+
+@pytest.fixture(scope="session")
 def server(cache_dir: Path, prepared_model: Path) -> Iterator[Server]:
     """A server with the bundled model and no flags, shared by all tests of the session."""
     with serving(cache_dir=cache_dir) as running:

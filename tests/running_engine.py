@@ -20,6 +20,7 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.registry import build_engine
 
+START_SECONDS = 600.0  # torch alone takes a minute to import on a busy machine
 T = TypeVar("T")
 
 
@@ -44,14 +45,14 @@ class RunningEngine:
         self._thread.start()
         self.engine: Engine = build_engine(config)
         try:
-            self.do(self.engine.start())
+            self.do(self.engine.start(), START_SECONDS)
         except BaseException:
             self.stop()
             raise
         self.info: EngineInfo = self.engine.describe()
 
-    def do(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(120)
+    def do(self, work: Coroutine[Any, Any, T], timeout: float = 120) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
 
     def run(self, *requests: GenerationRequest) -> list[Answer]:
         """All the requests at once."""

@@ -41,8 +41,11 @@ def setting(
     """One field of `Settings`: its default, its help text and its section in `--help`.
 
     A function as `default` is called for the default. `rules` are those of
-    `setting_values.read_value`, and `secret`: never repeat the value.
+    `setting_values.read_value`, and `secret`: never repeat the value; `engines`: those that
+    know it.
     """
+    if rules.get("engines"):
+        help = f"{help} For --engine {' or '.join(rules['engines'])}."
     metadata = {"help": help, "group": group, "metavar": metavar, "rules": rules}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -138,35 +141,37 @@ class Settings:
 
     engine: str = setting(
         "auto",
-        "Engine to run; scripted is for tests.",
+        "Engine to run: openvino on the CPU, vllm on NVIDIA GPUs; scripted is for tests.",
         group="Engine",
         metavar="NAME",
-        choices=("auto", "openvino", "scripted"),
+        choices=("auto", "openvino", "vllm", "scripted"),
     )
     deterministic: bool = setting(
         True,
         "The same request gives the same tokens at any load.",
         group="Engine",
     )
-    max_num_seqs: int = setting(
-        64,
-        "Most sequences decoded at once; more wait.",
+    max_num_seqs: int | None = setting(
+        None,
+        "Most sequences decoded at once; more wait. Default: 64; on a GPU vLLM's own.",
         group="Engine",
         metavar="N",
         minimum=1,
         maximum=4096,
     )
-    max_num_batched_tokens: int = setting(
-        256,
+    max_num_batched_tokens: int | None = setting(
+        None,
         "Most tokens in one step, so the chunk in which long prompts are prefilled. Deterministic "
-        "mode takes fewer where this CPU is exact only up to there (80, say).",
+        "mode takes fewer where this CPU is exact only up to there (80, say). Default: 256; "
+        "vLLM's own on a GPU.",
         group="Engine",
         metavar="N",
         minimum=1,
     )
-    kv_cache_memory: str = setting(
-        "1GiB",
-        "Memory for the KV cache, as 512MiB or 2GiB.",
+    kv_cache_memory: str | None = setting(
+        None,
+        "Memory for the KV cache, as 512MiB or 2GiB. Default: 1GiB; on a GPU what "
+        "--gpu-memory-utilization leaves.",
         group="Engine",
         metavar="SIZE",
         size=True,
@@ -182,6 +187,53 @@ class Settings:
         metavar="N",
         minimum=1,
         maximum=4096,
+    )
+    tensor_parallel_size: int | None = setting(
+        None,
+        "GPUs that share each layer.",
+        group="Engine",
+        metavar="N",
+        minimum=1,
+        engines=("vllm",),
+    )
+    pipeline_parallel_size: int | None = setting(
+        None,
+        "GPUs, or groups of them, that take the layers in turn.",
+        group="Engine",
+        metavar="N",
+        minimum=1,
+        engines=("vllm",),
+    )
+    dtype: str | None = setting(
+        None,
+        "Type of weights and activations. Default: what the model names.",
+        group="Engine",
+        metavar="TYPE",
+        choices=("auto", "bfloat16", "float16", "float32", "half", "float"),
+        engines=("vllm",),
+    )
+    quantization: str | None = setting(
+        None,
+        "How the weights are quantised (awq, gptq, fp8, bitsandbytes, ...). Default: what the "
+        "model's folder says.",
+        group="Engine",
+        metavar="METHOD",
+        engines=("vllm",),
+    )
+    gpu_memory_utilization: float | None = setting(
+        None,
+        "Share of the GPU's memory that the engine may take. Default: vLLM's own, about 0.9.",
+        group="Engine",
+        metavar="SHARE",
+        minimum=0.01,
+        maximum=1,
+        engines=("vllm",),
+    )
+    enforce_eager: bool = setting(
+        False,
+        "Don't compile the model: starts sooner, runs slower.",
+        group="Engine",
+        engines=("vllm",),
     )
     seed: int | None = setting(
         None,
@@ -343,8 +395,14 @@ class Settings:
         return url.rstrip("/") + "/v1/traces"
 
     @property
-    def kv_cache_bytes(self) -> int:
-        return parse_size(self.kv_cache_memory)
+    def kv_cache_bytes(self) -> int | None:
+        return None if self.kv_cache_memory is None else parse_size(self.kv_cache_memory)
+
+    @property
+    def engine_options(self) -> dict[str, str]:
+        """What was set of the settings that not every engine knows, by name, as text."""
+        values = {name: getattr(self, name) for name in fields() if engines_of(name)}
+        return {name: str(value) for name, value in values.items() if value not in (None, False)}
 
 
 Field = dataclasses.Field[Any]
@@ -361,6 +419,12 @@ def field_type(name: str) -> Any:
     if isinstance(hint, types.UnionType):
         return next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
     return hint
+
+
+def engines_of(name: str) -> tuple[str, ...]:
+    """The engines that a setting is for; empty: for all."""
+    engines: tuple[str, ...] = fields()[name].metadata["rules"].get("engines", ())
+    return engines
 
 
 def flag(name: str) -> str:
@@ -485,6 +549,12 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
     for one, other in (("ssl_certfile", "ssl_keyfile"), ("ssl_keyfile", "ssl_certfile")):
         if getattr(settings, one) is not None and getattr(settings, other) is None:
             raise SettingsError(f"{sources[one]} needs {flag(other)} too.")
+    for name in settings.engine_options:
+        if settings.engine not in ("auto", *engines_of(name)):
+            raise SettingsError(
+                f"{sources[name]} is for --engine {' or '.join(engines_of(name))}; "
+                f"the engine {settings.engine} can't use it."
+            )
     for name in ("ssl_certfile", "ssl_keyfile", "chat_template", "key_file"):
         path = getattr(settings, name)
         if path is not None and not path.is_file():

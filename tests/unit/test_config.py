@@ -45,7 +45,7 @@ def test_nothing_given_gives_the_defaults() -> None:
     settings = load()
     assert settings.model == config.BUNDLED_MODEL
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
-    assert settings.kv_cache_bytes == 1 << 30
+    assert settings.kv_cache_bytes is None
     assert settings.cache_dir == Path("/home/somebody/.cache/maestrale")
 
 
@@ -55,7 +55,18 @@ def test_flag_goes_before_variable_before_file_before_default() -> None:
         {"port": "11", "seed": None}, {"MAESTRALE_PORT": "12", "MAESTRALE_MAX_N": "13"}, file
     )
     assert (settings.port, settings.max_n, settings.max_waiting) == (11, 13, 3)
-    assert settings.max_num_seqs == 64
+    assert settings.max_num_seqs is None
+
+
+def test_what_only_some_engines_know_is_given_to_the_engine_as_options() -> None:
+    assert load().engine_options == {}
+    given = {"tensor_parallel_size": "2", "enforce_eager": True, "dtype": "bfloat16"}
+    settings = load({"engine": "vllm", **given})
+    assert settings.engine_options == {
+        "tensor_parallel_size": "2",
+        "dtype": "bfloat16",
+        "enforce_eager": "True",
+    }
 
 
 def test_every_setting_can_be_given_in_all_three_ways() -> None:
@@ -76,6 +87,8 @@ def test_every_setting_can_be_given_in_all_three_ways() -> None:
             value = text = "3MiB"
         elif name == "cache_dir":
             value = text = "elsewhere"
+        elif name == "gpu_memory_utilization":
+            value, text = 0.5, "0.5"
         elif name == "otlp_traces_endpoint":
             value = text = "http://collector:4318"
         elif config.field_type(name) is bool:
@@ -85,6 +98,8 @@ def test_every_setting_can_be_given_in_all_three_ways() -> None:
         literal = text if isinstance(value, bool) else repr(value)
         file = toml(f"[serve]\n{name} = {literal}\n")
         others = {key: path for key, path in pair.items() if name in pair and key != name}
+        if config.engines_of(name):
+            others["engine"] = config.engines_of(name)[0]
         given = {
             getattr(load({**others, name: text}), name),
             getattr(load(others, {config.variable(name): text}), name),
@@ -160,6 +175,15 @@ def test_several_values_by_repeating_and_by_commas() -> None:
         ({"flags": {"kv_cache_memory": "12 potatoes"}}, ["--kv-cache-memory", "512MiB"]),
         ({"flags": {"kv_cache_memory": "12"}}, ["--kv-cache-memory", "at least 1048576"]),
         ({"flags": {"model": " "}}, ["--model", "text"]),
+        (
+            {"flags": {"dtype": "float16", "engine": "openvino"}},
+            ["--dtype", "--engine vllm", "openvino can't"],
+        ),
+        (
+            {"environment": {"MAESTRALE_ENFORCE_EAGER": "1"}, "flags": {"engine": "scripted"}},
+            ["MAESTRALE_ENFORCE_EAGER", "--engine vllm"],
+        ),
+        ({"flags": {"gpu_memory_utilization": "1.5"}}, ["--gpu-memory-utilization", "to 1"]),
         ({"environment": {"MAESTRALE_SEED": "-1"}}, ["MAESTRALE_SEED", "0", "'-1'"]),
         ({"environment": {"MAESTRALE_DETERMINISTIC": "2"}}, ["MAESTRALE_DETERMINISTIC", "true"]),
         ({"environment": {"MAESTRALE_PROT": "1"}}, ["MAESTRALE_PROT", "mean MAESTRALE_PORT?"]),

@@ -282,6 +282,7 @@ def engine_config(settings: Settings, model_dir: str) -> EngineConfig:
         enable_prefix_caching=settings.enable_prefix_caching,
         deterministic=settings.deterministic,
         threads=settings.threads,
+        options=settings.engine_options,
     )
 
 

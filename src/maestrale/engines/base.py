@@ -109,18 +109,22 @@ class TokenDelta(Struct, frozen=True):
 
 
 class EngineConfig(Struct, tag=True, frozen=True, kw_only=True):
-    """What a worker needs to build its engine. `model_dir` is a prepared model (models/)."""
+    """What a worker needs to build its engine. `model_dir` is a prepared model (models/).
+
+    None for `max_num_seqs`, `max_num_batched_tokens` or `kv_cache_bytes` leaves it to the
+    engine. `options` are settings that only this engine has, by name, as text.
+    """
 
     engine: str
     model_dir: str
     max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 256
-    kv_cache_bytes: int = 1 << 30
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_bytes: int | None = None
     enable_prefix_caching: bool = True
     deterministic: bool = True
     threads: int | None = None
-    options: dict[str, str] = {}  # an engine's own extras (the scripted engine's script)
+    options: dict[str, str] = {}
 
 
 class EngineInfo(Struct, frozen=True, kw_only=True):
@@ -129,7 +133,7 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     `max_model_len` (prompt + answer), `kv_capacity_tokens` and `kv_block_tokens` (what the KV
     cache is handed out in) are in tokens. `fingerprint`
     names all that the bytes of an answer depend on: model, weights, engine version, CPU
-    features, threads, settings.
+    features, threads, settings. A step computes up to `max_num_batched_tokens`.
     """
 
     engine: str
@@ -141,6 +145,7 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     max_num_seqs: int
     features: frozenset[Feature]
     kv_block_tokens: int = 1
+    max_num_batched_tokens: int = 256
 
 
 class EngineStats(Struct, frozen=True, kw_only=True):

@@ -6,9 +6,15 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from maestrale.errors import EngineError
 from maestrale.models.gpus import nvidia_gpus
 
 CPU, GPU = "openvino", "vllm"
+INSTALL_VLLM = (
+    "vLLM is not installed. It is an extra of maestrale, several gigabytes with torch. On a "
+    "machine with an NVIDIA GPU run:\n    scripts/extra vllm\nand start again. Without a GPU "
+    "leave --engine vllm out."
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,12 @@ class EngineChoice:
 
 
 def choose_engine(setting: str, model: str) -> EngineChoice:
-    """The engine that `setting` (`--engine`) means for `model` on this machine."""
+    """The engine that `setting` (`--engine`) means for `model` on this machine.
+
+    Raises: EngineError when it asks for vLLM, which is not installed.
+    """
+    if setting == GPU:
+        require_vllm()
     if setting != "auto":
         return EngineChoice(setting, "as --engine says")
     path = Path(model).expanduser()
@@ -41,3 +52,9 @@ def choose_engine(setting: str, model: str) -> EngineChoice:
             f"the {gpus[0].name} here needs vLLM, which is not installed; so the CPU",
         )
     return EngineChoice(GPU, f"{gpus[0].name} and vLLM are here")
+
+
+def require_vllm() -> None:
+    """Raises: EngineError that says how to install vLLM, when it isn't."""
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineError(INSTALL_VLLM)

@@ -99,6 +99,23 @@ def compile_constraint(constraint: Constraint, vocabulary: Vocabulary) -> TokenC
     for the largest).
     """
     label = _LABEL[constraint.kind]
+    grammar = grammar_text(constraint)
+    limits = LLParserLimits(verbose_errors=False)
+    matcher = LLMatcher(_tokenizer(vocabulary), grammar, log_level=0, limits=limits)
+    if matcher.is_error():
+        raise ConstraintError(_explain(label, matcher.get_error()))
+    controls = set(vocabulary.control_ids.values()) - set(vocabulary.eos_token_ids)
+    compiled = TokenConstraint(matcher, np.array(sorted(controls), np.int64), len(vocabulary))
+    compiled.allowed()
+    return compiled
+
+
+def grammar_text(constraint: Constraint) -> str:
+    """The constraint as a grammar in llguidance's form of Lark, with compact whitespace.
+
+    Raises: ConstraintError when it is malformed or too large. It is not compiled here.
+    """
+    label = _LABEL[constraint.kind]
     try:
         size = len(constraint.value.encode())
     except UnicodeEncodeError as error:
@@ -108,17 +125,9 @@ def compile_constraint(constraint: Constraint, vocabulary: Vocabulary) -> TokenC
     if "\0" in constraint.value:
         raise ConstraintError(f"The {label} contains a NUL character.")
     try:
-        grammar = _grammar(constraint)
+        return _grammar(constraint)
     except (ValueError, RecursionError) as error:
         raise ConstraintError(_explain(label, str(error))) from error
-    limits = LLParserLimits(verbose_errors=False)
-    matcher = LLMatcher(_tokenizer(vocabulary), grammar, log_level=0, limits=limits)
-    if matcher.is_error():
-        raise ConstraintError(_explain(label, matcher.get_error()))
-    controls = set(vocabulary.control_ids.values()) - set(vocabulary.eos_token_ids)
-    compiled = TokenConstraint(matcher, np.array(sorted(controls), np.int64), len(vocabulary))
-    compiled.allowed()
-    return compiled
 
 
 def _grammar(constraint: Constraint) -> str:

@@ -10,6 +10,7 @@ from maestrale.errors import SettingsError
 
 ENGINES = {
     "openvino": "maestrale.engines.openvino.engine:OpenVINOEngine",
+    "vllm": "maestrale.engines.vllm.engine:VLLMEngine",
     "scripted": "maestrale.engines.scripted:ScriptedEngine",
 }
 DEFAULT = "openvino"

@@ -84,6 +84,8 @@ class ScriptedEngine:
                 f"It knows: {', '.join(sorted(OPTIONS))}."
             )
         self._config = config
+        self._max_num_seqs = config.max_num_seqs or 64
+        self._kv_cache_bytes = config.kv_cache_bytes or 1 << 30
         self._options = config.options
         self._script = _Script(config.options)
         self._tokens_per_step = int(config.options.get("tokens_per_step", "1"))
@@ -124,8 +126,8 @@ class ScriptedEngine:
             fingerprint=self._fingerprint(),
             max_model_len=self._config.max_model_len or context_length,
             vocab_size=len(self._vocabulary),
-            kv_capacity_tokens=max(1, self._config.kv_cache_bytes // BYTES_PER_TOKEN),
-            max_num_seqs=self._config.max_num_seqs,
+            kv_capacity_tokens=max(1, self._kv_cache_bytes // BYTES_PER_TOKEN),
+            max_num_seqs=self._max_num_seqs,
             features=features,
         )
         self._loop_task = asyncio.create_task(self._step_loop())
@@ -218,7 +220,7 @@ class ScriptedEngine:
         capacity = self.describe().kv_capacity_tokens
         held = sum(sequence.most_held for sequence in self._running)
         self._waiting.sort(key=lambda sequence: sequence.request.priority)  # stable
-        while self._waiting and len(self._running) < self._config.max_num_seqs:
+        while self._waiting and len(self._running) < self._max_num_seqs:
             sequence = self._waiting[0]
             if self._running and held + sequence.most_held > capacity:
                 return

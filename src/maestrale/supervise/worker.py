@@ -197,7 +197,7 @@ async def serve(sock: socket.socket) -> None:
     try:
         engine = build_engine(config)
         await engine.start()
-        step_seconds = await calibrate(engine, config.max_num_batched_tokens)
+        step_seconds = await calibrate(engine, engine.describe().max_num_batched_tokens)
     except MaestraleError as error:
         link.send(Failed(str(error)))
         link.leave(1)

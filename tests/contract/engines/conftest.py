@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,15 +20,24 @@ from running_engine import RunningEngine
     params=[
         pytest.param(name, marks=[pytest.mark.model] if name == "openvino" else [])
         for name in ENGINES
+        if name != "vllm" or importlib.util.find_spec("vllm") is not None
     ],
 )
 def config(request: pytest.FixtureRequest) -> EngineConfig:
     name: str = request.param
     folder = ""
+    options = {}
+    if name == "vllm":
+        folder = str(request.getfixturevalue("hf_model"))
+        options = {"dtype": "float32", "enforce_eager": "True"}
     if name == "openvino":
         folder = str(request.getfixturevalue("prepared_model"))
     return EngineConfig(
-        engine=name, model_dir=folder, max_model_len=1024, kv_cache_bytes=128 * 2**20
+        engine=name,
+        model_dir=folder,
+        max_model_len=1024,
+        kv_cache_bytes=128 * 2**20,
+        options=options,
     )
 
 

@@ -41,12 +41,15 @@ from maestrale.engines.openvino.generation import Generation
 from maestrale.engines.openvino.graph import PagedModel, StepInput
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.engines.openvino.scheduler import Chunk, Scheduler
+from maestrale.engines.requests import check_request
 from maestrale.errors import ConstraintError, EngineDied, EngineError, ModelError
 from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.models.vocabulary import Vocabulary
 
-MAX_TOP_LOGPROBS = 20
+DEFAULT_KV_CACHE_BYTES = 1 << 30
+DEFAULT_MAX_NUM_SEQS = 64
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 256
 COMPILED_CONSTRAINTS = 32  # kept for the next request with the same one
 
 logger = logging.getLogger(__name__)
@@ -61,8 +64,10 @@ class OpenVINOEngine:
     def __init__(self, config: EngineConfig) -> None:
         if config.options:
             names = ", ".join(sorted(config.options))
-            raise EngineError(f"The openvino engine has no options of its own (given: {names}).")
+            raise EngineError(f"The openvino engine can't use {names}: remove it.")
         self._config = config
+        self._max_num_seqs = config.max_num_seqs or DEFAULT_MAX_NUM_SEQS
+        self._most_tokens = config.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS
         self._info: EngineInfo | None = None
         self._dead = ""
         self._closing = False
@@ -111,7 +116,7 @@ class OpenVINOEngine:
         threads = config.threads or available_cores()
         self._model = PagedModel(
             folder,
-            kv_cache_bytes=config.kv_cache_bytes,
+            kv_cache_bytes=config.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES,
             threads=threads,
             deterministic=config.deterministic,
         )
@@ -124,18 +129,18 @@ class OpenVINOEngine:
         exact = self._model.exact_step_tokens
         if config.deterministic and not exact:
             logger.warning("On this CPU a request's tokens can depend on what runs beside it.")
-        most_tokens = config.max_num_batched_tokens
+        most_tokens = self._most_tokens
         self._scheduler = Scheduler(
             self._model.num_blocks,
-            max_num_seqs=config.max_num_seqs,
+            max_num_seqs=self._max_num_seqs,
             max_num_batched_tokens=min(most_tokens, exact) if exact else most_tokens,
             prefix_caching=config.enable_prefix_caching,
             exact=exact > 0,
         )
-        if self._scheduler.max_running < config.max_num_seqs:
+        if self._scheduler.max_running < self._max_num_seqs:
             logger.warning(
                 "Of the %d sequences of --max-num-seqs, a step has room for %d.",
-                config.max_num_seqs,
+                self._max_num_seqs,
                 self._scheduler.max_running,
             )
         self._info = self._describe(prepared, capacity, threads)
@@ -162,6 +167,7 @@ class OpenVINOEngine:
             max_num_seqs=self._scheduler.max_running,
             features=frozenset(features),
             kv_block_tokens=BLOCK_SIZE,
+            max_num_batched_tokens=self._most_tokens,
         )
 
     def _fingerprint(self, prepared: PreparedModel, threads: int) -> str:
@@ -171,7 +177,7 @@ class OpenVINOEngine:
             "cpu": cpu_identity(),
             "threads": threads,
             "options": {name: str(value) for name, value in self._model.options.items()},
-            "batch": [config.max_num_seqs, config.max_num_batched_tokens],
+            "batch": [self._max_num_seqs, self._most_tokens],
             "prefix_caching": config.enable_prefix_caching,
             "versions": [__version__, version("openvino"), np.__version__, constraints.VERSION],
         }
@@ -265,32 +271,7 @@ class OpenVINOEngine:
         """Raises: EngineDied, EngineError when the request can't be run here."""
         info = self.describe()
         self._check_alive()
-        sampling = request.sampling
-        longest = len(request.prompt) + request.max_tokens
-        biased = [token for token, _ in sampling.logit_bias]
-        tokens = (*request.prompt, *request.stop_token_ids, *request.forced, *biased)
-        fault = ""
-        if not request.prompt:
-            fault = "the prompt is empty"
-        elif request.max_tokens < 1:
-            fault = "max_tokens must be at least 1"
-        elif longest > info.max_model_len:
-            fault = (
-                f"the prompt's {len(request.prompt)} tokens and max_tokens {request.max_tokens} "
-                f"make {longest}, and the limit is {info.max_model_len}"
-            )
-        elif not 0 <= min(tokens) <= max(tokens) < info.vocab_size:
-            fault = f"a token id lies outside the vocabulary of {info.vocab_size} tokens"
-        elif (request.logprobs or 0) > MAX_TOP_LOGPROBS:
-            fault = f"at most {MAX_TOP_LOGPROBS} top logprobs can be given"
-        elif len(request.forced) > request.max_tokens:
-            fault = f"{len(request.forced)} forced tokens exceed max_tokens {request.max_tokens}"
-        elif sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
-            fault = "temperature must not be negative, and top_p must lie in (0, 1]"
-        elif sampling.repetition_penalty <= 0:
-            fault = "repetition_penalty must be positive"
-        if fault:
-            raise EngineError(f"This request can't be run: {fault}.")
+        check_request(request, info)
 
     async def _compile(self, constraint: Constraint) -> TokenConstraint:
         def compiled() -> TokenConstraint:

@@ -1,0 +1,13 @@
+"""The engine for GPUs: vLLM's AsyncLLM, token ids in, token ids out.
+
+arguments.py    our settings → vLLM's engine arguments
+parameters.py   one request → vLLM's sampling parameters
+environment.py  the variables that vLLM reads, set before it is imported
+forced.py       a logits processor: forced tokens come first
+leash.py        vLLM's own processes never outlive the engine process
+counters.py     vLLM's statistics → EngineStats
+engine.py       the Engine: puts these together
+
+vLLM is an extra of this package (`scripts/extra vllm`); only engine.py, forced.py, leash.py
+and counters.py import it, and only when this engine is started.
+"""

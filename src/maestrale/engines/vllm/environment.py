@@ -1,0 +1,30 @@
+"""The variables that vLLM reads: set here, before it is imported. None is read here."""
+
+from __future__ import annotations
+
+import os
+
+
+def prepare_environment(threads: int | None) -> None:
+    """For this process and those that vLLM starts: no telemetry, no downloads, no new processes
+    by fork (this one has threads). `threads` bounds the CPU build.
+    """
+    os.environ |= {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        # The logits processor of forced.py is written for this runner, CPU and GPU alike.
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    # Opens routes and calls that are for development only.
+    os.environ.pop("VLLM_SERVER_DEV_MODE", None)
+    if threads is not None:
+        os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+
+
+def use_batch_invariant_kernels() -> None:
+    """vLLM's mode in which a request's tokens don't depend on what shares its batch (GPUs)."""
+    os.environ["VLLM_BATCH_INVARIANT"] = "1"
