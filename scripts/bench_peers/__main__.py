@@ -57,6 +57,7 @@ def main() -> int:
         rounds.run()
     except KeyboardInterrupt:
         _say("interrupted: the report has the rounds so far")
+    found_limits = {name: max(value, found_limits[name]) for name, value in limits(context).items()}
     _say(f"measured for {time.perf_counter() - begun:.0f} s")
     page = report.as_markdown(rounds.found, found_limits, told)
     if options.quick:

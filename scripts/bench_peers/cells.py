@@ -136,8 +136,8 @@ async def _pauses(
 
     streams_running = [asyncio.create_task(keep_asking(number)) for number in range(running)]
     # A first answer each is what the calm is measured on.
-    while len(answers) < running and not any(task.done() for task in streams_running):
-        await asyncio.sleep(0.02)  # noqa: ASYNC110
+    while len(answers) < running and not any(map(asyncio.Task.done, streams_running)):  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
     await asyncio.sleep(0.3)
     begun = time.perf_counter()
     try:

@@ -67,26 +67,27 @@ def matrix_product(weights: str) -> float:
     return 2 * ROWS * INNER * OUTER / best_of(lambda: request.infer([given]), 15)
 
 
-def model_size(model_xml: Path) -> tuple[int, int]:
-    """(number of weights, their bytes) of the prepared model."""
+def model_size(model_xml: Path) -> tuple[int, int, int]:
+    """(number of weights, those of the output layer, all their bytes) of the prepared model."""
     shapes = [
         op.output(0).get_shape()
         for op in ov.Core().read_model(model_xml).get_ops()
         if op.get_type_name() == "Constant"
     ]
     # Scales and zero points end in 1: one for each group of weights.
-    weights = sum(int(np.prod(one)) for one in shapes if len(one) >= 2 and one[-1] > 1)
-    return weights, model_xml.with_suffix(".bin").stat().st_size
+    sizes = [int(np.prod(one)) for one in shapes if len(one) >= 2 and one[-1] > 1]
+    return sum(sizes), max(sizes), model_xml.with_suffix(".bin").stat().st_size
 
 
 def main() -> None:
-    weights, weight_bytes = model_size(Path(sys.argv[1]))
+    weights, head, weight_bytes = model_size(Path(sys.argv[1]))
     found = {
         "read_bandwidth": read_bandwidth(),
         "copy_bandwidth": copy_bandwidth(),
         "fp32_ops": matrix_product("f32"),
         "int8_ops": matrix_product("i8"),
         "weights": weights,
+        "head_weights": head,
         "weight_bytes": weight_bytes,
     }
     print(json.dumps(found))

@@ -204,7 +204,8 @@ def _ratios(found: Mapping[str, Found], there: list[Found]) -> str:
 def _limits(found: Mapping[str, Found], limits: Mapping[str, float]) -> str:
     bandwidth, weights = limits["read_bandwidth"], limits["weights"]
     lines = [
-        f"Measured before the rounds: reading memory {bandwidth / 1e9:.1f} GB/s, copying "
+        f"Measured before and after the rounds (the better of both): reading memory "
+        f"{bandwidth / 1e9:.1f} GB/s, copying "
         f"{limits['copy_bandwidth'] / 1e9:.1f} GB/s; large matrix products "
         f"{limits['fp32_ops'] / 1e9:.0f} GFLOP/s in fp32 and {limits['int8_ops'] / 1e9:.0f} GOP/s "
         f"in int8. The model has {weights / 1e6:.1f} million weights, "
@@ -222,9 +223,15 @@ def _limits(found: Mapping[str, Found], limits: Mapping[str, float]) -> str:
             name: statistics.median(values) for name, values in one.numbers.items() if values
         }
         shares = [medians["tokens_per_second_1"] * limits["weight_bytes"] / bandwidth]
-        for name in ("tokens_per_second_32", "prefill_tokens_per_second"):
-            operations = 2 * weights * medians.get(name, 0.0)
-            shares += [operations / limits["fp32_ops"], operations / limits["int8_ops"]]
+        decode = 2 * weights * medians.get("tokens_per_second_32", 0.0)
+        # A prompt's logits are needed for its last token only.
+        inner = weights - limits["head_weights"]
+        prefill = 2 * inner * medians.get("prefill_tokens_per_second", 0.0)
+        shares += [
+            operations / limits[kind]
+            for operations in (decode, prefill)
+            for kind in ("fp32_ops", "int8_ops")
+        ]
         lines.append(_row(one.peer.title, *(f"{share:.0%}" for share in shares)))
     return "\n".join(lines)
 
