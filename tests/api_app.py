@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Sequence
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,39 @@ async def serve(app: Any) -> AsyncIterator[str]:
     finally:
         server.should_exit = True
         await task
+
+
+@contextlib.contextmanager
+def api_in_thread(**options: Any) -> Iterator[str]:
+    """`api` with these arguments, over HTTP, beside a test that is not asynchronous: its URL."""
+    ready: queue.Queue[str | Exception] = queue.Queue()
+    ends: list[Callable[[], object]] = []
+
+    async def run() -> None:
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        ends.append(lambda: loop.call_soon_threadsafe(done.set))
+        async with api(over_http=True, **options) as server:
+            ready.put(str(server.client.base_url).rstrip("/"))
+            await done.wait()
+
+    def body() -> None:
+        try:
+            asyncio.run(run())
+        except Exception as error:  # raised in the test, below
+            ready.put(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    try:
+        url = ready.get(timeout=30)
+        if isinstance(url, Exception):
+            raise url
+        yield url
+    finally:
+        for end in ends:
+            end()
+        thread.join(30)
 
 
 def make_settings(**fields: Any) -> Settings:

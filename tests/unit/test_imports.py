@@ -39,8 +39,12 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": FOUNDATION | SETTINGS,
     "machine": FOUNDATION | SETTINGS,
 }
-# Where the parts of a running server are put together, and nowhere else.
-COMPOSES = {"api.server": {"supervise", "engines.choose"}}
+# Where the parts of a running server are put together, and nowhere else; and the chat page's
+# scenarios, which are those of the collection.
+COMPOSES = {
+    "api.server": {"supervise", "engines.choose"},
+    "api.scenarios": {"verify.bundled"},
+}
 EVERYTHING = {"cli", "__main__"}
 
 

@@ -12,11 +12,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maestrale.api import chat_completions, completions, health, models, openapi, tokens
+from maestrale.api import (
+    chat_completions,
+    completions,
+    health,
+    models,
+    openapi,
+    pages,
+    status,
+    tokens,
+)
 from maestrale.api.auth import OPEN_PATHS, Guard
 from maestrale.api.backend import Backend
 from maestrale.api.context import RequestContext, context_of, new_context
-from maestrale.api.errors import ClientDisconnected, as_api_error, error_response
+from maestrale.api.errors import ClientDisconnected, as_api_error, error_response, quoted
+from maestrale.api.history import Event
 from maestrale.api.request_log import request_fields
 from maestrale.chat import ChatService, Vetter
 from maestrale.config import Settings, is_loopback
@@ -70,6 +80,8 @@ def build_app(backend: Backend) -> ASGIApp:
             *tokens.routes(backend),
             *health.routes(backend),
             *openapi.routes(),
+            *status.routes(backend),
+            *pages.routes(),
         ],
         exception_handlers={
             ApiError: _answer_error,
@@ -135,6 +147,7 @@ class Gate:
         finally:
             if context.refused:
                 self._backend.metrics.observe_rejected(context.refused)
+            self._note(scope, context)
             self._log(scope, context)
 
     async def _answer(
@@ -154,6 +167,18 @@ class Gate:
             await error_response(error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    def _note(self, scope: Scope, context: RequestContext) -> None:
+        """Keep what went wrong for the status page, errors within streams included."""
+        code = context.refused
+        if not code and context.answer is not None and context.answer.failure is not None:
+            error = as_api_error(context.answer.failure)
+            code = error.code or error.type
+        if not code:
+            return
+        path = quoted(scope["path"])
+        event = Event("error", code, time.time(), context.status, path, context.id)
+        self._backend.events.add(event)
 
     def _preflight(self, scope: Scope) -> Response:
         """The answer to a browser that asks before it calls. Raises: PermissionDenied."""

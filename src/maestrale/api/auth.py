@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from starlette.types import Scope
 
 from maestrale.api.errors import quoted
+from maestrale.api.pages import is_shell
 from maestrale.errors import AuthenticationFailed, InvalidRequest, PermissionDenied
 from maestrale.keys import Key, KeyStore
 
@@ -60,6 +61,8 @@ class Guard:
         if scope["path"] in OPEN_PATHS:
             return None
         if self._keys.required:
+            if is_shell(scope["method"], scope["path"]):
+                return None
             return self._check_key(scope)
         self._check_browser(scope)
         return None

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from maestrale.api.admission import RETRY_AFTER, Admission
 from maestrale.api.body import BodyReader
 from maestrale.api.errors import quoted
+from maestrale.api.history import Events, History
 from maestrale.api.rate import RateLimiter
 from maestrale.chat import Answer, ChatService
 from maestrale.config import Settings
-from maestrale.engines.base import EngineHealth
+from maestrale.engines.base import Engine, EngineHealth
 from maestrale.errors import ModelNotFound, Unavailable
 from maestrale.keys import KeyStore
 from maestrale.metrics import Metrics
@@ -36,6 +37,8 @@ class Backend:
         self.bodies = BodyReader(settings.max_body_bytes)
         self.admission = Admission(settings.max_waiting, lambda: self.keys.several)
         self.metrics = Metrics()
+        self.events = Events()
+        self.history = History(self)
         self.tracer: Tracer | None = None
         if settings.traces_url is not None:
             from maestrale.api.tracing import Tracer
@@ -52,6 +55,11 @@ class Backend:
         self.names = self.settings.served_model_name or (model_name,)
         self._service = service
         self.metrics.watch(service.engine, self.names[0], lambda: self.admission.waiting)
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine, once it has started."""
+        return self._service.engine if self._service is not None else None
 
     def drain(self) -> None:
         """From now on new requests get 503; those in flight go on."""

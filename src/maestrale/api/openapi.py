@@ -38,6 +38,9 @@ OPERATIONS: tuple[tuple[str, str, str, type[msgspec.Struct] | None], ...] = (
     ("get", "/version", "The server's version.", None),
     ("get", "/load", "How many requests are in work or waiting.", None),
     ("get", "/metrics", "Prometheus metrics, under vLLM's names.", None),
+    ("get", "/status.json", "What the status page shows: state, load, latency, errors.", None),
+    ("get", "/", "A page to chat with the model.", None),
+    ("get", "/status", "A page that shows how the server is doing.", None),
     ("get", "/openapi.json", "This reference, for machines.", None),
     ("get", "/docs", "This reference, for people.", None),
 )

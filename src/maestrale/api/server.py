@@ -116,7 +116,7 @@ def banner(settings: Settings, url: str, names: tuple[str, ...], made_key: str) 
         f'    -d \'{{"model": "{names[0]}", '
         '"messages": [{"role": "user", "content": "Hello!"}]}\'',
         "",
-        f"API reference: {url}/docs    Stop: Ctrl-C",
+        f"Chat: {url}/    Status: {url}/status    API reference: {url}/docs    Stop: Ctrl-C",
         "",
     ]
     return "\n".join(lines)
@@ -252,6 +252,7 @@ async def _serve(settings: Settings, sock: socket.socket, made_key: str) -> None
     server = Server(_uvicorn_config(settings, run_.backend), run_.on_signal)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     loading = asyncio.create_task(run_.load())
+    watching = asyncio.create_task(run_.backend.history.run())
     stopping = asyncio.create_task(run_.stopping.wait())
     try:
         await asyncio.wait({serving, loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -265,6 +266,7 @@ async def _serve(settings: Settings, sock: socket.socket, made_key: str) -> None
     finally:
         loading.cancel()
         stopping.cancel()
+        watching.cancel()
         await run_.close()
         server.should_exit = True
         await serving

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -11,6 +11,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
 
 from maestrale.chat import Answer
 from maestrale.engines.base import Engine
@@ -65,6 +66,10 @@ class Metrics:
         labels = {"model_name": model_name, "engine": "0"}
         self._registry.register(EngineCollector(engine, labels, queued))
         self._answers = AnswerMetrics(self._registry, labels)
+
+    def collect(self, *names: str) -> Iterable[Metric]:
+        """These time series alone, by the names that `render` gives them."""
+        return self._registry.restricted_registry(names).collect()
 
     def observe_rejected(self, reason: str) -> None:
         """Count a request that got an error for an answer; `reason` is the error's code."""

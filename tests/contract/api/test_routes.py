@@ -44,7 +44,9 @@ def server_limit() -> int:
     return make_settings().max_body_bytes
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/v1", "/v1/models/", "/v1/chat/completions/"])
+@pytest.mark.parametrize(
+    "path", ["/web/nope", "/nope", "/v1", "/v1/models/", "/v1/chat/completions/"]
+)
 async def test_nothing_there(path: str) -> None:
     async with api() as server:
         check_error(await server.client.get(path), 404)
@@ -180,7 +182,9 @@ async def test_openapi_describes_every_route() -> None:
     async with api() as server:
         document = (await server.client.get("/openapi.json")).json()
         others = [path for path in GETS if MODEL not in path]
-        assert set(document["paths"]) == {*POSTS, *others, "/v1/models/{model_id}", "/ping"}
+        pages = {"/", "/status", "/status.json"}
+        named = {*POSTS, *others, *pages, "/v1/models/{model_id}", "/ping"}
+        assert set(document["paths"]) == named
         names = set(document["components"]["schemas"])
         for reference in json.dumps(document).split('"#/components/schemas/')[1:]:
             assert reference.partition('"')[0] in names

@@ -29,7 +29,7 @@ def test_the_guard_keeps_no_key() -> None:
     store = KeyStore([secret])
     guard = Guard(store, loopback=False)
     assert secret not in repr(vars(guard)) + repr(vars(store))
-    key = guard.check({"path": "/x", "headers": [(b"x-api-key", secret.encode())]})
+    key = guard.check({"method": "GET", "path": "/x", "headers": [(b"x-api-key", secret.encode())]})
     assert key is not None
     assert key.name not in secret
     assert guard.check({"path": "/health", "headers": []}) is None

@@ -1,0 +1,87 @@
+"""GET /status.json: what the status page shows, from the server's own metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from maestrale import __version__
+from maestrale.api.backend import Backend
+
+TOTALS = (
+    *("prompt_tokens", "generation_tokens", "preemptions", "prefix_cache_queries"),
+    *("prefix_cache_hits", "restarts", "replayed"),
+)
+
+
+def routes(backend: Backend) -> list[Route]:
+    async def status(request: Request) -> Response:
+        body = msgspec.json.encode(await snapshot(backend))
+        return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
+
+    return [Route("/status.json", status, methods=["GET"])]
+
+
+async def snapshot(backend: Backend) -> dict[str, Any]:
+    """All of it; `engine`, `now` and `totals` are null while there is no engine."""
+    health = await backend.health()
+    history = backend.history
+    return {
+        "state": health.state,
+        "detail": health.detail,
+        "version": __version__,
+        "models": list(backend.names),
+        "time": round(time.time(), 1),
+        "uptime_seconds": round(time.monotonic() - history.started),
+        "engine": _engine(backend),
+        "now": _now(backend),
+        "totals": _totals(backend),
+        "latency": history.latency(),
+        "series": history.series(),
+        "events": [dataclasses.asdict(event) for event in backend.events],
+    }
+
+
+def _engine(backend: Backend) -> dict[str, Any] | None:
+    engine = backend.engine
+    if engine is None:
+        return None
+    info = engine.describe()
+    return {
+        "name": info.engine,
+        "version": info.version,
+        "fingerprint": info.fingerprint,
+        "context_tokens": min(info.max_model_len, info.kv_capacity_tokens),
+        "kv_capacity_tokens": info.kv_capacity_tokens,
+        "max_num_seqs": info.max_num_seqs,
+        "deterministic": "deterministic" in info.features,
+    }
+
+
+def _now(backend: Backend) -> dict[str, Any] | None:
+    engine = backend.engine
+    if engine is None:
+        return None
+    stats = engine.stats()
+    newest = backend.history.newest()
+    return {
+        "running": stats.running,
+        "waiting": stats.waiting + backend.admission.waiting,
+        "kv_cache_usage": round(stats.kv_cache_usage, 4),
+        "prompt_tokens_per_second": round(newest.prompt_rate, 1) if newest else 0.0,
+        "generation_tokens_per_second": round(newest.generation_rate, 1) if newest else 0.0,
+    }
+
+
+def _totals(backend: Backend) -> dict[str, int] | None:
+    engine = backend.engine
+    if engine is None:
+        return None
+    stats = engine.stats()
+    return {name: getattr(stats, name) for name in TOTALS}

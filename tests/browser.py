@@ -1,0 +1,76 @@
+"""A real Chromium, driven by Playwright; and axe-core, which looks for barriers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from maestrale.config import default_cache_dir
+
+AXE_VERSION = "4.14.1"
+DESKTOP = {"width": 1280, "height": 800}
+PHONE = {"width": 390, "height": 844}
+# A container has a small /dev/shm, and root no sandbox.
+FLAGS = ["--disable-dev-shm-usage", "--disable-gpu", "--no-sandbox"]
+
+
+def chromium() -> str:
+    """The path of Debian's Chromium, or Chrome's; else skips the test."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no Chromium: on Debian, apt-get install chromium (scripts/test does as root)")
+
+
+@contextlib.contextmanager
+def browsing() -> Iterator[Browser]:
+    """A browser until the block ends. No other event loop may run in this thread meanwhile."""
+    path = chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def axe_source() -> str:
+    """axe-core's script. Installed into a cache as root or in CI; else skips the test."""
+    folder = default_cache_dir().with_name("maestrale-tests-axe") / AXE_VERSION
+    script = folder / "node_modules/axe-core/axe.min.js"
+    if not script.exists():
+        npm = shutil.which("npm")
+        if npm is None or not (os.geteuid() == 0 or os.environ.get("CI")):
+            pytest.skip("axe-core is not installed; CI and root install it with npm")
+        folder.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            [npm, "install", "--no-audit", "--prefix", str(folder), f"axe-core@{AXE_VERSION}"],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        if done.returncode != 0:
+            pytest.skip(f"npm could not install axe-core: {done.stderr.strip()[-200:]}")
+    return script.read_text()
+
+
+def barriers(page: Page, source: str) -> list[dict[str, Any]]:
+    """What axe-core finds serious or critical: rule, elements, why."""
+    page.evaluate(f"() => {{ {source} }}")
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [
+        {
+            "rule": each["id"],
+            "nodes": [(node["html"][:150], node["failureSummary"]) for node in each["nodes"]],
+        }
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
