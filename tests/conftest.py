@@ -44,17 +44,23 @@ def prepared_model(cache_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hf_model(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the bundled model, prepared for vLLM."""
+def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model as the hub has it: a folder with safetensors (float32, 540 MB)."""
     from hf_folder import write_hf_folder
     from maestrale.models.catalog import find_model, packaged_weights
-    from maestrale.models.resolve import prepare
 
     known = find_model(BUNDLED_MODEL)
     weights = packaged_weights(known) if known else None
     assert weights is not None
-    folder = write_hf_folder(weights, tmp_path_factory.mktemp("hf") / "smollm2")
-    return prepare(str(folder), cache_dir, lambda message, fraction: None)
+    return write_hf_folder(weights, tmp_path_factory.mktemp("hf") / "SmolLM2-135M-Instruct")
+
+
+@pytest.fixture(scope="session")
+def hf_model(cache_dir: Path, hf_folder: Path) -> Path:
+    """The same, prepared for vLLM."""
+    from maestrale.models.resolve import prepare
+
+    return prepare(str(hf_folder), cache_dir, lambda message, fraction: None, engine="vllm")
 
 
 @pytest.fixture(scope="session")

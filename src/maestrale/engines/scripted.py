@@ -16,6 +16,8 @@ deterministic engine's must be. Tests of everything above the engine run on it.
     crash_at_token       the process kills itself before this token (0 is the first)
     hang_at_token        the process stops for good before this token
     lose_at_token        the step loop raises before this token: the whole engine is lost
+    lose_idle_after      seconds after the start at which the engine is lost, with no request in it
+    helper               it starts a process of its own, which would live for a minute
     crash_on_prompt      only prompts with this token id crash, hang or lose the engine
                          (at the first token, unless one of the above says which)
     refuse_on_prompt     prompts with this token id get an EngineError, the engine goes on
@@ -57,7 +59,7 @@ from maestrale.models.vocabulary import Vocabulary
 OPTIONS = {
     *("text", "tokens", "length", "tokens_per_second", "tokens_per_step", "step_seconds"),
     *("start_seconds", "fail_start", "fail_start_while", "crash_at_token", "hang_at_token"),
-    "lose_at_token",
+    *("lose_at_token", "lose_idle_after", "helper"),
     *("crash_on_prompt", "refuse_on_prompt", "marker", "times", "nondeterministic"),
     "fingerprint",
 }
@@ -131,6 +133,11 @@ class ScriptedEngine:
             features=features,
         )
         self._loop_task = asyncio.create_task(self._step_loop())
+        if "helper" in self._options:
+            await asyncio.create_subprocess_exec("sleep", "60")
+        if "lose_idle_after" in self._options and self._script.still_to_happen():
+            after = float(self._options["lose_idle_after"])
+            asyncio.get_running_loop().call_later(after, self._lose, "lost, as the script says")
 
     def _fingerprint(self) -> str:
         told = self._options.get("fingerprint", "")
@@ -289,10 +296,10 @@ class _Script:
         if target is not None and not any(places.values()):
             places["crash"] = "0"
         for kind, place in places.items():
-            if place is not None and int(place) == generated and self._still_to_happen():
+            if place is not None and int(place) == generated and self.still_to_happen():
                 _ACCIDENTS[kind]()
 
-    def _still_to_happen(self) -> bool:
+    def still_to_happen(self) -> bool:
         if "marker" not in self._options:
             return True
         marker = Path(self._options["marker"])

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import IO, Any
@@ -113,10 +114,9 @@ class Child:
         """End of file means that it is dead or ends at once; what doesn't is killed."""
         popen = self._popen
         assert popen is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if not fault:
-                await asyncio.to_thread(popen.wait, 0.5)
-        self.kill(fault)
+        if not fault:
+            await asyncio.to_thread(_await_end, popen.pid, 0.5)
+        self.kill(fault)  # with it the processes that it started, if any
         try:
             status = await asyncio.to_thread(popen.wait, REAP_SECONDS)
             how = _how_it_ended(status)
@@ -134,6 +134,16 @@ class Child:
                 if text:
                     self._lines.append(text)
                     self._log.info("%s", text)
+
+
+def _await_end(pid: int, seconds: float) -> None:
+    """Until a child has ended, for `seconds` at most. It stays to be reaped: until then its
+    number, and so its group's, is given to no other.
+    """
+    deadline = time.monotonic() + seconds
+    how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while os.waitid(os.P_PID, pid, how) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _how_it_ended(status: int) -> str:

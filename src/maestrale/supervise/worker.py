@@ -50,6 +50,7 @@ from maestrale.supervise.messages import (
 )
 
 HEARTBEAT_SECONDS = 0.5
+WATCH_SECONDS = 1.0
 CALIBRATION_TOKENS = 16
 LAST_WORDS_SECONDS = 2.0
 
@@ -140,6 +141,14 @@ class Worker:
             case Shutdown(grace):
                 self._ending = asyncio.create_task(self._end(grace))
 
+    async def watch(self) -> NoReturn:
+        """Leave when the engine is lost, also while no request is there to find out."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            health = await self._engine.health()
+            if health.state == "dead" and self._ending is None:
+                self._lost(health.detail)
+
     async def _run(self, request: GenerationRequest) -> None:
         try:
             async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var]
@@ -211,7 +220,7 @@ async def serve(sock: socket.socket) -> None:
     link.send(Ready(engine.describe(), step_seconds, engine.stats()))
     for message in pending:
         worker.take(message)
-    await asyncio.Event().wait()
+    await worker.watch()
 
 
 def main() -> None:

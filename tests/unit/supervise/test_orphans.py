@@ -78,6 +78,44 @@ def test_nothing_is_left_when_the_api_process_is_killed(how: str, end: signal.Si
     assert left_after(mark, 10) == []
 
 
+ENGINE_WITH_A_HELPER = """
+import asyncio
+from maestrale.engines.base import EngineConfig
+from maestrale.supervise.process import Restarts, SupervisedEngine
+
+async def main():
+    config = EngineConfig(engine="scripted", model_dir="", options={"helper": "1"})
+    engine = SupervisedEngine(config, restarts=Restarts(pause=60.0, most=1))
+    await engine.start()
+    print(engine.engine_pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_processes_that_the_engine_started_end_with_it() -> None:
+    """vLLM's engine core is such a process."""
+    mark = uuid.uuid4().hex
+    with subprocess.Popen(
+        [sys.executable, "-c", ENGINE_WITH_A_HELPER],
+        env={**os.environ, MARK: mark},
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        engine = int(process.stdout.readline())
+        first = set(marked(mark))
+        assert len(first) == 3, "the API process, the engine, its helper"
+        os.kill(engine, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while (old := first & set(marked(mark)) - {process.pid}) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert old == set()
+        process.kill()
+    for left in left_after(mark, 1):  # its API process had no time to end the second engine's
+        os.kill(left, signal.SIGKILL)
+
+
 @pytest.mark.slow
 def test_nothing_is_left_whatever_the_moment_of_the_kill() -> None:
     """Also before the handshake, when the child has not yet set itself up."""

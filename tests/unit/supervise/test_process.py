@@ -66,6 +66,15 @@ async def test_the_json_that_was_interrupted_is_valid(start_engine: StartEngine)
     assert set(text_of(answer)) == {"name", "ages"}
 
 
+async def test_an_engine_that_is_lost_while_idle_is_replaced_before_anybody_asks(
+    start_engine: StartEngine, tmp_path: Path
+) -> None:
+    engine = await start_engine(lose_idle_after="0.1", marker=str(tmp_path / "lost"))
+    first = engine.engine_pid
+    await until(lambda: engine.engine_pid not in (None, first))
+    assert engine.counters.restarts == 1
+
+
 async def test_a_kill_before_the_first_token(start_engine: StartEngine) -> None:
     engine = await start_engine(**PACED)
     kill(engine, signal.SIGSTOP)  # so that nothing is given before the kill

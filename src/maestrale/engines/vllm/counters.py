@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from maestrale.engines.base import EngineStats
+from maestrale.engines.base import EngineStats, StepTokens
 
 
 class Counters:
@@ -15,6 +15,7 @@ class Counters:
     def __init__(self) -> None:
         self.steps = self.running = self.waiting = 0
         self.kv_cache_usage = 0.0
+        self.step_tokens = StepTokens()
         self.prompt_tokens = self.generation_tokens = 0
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
@@ -33,6 +34,8 @@ class Counters:
             preemptions=self.preemptions,
             prefix_cache_queries=self.prefix_queries,
             prefix_cache_hits=self.prefix_hits,
+            step_tokens=self.step_tokens.counts,
+            step_tokens_sum=self.step_tokens.sum,
         )
 
 
@@ -47,6 +50,8 @@ class StatLogger(StatLoggerBase):  # type: ignore[misc]
         counters.steps += 1
         if iteration_stats is not None:
             counters.preemptions += iteration_stats.num_preempted_reqs
+            computed = iteration_stats.prompt_token_stats.computed
+            counters.step_tokens.add(computed + iteration_stats.num_generation_tokens)
         if scheduler_stats is not None:
             counters.running = scheduler_stats.num_running_reqs
             counters.waiting = (
