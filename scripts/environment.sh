@@ -212,6 +212,9 @@ install_extra() {
     if [ -n "$uv" ]; then
         set -- "$1" "$uv" pip install --python "$env/bin/python"
     elif [ "$tool" = venv ]; then
+        # uv, if it made the environment, put no pip into it.
+        has_module "$env/bin/python" pip ||
+            "$env/bin/python" -m ensurepip >"$log" 2>&1 || installation_failed
         set -- "$1" "$env/bin/python" -m pip install --no-input --progress-bar off
     else
         set -- "$1" "$python" -m pip --python "$env/bin/python" install --no-input --progress-bar off

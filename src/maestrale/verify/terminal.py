@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -22,7 +23,13 @@ class Progress:
         self._console = console
         self._done: list[RequestResult] = []
         self._running: Request | None = None
-        self._live = Live(console=console, auto_refresh=False, vertical_overflow="visible")
+        self._since = 0.0  # when the running request began
+        self._live = Live(
+            console=console,
+            get_renderable=self._table,
+            refresh_per_second=2,
+            vertical_overflow="visible",
+        )
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
@@ -37,23 +44,25 @@ class Progress:
     ) -> None:
         self._running = None
         if self._console.is_terminal:
-            self._live.update(self._table(), refresh=True)
             self._live.__exit__(kind, error, trace)
 
     def started(self, request: Request) -> None:
-        self._running = request
-        if self._console.is_terminal:
-            self._live.update(self._table(), refresh=True)
+        self._running, self._since = request, time.monotonic()
+        self._refresh()
 
     def finished(self, result: RequestResult) -> None:
         self._done.append(result)
         self._running = None
         if self._console.is_terminal:
-            self._live.update(self._table(), refresh=True)
+            self._refresh()
             return
         cells = [cell.plain for cell in _cells(result)]
         line = f"{cells[0]}: status {cells[1]}, first token {cells[2]}, tokens/s {cells[3]}, "
         self._console.print(line + cells[4], markup=False, highlight=False, soft_wrap=True)
+
+    def _refresh(self) -> None:
+        if self._console.is_terminal:
+            self._live.refresh()
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -68,10 +77,12 @@ class Progress:
                 table.add_row(Text(folder, style="bold cyan"))
             name, *others = _cells(result)
             table.add_row(Text("  ") + Text(result.name, style=name.style), *others)
-        if self._running is not None:
-            if self._running.folder != folder:
-                table.add_row(Text(self._running.folder, style="bold cyan"))
-            table.add_row(Text(f"  {self._running.name}", style="dim"), Text("…", style="dim"))
+        running = self._running
+        if running is not None:
+            if running.folder != folder:
+                table.add_row(Text(running.folder, style="bold cyan"))
+            seconds = Text(f"{time.monotonic() - self._since:.0f} s", style="dim")
+            table.add_row(Text(f"  {running.name}", style="dim"), Text("…", style="dim"), seconds)
         return table
 
 
