@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import Literal
 
@@ -17,7 +18,7 @@ LogFormat = Literal["text", "json"]
 
 def configure(level: str, log_format: str) -> None:
     """Send our log and our libraries' to stderr in one form. Arguments are as in Settings."""
-    handler = logging.StreamHandler()
+    handler = _ToStderr()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     for name in ("maestrale", "uvicorn", "opentelemetry"):
         logger = logging.getLogger(name)
@@ -26,6 +27,19 @@ def configure(level: str, log_format: str) -> None:
         logger.setLevel(level.upper())
     # uvicorn's lines about sockets and processes repeat what ours say.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, LOGGER.level))
+
+
+class _ToStderr(logging.Handler):
+    """Writes to what is `sys.stderr` at the moment: a progress bar, while it moves, puts itself
+    in its place, so that lines come above it and not into it.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
 
 
 class TextFormatter(logging.Formatter):
