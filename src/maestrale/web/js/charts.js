@@ -3,7 +3,7 @@ import { h, svg } from "./dom.js";
 
 const WIDTH = 600;
 const HEIGHT = 100;
-const SPAN = 600; // seconds shown
+const LEAST_SPAN = 120; // seconds shown; more as there is more, up to what the server keeps
 
 /** A chart of `lines`: [{key, label}], one or two; `format` spells a value; `least` is the
  * smallest top of the scale. Its update(series) takes the columns of /status.json. */
@@ -16,6 +16,7 @@ export function chart({ title, lines, format, least }) {
     h("header", {}, h("h3", {}, title), legend), drawing, h("p", { class: "axis" }, top, when));
   let series = null;
   let pointed = null;
+  let span = LEAST_SPAN;
 
   function showLegend(index) {
     legend.replaceChildren(...lines.map(({ key, label }, line) => {
@@ -23,14 +24,15 @@ export function chart({ title, lines, format, least }) {
       return h("span", {}, h("i", { class: line ? "second" : "" }), label, " ", h("b", {}, value == null ? "–" : format(value)));
     }));
     const time = series.time[index];
-    when.textContent = pointed === null || time === undefined ? "now" : new Date(time * 1000).toLocaleTimeString();
+    when.textContent = pointed === null || time === undefined ? `last ${Math.round(span / 60)} min` : new Date(time * 1000).toLocaleTimeString();
   }
 
   function draw() {
     const { time } = series;
     const end = time.at(-1) ?? 0;
-    const x = (each) => WIDTH * (1 - (end - each) / SPAN);
-    const values = lines.flatMap(({ key }) => series[key].filter((value, index) => value != null && end - time[index] <= SPAN));
+    span = Math.max(LEAST_SPAN, end - (time[0] ?? 0));
+    const x = (each) => WIDTH * (1 - (end - each) / span);
+    const values = lines.flatMap(({ key }) => series[key].filter((value) => value != null));
     const highest = niceTop(Math.max(least, ...values));
     const y = (value) => HEIGHT - (HEIGHT * value) / highest;
     const parts = [0, 0.5, 1].map((share) => svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: HEIGHT * share, y2: HEIGHT * share }));
@@ -57,13 +59,13 @@ export function chart({ title, lines, format, least }) {
       if (!known.length) return `${label}: nothing measured`;
       return `${label}: now ${series[key].at(-1) == null ? "nothing" : format(series[key].at(-1))}, highest ${format(Math.max(...known))}`;
     });
-    drawing.setAttribute("aria-label", `${title}, last ten minutes. ${words.join("; ")}.`);
+    drawing.setAttribute("aria-label", `${title}. ${words.join("; ")}.`);
   }
 
   drawing.addEventListener("pointermove", (event) => {
     if (!series?.time.length) return;
     const box = drawing.getBoundingClientRect();
-    const at = series.time.at(-1) - SPAN * (1 - (event.clientX - box.left) / box.width);
+    const at = series.time.at(-1) - span * (1 - (event.clientX - box.left) / box.width);
     pointed = series.time.reduce((best, time, index) => (Math.abs(time - at) < Math.abs(series.time[best] - at) ? index : best), 0);
     draw();
   });
