@@ -9,20 +9,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, expect
 
 from api_app import api_in_thread
-from browser import DESKTOP, PHONE, axe_source, barriers, browsing
-from faults import kill, restarts, until_ready
+from browser import DESKTOP, LONG, PHONE, Visitor, axe_source, barriers, browsing
+from faults import kill, metric, restarts, until_ready
 from serving import Server, clean_environment, serving
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(300)]
 
-LONG = 60_000.0  # milliseconds: the machine may be busy
 KEY = "sk-maestrale-for-the-browser"
 SCHEMA = {
     "type": "object",
@@ -38,63 +36,6 @@ def browser() -> Iterator[Browser]:
     expect.set_options(timeout=LONG)
     with browsing() as running:
         yield running
-
-
-class Visitor:
-    """One page in a context of its own, and all that it complained of."""
-
-    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
-        options.setdefault("viewport", DESKTOP)
-        self.context: BrowserContext = browser.new_context(
-            reduced_motion="reduce", permissions=["clipboard-read", "clipboard-write"], **options
-        )
-        self.context.set_default_timeout(LONG)
-        self.url = url
-        self.complaints: list[str] = []
-        self.foreign: list[str] = []
-        self.page = self.context.new_page()
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda message: self._hear(message.type, message.text))
-        self.page.on("request", lambda request: self._see(request.url))
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-
-    def _hear(self, kind: str, text: str) -> None:
-        # A failed fetch is told by the browser itself; the page's own words are tested.
-        if kind == "error" and "Failed to load resource" not in text:
-            self.complaints.append(text)
-
-    def _see(self, url: str) -> None:
-        if not url.startswith((self.url, "data:")):
-            self.foreign.append(url)
-
-    def open(self, path: str = "/") -> Page:
-        self.page.goto(self.url + path)
-        return self.page
-
-    def say(self, text: str) -> None:
-        self.page.get_by_label("Your message").fill(text)
-        self.page.keyboard.press("Enter")
-
-    def settle(self, **values: str) -> None:
-        """Set these fields of the settings, by their ids."""
-        self.page.get_by_role("button", name="Settings", exact=True).click()
-        for name, value in values.items():
-            self.page.locator(f"#{name.replace('_', '-')}").fill(value)
-
-    @property
-    def answers(self) -> Any:
-        return self.page.get_by_role("article", name="Answer")
-
-    def finished(self, count: int = 1) -> str:
-        """The text of the newest answer, once there are so many and it has ended."""
-        expect(self.answers).to_have_count(count)
-        expect(self.answers.last.locator(".tools")).to_be_visible()
-        return str(self.answers.last.locator(".prose").inner_text())
-
-    def close(self) -> None:
-        self.context.close()
-        assert self.complaints == []
-        assert self.foreign == []
 
 
 @pytest.fixture
@@ -278,12 +219,13 @@ def test_the_engine_is_killed_and_the_answer_goes_on(
     with serving(cache_dir=cache_dir) as server:
         visitor = Visitor(browser, server.url)
         page = visitor.open()
-        visitor.settle(max_tokens="120", seed="11")
+        visitor.settle(max_tokens="160", seed="11")
         visitor.say("Tell me a story about the sea.")
         expect(page.locator(".prose.running")).to_contain_text(re.compile(r"\w+ \w+ \w+"))
         kill(server)
         text = visitor.finished()
         assert restarts(server) == 1
+        assert metric(server, "maestrale_replayed_requests_total") == 1
         expect(page.locator(".notice.bad:visible")).to_have_count(0)
         until_ready(server)
         page.get_by_role("button", name="Try again").click()

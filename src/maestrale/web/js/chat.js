@@ -1,21 +1,20 @@
 // The chat page. Holds the conversation that is open; the modules beside it do one thing each.
 import { answer, requestBody } from "./answer.js";
-import { call, health } from "./api.js";
+import { health } from "./api.js";
+import { showCode, wireCode } from "./code.js";
 import { $, fillIcons, h, toast } from "./dom.js";
-import { askForKey, hasKey, addKeyDialog } from "./key.js";
-import { codeBlock } from "./markdown.js";
+import { addKeyDialog } from "./key.js";
 import { messageView } from "./messages.js";
 import { showScenarios } from "./scenarios.js";
+import { changeKey, meet, server } from "./server.js";
 import * as settings from "./settings.js";
 import { showList, wirePanels } from "./sidebar.js";
-import { LANGUAGES } from "./snippets.js";
 import * as store from "./store.js";
 
 const CURRENT = "maestrale.current";
 let conversation = store.newConversation();
 let views = new Map(); // message → view
 let running = null; // {message, conversation, abort}
-let model = "";
 let panels;
 
 /* What is on the page */
@@ -137,7 +136,7 @@ async function respond() {
   own.messages.push(message);
   const run = { message, conversation: own, abort: new AbortController() };
   running = run;
-  const body = requestBody(own, message, model || "unknown");
+  const body = requestBody(own, message, server.model);
   message.sent = { body };
   draw();
   scrollToEnd(true);
@@ -227,73 +226,9 @@ const act = {
       ...before.map(({ role, content }) => ({ role, content })),
     ];
     const { model: name, ...rest } = body;
-    showCode({ url: location.origin, body: { model: name, messages, ...rest }, keyed });
+    showCode({ url: location.origin, body: { model: name ?? server.model, messages, ...rest }, keyed });
   },
 };
-
-function showCode(request) {
-  const dialog = $("#code-dialog");
-  const tabs = LANGUAGES.map(({ name }, index) => h("button", {
-    type: "button", class: "button small", role: "tab", id: `tab-${index}`, "aria-controls": "snippet",
-  }, name));
-  const select = (index, focus) => {
-    tabs.forEach((tab, each) => {
-      tab.setAttribute("aria-selected", String(each === index));
-      tab.tabIndex = each === index ? 0 : -1;
-    });
-    if (focus) tabs[index].focus();
-    const { name, language, make } = LANGUAGES[index];
-    $("#snippet").setAttribute("aria-labelledby", tabs[index].id);
-    $("#snippet").replaceChildren(codeBlock(make(request), language, { label: name }));
-  };
-  tabs.forEach((tab, index) => {
-    tab.addEventListener("click", () => select(index));
-    tab.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (step) select((index + step + tabs.length) % tabs.length, true);
-    });
-  });
-  $("#code-tabs").replaceChildren(...tabs);
-  $("#code-key").hidden = !request.keyed;
-  select(0);
-  dialog.showModal();
-}
-
-/* The server: its model, its state, its key */
-
-async function changeKey(why = "") {
-  if (await askForKey(why)) await meet();
-}
-
-/** Learns the model's name; asks for a key where one is needed; waits while the server starts. */
-async function meet() {
-  $("#server-notice").hidden = true;
-  try {
-    const { data } = await (await call("/v1/models")).json();
-    model = data[0].id;
-    showState("ready", model);
-    $("#key-open").hidden = !hasKey();
-    $("#docs").hidden = hasKey(); // a page opened by a link can't bring a key
-  } catch (failure) {
-    if (failure.status === 401) {
-      showState("dead", "A key is needed");
-      $("#key-open").hidden = false;
-      $("#docs").hidden = true;
-      await changeKey(hasKey() ? failure.detail : "");
-      return;
-    }
-    const { state, detail } = await health();
-    showState(state, { starting: "Starting", draining: "Shutting down", unreachable: "Not reachable" }[state] ?? failure.title);
-    $("#server-notice").hidden = false;
-    $("#server-text").textContent = `${failure.title}. ${detail || failure.detail}`;
-    setTimeout(meet, 2000);
-  }
-}
-
-function showState(state, text) {
-  $("#state").dataset.state = state;
-  $("#state span").textContent = text;
-}
 
 /* The page's own controls */
 
@@ -354,7 +289,7 @@ function begin() {
   $("#new").addEventListener("click", () => openConversation(store.newConversation()));
   $("#theme").addEventListener("click", () => window.switchTheme());
   $("#key-open").addEventListener("click", () => changeKey());
-  $("#code-close").addEventListener("click", () => $("#code-dialog").close());
+  wireCode();
   addEventListener("pagehide", () => { if (running) keep(running.conversation); });
   store.watch((id) => {
     // Another tab wrote: what is open here and quiet follows it.

@@ -27,10 +27,10 @@ const EVENTS = {
 const seconds = (value) => {
   if (value == null) return "–";
   if (value < 0.0995) return `${(value * 1000).toFixed(value < 0.00995 ? 1 : 0)} ms`;
-  return value < 0.9995 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(value < 10 ? 2 : 1)} s`;
+  return value < 0.9995 ? `${Math.round(value * 1000)} ms` : `${Number(value.toFixed(value < 10 ? 2 : 1))} s`;
 };
 const count = (value) => Math.round(value).toLocaleString("en");
-const percent = (value) => `${(value * 100).toFixed(value < 0.1 && value > 0 ? 1 : 0)} %`;
+const percent = (value) => `${(value * 100).toFixed(value < 0.1 && value > 0 ? 1 : 0)}\u00a0%`;
 const rate = (value) => (value >= 100 ? count(value) : value.toFixed(value >= 10 || value === 0 ? 0 : 1));
 
 const spread = (figures, over) => `90\u00a0%\u00a0${seconds(figures?.p90)}, 99\u00a0%\u00a0${seconds(figures?.p99)} of the last ${over}`.replace(/(\d) (m?s)/g, "$1\u00a0$2");
