@@ -31,6 +31,7 @@ from maestrale.engines.base import EngineConfig
 from maestrale.errors import MaestraleError, SettingsError
 from maestrale.keys import KeyStore, new_key
 from maestrale.logs import LOGGER
+from maestrale.models.prepared import PreparedModel
 from maestrale.supervise.process import Restarts, SupervisedEngine
 from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
 
@@ -162,6 +163,7 @@ class _Run:
         from maestrale.models.load_vocabulary import load_vocabulary
         from maestrale.models.prepared import load_prepared
         from maestrale.models.resolve import prepare
+        from maestrale.models.serve_fit import shortened
         from maestrale.prompt.encode import encoder_for
 
         choice = choose_engine(self.settings.engine, self.settings.model)
@@ -178,6 +180,8 @@ class _Run:
                     revision=settings.revision,
                 )
             )
+            prepared = load_prepared(folder)
+            await in_thread(lambda: self._check_fit(folder, prepared, choice.name))
             progress.update("Starting the engine", None)
             template = settings.chat_template.read_text() if settings.chat_template else None
             engine = self._engine = SupervisedEngine(
@@ -202,7 +206,11 @@ class _Run:
             seed=settings.seed,
             on_gap=self.backend.metrics.observe_gap,
         )
-        self.backend.attach(service, load_prepared(folder).name)
+        self.backend.attach(service, prepared.name)
+        if settings.max_model_len is None:
+            note = shortened(prepared, engine.describe().max_model_len)
+            if note:
+                LOGGER.warning("%s", note)
         # The first schema would otherwise wait for a process that compiles schemas.
         self._warming = asyncio.create_task(self._warm(self._vetter))
         if not self.stopping.is_set():
@@ -214,6 +222,30 @@ class _Run:
             await vetter.vet(ANY_OBJECT)
         except MaestraleError as error:
             LOGGER.warning("JSON answers may not work: %s", error)
+
+    def _check_fit(self, folder: Path, prepared: PreparedModel, engine: str) -> None:
+        """Raises: ModelDoesNotFit before anything is loaded, rather than minutes later."""
+        from maestrale.models.serve_fit import check_cpu, check_gpu
+
+        settings = self.settings
+        if engine == "vllm":
+            check_gpu(
+                folder,
+                prepared,
+                settings.max_model_len,
+                getattr(settings, "gpu_memory_utilization", None),
+                getattr(settings, "tensor_parallel_size", None),
+                None,
+            )
+        elif engine == "openvino":
+            weights = (folder / "openvino_model.bin").stat().st_size
+            check_cpu(
+                prepared,
+                weights,
+                settings.max_model_len,
+                settings.kv_cache_bytes,
+                settings.deterministic,
+            )
 
     async def drain(self) -> None:
         """Wait for the answers in flight, up to the grace; then stop the engine."""

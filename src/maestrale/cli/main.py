@@ -29,6 +29,7 @@ COMMANDS = {
         "Prove that a chat API works: run the Postman collection.",
     ),
     "bench": ("maestrale.cli.bench:command", "Put load on a chat API and measure what it gives."),
+    "plan": ("maestrale.cli.plan:command", "Tell what fits on a GPU or here, before fetching."),
     "pull": ("maestrale.cli.pull:command", "Fetch a model from the Hugging Face hub."),
     "render": ("maestrale.cli.render:command", "Show the exact prompt and token ids of a request."),
     "keys": ("maestrale.cli.keys:command", "Make, list and revoke API keys."),

@@ -105,6 +105,31 @@ def from_config(config: Mapping[str, Any], parameters: int | None = None) -> Arc
     )
 
 
+def gguf_shape(metadata: Mapping[str, Any]) -> Architecture:
+    """The architecture that a GGUF file's metadata describes. Raises: ModelError."""
+    kind = metadata.get("general.architecture")
+
+    def value(key: str) -> Any:
+        return metadata.get(f"{kind}.{key}")
+
+    vocabulary = metadata.get("tokenizer.ggml.tokens")
+    counted = len(vocabulary) if isinstance(vocabulary, list) else None
+    return from_config(
+        {
+            "model_type": kind,
+            "num_hidden_layers": value("block_count"),
+            "hidden_size": value("embedding_length"),
+            "intermediate_size": value("feed_forward_length"),
+            "num_attention_heads": value("attention.head_count"),
+            "num_key_value_heads": value("attention.head_count_kv"),
+            "head_dim": value("attention.key_length"),
+            "vocab_size": value("vocab_size") or counted,
+            "max_position_embeddings": value("context_length"),
+            "num_local_experts": value("expert_count"),
+        }
+    )
+
+
 def _sliding(text: Mapping[str, Any], layers: int) -> tuple[int | None, int]:
     window = _optional(text, "sliding_window")
     if window is None or text.get("use_sliding_window") is False:

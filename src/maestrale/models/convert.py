@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maestrale.errors import ModelError
+from maestrale.models.architecture import gguf_shape
 from maestrale.models.gguf_file import GGUFFile, read_gguf
 from maestrale.models.gguf_tokenizer import (
     byte_level_tokenizer,
@@ -62,6 +63,7 @@ def _prepare_tokenizer(gguf: GGUFFile, folder: Path, *, name: str, digest: str) 
         "vocab_size": vocab_size,
         "bos_token_id": bos if isinstance(bos, int) else None,
         "weights_digest": digest,
+        **_kv_size(metadata),
     }
     version = recognise(metadata)
     template = metadata.get("tokenizer.chat_template")
@@ -97,6 +99,14 @@ def _prepare_tokenizer(gguf: GGUFFile, folder: Path, *, name: str, digest: str) 
         tokenizer_file="tokenizer.json",
         chat_template=template if isinstance(template, str) else None,
     )
+
+
+def _kv_size(metadata: dict[str, Any]) -> dict[str, int]:
+    try:
+        shape = gguf_shape(metadata)
+    except ModelError:
+        return {}
+    return {"kv_elements": shape.kv_elements, "head_dim": shape.head_dim}
 
 
 def _convert_weights(source: Path, folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from maestrale.errors import HubUnreachable, ModelError
 from maestrale.hub_settings import HubSettings
@@ -89,6 +91,27 @@ def pull(
         raise
     except Exception as error:
         raise explain(error, settings, repo, asked) from error
+
+
+def fetch_small(settings: HubSettings, repo: str, revision: str, name: str) -> dict[str, Any]:
+    """A JSON object of a model on the hub, not kept. Raises: ModelError; what Hub's methods do."""
+    hub = Hub(settings)
+    listing, _ = check_access(hub, repo, revision, lambda found: _the_one(found, name))
+    with hub.open(listing, name, 0) as response:
+        body = response.read()
+    try:
+        document = json.loads(body)
+    except ValueError as error:
+        raise ModelError(f"{name} of {repo} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{name} of {repo} is not a JSON object.")
+    return document
+
+
+def _the_one(listing: Listing, name: str) -> str:
+    if name not in listing.names:
+        raise ModelError(f"{listing.repo} has no {name}, so its size can't be told beforehand.")
+    return name
 
 
 def _fetch(

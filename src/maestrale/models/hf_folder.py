@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maestrale.errors import ModelError
+from maestrale.models.architecture import from_config
 from maestrale.models.hf_tokenizer import hf_vocabulary, mistral_version_of
 from maestrale.models.load_vocabulary import save_vocabulary
 from maestrale.models.mistral_vocabulary import mistral_vocabulary, shipped_file
@@ -94,6 +95,7 @@ def _fill(folder: Path, source: Path, names: tuple[str, ...], called: str, diges
         "vocab_size": size,
         "bos_token_id": bos if isinstance(bos, int) else None,
         "weights_digest": digest,
+        **_kv_size(config),
     }
     if version is not None:
         shipped = shipped_file(version)
@@ -119,6 +121,14 @@ def _fill(folder: Path, source: Path, names: tuple[str, ...], called: str, diges
         )
     save_vocabulary(vocabulary, folder)
     save_prepared(prepared, folder)
+
+
+def _kv_size(config: Mapping[str, Any]) -> dict[str, int]:
+    try:
+        shape = from_config(config)
+    except ModelError:
+        return {}
+    return {"kv_elements": shape.kv_elements, "head_dim": shape.head_dim}
 
 
 def _end_tokens(source: Path, *documents: Mapping[str, Any]) -> tuple[int, ...]:

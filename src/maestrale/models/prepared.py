@@ -20,7 +20,7 @@ from maestrale.errors import ModelError
 METADATA_FILE = "maestrale.json"
 WEIGHTS_FILE = "openvino_model.bin"
 GRAPH_FILE = "openvino_model.xml"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class PreparedModel(Struct, frozen=True, kw_only=True):
@@ -28,7 +28,9 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
 
     `vocab_size` is the length of a row of logits. `add_bos` tells that plain text (not chat,
     whose template decides) begins with `bos_token_id`. `sizes` holds the bytes of each file
-    beside this one, by name: a folder that differs was damaged.
+    beside this one, by name: a folder that differs was damaged. `kv_elements`: what one token
+    adds to the KV cache, keys and values in all layers; with `head_dim` it tells beforehand what
+    fits (both None where the source doesn't say).
     """
 
     name: str
@@ -42,6 +44,8 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     mistral_version: str | None = None  # "v1", "v3", ... for tokenizer_kind "mistral"
     chat_template: str | None = None
     weights_digest: str
+    kv_elements: int | None = None
+    head_dim: int | None = None
     sizes: dict[str, int] = {}
     format_version: int = FORMAT_VERSION
 

@@ -90,6 +90,14 @@ def cached_files(
     return snapshot, wanted
 
 
+def cached_file(cache: Path, repo: str, revision: str, name: str) -> Path | None:
+    """One file of a model, where it is here."""
+    place = RepoCache.of(cache, repo)
+    commit = place.commit_of(revision)
+    file = place.snapshot(commit) / name if commit is not None else None
+    return file if file is not None and file.is_file() else None
+
+
 def _shards(snapshot: Path) -> list[str]:
     """The files of weights that the index of a snapshot names."""
     try:

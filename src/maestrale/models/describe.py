@@ -1,0 +1,105 @@
+"""A model's shape and size without its weights: from the catalogue, a config, or a GGUF's head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maestrale.errors import ModelError
+from maestrale.hub_settings import HubSettings
+from maestrale.models.architecture import Architecture, from_config, gguf_shape
+from maestrale.models.catalog import find_model
+from maestrale.models.hub_names import DEFAULT_REVISION, hub_name
+
+_BITS = {"fp8": "fp8", "awq": "int4", "gptq": "int4", "compressed-tensors": None}
+
+
+@dataclass(frozen=True)
+class Described:
+    """`weights` in bytes, where files tell it; `weight_type` where the model comes in one."""
+
+    name: str
+    shape: Architecture
+    source: str
+    weights: int | None = None
+    weight_type: str | None = None
+
+
+def describe(model: str, hub: HubSettings, revision: str | None = None) -> Described:
+    """What is known of `model`. For one on the hub its config.json is fetched, no more.
+
+    Raises: ModelError, HubUnreachable, AccessDenied.
+    """
+    known = find_model(model)
+    if known is not None:
+        return Described(known.name, known.architecture, "the catalogue")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return describe_folder(path)
+    if path.is_file():
+        return describe_gguf(path)
+    found = hub_name(model)
+    if found is None:
+        raise ModelError(f"There is no model {model!r}: no known name, no file, no folder.")
+    return _describe_remote(found[0], revision or DEFAULT_REVISION, hub)
+
+
+def describe_folder(path: Path) -> Described:
+    """From a folder's config.json, and the sizes of its weights."""
+    from maestrale.models.hf_folder import read_json
+
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} is no model folder: it lacks config.json.")
+    config = read_json(path / "config.json")
+    files = [*path.glob("*.safetensors"), *path.glob("openvino_model.bin")]
+    files = [file for file in files if not file.name.startswith("consolidated")] or files
+    size = sum(file.stat().st_size for file in files) or None
+    return Described(
+        path.resolve().name, from_config(config), "config.json", size, _quantised(config)
+    )
+
+
+def describe_gguf(path: Path) -> Described:
+    """From the metadata of a GGUF file."""
+    from maestrale.models.gguf_file import read_gguf
+
+    return Described(
+        path.stem, gguf_shape(read_gguf(path).metadata), "its metadata", path.stat().st_size, "GGUF"
+    )
+
+
+def _describe_remote(repo: str, revision: str, hub: HubSettings) -> Described:
+    from maestrale.models.access import explain
+    from maestrale.models.download import fetch_small
+    from maestrale.models.snapshot import cached_file
+
+    here = cached_file(hub.cache, repo, revision, "config.json")
+    if here is not None:
+        from maestrale.models.hf_folder import read_json
+
+        config = read_json(here)
+    elif hub.offline:
+        raise ModelError(
+            f"{repo}'s config.json is not in {hub.cache}, and HF_HUB_OFFLINE forbids fetching it."
+        )
+    else:
+        try:
+            config = fetch_small(hub, repo, revision, "config.json")
+        except ModelError:
+            raise
+        except Exception as error:
+            raise explain(error, hub, repo, revision) from error
+    return Described(repo, from_config(config), "config.json", None, _quantised(config))
+
+
+def _quantised(config: Mapping[str, Any]) -> str | None:
+    """The type of weights that a config states, where it is one that is known here."""
+    quantisation = config.get("quantization_config")
+    if not isinstance(quantisation, Mapping):
+        return None
+    method = str(quantisation.get("quant_method", ""))
+    if method in ("gptq", "awq") and quantisation.get("bits") == 8:
+        return "int8"
+    return _BITS.get(method)

@@ -1,0 +1,85 @@
+"""What fits on the CPU, with the OpenVINO engine: memory for weights, and for the KV cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maestrale.models.architecture import Architecture
+from maestrale.models.fit import Plan, Term, make_plan
+from maestrale.models.weight_sizes import CPU_TYPES, WeightType
+
+BLOCK = 32  # tokens in a block of the engine's KV cache
+EXACT_ELEMENT = 4.0  # bytes: deterministic mode keeps keys and values as f32
+_BASE = 450 << 20
+_SPARE = 256 << 20
+
+
+def plan_cpu(
+    model: str,
+    shape: Architecture,
+    memory: int,
+    kv_cache: int,
+    *,
+    deterministic: bool = True,
+    weight_type: WeightType = CPU_TYPES["int4"],
+    weights: int | None = None,
+) -> Plan:
+    """The account of this machine's `memory`, of which the cache gets at most `kv_cache` bytes."""
+    size = weights if weights is not None else weight_type.bytes_of(shape)
+    how = weight_type.formula if weights is None else "the file's size"
+    taken = 2 * size + _BASE + _SPARE
+    left = memory - taken
+    terms = [
+        Term("memory", memory, "what the system and this process's limits leave available"),
+        Term("weights", -size, f"{how}; the file, mapped"),
+        Term("weights, repacked", -size, "the same again, in the order of the CPU's kernels"),
+        Term("processes", -_BASE, "Python, OpenVINO, the tokenizer; measured without a model"),
+        Term("left to others", -_SPARE, "so that nothing is swapped"),
+    ]
+    if left > kv_cache:
+        terms.append(
+            Term("not used", kv_cache - left, "the KV cache takes no more than --kv-cache-memory")
+        )
+    element = EXACT_ELEMENT if deterministic else fast_element(shape)
+    spare = round(shape.kv_elements * element) * BLOCK
+    terms.append(Term("spare block", -spare, f"{BLOCK} tokens, written by rows that are padding"))
+    whole = Architecture(**{**vars(shape), "sliding_window": None, "sliding_layers": 0})
+    return make_plan(
+        model, "openvino", "this machine's CPU", weight_type.name, whole, terms, element, 1, BLOCK
+    )
+
+
+def fast_element(shape: Architecture) -> float:
+    return fast_element_of(shape.head_dim)
+
+
+def kv_capacity(kv_cache: int, kv_elements: int, element: float) -> int:
+    """Tokens that a cache of so many bytes holds, as the engine will count them."""
+    block = round(kv_elements * element) * BLOCK
+    return max(0, kv_cache // block - 1) * BLOCK
+
+
+def fast_element_of(head_dim: int) -> float:
+    """Bytes of an element without deterministic mode: 8 bits and the scales.
+
+    Keys have scale and zero (4 bytes each) for each channel of a block, so 8 rows more in each
+    block; values have them for each token, so 8 bytes more for each head.
+    """
+    return 1.0 + (8.0 / BLOCK + 8.0 / head_dim) / 2
+
+
+def available_memory() -> int:
+    """Bytes that a new process may take: the system's, or what the cgroup leaves.
+
+    Raises: OSError where /proc can't be read.
+    """
+    available = 0
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        current = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return available if limit == "max" else max(0, min(available, int(limit) - current))

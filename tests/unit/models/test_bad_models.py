@@ -1,0 +1,178 @@
+"""Model files that are wrong or hostile: one clear error each, never a hang or a crash."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import time
+from pathlib import Path
+
+import pytest
+
+from maestrale.errors import ModelDoesNotFit, ModelError
+from maestrale.models.prepared import PreparedModel
+from maestrale.models.resolve import prepare
+from maestrale.models.safetensors_file import count_parameters
+from maestrale.models.serve_fit import check_cpu, shortened
+from tiny_mistral import write_tiny_mistral
+
+CONFIG = {"vocab_size": 4, "max_position_embeddings": 64, "eos_token_id": 1}
+TOKENIZER = {
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "d": 3}, "merges": []},
+    "decoder": {"type": "ByteLevel"},
+    "added_tokens": [],
+}
+
+
+def quiet(phase: str, fraction: float | None) -> None:
+    """Progress that nobody looks at."""
+
+
+def write_safetensors(path: Path, promised: int = 16, there: int = 16) -> Path:
+    header = json.dumps(
+        {"w": {"dtype": "F32", "shape": [promised // 4], "data_offsets": [0, promised]}}
+    ).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(there))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    write_safetensors(folder / "model.safetensors")
+    return folder
+
+
+def refused(folder: Path, said: str, engine: str = "vllm") -> None:
+    begun = time.monotonic()
+    with pytest.raises(ModelError, match=said):
+        prepare(str(folder), folder.parent / "cache", quiet, engine=engine)
+    assert time.monotonic() - begun < 60
+
+
+def test_a_whole_folder_is_prepared(folder: Path) -> None:
+    prepared = prepare(str(folder), folder.parent / "cache", quiet, engine="vllm")
+    names = {path.name for path in prepared.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "maestrale.json"} <= names
+
+
+def test_safetensors_on_the_cpu_name_other_sources(folder: Path) -> None:
+    refused(folder, r"safetensors\. The CPU engine .*optimum-cli.*--engine vllm", "openvino")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 20, -1])
+def test_truncated_safetensors(folder: Path, kept: int) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    refused(folder, "truncated or damaged")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 5) + b"[[[[[" + bytes(20),
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 11) + b'{"w": null}',
+        struct.pack("<Q", 8) + b"\xff" * 8,
+        b"PK\x03\x04" + bytes(100),
+    ],
+)
+def test_safetensors_that_are_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match="truncated or damaged"):
+        count_parameters(tmp_path / "w.safetensors")
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, r"lacks 1 of the files .*model-2\.safetensors")
+
+
+def test_an_index_that_leads_elsewhere(folder: Path) -> None:
+    index = {"weight_map": {"a": "../../etc/passwd"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "no file of this folder")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "openvino"])
+def test_a_folder_of_pickles_is_refused_unopened(tmp_path: Path, engine: str) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    refused(folder, "pickles", engine)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", "{", "not valid JSON"),
+        ("config.json", "[" * 100_000, "not valid JSON"),
+        ("config.json", '{"model_type": "odd"}', "lacks 'max_position_embeddings'"),
+        ("config.json", json.dumps(CONFIG | {"vocab_size": -1}), "lacks 'max_position"),
+        ("tokenizer.json", "{}", "tokenizer is neither"),
+        ("tokenizer.json", '{"model": 3}', "tokenizer is neither"),
+    ],
+)
+def test_damaged_descriptions(folder: Path, name: str, content: str, said: str) -> None:
+    (folder / name).write_text(content)
+    refused(folder, said)
+
+
+def test_a_gguf_of_another_kind_of_model(tmp_path: Path) -> None:
+    file = write_tiny_mistral(tmp_path / "tiny.gguf")
+    odd = tmp_path / "odd.gguf"
+    odd.write_bytes(file.read_bytes().replace(b"llama", b"mamba", 1))
+    refused(odd, "architecture 'mamba'.*llama, qwen2, qwen3", "openvino")
+
+
+def test_a_gguf_for_vllm_is_refused(tmp_path: Path) -> None:
+    refused(write_tiny_mistral(tmp_path / "tiny.gguf"), "vllm needs a folder with safetensors")
+
+
+PREPARED = PreparedModel(
+    name="m",
+    context_length=32768,
+    vocab_size=4,
+    eos_token_ids=(1,),
+    bos_token_id=None,
+    tokenizer_kind="hf",
+    tokenizer_file="tokenizer.json",
+    weights_digest="",
+    kv_elements=65536,
+    head_dim=128,
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "weights", "said"),
+    [
+        (8192, 0, r"8192 doesn't fit in the KV cache of 1\.0 GiB; 4064 does.*--kv-cache-memory"),
+        (40000, 0, r"40000 is more than m was made for; 4064 tokens"),
+        (None, 1 << 50, r"weights of m take .*are available"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_what_can(
+    wanted: int | None, weights: int, said: str
+) -> None:
+    with pytest.raises(ModelDoesNotFit, match=said):
+        check_cpu(PREPARED, weights, wanted, 1 << 30, deterministic=True)
+
+
+def test_what_fits_is_let_through() -> None:
+    check_cpu(PREPARED, 0, 4064, 1 << 30, deterministic=True)
+    check_cpu(PREPARED, 0, None, 1 << 30, deterministic=True)
+    assert "4,064 tokens" in shortened(PREPARED, 4064)
+    assert shortened(PREPARED, 32768) == ""
