@@ -233,9 +233,9 @@ class _Run:
                 folder,
                 prepared,
                 settings.max_model_len,
-                getattr(settings, "gpu_memory_utilization", None),
-                getattr(settings, "tensor_parallel_size", None),
-                None,
+                settings.gpu_memory_utilization,
+                settings.tensor_parallel_size,
+                settings.max_num_batched_tokens,
             )
         elif engine == "openvino":
             weights = (folder / "openvino_model.bin").stat().st_size

@@ -9,6 +9,7 @@ from maestrale.models.fit import Plan, Term, make_plan
 from maestrale.models.weight_sizes import CPU_TYPES, WeightType
 
 BLOCK = 32  # tokens in a block of the engine's KV cache
+DEFAULT_KV_CACHE = 1 << 30  # bytes: what the engine takes where --kv-cache-memory isn't given
 EXACT_ELEMENT = 4.0  # bytes: deterministic mode keeps keys and values as f32
 _BASE = 450 << 20
 _SPARE = 256 << 20
@@ -18,13 +19,14 @@ def plan_cpu(
     model: str,
     shape: Architecture,
     memory: int,
-    kv_cache: int,
+    kv_cache: int | None = None,
     *,
     deterministic: bool = True,
     weight_type: WeightType = CPU_TYPES["int4"],
     weights: int | None = None,
 ) -> Plan:
     """The account of this machine's `memory`, of which the cache gets at most `kv_cache` bytes."""
+    kv_cache = kv_cache or DEFAULT_KV_CACHE
     size = weights if weights is not None else weight_type.bytes_of(shape)
     how = weight_type.formula if weights is None else "the file's size"
     taken = 2 * size + _BASE + _SPARE

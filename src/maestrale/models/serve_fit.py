@@ -12,19 +12,25 @@ TOLERANCE = 1.1
 
 
 def check_cpu(
-    prepared: PreparedModel, weights: int, wanted: int | None, kv_cache: int, deterministic: bool
+    prepared: PreparedModel,
+    weights: int,
+    wanted: int | None,
+    kv_cache: int | None,
+    deterministic: bool,
 ) -> None:
     """For the OpenVINO engine. `weights`, `kv_cache` in bytes, `wanted` in tokens.
 
     Raises: ModelDoesNotFit with the number of tokens that can, or what memory is missing.
     """
     from maestrale.models.fit_cpu import (
+        DEFAULT_KV_CACHE,
         EXACT_ELEMENT,
         available_memory,
         fast_element_of,
         kv_capacity,
     )
 
+    kv_cache = kv_cache or DEFAULT_KV_CACHE
     memory = available_memory()
     if weights > memory:
         raise ModelDoesNotFit(
