@@ -154,9 +154,10 @@ In that case: Linux with glibc (not Alpine's musl) on x86-64 or ARM64 is needed,
     die "the installation failed; the end of $log is above. Run this again to retry."
 }
 
-# Reads the installer's output, keeps it in the log, and shows how far it is.
+# Reads the installer's output, keeps it in the log, and shows how far it is: on a terminal in a
+# line that moves, elsewhere in one every ten seconds.
 show_progress() {
-    count=0
+    count=0 shown=$(date +%s)
     while IFS= read -r line; do
         printf '%s\n' "$line" >>"$log"
         case $line in
@@ -165,9 +166,15 @@ show_progress() {
             *Installing\ collected*) doing="unpacking" count=$packages ;;
             *) continue ;;
         esac
-        [ -t 2 ] || continue
         step=
         [ "$count" = 0 ] || step="$count/$packages "
+        if [ ! -t 2 ]; then
+            now=$(date +%s)
+            [ $((now - shown)) -ge 10 ] || continue
+            shown=$now
+            printf 'maestrale: %s%.60s\n' "$step" "${doing%% --hash*}" >&2
+            continue
+        fi
         printf '\r\033[Kmaestrale: %s%.60s' "$step" "${doing%% --hash*}" >&2
     done
     [ ! -t 2 ] || printf '\r\033[K' >&2

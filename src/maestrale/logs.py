@@ -18,15 +18,33 @@ LogFormat = Literal["text", "json"]
 
 def configure(level: str, log_format: str) -> None:
     """Send our log and our libraries' to stderr in one form. Arguments are as in Settings."""
-    handler = _ToStderr()
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    formatter = JsonFormatter() if log_format == "json" else TextFormatter()
     for name in ("maestrale", "uvicorn", "opentelemetry"):
+        handler = _ToStderr()
+        handler.setFormatter(formatter)
+        if name == "opentelemetry":  # tells of each try to reach a collector
+            handler.addFilter(OncePer(60.0))
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(level.upper())
     # uvicorn's lines about sockets and processes repeat what ours say.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, LOGGER.level))
+
+
+class OncePer(logging.Filter):
+    """Lets one record pass, and no other for so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._passed = float("-inf")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.created - self._passed < self._seconds:
+            return False
+        self._passed = record.created
+        return True
 
 
 class _ToStderr(logging.Handler):

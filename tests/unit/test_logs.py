@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
+import sys
 
 import pytest
 
-from maestrale.logs import FIELDS, JsonFormatter, TextFormatter, one_line
+from maestrale.logs import FIELDS, JsonFormatter, OncePer, TextFormatter, configure, one_line
 
 
 def record(message: str, **fields: object) -> logging.LogRecord:
@@ -42,3 +44,31 @@ def test_json_lines() -> None:
     assert entry["status"] == 200
     assert entry["model"] == "a\nb"
     assert entry["level"] == "info"
+
+
+def test_what_repeats_itself_is_told_once_a_minute() -> None:
+    once = OncePer(60.0)
+    first, soon, later = (record("no collector") for _ in range(3))
+    soon.created = first.created + 59
+    later.created = first.created + 61
+    assert [once.filter(one) for one in (first, soon, later)] == [True, False, True]
+
+
+def test_lines_go_to_what_stderr_is_at_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moving progress bar takes stderr's place after the log was set up."""
+    names = ("maestrale", "uvicorn", "opentelemetry")
+    before = {name: (log.handlers, log.propagate, log.level)
+              for name in names for log in [logging.getLogger(name)]}  # fmt: skip
+    try:
+        configure("info", "text")
+        monkeypatch.setattr(sys, "stderr", bar := io.StringIO())
+        logging.getLogger("maestrale").info("hello")
+        assert bar.getvalue().endswith("info    hello\n")
+        for attempt in range(3):
+            logging.getLogger("opentelemetry.exporter").warning("no collector, try %d", attempt)
+        assert bar.getvalue().count("no collector") == 1
+    finally:
+        for name, (handlers, propagate, level) in before.items():
+            log = logging.getLogger(name)
+            log.handlers, log.propagate = handlers, propagate
+            log.setLevel(level)

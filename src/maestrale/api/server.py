@@ -273,7 +273,9 @@ class _Run:
         if self._vetter is not None:
             await self._vetter.close()
         if self.backend.tracer is not None:
-            await in_thread(self.backend.tracer.close)
+            # A collector that doesn't answer holds the end up no longer than this.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(in_thread(self.backend.tracer.close), LAST_WORDS)
 
     def _tell(self, text: str) -> None:
         self.backend.starting = text

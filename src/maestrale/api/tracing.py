@@ -104,7 +104,7 @@ class Tracer:
             child.end(clock(end))
 
     def close(self) -> None:
-        """Send what is left, within two seconds."""
+        """Send what is left; takes seconds where the collector doesn't answer."""
         self._provider.force_flush(LAST_WORDS_MS)
 
 
