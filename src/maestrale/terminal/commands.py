@@ -61,11 +61,11 @@ class Commands:
         lines = []
         for name, command in self._commands.items():
             usage, _, text = (command.__doc__ or "").partition("|")
-            lines.append(f"  {f'/{name} {usage}'.rstrip():<26} {text}")
+            lines.append(f"  {f'/{name} {usage}'.rstrip():<29} {text}")
         return "\n".join([
             *lines,
-            '  """                        begin and end a message of several lines',
-            "  Ctrl-C                     stop the answer; Ctrl-D leaves",
+            '  """                           begin and end a message of several lines',
+            "  Ctrl-C                        stop the answer; Ctrl-D leaves",
         ])  # fmt: skip
 
     def _do_system(self, arguments: str) -> str:
@@ -172,5 +172,5 @@ def _number(text: str, kind: Callable[[str], N], what: str, least: float, most: 
     except ValueError:
         value = None
     if value is None or not least <= value <= most:
-        raise CannotChat(f"{text!r} is not {what} from {least:g} to {most:g}, or off.")
+        raise CannotChat(f"{text[:40]!r} is not {what} from {least} to {most}, or off.")
     return value

@@ -7,6 +7,7 @@ the same pair of eyes. Notes and errors go to stderr.
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ class Screen:
     """Reads messages, shows answers and notes."""
 
     def __init__(self, *, colour: bool = True) -> None:
+        # What is no UTF-8, or can't be shown here, is replaced: it must not end the conversation.
+        for stream, encoding in ((sys.stdin, "utf-8"), (sys.stdout, None), (sys.stderr, None)):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding=encoding, errors="replace")
         self.typed = sys.stdin.isatty()
         self._shown = sys.stdout.isatty()
         self._colour = colour and sys.stderr.isatty()

@@ -70,7 +70,7 @@ class Session:
         if failure:
             self._screen.error(failure)
             return False
-        self._screen.note(_summary(outcome, stopped=stopped))
+        self._screen.note(_summary(outcome, self._conversation.max_tokens, stopped=stopped))
         return True
 
     def _take(self, text: str) -> bool:
@@ -95,13 +95,13 @@ class Session:
         return True
 
 
-def _summary(outcome: Outcome, *, stopped: bool) -> str:
+def _summary(outcome: Outcome, max_tokens: int | None, *, stopped: bool) -> str:
     """One line below the answer: how it ended, how fast it came."""
     parts = []
     if stopped:
         parts.append("stopped")
     elif outcome.finish_reason == "length":
-        parts.append("cut off at the most tokens (/max) or at the context's end (/reset)")
+        parts.append("cut off by /max" if max_tokens else "cut off: the context is full (/reset)")
     if outcome.completion_tokens:
         parts.append(f"{outcome.completion_tokens} tokens")
     if outcome.first_token is not None:

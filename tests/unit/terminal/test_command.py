@@ -85,6 +85,22 @@ async def test_a_model_cannot_write_to_the_terminal_what_it_likes() -> None:
     assert b"\xc2\x9b" not in shown
 
 
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8", "POSIX"])
+async def test_input_and_output_that_are_no_text(locale: str) -> None:
+    async with api(options={"text": "h\u00e9!"}, over_http=True) as server:
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [*CHAT, address(server)],
+            input=b"\xff\xfe hello\n",
+            capture_output=True,
+            env=clean_environment(LC_ALL=locale, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
+            timeout=60,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"h")
+    assert done.stdout.endswith(b"!\n")
+
+
 async def test_what_is_no_chat_api() -> None:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
