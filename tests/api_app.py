@@ -21,7 +21,10 @@ from maestrale.config import Settings
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.constraint import compile_constraint
 from maestrale.engines.scripted import BYTE_EOS, ScriptedEngine, byte_vocabulary
+from maestrale.errors import InvalidRequest
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
+from maestrale.prompt.tools.base import ToolFormat
+from maestrale.prompt.tools.hermes import HermesFormat
 
 MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 CHAT = "/v1/chat/completions"
@@ -32,6 +35,9 @@ KV_CACHE_BYTES = 64 << 20  # 65,536 tokens of the scripted engine
 class ByteEncoder:
     """Prompts for the scripted engine's vocabulary: one token a byte, messages on lines."""
 
+    def __init__(self, tool_format: ToolFormat | None = None) -> None:
+        self.tool_format = tool_format
+
     def encode_chat(
         self,
         messages: Sequence[ChatMessage],
@@ -41,7 +47,15 @@ class ByteEncoder:
         max_tokens: int | None = None,
     ) -> EncodedPrompt:
         refuse_if_hopeless((message.content for message in messages), 1, max_tokens)
-        text = "".join(f"{message.role}: {message.content}\n" for message in messages)
+        for index, message in enumerate(messages):
+            if self.tool_format is None and (message.tool_calls or message.role == "tool"):
+                field = "tool_calls" if message.tool_calls else "role"
+                raise InvalidRequest("No tools here.", param=f"messages[{index}].{field}")
+        text = "".join(f"{tool['function']['name']}?\n" for tool in tools or ())
+        for message in messages:
+            calls = [f"{call.id}={call.name}{call.arguments}" for call in message.tool_calls]
+            told = " ".join([message.tool_call_id or "", *calls]).strip()
+            text += f"{message.role}{told and f'({told})'}: {message.content}\n"
         return EncodedPrompt(tuple(text.encode()), text)
 
     def encode_text(
@@ -108,8 +122,12 @@ async def api(
     max_num_seqs: int = 64,
     over_http: bool = False,
     base_url: str = "http://127.0.0.1:8000",
+    tools: bool = False,
 ) -> AsyncIterator[Api]:
-    """The app on a started engine; `over_http` puts it behind a real uvicorn on a free port."""
+    """The app on a started engine; `over_http` puts it behind a real uvicorn on a free port.
+
+    With `tools` the model knows Hermes' format of tool calls.
+    """
     settings = settings or make_settings()
     engine = ScriptedEngine(
         EngineConfig(
@@ -122,7 +140,7 @@ async def api(
         )
     )
     await engine.start()
-    encoder = ByteEncoder()
+    encoder = ByteEncoder(HermesFormat(byte_vocabulary()) if tools else None)
     app = create_app(settings, engine, encoder, byte_vocabulary(), DirectVetter(), model_name=MODEL)
     try:
         if over_http:

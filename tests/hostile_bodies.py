@@ -14,6 +14,10 @@ def with_field(text: str) -> bytes:
     return f"{{{MESSAGES},{text}}}".encode()
 
 
+def tool(name: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
 BAD_JSON = {
     "empty": b"",
     "truncated": b'{"messages": [',
@@ -146,10 +150,70 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "tool_choice nonsense": ({"tool_choice": "perhaps"}, "tool_choice"),
     "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     "tool calls in a message": (
-        {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+        {
+            "messages": [
+                {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
+            ]
+        },
         "messages[0].tool_calls",
     ),
     "a tool's message": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    "a tool call without function": (
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+        "messages[0].tool_calls[0].function",
+    ),
+    "tool calls of a user": (
+        {
+            "messages": [
+                {"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}
+            ]
+        },
+        "messages[0].tool_calls",
+    ),
+    "1,000 tool calls in a message": (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}] * 1000}]},
+        "messages[0].tool_calls",
+    ),
+    "1,000 tools": ({"tools": [tool(f"f{index}") for index in range(1000)]}, "tools"),
+    "2 MB of tools": ({"tools": [tool("f", description="x" * 2_000_000)]}, "tools"),
+    "two tools of one name": ({"tools": [tool("f"), tool("f")]}, "tools[1].function.name"),
+    "a tool without function": ({"tools": [{"type": "function"}]}, "tools[0].function"),
+    "a tool of another type": ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    "a tool that is a number": ({"tools": [7]}, "tools[0]"),
+    "a tool with a name for Lark": (
+        {"tools": [tool('f" | <[5]> | "')]},
+        "tools[0].function.name",
+    ),
+    "a tool with an unknown field": (
+        {"tools": [tool("f", zork=1)]},
+        "tools[0].function.zork",
+    ),
+    "parameters a list": ({"tools": [tool("f", parameters=[])]}, "tools[0].function.parameters"),
+    "parameters of type array": (
+        {"tools": [tool("f", parameters={"type": "array"})]},
+        "tools[0].function.parameters.type",
+    ),
+    "100 kB of parameters": (
+        {"tools": [tool("f", parameters={"description": "x" * 100_000})]},
+        "tools[0].function.parameters",
+    ),
+    "tool_choice of an unknown tool": (
+        {
+            "tools": [tool("f")],
+            "tool_choice": {"type": "function", "function": {"name": "g"}},
+        },
+        "tool_choice",
+    ),
+    "tool_choice that allows nothing": (
+        {
+            "tools": [tool("f")],
+            "tool_choice": {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "auto", "tools": []},
+            },
+        },
+        "tool_choice.allowed_tools",
+    ),
     "prefix on a user's message": (
         {"messages": [{"role": "user", "content": "x", "prefix": True}]},
         "messages[0].prefix",

@@ -7,8 +7,9 @@
         expand        n choices → n GenerationRequests, a seed for each
     Answer.pieces ──► engine.generate(request) ──► token ids
         decode        token ids → text, never half a character         (prompt/decode)
+        tool calls    found in the text, each given whole               (prompt/tools)
         stop strings  found in the text; the sequence is left, so the engine aborts it
-        Piece         text, logprobs and finish reason, for api/ to send
+        Piece         text, calls, logprobs and finish reason, for api/ to send
 
 An engine knows tokens only. Text, stop strings, choices and usage are all here.
 """
@@ -24,8 +25,9 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from maestrale.engines.base import (
@@ -47,7 +49,9 @@ from maestrale.errors import (
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import IncrementalDecoder, StopStrings
 from maestrale.prompt.encode import PromptEncoder
-from maestrale.prompt.messages import ChatMessage
+from maestrale.prompt.messages import ChatMessage, Tool, ToolCall
+from maestrale.prompt.tools.base import CallReader, ToolCallParser, ToolFormat, ToolUse
+from maestrale.prompt.tools.grammar import argument_constraints, tool_constraint
 
 # Encoding more characters than this takes milliseconds: it leaves the event loop, and no more
 # than two such texts are encoded at once, so that the engine keeps its share of the CPU.
@@ -55,13 +59,15 @@ LONG_TEXT = 16_384
 LONG_TEXTS_AT_ONCE = 2
 SEED_MASK = (1 << 64) - 1
 T = TypeVar("T")
+AnswerFinish = FinishReason | Literal["tool_calls"]
 ANY_OBJECT = Constraint("json_schema", '{"type":"object"}')  # `json_object`
 
 
 class Options(Struct, frozen=True, kw_only=True):
     """How to answer: what the request says beside its prompt, validated and with defaults.
 
-    `max_tokens` None means what remains of the context. `seed` None means draw one.
+    `max_tokens` None means what remains of the context. `seed` None means draw one. `tools`
+    None means that none may be called.
     `constraint_param` and `max_tokens_param` name the fields to blame in errors.
     """
 
@@ -77,6 +83,7 @@ class Options(Struct, frozen=True, kw_only=True):
     constraint: Constraint | None = None
     constraint_param: str = "response_format"
     logprobs: int | None = None
+    tools: ToolUse | None = None
 
 
 class LogprobEntry(Struct, frozen=True):
@@ -98,7 +105,8 @@ class Piece(Struct):
     index: int
     text: str
     logprobs: list[LogprobEntry]
-    finish_reason: FinishReason | None
+    finish_reason: AnswerFinish | None
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Usage(Struct):
@@ -180,6 +188,7 @@ class Answer:
         lead: str = "",
         continues: bool = False,
         on_gap: Callable[[float], None] | None = None,
+        tool_format: ToolFormat | None = None,
     ) -> None:
         self.id = answer_id
         self.created = int(time.time())
@@ -196,6 +205,7 @@ class Answer:
         self._lead = lead
         self._continues = continues
         self._on_gap = on_gap
+        self._tool_format = tool_format if options.tools is not None else None
 
     @property
     def options(self) -> Options:
@@ -260,11 +270,13 @@ class Answer:
     async def _sequence(self, index: int) -> AsyncGenerator[Piece, None]:
         """One choice: tokens from the engine, text out."""
         request = self.requests[index]
-        decoder = IncrementalDecoder(self._vocabulary, continuing=self._continues)
+        shown = self._tool_format.shown if self._tool_format is not None else None
+        decoder = IncrementalDecoder(self._vocabulary, continuing=self._continues, shown=shown)
+        parser = self._tool_parser(request)
         stops = StopStrings(self._options.stop) if self._options.stop else None
         ledger = _LogprobLedger(decoder, self._vocabulary) if request.logprobs is not None else None
         text = self._lead
-        offset = len(self._lead)  # characters given out, or held back by `stops`
+        offset = len(self._lead)  # characters given out, or not held back any more
         generated = 0
         if ledger is not None:
             ledger.offset = offset
@@ -273,6 +285,7 @@ class Answer:
             yield Piece(index, text, [], "length")
             return
         last = 0.0
+        begun = False
         stream = self._engine.generate(request)
         try:
             async for delta in stream:
@@ -294,6 +307,13 @@ class Answer:
                     fresh = ledger.push(delta.token_ids, delta.logprobs or (), finish == "stop")
                 if finish is not None:
                     fresh += decoder.flush()
+                calls: tuple[ToolCall, ...] = ()
+                if parser is not None:
+                    parsed = parser.push(fresh, last=finish is not None)
+                    fresh, calls = parsed.text, parsed.calls
+                    offset += parsed.taken
+                    if parser.done:
+                        finish = "stop"
                 matched = None
                 if stops is not None and generated > request.min_tokens:
                     fresh, matched = stops.push(fresh)
@@ -308,16 +328,27 @@ class Answer:
                     entries = ledger.take(offset, everything=finish is not None and not matched)
                 if finish is not None:
                     self._finish(index, finish, generated)
-                    yield Piece(index, text, entries, finish)
+                    called = finish == "stop" and parser is not None and parser.called
+                    yield Piece(index, text, entries, "tool_calls" if called else finish, calls)
                     return
-                if text or entries:
-                    yield Piece(index, text, entries, None)
+                # With tools, much may be held back: the first piece tells that work has begun.
+                if text or entries or calls or (parser is not None and not begun):
+                    begun = True
+                    yield Piece(index, text, entries, None, calls)
                     text = ""
             raise EngineError("The engine ended an answer without saying why.")
         finally:
             close = getattr(stream, "aclose", None)
             if close is not None:
                 await close()
+
+    def _tool_parser(self, request: GenerationRequest) -> ToolCallParser | None:
+        """Finds the calls in one choice; their ids follow from the request alone."""
+        use = self._options.tools
+        if use is None or self._tool_format is None:
+            return None
+        key = hashlib.blake2b(repr((request.seed, request.prompt)).encode()).digest()
+        return self._tool_format.parser(CallReader(use.callable, key), parallel=use.parallel)
 
     def _finish(self, index: int, reason: FinishReason, tokens: int) -> None:
         self.finish_reasons[index] = reason
@@ -408,7 +439,15 @@ class ChatService:
         With `prefix` the last message is the assistant's, and the answer goes on from it.
         Raises: InvalidRequest and its kin (400).
         """
-        token_ids = await self.encode_chat(messages, prefix=prefix)
+        use = options.tools
+        if use is not None:
+            constraint = await self._constrain(options, use)
+            param = "tools" if options.constraint is None else options.constraint_param
+            options = msgspec.structs.replace(
+                options, constraint=constraint, constraint_param=param
+            )
+        tools = use.definitions if use is not None else None
+        token_ids = await self.encode_chat(messages, prefix=prefix, tools=tools)
         lead = messages[-1].content if prefix else ""
         return await self._prepare("chatcmpl", [token_ids], options, lead, "messages")
 
@@ -429,16 +468,20 @@ class ChatService:
         return await self._prepare("cmpl", encoded, options, "", "prompt")
 
     async def encode_chat(
-        self, messages: Sequence[ChatMessage], *, prefix: bool = False
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        prefix: bool = False,
+        tools: Sequence[Tool] | None = None,
     ) -> tuple[int, ...]:
         """The prompt's token ids. Raises: InvalidRequest, ContextLengthExceeded."""
         # A template may take what time it likes, even for a short conversation.
-        heavy = sum(len(message.content) for message in messages) > LONG_TEXT
+        heavy = sum(map(_size, messages)) > LONG_TEXT or bool(tools)
         limit = self.context_length
 
         def encode() -> tuple[int, ...]:
             return self.encoder.encode_chat(
-                messages, continue_final=prefix, max_tokens=limit
+                messages, tools=tools, continue_final=prefix, max_tokens=limit
             ).token_ids
 
         return await self._in_thread(encode, heavy=heavy)
@@ -490,6 +533,32 @@ class ChatService:
     def _control_names(self) -> dict[int, str]:
         return {token_id: name for name, token_id in self.vocabulary.control_ids.items()}
 
+    async def _constrain(self, options: Options, use: ToolUse) -> Constraint | None:
+        """What the answer is constrained to, vetted. Raises: InvalidRequest naming the tool."""
+        form = self.encoder.tool_format
+        if form is None:
+            raise UnsupportedParameter(
+                "'tools' is not supported by this model: its chat template knows no tools, or "
+                "none of the formats that are understood here (docs/tools.md).",
+                param="tools",
+            )
+        constraint = tool_constraint(form, use, options.constraint)
+        if constraint is None:
+            return None
+        _require(self.info, "grammar", "tools")
+        try:
+            await self._vetter.vet(constraint)
+        except ConstraintError as error:
+            for index, alone in argument_constraints(use):
+                try:
+                    await self._vetter.vet(alone)
+                except ConstraintError as cause:
+                    where = f"tools[{index}].function.parameters"
+                    raise InvalidRequest(str(cause), param=where) from cause
+            if options.constraint is None:
+                raise InvalidRequest(str(error), param="tools") from error
+        return constraint
+
     async def _prepare(
         self,
         kind: str,
@@ -537,6 +606,7 @@ class ChatService:
             lead=lead,
             continues=bool(lead) or kind == "cmpl",
             on_gap=self._on_gap,
+            tool_format=self.encoder.tool_format,
         )
 
     def _check_options(self, options: Options) -> None:
@@ -598,6 +668,11 @@ def choice_seed(seed: int, choice: int) -> int:
         return seed
     digest = hashlib.blake2b(f"{seed}:{choice}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
+
+
+def _size(message: ChatMessage) -> int:
+    """The characters of a message."""
+    return len(message.content) + sum(len(call.arguments) for call in message.tool_calls)
 
 
 def _require(info: EngineInfo, feature: str, param: str) -> None:

@@ -139,6 +139,19 @@ class Settings:
         metavar="FILE",
     )
 
+    tool_call_parser: str | None = setting(
+        None,
+        "How the model writes tool calls, where its chat template doesn't tell.",
+        group="Model",
+        metavar="NAME",
+        choices=("hermes", "llama3_json", "mistral"),
+    )
+    enable_auto_tool_choice: bool = setting(
+        True,
+        "Tool calls at the model's own choice; off: only those that a request demands.",
+        group="Model",
+    )
+
     engine: str = setting(
         "auto",
         "Engine to run: openvino on the CPU, vllm on NVIDIA GPUs; scripted is for tests.",

@@ -13,7 +13,9 @@ from maestrale.api.chunks import Chunks
 from maestrale.api.context import context_of
 from maestrale.api.schemas import ChatRequest
 from maestrale.api.sse import AnswerResponse, encode, while_connected
-from maestrale.chat import Answer, ChatService, LogprobEntry, Piece
+from maestrale.chat import Answer, ChatService, LogprobEntry, Options, Piece
+from maestrale.errors import InvalidRequest
+from maestrale.prompt.messages import ToolCall
 
 
 def routes(backend: Backend) -> list[Route]:
@@ -23,6 +25,7 @@ def routes(backend: Backend) -> list[Route]:
         model = backend.check_model(body.model)
         context_of(request.scope).model = model
         options = body.chat_options(backend.settings.max_n)
+        _check_auto(options, backend.settings.enable_auto_tool_choice)
         key = context_of(request.scope).key
         backend.admission.check(key, options.n, service.info.max_num_seqs)
         messages = body.chat_messages()
@@ -33,6 +36,16 @@ def routes(backend: Backend) -> list[Route]:
         return AnswerResponse(backend, answer, shape, stream=bool(body.stream))
 
     return [Route("/v1/chat/completions", chat_completions, methods=["POST"])]
+
+
+def _check_auto(options: Options, enabled: bool) -> None:
+    """Raises: InvalidRequest when the model would choose and the operator said it may not."""
+    if options.tools is not None and not options.tools.required and not enabled:
+        raise InvalidRequest(
+            "This server was started with --no-enable-auto-tool-choice: tools are called only "
+            "with 'tool_choice' 'required', or naming a tool.",
+            param="tool_choice",
+        )
 
 
 class ChatShape(Chunks):
@@ -53,6 +66,7 @@ class ChatShape(Chunks):
         self._tail = b'},"logprobs":null,"finish_reason":null}]'
         self._tail += b',"usage":null}\n\n' if include_usage else b"}\n\n"
         self._begun: set[int] = set()
+        self._called = [0] * len(answer.requests)  # calls sent of each choice
 
     def whole(self, pieces: list[Piece]) -> dict[str, Any]:
         return {
@@ -63,9 +77,9 @@ class ChatShape(Chunks):
                     "index": piece.index,
                     "message": {
                         "role": "assistant",
-                        "content": piece.text,
+                        "content": piece.text or (None if piece.calls else ""),
                         "refusal": None,
-                        "tool_calls": None,
+                        "tool_calls": [_call(call) for call in piece.calls] or None,
                     },
                     "logprobs": self._logprobs(piece.logprobs),
                     "finish_reason": piece.finish_reason,
@@ -77,7 +91,8 @@ class ChatShape(Chunks):
 
     def event(self, piece: Piece, *, is_last: bool) -> bytes:
         index = piece.index
-        if index in self._begun and piece.finish_reason is None and not piece.logprobs:
+        plain = piece.finish_reason is None and not piece.logprobs and not piece.calls
+        if plain and index in self._begun:
             return self._heads[index] + encode(piece.text) + self._tail
         delta: dict[str, Any] = {}
         if index not in self._begun:
@@ -86,6 +101,12 @@ class ChatShape(Chunks):
             delta["content"] = piece.text
         elif piece.text:
             delta["content"] = piece.text
+        if piece.calls:  # each whole: clients disagree on how to join parts
+            first = self._called[index]
+            self._called[index] += len(piece.calls)
+            delta["tool_calls"] = [
+                {"index": first + place, **_call(call)} for place, call in enumerate(piece.calls)
+            ]
         choice = {
             "index": index,
             "delta": delta,
@@ -108,3 +129,8 @@ class ChatShape(Chunks):
         # JSON has no minus infinity; OpenAI, too, says -9999 for "never".
         value = max(logprob, -9999.0)
         return {"token": text, "logprob": value, "bytes": list(raw), "token_id": token_id}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}

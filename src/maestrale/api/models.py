@@ -50,7 +50,7 @@ def card(backend: Backend, service: ChatService, name: str) -> dict[str, Any]:
         "capabilities": {
             "completion_chat": True,
             "completion_fim": False,
-            "function_calling": False,
+            "function_calling": service.encoder.tool_format is not None,
             "fine_tuning": False,
             "vision": False,
         },

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from maestrale.api.tools import MAX_CALLS_IN_MESSAGE, MAX_TOOLS, CallBody, past_calls, tool_use
 from maestrale.chat import ANY_OBJECT, Options
 from maestrale.engines.base import Constraint, Sampling
 from maestrale.errors import InvalidRequest, UnsupportedParameter
@@ -46,7 +47,6 @@ IGNORED_FIELDS = {
     "prompt_cache_key": "the prefix cache finds shared beginnings by itself",
     "prompt_cache_options": "the prefix cache finds shared beginnings by itself",
     "prompt_cache_retention": "the prefix cache keeps what fits",
-    "parallel_tool_calls": "says how tools may be called; no tools, no effect",
     "prediction": "a hint for speed that never changes the answer",
 }
 
@@ -110,7 +110,7 @@ class Message(Body, kw_only=True):
     content: str | Annotated[list[ContentPart], Meta(max_length=MAX_CONTENT_PARTS)] | None = None
     name: ShortText | None = None
     prefix: bool | None = None
-    tool_calls: Raw = msgspec.field(default_factory=_null)
+    tool_calls: Annotated[list[CallBody], Meta(max_length=MAX_CALLS_IN_MESSAGE)] | None = None
     tool_call_id: ShortText | None = None
     function_call: Raw = msgspec.field(default_factory=_null)
     audio: Raw = msgspec.field(default_factory=_null)
@@ -119,6 +119,7 @@ class Message(Body, kw_only=True):
     reasoning_content: Raw = msgspec.field(default_factory=_null)
 
 
+Tools = Annotated[list[Raw], Meta(max_length=MAX_TOOLS)]  # each is read by tools.py
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
@@ -173,7 +174,6 @@ class SamplingFields(Body, kw_only=True):
     prompt_cache_key: ShortText | None = None
     prompt_cache_options: Raw = msgspec.field(default_factory=_null)
     prompt_cache_retention: ShortText | None = None
-    parallel_tool_calls: bool | None = None
     prediction: Raw = msgspec.field(default_factory=_null)
 
     functions: Raw = msgspec.field(default_factory=_null)
@@ -292,14 +292,15 @@ class ChatRequest(SamplingFields, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     safe_prompt: bool | None = None
-    tools: list[Raw] | None = None
+    tools: Tools | None = None
     tool_choice: Raw = msgspec.field(default_factory=_null)
+    parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
 
     def chat_options(self, max_n: int) -> Options:
         """Raises: InvalidRequest, UnsupportedParameter."""
         self.check_fields()
-        self._check_tools()
+        tools = tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
         if self.modalities not in (None, ["text"]):
             raise UnsupportedParameter(
                 "'modalities' is not supported: the model answers with text only.",
@@ -316,7 +317,13 @@ class ChatRequest(SamplingFields, kw_only=True):
             max_tokens=max_tokens,
             max_tokens_param=given,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            tools=tools,
         )
+        if tools is not None and tools.required and self.has_prefix():
+            raise InvalidRequest(
+                "'prefix' can't be combined with a required tool call: the answer is the call.",
+                param=f"messages[{len(self.messages) - 1}].prefix",
+            )
         if options.constraint is not None and self.has_prefix():
             raise InvalidRequest(
                 "'prefix' can't be combined with 'response_format': "
@@ -346,25 +353,6 @@ class ChatRequest(SamplingFields, kw_only=True):
             else:
                 messages.insert(0, ChatMessage(role="system", content=SAFE_PROMPT))
         return messages
-
-    def _check_tools(self) -> None:
-        if self.tools:
-            raise UnsupportedParameter(
-                "'tools' is not supported: the served model's chat template has no tools.",
-                param="tools",
-            )
-        choice = bytes(self.tool_choice)
-        if choice not in (b"null", b'"none"', b'"auto"'):
-            if not choice.startswith(b"{") and choice not in (b'"any"', b'"required"'):
-                raise InvalidRequest(
-                    "'tool_choice' must be 'none', 'auto', 'any', 'required' or an object "
-                    "naming a tool.",
-                    param="tool_choice",
-                )
-            raise InvalidRequest(
-                "'tool_choice' asks for a tool, but the request has no tools.",
-                param="tool_choice",
-            )
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
@@ -410,6 +398,7 @@ class TokenizeRequest(Body, kw_only=True):
     model: Annotated[str, Meta(max_length=512)] | None = None
     prompt: str | None = None
     messages: Messages | None = None
+    tools: Tools | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
@@ -432,28 +421,31 @@ def plain_messages(messages: list[Message]) -> list[ChatMessage]:
 
 
 def _plain(message: Message, param: str, *, is_last: bool) -> ChatMessage:
-    for name in ("tool_calls", "function_call", "audio"):
+    for name in ("function_call", "audio"):
         if is_given(getattr(message, name)):
             raise UnsupportedParameter(
-                f"'{name}' in a message is not supported: the served model's chat template "
-                "has no place for it.",
-                param=f"{param}.{name}",
+                f"'{name}' in a message is not supported.", param=f"{param}.{name}"
             )
-    if message.role == "tool":
-        raise UnsupportedParameter(
-            "Messages of role 'tool' are not supported: the served model's chat template "
-            "has no tools.",
-            param=f"{param}.role",
+    calls = past_calls(message.tool_calls)
+    if calls and message.role != "assistant":
+        raise InvalidRequest(
+            "'tool_calls' are for messages of the assistant.", param=f"{param}.tool_calls"
         )
     if message.prefix and not (is_last and message.role == "assistant"):
         raise InvalidRequest(
             "'prefix' is for the last message, and only if it is the assistant's.",
             param=f"{param}.prefix",
         )
-    if message.content is None and message.role != "assistant":
+    if message.content is None and message.role not in ("assistant", "tool"):
         raise InvalidRequest("'content' is required.", param=f"{param}.content")
     role = "system" if message.role == "developer" else message.role
-    return ChatMessage(role=role, content=_text(message.content or "", param))
+    return ChatMessage(
+        role=role,
+        content=_text(message.content or "", param),
+        name=message.name if message.role == "tool" else None,
+        tool_calls=calls,
+        tool_call_id=message.tool_call_id if message.role == "tool" else None,
+    )
 
 
 def _text(content: str | list[ContentPart], param: str) -> str:

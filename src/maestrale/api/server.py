@@ -192,7 +192,7 @@ class _Run:
             )
             _, encoder, vocabulary = await asyncio.gather(
                 engine.start(),
-                in_thread(lambda: encoder_for(folder, template)),
+                in_thread(lambda: encoder_for(folder, template, settings.tool_call_parser)),
                 in_thread(lambda: load_vocabulary(folder)),
             )
             self._vetter = ConstraintVetter(

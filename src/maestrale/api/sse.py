@@ -115,6 +115,7 @@ class AnswerResponse:
             async for piece in _chain(first, pieces):
                 texts[piece.index].append(piece.text)
                 merged[piece.index].logprobs += piece.logprobs
+                merged[piece.index].calls += piece.calls
                 merged[piece.index].finish_reason = piece.finish_reason
         for piece in merged:
             piece.text = "".join(texts[piece.index])

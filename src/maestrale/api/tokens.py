@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from maestrale.api.backend import Backend
 from maestrale.api.schemas import DetokenizeRequest, TokenizeRequest, plain_messages
+from maestrale.api.tools import read_tools
 from maestrale.errors import InvalidRequest
 
 
@@ -21,8 +22,9 @@ def routes(backend: Backend) -> list[Route]:
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("Give 'prompt' or 'messages', one of them.", param="prompt")
         if body.messages is not None:
+            tools = [tool.definition for tool in read_tools(body.tools or [])]
             tokens = await service.encode_chat(
-                plain_messages(body.messages), prefix=bool(body.messages[-1].prefix)
+                plain_messages(body.messages), prefix=bool(body.messages[-1].prefix), tools=tools
             )
         else:
             add_bos = body.add_special_tokens is not False

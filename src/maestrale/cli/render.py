@@ -34,13 +34,14 @@ def command(model: str | None, chat_template: Path | None, as_json: bool, file: 
     """
     from maestrale.api.body import decode
     from maestrale.api.schemas import ChatRequest
+    from maestrale.api.tools import read_tools
 
     raw = file.read().strip()
     request = decode(b'{"messages":%b}' % raw if raw.startswith(b"[") else raw, ChatRequest)
     encoder = _encoder(model or request.model, chat_template)
     prompt = encoder.encode_chat(
         request.chat_messages(),
-        tools=[json.loads(bytes(tool)) for tool in request.tools or ()] or None,
+        tools=[tool.definition for tool in read_tools(request.tools or [])] or None,
         continue_final=request.has_prefix(),
     )
     ids = list(prompt.token_ids)

@@ -33,11 +33,13 @@ class Constraint(Struct, frozen=True):
     """What decoding is constrained to; always applied with compact whitespace.
 
     `value` is a JSON schema document (`json_schema`), a regular expression (`regex`) or a
-    Lark grammar (`grammar`), as text.
+    Lark grammar (`grammar`), as text. A grammar may name control tokens by id, `<[5]>`, which
+    are forbidden elsewhere; each of its `schemas`, (rule, JSON schema document), is one more rule.
     """
 
     kind: Literal["json_schema", "regex", "grammar"]
     value: str
+    schemas: tuple[tuple[str, str], ...] = ()
 
 
 class Sampling(Struct, frozen=True, kw_only=True):

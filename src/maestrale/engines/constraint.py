@@ -39,6 +39,7 @@ _LABEL = {"json_schema": "JSON schema", "regex": "regular expression", "grammar"
 # Without this llguidance spells text that the grammar leaves no choice about in its own way;
 # the model's choice among the spellings is kept instead.
 _PREAMBLE = '%llguidance {"no_forcing": true}\n'
+_NAMED_TOKEN = re.compile(r"<\[(\d{1,9})\]>")
 # Keywords whose value is a schema, a list of schemas, or an object of schemas.
 _SUBSCHEMA = ("additionalItems", "additionalProperties", "items")
 _SUBSCHEMA_LISTS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
@@ -105,6 +106,8 @@ def compile_constraint(constraint: Constraint, vocabulary: Vocabulary) -> TokenC
     if matcher.is_error():
         raise ConstraintError(_explain(label, matcher.get_error()))
     controls = set(vocabulary.control_ids.values()) - set(vocabulary.eos_token_ids)
+    if constraint.kind == "grammar":
+        controls -= {int(token) for token in _NAMED_TOKEN.findall(constraint.value)}
     compiled = TokenConstraint(matcher, np.array(sorted(controls), np.int64), len(vocabulary))
     compiled.allowed()
     return compiled
@@ -117,12 +120,13 @@ def grammar_text(constraint: Constraint) -> str:
     """
     label = _LABEL[constraint.kind]
     try:
-        size = len(constraint.value.encode())
+        texts = (constraint.value, *(schema for _, schema in constraint.schemas))
+        size = sum(len(text.encode()) for text in texts)
     except UnicodeEncodeError as error:
         raise ConstraintError(f"The {label} contains half a character (a surrogate).") from error
     if size > MAX_CONSTRAINT_BYTES:
         raise ConstraintError(f"The {label} is larger than {MAX_CONSTRAINT_BYTES} bytes.")
-    if "\0" in constraint.value:
+    if any("\0" in text for text in texts):
         raise ConstraintError(f"The {label} contains a NUL character.")
     try:
         return _grammar(constraint)
@@ -139,9 +143,15 @@ def _grammar(constraint: Constraint) -> str:
     if constraint.kind == "grammar":
         if "%llguidance" in constraint.value:
             raise ValueError("the directive '%llguidance' is not allowed")
-        return _PREAMBLE + constraint.value
+        rules = [f"{name}: {_json_rule(schema)}" for name, schema in constraint.schemas]
+        return "\n".join([_PREAMBLE + constraint.value, *rules])
+    return f"{_PREAMBLE}start: {_json_rule(constraint.value)}"
+
+
+def _json_rule(document: str) -> str:
+    """The body of a rule for JSON of this schema. Raises: ValueError, RecursionError."""
     try:
-        schema = msgspec.json.decode(constraint.value)
+        schema = msgspec.json.decode(document)
     except msgspec.DecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from error
     schema = {} if schema is True else schema
@@ -152,7 +162,7 @@ def _grammar(constraint: Constraint) -> str:
     if "x-guidance" in schema:
         raise ValueError("the keyword 'x-guidance' is not allowed")
     text = json.dumps({"x-guidance": _JSON_OPTIONS, **_enforceable(schema)}, allow_nan=False)
-    return f"{_PREAMBLE}start: %json {text}"
+    return f"%json {text}"
 
 
 def _enforceable(schema: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from maestrale.errors import InvalidRequest
 from maestrale.models.vocabulary import Vocabulary
@@ -14,17 +14,25 @@ class IncrementalDecoder:
 
     Control tokens spell nothing. Bytes that can't become a character are shown as U+FFFD;
     an unfinished character at the end is left out. `continuing` tells that the tokens go on
-    from text: then a SentencePiece model's first space is a real one and stays.
+    from text: then a SentencePiece model's first space is a real one and stays. `shown` spells
+    some control tokens after all (those that mark tool calls).
     """
 
-    def __init__(self, vocabulary: Vocabulary, *, continuing: bool = False) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        continuing: bool = False,
+        shown: Mapping[int, str] | None = None,
+    ) -> None:
         self._token_bytes = vocabulary.token_bytes
+        self._shown = {token: text.encode() for token, text in (shown or {}).items()}
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._drop_space = vocabulary.leading_space and not continuing
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that these tokens complete, possibly none."""
-        spelled = b"".join(self._token_bytes[token] for token in ids)
+        spelled = b"".join(self._shown.get(token) or self._token_bytes[token] for token in ids)
         if self._drop_space and spelled:
             spelled = spelled.removeprefix(b" ")
             self._drop_space = False

@@ -13,10 +13,16 @@ from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool
+from maestrale.prompt.tools.base import ToolFormat
 
 
 class PromptEncoder(Protocol):
-    """Turns conversations and plain text into ids, for one model."""
+    """Turns conversations and plain text into ids, for one model.
+
+    `tool_format` is how the model writes tool calls; None when it knows none.
+    """
+
+    tool_format: ToolFormat | None
 
     def encode_chat(
         self,
@@ -49,9 +55,12 @@ class PromptEncoder(Protocol):
         """
 
 
-def encoder_for(folder: Path, chat_template: str | None = None) -> PromptEncoder:
+def encoder_for(
+    folder: Path, chat_template: str | None = None, tool_call_parser: str | None = None
+) -> PromptEncoder:
     """The encoder of a prepared model; `chat_template` (Jinja source) replaces its own.
 
+    `tool_call_parser` names the format of its tool calls, where the template doesn't tell it.
     Raises: ModelError when the tokenizer or the template can't be used.
     """
     prepared = load_prepared(folder)
@@ -78,6 +87,7 @@ def encoder_for(folder: Path, chat_template: str | None = None) -> PromptEncoder
         prepared.chat_template if chat_template is None else chat_template,
         _constants(prepared, vocabulary),
         prepared.bos_token_id if prepared.add_bos else None,
+        tool_call_parser,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -40,6 +41,27 @@ class EncodedPrompt(Struct, frozen=True):
 
     token_ids: tuple[int, ...]
     text: str
+
+
+def texts_of(messages: Sequence[ChatMessage], tools: Sequence[Tool] | None) -> Iterator[str]:
+    """All text that a prompt has in it; JSON, which encoders may rewrite, at its shortest."""
+    for message in messages:
+        yield _shortest(message.content) if message.role == "tool" else message.content
+        for call in message.tool_calls:
+            yield call.name
+            yield _shortest(call.arguments)
+    for tool in tools or ():
+        yield json.dumps(tool, ensure_ascii=False, separators=(",", ":"))
+
+
+def _shortest(text: str) -> str:
+    if text.lstrip()[:1] not in ("{", "["):
+        return text.strip()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text.strip()
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def refuse_if_hopeless(texts: Iterable[str], longest: int, max_tokens: int | None) -> None:

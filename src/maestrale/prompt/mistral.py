@@ -6,6 +6,7 @@ temperature and forbids stop and seed, which don't concern the prompt.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,11 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from maestrale.errors import InvalidRequest
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import spell
-from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
+from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless, texts_of
+from maestrale.prompt.tools.base import make_id
+from maestrale.prompt.tools.pick import format_of_mistral
 
+_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
 
 
@@ -42,6 +46,7 @@ class MistralEncoder:
         self._version = self._tokenizer.version
         self._vocabulary = vocabulary
         self._longest = max(map(len, vocabulary.token_bytes))
+        self.tool_format = format_of_mistral(self._version.version_num, vocabulary)
 
     def encode_chat(
         self,
@@ -55,10 +60,9 @@ class MistralEncoder:
         if not messages:
             raise InvalidRequest("messages must not be empty.", param="messages")
         self._refuse_tools_in_v1(messages, tools)
-        # Tool results are left out: mistral-common rewrites their JSON more compactly.
-        texts = (message.content for message in messages if message.role != "tool")
-        refuse_if_hopeless(texts, self._longest, max_tokens)
-        turns = list(_turns(self._in_order(messages)))
+        refuse_if_hopeless(texts_of(messages, tools), self._longest, max_tokens)
+        both = self._version >= TokenizerVersion.v7
+        turns = list(_turns(self._in_order(messages), text_with_calls=both))
         if continue_final:
             if not isinstance(turns[-1], AssistantMessage):
                 raise InvalidRequest(
@@ -72,6 +76,9 @@ class MistralEncoder:
             raise InvalidRequest(error.message, param="messages") from error
         except ValueError as error:
             raise InvalidRequest(str(error), param="messages") from error
+        except RecursionError as error:  # mistral-common reads and rewrites JSON in messages
+            what = "JSON in a message is nested too deep."
+            raise InvalidRequest(what, param="messages") from error
         return EncodedPrompt(tuple(ids), spell(self._vocabulary, ids))
 
     def encode_text(
@@ -108,7 +115,8 @@ class MistralEncoder:
         return sorted(messages, key=lambda message: message.role != "system")
 
 
-def _turns(messages: Sequence[ChatMessage]) -> Iterator[_Message]:
+def _turns(messages: Sequence[ChatMessage], *, text_with_calls: bool) -> Iterator[_Message]:
+    """Without `text_with_calls` the format has no place for text beside calls: it is left out."""
     for message in messages:
         if message.role == "system":
             yield SystemMessage(content=message.content)
@@ -116,16 +124,27 @@ def _turns(messages: Sequence[ChatMessage]) -> Iterator[_Message]:
             yield UserMessage(content=message.content)
         elif message.role == "tool":
             yield ToolMessage(
-                content=message.content, tool_call_id=message.tool_call_id, name=message.name
+                content=message.content,
+                tool_call_id=_call_id(message.tool_call_id),
+                name=message.name,
             )
         else:
             calls = [
                 MistralToolCall(
-                    id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments)
+                    id=_call_id(call.id) or "null",
+                    function=FunctionCall(name=call.name, arguments=call.arguments),
                 )
                 for call in message.tool_calls
             ]
-            yield AssistantMessage(content=message.content or None, tool_calls=calls or None)
+            content = message.content if text_with_calls or not calls else ""
+            yield AssistantMessage(content=content or None, tool_calls=calls or None)
+
+
+def _call_id(given: str | None) -> str | None:
+    """An id as Mistral's prompts want it; another provider's is replaced, always by the same."""
+    if not given or _CALL_ID.fullmatch(given):
+        return given or None
+    return make_id(given.encode(errors="replace"))
 
 
 def _tools(tools: Sequence[Tool] | None) -> list[MistralTool] | None:

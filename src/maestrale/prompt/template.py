@@ -21,6 +21,8 @@ from maestrale.prompt.jinja import RENDER_ERRORS, ChatTemplate, TemplateRefuses,
 from maestrale.prompt.merge import reshaped
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless, too_long
 from maestrale.prompt.seal import Seal, unused_marks
+from maestrale.prompt.tools.base import ToolFormat
+from maestrale.prompt.tools.pick import format_by_name, format_of_template
 
 _SAMPLE_CHARS = 12
 """Characters for each token of the context that are enough to tell a hopelessly long text."""
@@ -39,8 +41,11 @@ class TemplateEncoder:
         template: str | None,
         constants: Mapping[str, str],
         bos_token_id: int | None,
+        tool_call_parser: str | None = None,
     ) -> None:
         """`tokenizer` is the document of a `tokenizer.json`; `bos_token_id` leads plain text.
+
+        `tool_call_parser` names the format of tool calls; by default the template tells it.
 
         Raises: ModelError when the tokenizer or the template can't be used.
         """
@@ -54,8 +59,13 @@ class TemplateEncoder:
         self._longest = max(map(len, vocabulary.token_bytes))
         self._bos = bos_token_id
         self._template = ChatTemplate(template, constants) if template is not None else None
+        self.tool_format: ToolFormat | None = None
         if self._template is not None:
             self._try_out(self._template)
+            if tool_call_parser is not None:
+                self.tool_format = format_by_name(tool_call_parser, vocabulary)
+            elif self._template.uses_tools:
+                self.tool_format = format_of_template(self._template.source, vocabulary)
 
     def encode_chat(
         self,
@@ -82,6 +92,7 @@ class TemplateEncoder:
             raise InvalidRequest("This model's chat template has no tools.", param="tools")
         if not messages:
             raise InvalidRequest("messages must not be empty.", param="messages")
+        self._refuse_calls_without_tools(template, messages)
         if continue_final and messages[-1].role != "assistant":
             raise InvalidRequest(
                 "Only a last message of the assistant can be continued.", param="messages"
@@ -109,6 +120,20 @@ class TemplateEncoder:
         Raises: InvalidRequest for an id outside the vocabulary.
         """
         return spell(self._vocabulary, ids)
+
+    @staticmethod
+    def _refuse_calls_without_tools(
+        template: ChatTemplate, messages: Sequence[ChatMessage]
+    ) -> None:
+        """A template that knows no tools would leave the calls out, without a word."""
+        if template.uses_tools or "tool_calls" in template.source:
+            return
+        for index, message in enumerate(messages):
+            if message.tool_calls or message.role == "tool":
+                raise InvalidRequest(
+                    "This model's chat template has no tool calls.",
+                    param=f"messages[{index}].{'tool_calls' if message.tool_calls else 'role'}",
+                )
 
     def _try_out(self, template: ChatTemplate) -> None:
         """Render one question, so that a template that can't work is found at the start."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from api_app import CHAT, JSON, MODEL, Api, api, chat_body, check_error, make_settings
-from hostile_bodies import BAD_FIELDS, BAD_JSON, BAD_MODELS, REFUSED_MEDIA_TYPES
+from hostile_bodies import BAD_FIELDS, BAD_JSON, BAD_MODELS, REFUSED_MEDIA_TYPES, tool
 from maestrale.errors import ConstraintError
 
 pytestmark = pytest.mark.anyio
@@ -59,7 +59,7 @@ async def test_unknown_model(name: str) -> None:
 
 async def test_unsupported_is_its_own_code() -> None:
     async with api() as server:
-        error = check_error(await server.chat(tools=[{"type": "function"}]), 400, "tools")
+        error = check_error(await server.chat(tools=[tool("f")]), 400, "tools")
         assert error["code"] == "unsupported_parameter"
         assert "template" in error["message"]
 

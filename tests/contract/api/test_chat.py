@@ -161,7 +161,6 @@ async def test_ignored_fields_change_nothing() -> None:
         "prompt_cache_key": "x",
         "prompt_cache_options": {"mode": "x"},
         "prompt_cache_retention": "24h",
-        "parallel_tool_calls": True,
         "prediction": {"type": "content", "content": "x"},
     }
     assert set(values) == set(IGNORED_FIELDS)

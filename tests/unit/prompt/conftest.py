@@ -49,13 +49,18 @@ def smollm_template(smollm_metadata: dict[str, Any]) -> str:
 def encoder_with(smollm_document: dict[str, Any], smollm_vocabulary: Vocabulary) -> Make:
     """`encoder_with(template)`: SmolLM2's tokenizer under any template."""
 
-    def make(template: str | None, bos_token_id: int | None = None) -> TemplateEncoder:
+    def make(
+        template: str | None,
+        bos_token_id: int | None = None,
+        tool_call_parser: str | None = None,
+    ) -> TemplateEncoder:
         return TemplateEncoder(
             copy.copy(smollm_document),
             smollm_vocabulary,
             template,
             {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
             bos_token_id,
+            tool_call_parser,
         )
 
     return make

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,11 +14,14 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from sentencepiece import SentencePieceProcessor
 
+from maestrale.api.body import decode
+from maestrale.api.schemas import ChatRequest
 from maestrale.errors import ContextLengthExceeded, InvalidRequest, ModelError
 from maestrale.models.mistral_vocabulary import mistral_vocabulary, shipped_file
 from maestrale.prompt.decode import IncrementalDecoder
 from maestrale.prompt.encode import PromptEncoder, encoder_for_name
-from maestrale.prompt.messages import ChatMessage, ToolCall
+from maestrale.prompt.messages import ChatMessage, EncodedPrompt, ToolCall
+from maestrale.prompt.mistral import MistralEncoder
 
 GIST = "Keep your answers to 20 words or less. What is the plot of movie Lion king ? "
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
@@ -193,3 +200,85 @@ def test_decoding_is_sentencepiece_s_own(version: str, text: str) -> None:
 
 
 VOCABULARIES = {version: mistral_vocabulary(version, 0) for version in ("v1", "v2", "v3", "v7")}
+
+
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city, in °C.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["city"],
+        },
+    },
+}
+CALL = {
+    "id": "abcdefghi",
+    "type": "function",
+    "function": {"name": "get_weather", "arguments": '{"city": "Orléans", "days": 2}'},
+}
+TALK: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is the weather in Orléans?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": '{"sky":"clear","t":[21,23]}', "tool_call_id": "abcdefghi"},
+    {"role": "assistant", "content": "Clear, 21 to 23 °C."},
+    {"role": "user", "content": "And the day after?"},
+]
+
+
+@pytest.mark.parametrize("version", ["v2", "v3", "v7", "v3-tekken"])
+@pytest.mark.parametrize("turns", [2, 4, 6])
+def test_tools_are_written_as_mistral_common_writes_them(version: str, turns: int) -> None:
+    """Compared with mistral-common's own reading of the same OpenAI-shaped request."""
+    body = {"messages": TALK[:turns], "tools": [WEATHER]}
+    common = MistralTokenizer.from_file(shipped_file(version))
+    expected = common.encode_chat_completion(ChatCompletionRequest.from_openai(**body)).tokens
+    request = decode(json.dumps(body).encode(), ChatRequest)
+    encoder = MistralEncoder(shipped_file(version), mistral_vocabulary(version, 0))
+    use = request.chat_options(max_n=1).tools
+    assert use is not None
+    prompt = encoder.encode_chat(request.chat_messages(), tools=use.definitions)
+    assert list(prompt.token_ids) == expected
+    assert encoder.tool_format is not None
+
+
+def test_v1_has_no_tool_format(mistral_v1: PromptEncoder) -> None:
+    assert mistral_v1.tool_format is None
+
+
+def test_an_id_of_another_provider_gets_a_stand_in(mistral_v3: PromptEncoder) -> None:
+    def prompt(call_id: str, result_id: str) -> EncodedPrompt:
+        call = ToolCall(id=call_id, name="f", arguments="{}")
+        turns = [
+            user("Hi"),
+            ChatMessage(role="assistant", content="I look.", tool_calls=(call,)),
+            ChatMessage(role="tool", content="x", tool_call_id=result_id),
+        ]
+        return mistral_v3.encode_chat(turns)
+
+    long = prompt("call_12345678901234567890", "call_12345678901234567890")
+    stand_ins = re.findall(r'"(?:call_)?id": "(\w+)"', long.text)
+    assert len(stand_ins) == 2
+    assert len(set(stand_ins)) == 1
+    assert re.fullmatch("[a-zA-Z0-9]{9}", stand_ins[0])
+    assert "I look" not in long.text  # v3 has no place for text beside a call
+    assert prompt("call_other", "call_other").text != long.text
+
+
+def test_deep_json_in_a_result_is_refused(mistral_v3: PromptEncoder) -> None:
+    call = ToolCall(id="abcdefghi", name="f", arguments="{}")
+    deep = ChatMessage(role="tool", content="[" * 100_000, tool_call_id="abcdefghi")
+    turns = [user("Hi"), ChatMessage(role="assistant", tool_calls=(call,)), deep]
+    with pytest.raises(InvalidRequest, match="deep"):
+        mistral_v3.encode_chat(turns)
+
+
+def test_ten_megabytes_of_arguments_are_refused_in_time(mistral_v3: PromptEncoder) -> None:
+    call = ToolCall(id="abcdefghi", name="f", arguments=json.dumps({"a": "x" * 10_000_000}))
+    with pytest.raises(ContextLengthExceeded):
+        mistral_v3.encode_chat(
+            [user("Hi"), ChatMessage(role="assistant", tool_calls=(call,))], max_tokens=32768
+        )

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from maestrale.api.body import decode
+from maestrale.api.schemas import ChatRequest
 from maestrale.errors import ContextLengthExceeded, InvalidRequest, ModelError
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.messages import ChatMessage, ToolCall
 from maestrale.prompt.template import TemplateEncoder
+from serving import ROOT
 
 Make = Callable[..., TemplateEncoder]
 Turns = Sequence[tuple[str, str]]
@@ -277,3 +280,92 @@ def test_half_a_surrogate_pair_is_the_client_s_error(smollm: TemplateEncoder) ->
 def test_a_broken_template_is_found_at_the_start(encoder_with: Make, template: str) -> None:
     with pytest.raises(ModelError, match="template"):
         encoder_with(template)
+
+
+TOOLS: list[Any] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+            "description": "Weather, in °C.",
+        },
+    },
+    {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}},
+]
+
+
+def test_tools_calls_and_results_are_hugging_face_s(
+    encoder_with: Make, smollm_document: dict[str, Any]
+) -> None:
+    source = (ROOT / "tests" / "templates" / "hermes.jinja").read_text()
+    encoder = encoder_with(source)
+    body = {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Weather in Orléans?"},
+            {
+                "role": "assistant",
+                "content": "I look.",
+                "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": n, "arguments": a}}
+                    for n, a in (("get_weather", '{"city":"Orléans"}'), ("now", "{}"))
+                ],
+            },
+            {"role": "tool", "content": '{"t": 21}', "tool_call_id": "1"},
+            {"role": "tool", "content": "noon", "tool_call_id": "1"},
+        ],
+        "tools": TOOLS,
+    }
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    objects = json.loads(json.dumps(body))
+    for call in objects["messages"][2]["tool_calls"]:
+        call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    text = environment.from_string(source).render(**objects, add_generation_prompt=True)
+    expected = Tokenizer.from_str(json.dumps(smollm_document)).encode(
+        text, add_special_tokens=False
+    )
+    request = decode(json.dumps(body).encode(), ChatRequest)
+    use = request.chat_options(max_n=1).tools
+    assert use is not None
+    prompt = encoder.encode_chat(request.chat_messages(), tools=use.definitions)
+    assert prompt.text == text
+    assert list(prompt.token_ids) == expected.ids
+    assert encoder.tool_format is not None
+    assert encoder.tool_format.name == "hermes"
+
+
+@pytest.mark.parametrize(
+    ("source", "parser", "name"),
+    [
+        ("{{ tools }}<tool_call>", None, "hermes"),
+        ('{{ tools }}{"name": x, "parameters": y}', None, "llama3_json"),
+        ("{{ tools }}", None, None),
+        ("{{ tools }}", "llama3_json", "llama3_json"),
+        ("{{ tools }}<tool_call>", "llama3_json", "llama3_json"),
+        ("<tool_call>", None, None),
+    ],
+)
+def test_the_template_tells_the_format(
+    encoder_with: Make, source: str, parser: str | None, name: str | None
+) -> None:
+    form = encoder_with(source, tool_call_parser=parser).tool_format
+    assert (form.name if form is not None else None) == name
+
+
+def test_a_parser_without_its_tokens_is_refused(encoder_with: Make) -> None:
+    with pytest.raises(ModelError, match="TOOL_CALLS"):
+        encoder_with("{{ tools }}", tool_call_parser="mistral")
+
+
+def test_calls_without_a_place_in_the_template_are_refused(smollm: TemplateEncoder) -> None:
+    call = ToolCall(id="1", name="f", arguments="{}")
+    question = ChatMessage(role="user", content="x")
+    for turn, field in (
+        (ChatMessage(role="assistant", tool_calls=(call,)), "tool_calls"),
+        (ChatMessage(role="tool", content="x"), "role"),
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            smollm.encode_chat([question, turn])
+        assert refused.value.param == f"messages[1].{field}"
