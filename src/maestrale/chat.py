@@ -496,7 +496,14 @@ class ChatService:
         return encode() if len(text) <= LONG_TEXT else await self._in_thread(encode, heavy=True)
 
     async def decode(self, token_ids: Sequence[int]) -> str:
-        """What these ids spell. Raises: InvalidRequest."""
+        """What these ids spell, at most as many as the context holds. Raises: InvalidRequest."""
+        limit = self.context_length
+        if len(token_ids) > limit:  # the longest tokens would spell a hundred times the request
+            raise InvalidRequest(
+                f"'tokens' has {len(token_ids)} ids; up to {limit}, the context length, are "
+                "spelled. Send them in parts.",
+                param="tokens",
+            )
         checked = self.check_token_ids(token_ids, "tokens")
         heavy = len(checked) > LONG_TEXT
         return await self._in_thread(lambda: self.encoder.decode(checked), heavy=heavy)

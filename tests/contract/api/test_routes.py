@@ -126,6 +126,16 @@ async def test_tokenize_and_back() -> None:
         check_error(await server.client.post("/detokenize", json={"tokens": ["a"]}), 400)
 
 
+async def test_detokenize_is_bounded_by_the_context() -> None:
+    async with api(max_model_len=100) as server:
+        answer = await server.client.post("/detokenize", json={"tokens": [65] * 100})
+        assert answer.json()["prompt"] == "A" * 100
+        answer = await server.client.post("/detokenize", json={"tokens": [65] * 101})
+        message = check_error(answer, 400, "tokens")["message"]
+        assert "101" in message
+        assert "100" in message
+
+
 async def test_metrics_have_vllms_names() -> None:
     async with api(options={"text": "hello"}) as server:
         await server.chat()
