@@ -51,6 +51,17 @@ GAUGES = (
     "vllm:engine_sleep_state",
     "vllm:cache_config_info",
 )
+# Names of earlier versions, which dashboards made for them still ask for.
+OLDER = (
+    "vllm:gpu_cache_usage_perc",
+    "vllm:cpu_cache_usage_perc",
+    "vllm:num_requests_swapped",
+    "vllm:gpu_prefix_cache_queries_total",
+    "vllm:gpu_prefix_cache_hits_total",
+    "vllm:time_per_output_token_seconds_bucket",
+    "vllm:time_per_output_token_seconds_sum",
+    "vllm:time_per_output_token_seconds_count",
+)
 HTTP = '{job=~"$job", instance=~"$instance"}'
 # (metric, labels that a panel picks out)
 PICKED = (
@@ -86,7 +97,7 @@ def queries() -> Iterator[str]:
             yield f"sum by(le) (increase({name}_bucket{rate}))"
         for name in COUNTERS:
             yield f"sum(rate({name}{selector}[$__rate_interval]))"
-        yield from (f"{name}{selector}" for name in GAUGES)
+        yield from (f"{name}{selector}" for name in (*GAUGES, *OLDER))
         running = f"vllm:num_requests_running{selector}"
         hits, looked_up = (f"vllm:prefix_cache_{n}_total{selector}" for n in ("hits", "queries"))
         yield (

@@ -21,6 +21,7 @@ from maestrale.metrics.names import (
     PHASE_SECONDS,
     TOKENS,
 )
+from maestrale.metrics.older import OlderHistogram
 
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 
@@ -46,9 +47,15 @@ class AnswerMetrics:
         self._ttft = seconds(
             "vllm:time_to_first_token_seconds", "From request to first token.", FIRST_TOKEN_SECONDS
         )
-        self.gap = seconds(
-            "vllm:inter_token_latency_seconds", "Between deltas of one choice.", GAP_SECONDS
+        self._gap = Histogram(
+            "vllm:inter_token_latency_seconds",
+            "Between deltas of one choice.",
+            LABELS,
+            registry=registry,
+            buckets=GAP_SECONDS,
         )
+        self.gap = self._gap.labels(**labels)
+        registry.register(OlderHistogram(self._gap, "vllm:time_per_output_token_seconds"))
         self._per_token = seconds(
             "vllm:request_time_per_output_token_seconds",
             "Mean time of a token after the first, by request.",

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from maestrale.engines.base import Engine, EngineStats, StepTokens
+from maestrale.metrics import older
 from maestrale.metrics.names import LABELS
 
 
@@ -27,6 +28,14 @@ class EngineCollector(Collector):
         self._values = list(labels.values())
 
     def collect(self) -> Iterable[Metric]:
+        for metric in self._collect():
+            yield metric
+            if metric.name in older.NAMES:
+                yield older.renamed(metric, older.NAMES[metric.name])
+        for name in older.ALWAYS_ZERO:
+            yield self._gauge(name, "Always 0: nothing is swapped to another memory.", 0)
+
+    def _collect(self) -> Iterable[Metric]:
         stats = self._engine.stats()
         waiting = stats.waiting + self._queued()
         yield self._gauge("vllm:num_requests_running", "Sequences being decoded.", stats.running)

@@ -140,6 +140,20 @@ async def test_http_is_counted_by_route_and_probes_are_not() -> None:
     assert not any("/health" in name or "/metrics" in name for name in found)
 
 
+async def test_older_names_tell_the_same() -> None:
+    async with api(options={"text": "hello"}) as server:
+        await server.chat()
+        found = await scrape(server)
+    newer = {name: value for name, value in found.items() if "inter_token_latency" in name}
+    assert newer["vllm:inter_token_latency_seconds_count"] == 5
+    for name, value in newer.items():
+        if not name.endswith("_created"):
+            older = name.replace("inter_token_latency", "time_per_output_token")
+            assert found[older] == value
+    assert found["vllm:gpu_cache_usage_perc"] == found["vllm:kv_cache_usage_perc"]
+    assert found["vllm:gpu_prefix_cache_hits_total"] == found["vllm:prefix_cache_hits_total"]
+
+
 async def test_the_process_and_the_engine_are_told() -> None:
     async with api() as server:
         found = await scrape(server)
