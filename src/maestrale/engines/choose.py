@@ -49,7 +49,8 @@ def choose_engine(setting: str, model: str) -> EngineChoice:
     if importlib.util.find_spec("vllm") is None:
         return EngineChoice(
             CPU,
-            f"the {gpus[0].name} here needs vLLM, which is not installed; so the CPU",
+            f"the {gpus[0].name} here needs vLLM, which is not installed (scripts/extra vllm does "
+            "that); so the CPU",
         )
     return EngineChoice(GPU, f"{gpus[0].name} and vLLM are here")
 

@@ -5,6 +5,7 @@ parameters.py   one request → vLLM's sampling parameters
 environment.py  the variables that vLLM reads, set before it is imported
 forced.py       a logits processor: forced tokens come first
 leash.py        vLLM's own processes never outlive the engine process
+sockets.py      a folder for the sockets of its processes
 counters.py     vLLM's statistics → EngineStats
 engine.py       the Engine: puts these together
 

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
@@ -40,6 +41,7 @@ from maestrale.engines.requests import check_request
 from maestrale.engines.vllm.arguments import engine_arguments, read_options
 from maestrale.engines.vllm.environment import prepare_environment, use_batch_invariant_kernels
 from maestrale.engines.vllm.parameters import sampling_parameters
+from maestrale.engines.vllm.sockets import make_sockets_folder
 from maestrale.errors import EngineDied, EngineError, ModelError
 from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.prepared import PreparedModel, load_prepared
@@ -63,6 +65,7 @@ class VLLMEngine:
         self._llm: Any = None
         self._counters: Any = None
         self._vocabulary: Vocabulary
+        self._sockets: Path | None = None
         self._dead = ""
         self._closing = False
         self._submissions = 0
@@ -93,12 +96,13 @@ class VLLMEngine:
                 "Face's format, or leave --engine vllm out."
             )
         self._vocabulary = load_vocabulary(folder)
-        prepare_environment(config.threads)
+        self._sockets = make_sockets_folder()
+        prepare_environment(self._sockets, config.threads)
         from vllm.platforms import current_platform
 
         cpu = bool(current_platform.is_cpu())
         if cpu:
-            prepare_environment(config.threads or available_cores())
+            prepare_environment(self._sockets, config.threads or available_cores())
         arguments = engine_arguments(config, prepared, cpu=cpu)
         capability = None if cpu else current_platform.get_device_capability()
         invariant = bool(
@@ -180,6 +184,8 @@ class VLLMEngine:
             self._lose("The engine was closed.")
             llm, self._llm = self._llm, None
             await asyncio.to_thread(llm.shutdown)
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
         self._compiler.shutdown(wait=False, cancel_futures=True)
 
     async def health(self) -> EngineHealth:

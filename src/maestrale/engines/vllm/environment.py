@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
-def prepare_environment(threads: int | None) -> None:
+def prepare_environment(sockets: Path, threads: int | None) -> None:
     """For this process and those that vLLM starts: no telemetry, no downloads, no new processes
-    by fork (this one has threads). `threads` bounds the CPU build.
+    by fork (this one has threads). `sockets`: a folder for theirs. `threads` bounds the CPU build.
     """
     os.environ |= {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_RPC_BASE_PATH": str(sockets),
         "VLLM_LOGGING_LEVEL": "WARNING",
         # The logits processor of forced.py is written for this runner, CPU and GPU alike.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
