@@ -135,6 +135,19 @@ def test_forced_tokens_come_first_and_the_rest_follows_as_if_drawn(
     assert only(running, make(6, forced=other)).tokens[:3] == list(other)
 
 
+def test_forced_tokens_advance_constraint_and_penalties(running: RunningEngine, make: Make) -> None:
+    """As when JSON goes on after a crash in its middle."""
+    needs(running, "json_schema")
+    fields: dict[str, Any] = {
+        "constraint": Constraint("json_schema", json.dumps(SCHEMA)),
+        "sampling": Sampling(temperature=0.9, frequency_penalty=0.7, repetition_penalty=1.2),
+        "max_tokens": 60,
+    }
+    whole = only(running, make(61, **fields))
+    again = only(running, make(61, **fields, forced=tuple(whole.tokens[:8])))
+    assert (again.tokens, again.finish_reason) == (whole.tokens, whole.finish_reason)
+
+
 def test_logprobs_have_the_shape_that_was_asked_for(running: RunningEngine, make: Make) -> None:
     needs(running, "top_logprobs")
     assert only(running, make(7)).logprobs == []
