@@ -104,7 +104,7 @@ def vllm(folder: Path, say: Say) -> Path:
     )
     _run([*pip, "packaging"], 300)
     wanted = _run([str(python), "-c", listing], 60).split()
-    _run([*pip, *wanted, "gguf", "accelerate"], 1800)
+    _run([*pip, *wanted], 1800)
     have = _run([str(python), "-c", "import torch; print(torch.__version__)"], 120).strip()
     if not have.startswith(TORCH.partition("==")[2]):
         raise CannotInstall(f"its requirements replaced {TORCH} by {have}")
@@ -120,15 +120,27 @@ def safetensors(folder: Path, python: Path, gguf: Path, say: Say) -> Path:
         part = folder / "hf-float32.part"
         shutil.rmtree(part, ignore_errors=True)
         code = (
-            "import sys, torch\n"
+            "import sys\n"
+            "sys.path.append(sys.argv.pop(1))\n"
+            "import torch\n"
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
             "folder, name, out = sys.argv[1:]\n"
             "model = AutoModelForCausalLM.from_pretrained("
             "folder, gguf_file=name, dtype=torch.float32)\n"
-            "model.save_pretrained(out)\n"
+            # A model of its own: the loaded one is marked as quantised and can't be saved.
+            "config = model.config\n"
+            "vars(config).pop('quantization_config', None)\n"
+            "config.dtype = torch.float32\n"
+            "fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)\n"
+            "fresh.load_state_dict(model.state_dict())\n"
+            "fresh.save_pretrained(out)\n"
             "AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)\n"
         )
-        _run([str(python), "-c", code, str(gguf.parent), gguf.name, str(part)], 600)
+        extra = folder / "convert"
+        tools = _environment(folder / "build-tools", ["cmake", "ninja"], say)
+        pip = [str(tools), "-m", "pip", "install", "-q", "--no-deps", "--target", str(extra)]
+        _run([*pip, "accelerate", "gguf"], 300)
+        _run([str(python), "-c", code, str(extra), str(gguf.parent), gguf.name, str(part)], 600)
         part.rename(made)
     return made
 

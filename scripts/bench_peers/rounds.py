@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from bench_peers.processes import Running, free_port
 from bench_peers.questions import short
 from maestrale.bench.client import Client, Target
 
-START_SECONDS = 600.0
+START_SECONDS = 1200.0
 CELL_SECONDS = 240.0
 ENVIRONMENT = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'scripts'}"}
 
@@ -81,6 +82,27 @@ class Rounds:
                 continue
             found.version = server.version
             found.command = " ".join(server.command).replace(str(Path.home()), "~")
+            if peer.keeps_running:
+                self._first_start(peer)
+
+    def _first_start(self, peer: Peer) -> None:
+        """Let it compile what it keeps: that takes minutes, once, and is no part of a round."""
+        version = self.found[peer.key].version
+        started = self._context.cache / f"started-{peer.key}-{version}"
+        if started.exists():
+            return
+        self._context.say(f"{peer.title}: first start, it compiles for minutes")
+        try:
+            with self._serving(peer):
+                pass
+            started.touch()
+        except cells.Failed as error:
+            self.found[peer.key].problems.append(str(error))
+            del self._servers[peer.key]
+        finally:
+            running, _ = self._kept.pop(peer.key, (None, 0))
+            if running is not None:
+                running.stop()
 
     def run(self) -> None:
         try:
@@ -176,7 +198,7 @@ class Rounds:
         command = [sys.executable, "-m", "bench_peers.genai", str(self._context.gguf)]
         done = subprocess.run(
             [*command, str(self._context.prepared), json.dumps(job)],
-            env={**_environment(), **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT},
             capture_output=True,
             text=True,
             check=False,
@@ -188,18 +210,12 @@ class Rounds:
         return numbers
 
 
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
-
-
 def limits(context: Context) -> cells.Numbers:
     """What the machine can do at most; see limits.py."""
     command = [sys.executable, "-m", "bench_peers.limits"]
     done = subprocess.run(
         [*command, str(context.prepared / "openvino_model.xml")],
-        env={**_environment(), **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
         check=True,

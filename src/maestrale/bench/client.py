@@ -31,6 +31,8 @@ class Exchange:
     first_token: float | None = None
     times: list[float] = field(default_factory=list)
     """When text arrived, read by read."""
+    pieces: int = 0
+    """Events with text."""
     usage: Usage | None = None
     finish_reason: str | None = None
     error: str | None = None
@@ -120,6 +122,7 @@ class _Connection(asyncio.Protocol):
         else:
             ending = log.close()
             exchange.usage, exchange.finish_reason = ending.usage, ending.finish_reason
+            exchange.pieces = ending.pieces
             if ending.error is not None:
                 exchange.error = f"in the stream: {ending.error}"
             elif not ending.done:

@@ -73,8 +73,9 @@ class EventLog:
 
     def close(self) -> Ending:
         """Call once the stream has ended."""
-        ending = Ending()
-        blocks = b"".join(self._parts).replace(b"\r\n", b"\n").split(b"\n\n")
+        stream = b"".join(self._parts)
+        ending = Ending(pieces=stream.count(_CONTENT))
+        blocks = stream.replace(b"\r\n", b"\n").split(b"\n\n")
         for block in reversed(blocks):
             if not block.strip():
                 continue
@@ -108,6 +109,8 @@ class Ending(msgspec.Struct):
     finish_reason: str | None = None
     error: str | None = None
     done: bool = False
+    pieces: int = 0
+    """Events with text, near enough: one may hold several tokens."""
 
 
 def _chunk(block: bytes) -> _Chunk | None:

@@ -27,7 +27,7 @@ def run_of(point: Point, pace: float) -> Run:
         times = [number + pace * (step + 1) for step in range(10)]
         usage = Usage(prompt_tokens=100, completion_tokens=10)
         label = "first question" if number % 2 else "follow-up"
-        answer = Exchange(float(number), times[-1], times[0], times, usage, "stop")
+        answer = Exchange(float(number), times[-1], times[0], times, usage=usage)
         run.records.append(Record(label, answer))
     run.records.append(Record("follow-up", Exchange(0.0, 1.0, error=f"HTTP 500 {NASTY}")))
     return run

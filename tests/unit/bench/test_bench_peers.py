@@ -1,0 +1,113 @@
+"""scripts/bench-peers: ratios, limits and failures in its report; its reading of pauses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from maestrale.bench.client import Exchange
+from serving import ROOT
+
+
+@pytest.fixture(autouse=True)
+def scripts_on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bench_peers"]:
+        del sys.modules[name]
+
+
+LIMITS = {
+    "read_bandwidth": 10e9,
+    "copy_bandwidth": 12e9,
+    "fp32_ops": 100e9,
+    "int8_ops": 200e9,
+    "weights": 100e6,
+    "head_weights": 20e6,
+    "weight_bytes": 50e6,
+}
+FACTS = {
+    "date": "2026-01-01 00:00 UTC",
+    "command": "scripts/bench-peers",
+    "rounds": 3,
+    "cpu": "a processor",
+    "cores": 2,
+    "features": ["avx2"],
+    "memory": 2**33,
+    "system": "Linux",
+    "load_before": 0.1,
+}
+
+
+def found() -> dict:
+    from bench_peers.peers import PEERS
+    from bench_peers.rounds import Found
+
+    everyone = {peer.key: Found(peer) for peer in PEERS}
+    for speed in (90.0, 100.0, 120.0):
+        everyone["ours"].add(
+            {"tokens_per_second_1": speed, "article_ttft": 2.0, "article_tokens": 1300}
+        )
+        everyone["genai"].add({"tokens_per_second_1": speed / 2, "article_ttft": 4.0})
+    everyone["vllm"].problems.append("not installed: there is no network")
+    return everyone
+
+
+def test_ratios_are_of_medians_and_above_one_where_ours_is_quicker() -> None:
+    from bench_peers.report import SPEED, ratio
+
+    both = found()
+    speed, *_, article = SPEED[:4]
+    assert ratio(both["ours"], both["genai"], speed) == pytest.approx(2.0)
+    assert ratio(both["ours"], both["genai"], article) == pytest.approx(2.0)
+    assert ratio(both["ours"], both["vllm"], speed) is None
+
+
+def test_the_page_has_medians_spread_limits_and_failures() -> None:
+    from bench_peers.report import as_json, as_markdown
+
+    page = as_markdown(found(), LIMITS, FACTS)
+    assert "**100**<br>90.0 to 120" in page
+    assert "there is no network" in page
+    # 100 tok/s of 50 MB each are half of 10 GB/s.
+    assert "| 50% |" in page
+    assert max(line.count("|") for line in page.splitlines() if line.startswith("| ours |")) == 8
+    data = json.loads(as_json(found(), LIMITS, FACTS))
+    assert data["peers"]["ours"]["medians"]["tokens_per_second_1"] == 100.0
+    assert data["peers"]["ours"]["rounds"]["tokens_per_second_1"] == [90.0, 100.0, 120.0]
+    assert data["limits"] == LIMITS
+
+
+def test_a_fallen_ratio_is_found() -> None:
+    from bench_peers.__main__ import _has_fallen
+    from bench_peers.report import SPEED, as_json
+
+    class Now:
+        found = found()
+
+    recorded = json.loads(as_json(found(), LIMITS, FACTS))["peers"]
+    assert not _has_fallen(Now(), recorded, "ours", "genai", SPEED[0])
+    recorded["ours"]["medians"]["tokens_per_second_1"] = 150.0  # ours was quicker once
+    assert _has_fallen(Now(), recorded, "ours", "genai", SPEED[0])
+
+
+def test_pauses_are_those_that_touch_the_disturbance() -> None:
+    from bench_peers.cells import _gaps
+
+    answers = [Exchange(0.0, times=[1.0, 1.1, 1.2, 3.0, 3.1]), Exchange(0.0, times=[5.0, 5.2])]
+    assert sorted(_gaps(answers, 1.5, 2.0)) == pytest.approx([1.8])
+    assert sorted(_gaps(answers, 0.0, 1.5)) == pytest.approx([0.1, 0.1])
+
+
+def test_questions_of_two_series_have_none_in_common() -> None:
+    from bench_peers import questions
+
+    asked = [questions.short(32, series=32), questions.short(8, series=8), questions.short(1, 1)]
+    texts = [json.dumps(one) for series in asked for one in series]
+    assert len(set(texts)) == 41
+    assert questions.long(1)[0]["content"][:9] != questions.long(2)[0]["content"][:9]
+    assert questions.structured()[1]["type"] == "json_schema"
+    assert json.dumps(questions.other_schema(1)) != json.dumps(questions.other_schema(2))
