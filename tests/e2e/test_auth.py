@@ -27,7 +27,8 @@ pytestmark = [pytest.mark.model, pytest.mark.usefixtures("prepared_model")]
 
 CHAT = "/v1/chat/completions"
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
-OPEN = {"/health", "/ping"}
+# The files of the pages, but never their data: /status.json asks.
+OPEN = {"/health", "/ping", "/", "/status"}
 SCRIPTED = ("--engine", "scripted")
 
 

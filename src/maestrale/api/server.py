@@ -117,7 +117,8 @@ def banner(settings: Settings, url: str, names: tuple[str, ...], made_key: str) 
         f'    -d \'{{"model": "{names[0]}", '
         '"messages": [{"role": "user", "content": "Hello!"}]}\'',
         "",
-        f"Chat: {url}/    Status: {url}/status    API reference: {url}/docs    Stop: Ctrl-C",
+        f"Chat: {url}/    Status: {url}/status",
+        f"API reference: {url}/docs    Stop: Ctrl-C",
         "",
     ]
     return "\n".join(lines)
