@@ -263,6 +263,9 @@ class VLLMEngine:
         reason: FinishReason | None = None
         if piece.finish_reason in ("stop", "length"):
             reason = piece.finish_reason
+        elif piece.finish_reason == "abort":  # not ours: we leave, and see no more
+            self._lose("vLLM's engine core was told to stop.")
+            raise EngineDied(self._dead)
         elif piece.finish_reason is not None:
             raise EngineError(f"vLLM ended this request by itself ({piece.finish_reason}).")
         if constraint is not None:
