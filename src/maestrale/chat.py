@@ -129,14 +129,15 @@ class Usage(Struct):
 class Timings:
     """When things happened to one answer, in seconds of the monotonic clock.
 
+    `started`: the request came; `prepared`: its prompt is encoded, its constraint vetted.
     `granted`: it was handed to the engine. `engine_wait`: how long it then waited there until
     its first step. What has several choices is told by the one that spoke first.
     """
 
-    __slots__ = ("engine_wait", "finished", "first_token", "granted", "started")
+    __slots__ = ("engine_wait", "finished", "first_token", "granted", "prepared", "started")
 
     def __init__(self) -> None:
-        self.started = time.perf_counter()
+        self.started = self.prepared = time.perf_counter()
         self.granted: float | None = None
         self.engine_wait = 0.0
         self.first_token: float | None = None
@@ -149,10 +150,18 @@ class Timings:
 
     @property
     def queue(self) -> float | None:
-        """From request to its first step in the engine; known with the first token."""
+        """From the prepared prompt to its first step in the engine; known with the first token."""
         if self.first_token is None or self.granted is None:
             return None
-        return min(self.granted - self.started + self.engine_wait, self.first_token - self.started)
+        waited = self.granted - self.prepared + self.engine_wait
+        return min(waited, self.first_token - self.prepared)
+
+    @property
+    def prefill(self) -> float | None:
+        """From its first step to its first token."""
+        if self.first_token is None or (queue := self.queue) is None:
+            return None
+        return self.first_token - self.prepared - queue
 
     @property
     def decode(self) -> float | None:
@@ -439,6 +448,7 @@ class ChatService:
         With `prefix` the last message is the assistant's, and the answer goes on from it.
         Raises: InvalidRequest and its kin (400).
         """
+        begun = time.perf_counter()
         use = options.tools
         if use is not None:
             constraint = await self._constrain(options, use)
@@ -449,13 +459,16 @@ class ChatService:
         tools = use.definitions if use is not None else None
         token_ids = await self.encode_chat(messages, prefix=prefix, tools=tools)
         lead = messages[-1].content if prefix else ""
-        return await self._prepare("chatcmpl", [token_ids], options, lead, "messages")
+        answer = await self._prepare("chatcmpl", [token_ids], options, lead, "messages")
+        answer.timings.started = begun
+        return answer
 
     async def complete(self, prompts: Sequence[str | Sequence[int]], options: Options) -> Answer:
         """Prepare the continuation of plain prompts: choices of the first come first.
 
         Raises: InvalidRequest and its kin (400).
         """
+        begun = time.perf_counter()
         encoded = []
         for prompt in prompts:
             if isinstance(prompt, str):
@@ -465,7 +478,9 @@ class ChatService:
                     what = f"the prompt has {len(prompt)} tokens"
                     raise _too_long(self.context_length, what, "prompt")
                 encoded.append(self.check_token_ids(prompt, "prompt"))
-        return await self._prepare("cmpl", encoded, options, "", "prompt")
+        answer = await self._prepare("cmpl", encoded, options, "", "prompt")
+        answer.timings.started = begun
+        return answer
 
     async def encode_chat(
         self,

@@ -34,7 +34,7 @@ def test_a_traced_chat_and_its_log_line(cache_dir: Path, prepared_model: Path) -
             assert not found.spans
             log = one.log()
         names = {span["name"] for span in found.spans}
-        assert names == {f"chat {body['model']}", "queue", "prefill", "decode"}
+        assert names == {f"chat {body['model']}", "prepare", "queue", "prefill", "decode"}
         span = next(span for span in found.spans if span["name"].startswith("chat"))
     assert found.resource["service.name"] == "my-chat"
     assert span["trace_id"] == TRACE

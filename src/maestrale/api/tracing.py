@@ -91,8 +91,12 @@ class Tracer:
         queue, first = timings.queue, timings.first_token
         if queue is None or first is None:
             return
-        admitted = timings.started + queue
-        marks = [("queue", timings.started, admitted), ("prefill", admitted, first)]
+        admitted = timings.prepared + queue
+        marks = [
+            ("prepare", timings.started, timings.prepared),
+            ("queue", timings.prepared, admitted),
+            ("prefill", admitted, first),
+        ]
         if timings.finished is not None:
             marks.append(("decode", first, timings.finished))
         for name, begin, end in marks:

@@ -65,7 +65,9 @@ class AnswerMetrics:
             "vllm:e2e_request_latency_seconds", "From request to its last token.", PHASE_SECONDS
         )
         self._queue = seconds(
-            "vllm:request_queue_time_seconds", "From request to its first step.", PHASE_SECONDS
+            "vllm:request_queue_time_seconds",
+            "From prepared prompt to first step.",
+            PHASE_SECONDS,
         )
         self._prefill = seconds(
             "vllm:request_prefill_time_seconds", "From first step to first token.", PHASE_SECONDS
@@ -111,7 +113,8 @@ class AnswerMetrics:
         unfinished = len(answer.requests) - len(answer.finish_reasons)
         if unfinished:
             self._success["abort" if answer.aborted else "error"].inc(unfinished)
-        ttft, queue, decode = timings.ttft, timings.queue, timings.decode
+        ttft, queue = timings.ttft, timings.queue
+        prefill, decode = timings.prefill, timings.decode
         if ttft is not None:
             self._ttft.observe(ttft)
         if timings.finished is None:
@@ -124,12 +127,12 @@ class AnswerMetrics:
         self._n.observe(answer.options.n)
         if answer.options.max_tokens is not None:
             self._max_tokens.observe(answer.options.max_tokens)
-        if ttft is None or queue is None or decode is None:
+        if queue is None or prefill is None or decode is None:
             return
         self._queue.observe(queue)
-        self._prefill.observe(ttft - queue)
+        self._prefill.observe(prefill)
         self._decode.observe(decode)
-        self._inference.observe(ttft - queue + decode)
+        self._inference.observe(prefill + decode)
         per_choice = usage.completion_tokens / len(answer.requests)
         if per_choice > 1:
             self._per_token.observe(decode / (per_choice - 1))

@@ -37,10 +37,12 @@ async def test_the_phases_add_up_and_the_queue_is_seen() -> None:
     assert found["vllm:e2e_request_latency_seconds_count"] == 2
     parts = [found[f"vllm:request_{part}_time_seconds_sum"]
              for part in ("queue", "prefill", "decode")]  # fmt: skip
-    assert sum(parts) == pytest.approx(found["vllm:e2e_request_latency_seconds_sum"], abs=1e-6)
+    whole = found["vllm:e2e_request_latency_seconds_sum"]
+    assert sum(parts) <= whole + 1e-6  # the rest is making the prompt
+    assert sum(parts) == pytest.approx(whole, abs=0.2)
     assert found["vllm:request_inference_time_seconds_sum"] == pytest.approx(sum(parts[1:]))
     first_tokens = found["vllm:time_to_first_token_seconds_sum"]
-    assert parts[0] + parts[1] == pytest.approx(first_tokens)
+    assert parts[0] + parts[1] == pytest.approx(first_tokens, abs=0.2)
     assert parts[0] > 0.15  # the second waited for some 20 tokens of the first
     assert parts[0] < first_tokens
     assert found["vllm:request_params_max_tokens_sum"] == 40

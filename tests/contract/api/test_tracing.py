@@ -49,7 +49,7 @@ async def test_a_chat_is_a_span_with_its_phases(found: Collector) -> None:
         span = found.until(lambda span: span["kind"] == SERVER)
         phases = {
             name: found.until(lambda span, name=name: span["name"] == name)  # type: ignore[misc]
-            for name in ("queue", "prefill", "decode")
+            for name in ("prepare", "queue", "prefill", "decode")
         }
     assert found.paths == {"/v1/traces"}
     assert found.resource["service.name"] == "maestrale"
