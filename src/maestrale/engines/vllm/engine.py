@@ -364,6 +364,9 @@ def _logprob(token: int, row: Any, top: int) -> TokenLogprob:
 
 
 def _first_line(error: BaseException) -> str:
+    """What an error says, as one sentence; of pydantic's report the reason alone."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+    mark = "Value error, "
+    reasons = [line.partition(mark)[2].partition(" [type=")[0] for line in lines if mark in line]
+    text = (reasons or lines or [type(error).__name__])[0]
     return text if text.endswith((".", "!", ":")) else text + "."
