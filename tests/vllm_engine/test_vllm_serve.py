@@ -6,7 +6,6 @@ server is asked everything.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -19,11 +18,10 @@ import httpx
 import pytest
 
 from maestrale.api.schemas import MAX_TOP_LOGPROBS
+from maestrale.engines.choose import has_vllm
 from serving import Server, serving
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
-)
+pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
 ENGINE, CORE = "maestrale-engin", "EngineCore"  # how the kernel and vLLM call the processes
 STORY: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Tell the plot of The Lion King in detail."}],

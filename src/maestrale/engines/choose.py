@@ -46,7 +46,7 @@ def choose_engine(setting: str, model: str) -> EngineChoice:
     gpus = nvidia_gpus()
     if not gpus:
         return EngineChoice(CPU, "no NVIDIA GPU is here, so the CPU")
-    if importlib.util.find_spec("vllm") is None:
+    if not has_vllm():
         return EngineChoice(
             CPU,
             f"the {gpus[0].name} here needs vLLM, which is not installed (scripts/extra vllm does "
@@ -55,7 +55,13 @@ def choose_engine(setting: str, model: str) -> EngineChoice:
     return EngineChoice(GPU, f"{gpus[0].name} and vLLM are here")
 
 
+def has_vllm() -> bool:
+    """Whether the package is installed; a mere folder of that name is none."""
+    spec = importlib.util.find_spec("vllm")
+    return spec is not None and spec.origin is not None
+
+
 def require_vllm() -> None:
     """Raises: EngineError that says how to install vLLM, when it isn't."""
-    if importlib.util.find_spec("vllm") is None:
+    if not has_vllm():
         raise EngineError(INSTALL_VLLM)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from maestrale.engines.base import EngineConfig
+from maestrale.engines.choose import has_vllm
 from maestrale.engines.registry import ENGINES
 from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.vocabulary import Vocabulary
@@ -20,7 +20,7 @@ from running_engine import RunningEngine
     params=[
         pytest.param(name, marks=[pytest.mark.model] if name == "openvino" else [])
         for name in ENGINES
-        if name != "vllm" or importlib.util.find_spec("vllm") is not None
+        if name != "vllm" or has_vllm()
     ],
 )
 def config(request: pytest.FixtureRequest) -> EngineConfig:
