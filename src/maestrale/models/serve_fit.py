@@ -101,4 +101,4 @@ def shortened(prepared: PreparedModel, served: int) -> str:
 
 
 def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GiB"
+    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size >> 20} MiB"
