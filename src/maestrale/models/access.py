@@ -25,7 +25,7 @@ from maestrale.hub_settings import HubSettings
 from maestrale.models.catalog import closest_names, find_model
 from maestrale.models.hub import Hub, Listing, RemoteFile, status_of
 
-LIMIT = 4.5  # seconds for the listing and the head together
+LIMIT = 4.0  # seconds for the listing and the head together
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def explain(error: Exception, hub: HubSettings, repo: str, revision: str) -> Mod
         )
     known = find_model(repo)
     gated = isinstance(error, GatedRepoError) or (known is not None and known.gated)
-    if gated and status in (401, 403, 404) and hub.token is None:
+    if hub.token is None and (status == 403 or (gated and status in (401, 404))):
         return AccessDenied(
             f"{repo} is gated: its files are only for accounts that have accepted its terms, and "
             f"there is no token here. Accept them on {page}, make a token (type 'Read') on "
@@ -87,9 +87,9 @@ def explain(error: Exception, hub: HubSettings, repo: str, revision: str) -> Mod
         )
     if status == 403:
         return AccessDenied(
-            f"The token in {hub.token_source or 'use (none)'} may not read {repo}"
-            f"{': ' + told if told else ''}. A fine-grained token needs 'Read access to contents "
-            f"of all public gated repos you can access'; change it on {tokens}."
+            f"The token in {hub.token_source} may not read {repo}{': ' + told if told else ''}. "
+            f"Has its account accepted the terms on {page}? A fine-grained token also needs 'Read "
+            f"access to contents of all public gated repos you can access'; change it on {tokens}."
         )
     if status in (401, 404):
         return _not_found(repo, hub, page)
@@ -104,7 +104,8 @@ def _not_found(repo: str, hub: HubSettings, page: str) -> ModelError:
     private = (
         f"or it is private and the token in {hub.token_source} has no access"
         if hub.token
-        else "or it is private and needs a token in HF_TOKEN"
+        else f"or it is private or gated and needs a token (from {hub.endpoint}/settings/tokens) "
+        "in HF_TOKEN"
     )
     search = f"{hub.endpoint}/models?search={repo.rpartition('/')[2]}"
     return ModelError(

@@ -260,7 +260,7 @@ def test_a_hub_that_fails(hub: StandInHub, tmp_path: Path) -> None:
 def test_a_hub_that_answers_too_slowly(hub: StandInHub, tmp_path: Path) -> None:
     hub.faults.delay = 30.0
     begun = time.monotonic()
-    with pytest.raises(HubUnreachable, match=r"doesn't answer within 4\.5 s"):
+    with pytest.raises(HubUnreachable, match=r"doesn't answer within 4 s"):
         fetch(hub, tmp_path)
     assert time.monotonic() - begun < SMALL_ENOUGH
 
