@@ -33,14 +33,16 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     """
     from maestrale import logs
     from maestrale.api.progress import Progress
-    from maestrale.engines.choose import choose_engine
+    from maestrale.engines.choose import EngineChoice, choose_engine
     from maestrale.models.catalog import find_model, packaged_weights
     from maestrale.models.meter import shown_bytes
     from maestrale.models.resolve import CPU_ENGINE, prepare, remote_source
 
     settings = config.load_settings({"model": model, "revision": revision}, os.environ)
     logs.configure(settings.log_level, settings.log_format)
-    choice = choose_engine(engine, model)
+    # What is only fetched needs no engine: the files may be for another machine.
+    named = EngineChoice(engine, "as --engine says")
+    choice = named if engine != "auto" else choose_engine(engine, model)
     click.echo(choice.line, err=True)
     known = find_model(model)
     if known is not None and choice.name == CPU_ENGINE and packaged_weights(known) is not None:
