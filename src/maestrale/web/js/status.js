@@ -76,7 +76,7 @@ function show(status) {
   document.querySelector("main").classList.toggle("waiting-for-data", !now);
   if (now) {
     const { time_to_first_token: ttft, inter_token: gap, window_seconds: window } = latency;
-    const minutes = window >= 60 ? `${Math.round(window / 60)} min` : `${window ?? 0} s`;
+    const minutes = window >= 60 ? `${Math.round(window / 60)}\u00a0min` : `${window ?? 0}\u00a0s`;
     $("#tiles").replaceChildren(
       tile("Running", count(now.running), `of ${engine.max_num_seqs}`),
       tile("Waiting", count(now.waiting)),
