@@ -103,7 +103,8 @@ class AnswerResponse:
             answer.timings.granted = time.perf_counter()
             async for piece in pieces:
                 if self._texts:
-                    self._texts[piece.index].append(piece.text)
+                    calls = [f"{call.name}({call.arguments})" for call in piece.calls]
+                    self._texts[piece.index] += [piece.text, *calls]
                 yield piece
 
     async def _collect(self) -> list[Piece]:
