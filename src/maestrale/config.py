@@ -175,16 +175,16 @@ class Settings:
     max_num_batched_tokens: int | None = setting(
         None,
         "Most tokens in one step, so the chunk in which long prompts are prefilled. Deterministic "
-        "mode takes fewer where this CPU is exact only up to there (80, say). Default: 256; "
-        "vLLM's own on a GPU.",
+        "mode takes fewer where this CPU is exact only up to there (80, say). Default: 256, or "
+        "what `maestrale tune` found; vLLM's own on a GPU.",
         group="Engine",
         metavar="N",
         minimum=1,
     )
     kv_cache_memory: str | None = setting(
         None,
-        "Memory for the KV cache, as 512MiB or 2GiB. Default: 1GiB; on a GPU what "
-        "--gpu-memory-utilization leaves.",
+        "Memory for the KV cache, as 512MiB or 2GiB. Default: 1GiB, or what `maestrale tune` "
+        "found; on a GPU what --gpu-memory-utilization leaves.",
         group="Engine",
         metavar="SIZE",
         size=True,
@@ -193,9 +193,18 @@ class Settings:
     enable_prefix_caching: bool = setting(
         True, "Reuse the KV cache of a prompt's beginning that was seen before.", group="Engine"
     )
+    weight_format: str | None = setting(
+        None,
+        "How the engine keeps the weights. Default: what is faster here, measured at the model's "
+        "first start.",
+        group="Engine",
+        choices=("original", "int8"),
+        engines=("openvino",),
+    )
     threads: int | None = setting(
         None,
-        "CPU threads for the engine. Default: every core it may use.",
+        "CPU threads for the engine. Default: every core it may use, or what `maestrale tune` "
+        "found.",
         group="Engine",
         metavar="N",
         minimum=1,

@@ -116,6 +116,7 @@ def requests(prepared_model: Path) -> list[GenerationRequest]:
 
 @asynccontextmanager
 async def running(folder: Path, **settings: object) -> AsyncIterator[SupervisedEngine]:
+    settings = {"options": {"weight_format": "int8"}, **settings}
     config = EngineConfig(engine="openvino", model_dir=str(folder), **settings)  # type: ignore[arg-type]
     engine = SupervisedEngine(config, restarts=Restarts(most=1000))
     await engine.start()
@@ -226,6 +227,7 @@ async def test_the_fingerprint_outlives_a_restart_and_tells_settings_apart(
     others: list[dict[str, object]] = [
         {"deterministic": False},
         {"threads": 1},
+        {"options": {"weight_format": "original"}},
         {"max_num_batched_tokens": 128},
     ]
     seen = {usual}

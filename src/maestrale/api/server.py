@@ -161,6 +161,7 @@ class _Run:
     async def load(self) -> None:
         """Prepare the model, start its engine, and let requests in."""
         from maestrale.engines.choose import choose_engine
+        from maestrale.engines.registry import tuned
         from maestrale.models.load_vocabulary import load_vocabulary
         from maestrale.models.prepared import load_prepared
         from maestrale.models.resolve import prepare
@@ -183,10 +184,13 @@ class _Run:
             )
             prepared = load_prepared(folder)
             await in_thread(lambda: self._check_fit(folder, prepared, choice.name))
+            config = await in_thread(
+                lambda: tuned(engine_config(settings, str(folder)), progress.update)
+            )
             progress.update("Starting the engine", None)
             template = settings.chat_template.read_text() if settings.chat_template else None
             engine = self._engine = SupervisedEngine(
-                engine_config(settings, str(folder)),
+                config,
                 restarts=Restarts(
                     most=settings.max_engine_failures, window=settings.failure_window
                 ),

@@ -32,6 +32,7 @@ COMMANDS = {
     "plan": ("maestrale.cli.plan:command", "Tell what fits on a GPU or here, before fetching."),
     "pull": ("maestrale.cli.pull:command", "Fetch a model from the Hugging Face hub."),
     "render": ("maestrale.cli.render:command", "Show the exact prompt and token ids of a request."),
+    "tune": ("maestrale.cli.tune:command", "Measure which engine settings are fastest here."),
     "keys": ("maestrale.cli.keys:command", "Make, list and revoke API keys."),
     "version": (
         "maestrale.cli.version:command",

@@ -16,6 +16,7 @@ from msgspec import Struct
 CALIBRATION_ID = "calibration"  # the worker's own request, which measures a step at start
 
 FinishReason = Literal["stop", "length"]
+WeightFormat = Literal["original", "int8"]
 EngineState = Literal["starting", "ready", "degraded", "draining", "dead"]
 
 Feature = Literal[
@@ -113,8 +114,9 @@ class TokenDelta(Struct, frozen=True):
 class EngineConfig(Struct, tag=True, frozen=True, kw_only=True):
     """What a worker needs to build its engine. `model_dir` is a prepared model (models/).
 
-    None for `max_num_seqs`, `max_num_batched_tokens` or `kv_cache_bytes` leaves it to the
-    engine. `options` are settings that only this engine has, by name, as text.
+    None for `max_num_seqs`, `max_num_batched_tokens`, `kv_cache_bytes` or `threads`
+    leaves it to the engine. `options` are settings that only this engine has,
+    by name, as text.
     """
 
     engine: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import cast
 
 from maestrale.engines.base import Engine, EngineConfig
@@ -14,6 +15,8 @@ ENGINES = {
     "scripted": "maestrale.engines.scripted:ScriptedEngine",
 }
 DEFAULT = "openvino"
+# Engines that measure which settings suit the machine.
+TUNERS = {"openvino": "maestrale.engines.openvino.tuning"}
 
 
 def engine_name(setting: str) -> str:
@@ -35,3 +38,15 @@ def build_engine(config: EngineConfig) -> Engine:
     """
     module, _, attribute = ENGINES[engine_name(config.engine)].partition(":")
     return cast(Engine, getattr(importlib.import_module(module), attribute)(config))
+
+
+def tuned(config: EngineConfig, progress: Callable[[str, float | None], None]) -> EngineConfig:
+    """`config` with what it leaves open chosen for this machine, where the engine can do that.
+
+    May take some seconds the first time; `progress(phase, fraction)` tells of it.
+    Raises: EngineError when the model can't be run.
+    """
+    module = TUNERS.get(engine_name(config.engine))
+    if module is None:
+        return config
+    return cast(EngineConfig, importlib.import_module(module).tuned(config, progress))

@@ -33,6 +33,7 @@ def info(fingerprint: str = "a", *features: Feature) -> EngineInfo:
         vocab_size=2000,
         kv_capacity_tokens=4096,
         max_num_seqs=64,
+        max_num_batched_tokens=64,
         features=frozenset(features or ("deterministic",)),
     )
 

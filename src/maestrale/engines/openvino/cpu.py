@@ -1,10 +1,12 @@
-"""The cores this process may use, and what the CPU is."""
+"""What this process may use of the machine, and what the CPU is."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
+import signal
 from pathlib import Path
 
 
@@ -35,3 +37,24 @@ def cpu_identity() -> str:
         if not line.strip():
             break  # the first core says it all
     return "; ".join(fields.values())
+
+
+def available_memory() -> int:
+    """Bytes that can be used without swapping: the system's, or the cgroup's where it has less."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+            break
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return free  # no cgroup v2 here
+    return free if limit == "max" else max(0, min(free, int(limit) - used))
+
+
+def die_with_parent() -> None:
+    """End this process when the thread that started it ends (PR_SET_PDEATHSIG, SIGKILL)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)

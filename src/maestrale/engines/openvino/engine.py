@@ -36,20 +36,19 @@ from maestrale.engines.base import (
     TokenDelta,
 )
 from maestrale.engines.constraint import TokenConstraint, compile_constraint
-from maestrale.engines.openvino.cpu import available_cores, cpu_identity
+from maestrale.engines.openvino.cpu import cpu_identity
 from maestrale.engines.openvino.generation import Generation
 from maestrale.engines.openvino.graph import PagedModel, StepInput
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.engines.openvino.scheduler import Chunk, Scheduler
+from maestrale.engines.openvino.tuning import OPTIONS, chosen
 from maestrale.engines.requests import check_request
 from maestrale.errors import ConstraintError, EngineDied, EngineError, ModelError
 from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.models.vocabulary import Vocabulary
 
-DEFAULT_KV_CACHE_BYTES = 1 << 30
 DEFAULT_MAX_NUM_SEQS = 64
-DEFAULT_MAX_NUM_BATCHED_TOKENS = 256
 COMPILED_CONSTRAINTS = 32  # kept for the next request with the same one
 
 logger = logging.getLogger(__name__)
@@ -62,12 +61,13 @@ class OpenVINOEngine:
     """An Engine on the CPU. See `engines/base.py` for what each method promises."""
 
     def __init__(self, config: EngineConfig) -> None:
-        if config.options:
-            names = ", ".join(sorted(config.options))
+        unknown = config.options.keys() - OPTIONS
+        if unknown:
+            names = ", ".join(sorted(unknown))
             raise EngineError(f"The openvino engine can't use {names}: remove it.")
         self._config = config
         self._max_num_seqs = config.max_num_seqs or DEFAULT_MAX_NUM_SEQS
-        self._most_tokens = config.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS
+        self._choice = chosen(config)
         self._info: EngineInfo | None = None
         self._dead = ""
         self._closing = False
@@ -113,12 +113,12 @@ class OpenVINOEngine:
                 f"{prepared.context_length} tokens. Lower --max-model-len."
             )
         self._vocabulary = load_vocabulary(folder)
-        threads = config.threads or available_cores()
         self._model = PagedModel(
             folder,
-            kv_cache_bytes=config.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES,
-            threads=threads,
+            kv_cache_bytes=self._choice.kv_cache_bytes,
+            threads=self._choice.threads,
             deterministic=config.deterministic,
+            weight_format=self._choice.weight_format,
         )
         if self._model.vocab_size != len(self._vocabulary):
             raise ModelError(
@@ -129,11 +129,13 @@ class OpenVINOEngine:
         exact = self._model.exact_step_tokens
         if config.deterministic and not exact:
             logger.warning("On this CPU a request's tokens can depend on what runs beside it.")
-        most_tokens = self._most_tokens
+        most_tokens = self._choice.step_tokens
+        if exact:
+            most_tokens = min(most_tokens, exact)
         self._scheduler = Scheduler(
             self._model.num_blocks,
             max_num_seqs=self._max_num_seqs,
-            max_num_batched_tokens=min(most_tokens, exact) if exact else most_tokens,
+            max_num_batched_tokens=most_tokens,
             prefix_caching=config.enable_prefix_caching,
             exact=exact > 0,
         )
@@ -143,9 +145,9 @@ class OpenVINOEngine:
                 self._max_num_seqs,
                 self._scheduler.max_running,
             )
-        self._info = self._describe(prepared, capacity, threads)
+        self._info = self._describe(prepared, capacity, most_tokens)
 
-    def _describe(self, prepared: PreparedModel, capacity: int, threads: int) -> EngineInfo:
+    def _describe(self, prepared: PreparedModel, capacity: int, most_tokens: int) -> EngineInfo:
         wanted = self._config.max_model_len
         if wanted is not None and wanted > capacity:
             raise EngineError(
@@ -160,24 +162,25 @@ class OpenVINOEngine:
         return EngineInfo(
             engine="openvino",
             version=version("openvino"),
-            fingerprint=self._fingerprint(prepared, threads),
+            fingerprint=self._fingerprint(prepared),
             max_model_len=min(wanted or prepared.context_length, capacity),
             vocab_size=len(self._vocabulary),
             kv_capacity_tokens=capacity,
             max_num_seqs=self._scheduler.max_running,
+            max_num_batched_tokens=most_tokens,
             features=frozenset(features),
             kv_block_tokens=BLOCK_SIZE,
-            max_num_batched_tokens=self._most_tokens,
         )
 
-    def _fingerprint(self, prepared: PreparedModel, threads: int) -> str:
+    def _fingerprint(self, prepared: PreparedModel) -> str:
         config = self._config
         parts = {
             "weights": prepared.weights_digest,
             "cpu": cpu_identity(),
-            "threads": threads,
+            "threads": self._choice.threads,
+            "weight_format": self._choice.weight_format,
             "options": {name: str(value) for name, value in self._model.options.items()},
-            "batch": [self._max_num_seqs, self._most_tokens],
+            "batch": [self._max_num_seqs, self._choice.step_tokens],
             "prefix_caching": config.enable_prefix_caching,
             "versions": [__version__, version("openvino"), np.__version__, constraints.VERSION],
         }

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from openvino import opset13
 from openvino._offline_transformations import paged_attention_transformation
 
-from maestrale.engines.openvino.exactness import exactness_key, recall, remember
+from maestrale.engines.base import WeightFormat
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
+from maestrale.engines.openvino.notes import note_key, recall, remember
+from maestrale.engines.openvino.repack import GRAPH, repack, repacked_folder
 from maestrale.errors import ModelError
 
 # No quantisation of activations over groups of rows, no rounding of cached keys and values. With
@@ -36,6 +38,7 @@ DETERMINISTIC_OPTIONS = {
 # same bits (80 where this was written; `PagedModel` tries them at start).
 EXACT_STEP_TOKENS = (80, 64, 48, 32)
 _LEAST_ROWS = 2
+EXACT_STEPS_NOTES = "exact_steps.json"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,13 @@ class PagedModel:
     """A language model compiled for paged attention, with its KV cache."""
 
     def __init__(
-        self, folder: Path, *, kv_cache_bytes: int, threads: int, deterministic: bool
+        self,
+        folder: Path,
+        *,
+        kv_cache_bytes: int,
+        threads: int,
+        deterministic: bool,
+        weight_format: WeightFormat = "original",
     ) -> None:
         """Load, transform and compile the IR in `folder`, and allocate the cache.
 
@@ -76,10 +85,10 @@ class PagedModel:
         }
         if deterministic:
             self.options |= DETERMINISTIC_OPTIONS
+        self.weight_format = weight_format
         core = ov.Core()
-        path = folder / "openvino_model.xml"
         try:
-            model = core.read_model(path)
+            model = _read(core, folder, weight_format)
             paged_attention_transformation(model)
             self.vocab_size = _gather_before_projection(model)
             model.validate_nodes_and_infer_types()
@@ -132,11 +141,12 @@ class PagedModel:
         return self._infer(step)[:wanted]
 
     def _exact_step_tokens(self, folder: Path) -> int:
-        key = exactness_key(self.options)
-        known = recall(folder, key)
-        if known is None:
+        notes = folder / EXACT_STEPS_NOTES
+        key = note_key([self.weight_format, *sorted(self.options.items())])
+        known = recall(notes, key)
+        if not isinstance(known, int):
             known = self._find_exact_step_tokens()
-            remember(folder, key, known)
+            remember(notes, key, known)
         return known
 
     def _find_exact_step_tokens(self) -> int:
@@ -180,6 +190,18 @@ class PagedModel:
         request.infer()
         logits: NDArray[np.float32] = request.get_tensor("logits").data
         return logits.reshape(len(step.logit_rows), self.vocab_size)
+
+
+def _read(core: Any, folder: Path, weight_format: WeightFormat) -> Any:
+    """The model in `folder`, repacked where that is asked for and was not done before."""
+    if weight_format == "original":
+        return core.read_model(folder / GRAPH)
+    done = repacked_folder(folder) / GRAPH
+    if done.is_file():
+        return core.read_model(done)
+    model = core.read_model(folder / GRAPH)
+    repack(model)
+    return model
 
 
 def _padded(step: StepInput, spare_block: int) -> StepInput:

@@ -1,0 +1,51 @@
+"""What was found out about a model on this machine, kept in the model's folder.
+
+Trying takes seconds, which every start but the first can save. What was found holds for one CPU,
+one version of OpenVINO and one set of settings: these make the key under which it is noted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from maestrale.engines.openvino.cpu import cpu_identity
+
+logger = logging.getLogger(__name__)
+
+
+def note_key(settings: Sequence[object]) -> str:
+    """A short digest of the CPU, the version of OpenVINO and `settings`."""
+    parts = [cpu_identity(), version("openvino"), *map(str, settings)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def recall(file: Path, key: str) -> Any:
+    """What was noted under `key`, or None."""
+    return _notes(file).get(key)
+
+
+def remember(file: Path, key: str, value: Any) -> bool:
+    """Note it for the next start. False where the folder can't be written: tried again then."""
+    draft = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(_notes(file) | {key: value}))
+        draft.replace(file)
+    except OSError as error:
+        logger.info("What was found on this machine can't be noted in %s: %s", file, error)
+        return False
+    return True
+
+
+def _notes(file: Path) -> dict[str, Any]:
+    try:
+        notes = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}  # none yet, or a torn one: try again
+    return notes if isinstance(notes, dict) else {}

@@ -1,0 +1,146 @@
+"""Run as a module: measures settings of the engine. A `Job` on stdin, JSON lines on stdout."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from maestrale.engines.openvino.cpu import die_with_parent
+from maestrale.engines.openvino.graph import PagedModel, StepInput
+from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
+from maestrale.engines.openvino.repack import save_repacked
+from maestrale.engines.openvino.tuning import Choice, Done, Job, Measured, Refused, Step
+from maestrale.errors import MaestraleError
+
+KV_CACHE = 256 << 20  # bytes: room for 32 short sequences
+SHORT = 24  # tokens that a decoding sequence has behind it
+PROMPT = 256  # tokens
+SEQUENCES = (1, 8, 32)
+SECONDS = 0.3  # how long one thing is measured in each round, at least
+FEWEST = 3  # steps
+
+
+def main() -> None:
+    die_with_parent()
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    try:
+        _send(Done(_measure(job)))
+    except MaestraleError as error:
+        _send(Refused(str(error)))
+
+
+def _send(message: msgspec.Struct) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _measure(job: Job) -> tuple[Measured, ...]:
+    folder = Path(job.model_dir)
+    if any(choice.weight_format == "int8" for choice in job.choices):
+        _send(Step("Repacking the weights to 8 bits (once)", 0.0))
+        save_repacked(folder)
+    count = len(job.choices)
+    rates: list[dict[str, list[float]]] = [{} for _ in job.choices]
+    # Choices that differ only in the size of a step share one compiled model.
+    groups: dict[tuple[str, int], list[int]] = {}
+    for index, choice in enumerate(job.choices):
+        groups.setdefault((choice.weight_format, choice.threads), []).append(index)
+    models: dict[tuple[str, int], PagedModel] = {}
+    for key, members in groups.items():
+        choice = job.choices[members[0]]
+        _send(Step(_phase(choice), len(models) / (2 * len(groups))))
+        models[key] = PagedModel(
+            folder,
+            kv_cache_bytes=KV_CACHE,
+            threads=choice.threads,
+            deterministic=job.deterministic,
+            weight_format=choice.weight_format,
+        )
+    for number in range(job.rounds):  # in turn, so that a busy moment hits all alike
+        for index, choice in enumerate(job.choices):
+            done = 0.5 + (number + index / count) / (2 * job.rounds)
+            _send(Step(_phase(choice), done))
+            model = models[choice.weight_format, choice.threads]
+            for name, rate in _rates(model, choice):
+                rates[index].setdefault(name, []).append(rate)
+    return tuple(
+        Measured(
+            choice=choice, **{name: statistics.median(values) for name, values in found.items()}
+        )
+        for choice, found in zip(job.choices, rates, strict=True)
+    )
+
+
+def _phase(choice: Choice) -> str:
+    return (
+        f"Measuring what is fastest here (once): {choice.weight_format} weights, "
+        f"{choice.threads} threads"
+    )
+
+
+def _rates(model: PagedModel, choice: Choice) -> list[tuple[str, float]]:
+    """Tokens/s of each kind of step."""
+    rates = [
+        (f"decode_{count}", _rate(count, partial(model.infer, _decode_step(count, model))))
+        for count in SEQUENCES
+    ]
+    most = min(choice.step_tokens, model.exact_step_tokens or choice.step_tokens, PROMPT)
+    starts = range(0, PROMPT, most)
+
+    def prefill() -> None:
+        for start in starts:
+            model.infer(_prompt_step(start, min(most, PROMPT - start), model))
+
+    rates.append(("prefill", _rate(PROMPT, prefill)))
+    return rates
+
+
+def _rate(tokens: int, work: Callable[[], object]) -> float:
+    work()
+    seconds: list[float] = []
+    while len(seconds) < FEWEST or sum(seconds) < SECONDS:
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
+    return tokens / statistics.median(seconds)
+
+
+def _decode_step(sequences: int, model: PagedModel) -> StepInput:
+    """One token for each of `sequences`, whose earlier ones lie in a block of their own."""
+    ones = np.arange(sequences + 1, dtype=np.int32)
+    return StepInput(
+        token_ids=np.arange(1, sequences + 1) % model.vocab_size,
+        positions=np.full(sequences, SHORT),
+        past_lens=np.full(sequences, SHORT, np.int32),
+        sequence_begins=ones,
+        block_indices=ones[:-1],
+        block_begins=ones,
+        logit_rows=np.arange(sequences),
+        max_context_len=SHORT + 1,
+    )
+
+
+def _prompt_step(start: int, count: int, model: PagedModel) -> StepInput:
+    """`count` tokens of one prompt from `start` on."""
+    blocks = -(-(start + count) // BLOCK_SIZE)
+    return StepInput(
+        token_ids=np.arange(1, count + 1) % model.vocab_size,
+        positions=np.arange(start, start + count),
+        past_lens=np.array([start], np.int32),
+        sequence_begins=np.array([0, count], np.int32),
+        block_indices=np.arange(blocks, dtype=np.int32),
+        block_begins=np.array([0, blocks], np.int32),
+        logit_rows=np.array([count - 1]),
+        max_context_len=start + count,
+    )
+
+
+if __name__ == "__main__":
+    main()
