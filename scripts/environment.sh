@@ -194,10 +194,10 @@ install_environment() {
         set -- "$uv" pip install --python "$env/bin/python"
     elif [ "$tool" = venv ]; then
         "$python" -m venv "$env" >>"$log" 2>&1 || installation_failed
-        set -- "$env/bin/python" -m pip install --no-input --progress-bar off
+        set -- "$env/bin/python" -m pip install --no-compile --no-input --progress-bar off
     else
         "$python" -m venv --without-pip "$env" >>"$log" 2>&1 || installation_failed
-        set -- "$python" -m pip --python "$env/bin/python" install --no-input --progress-bar off
+        set -- "$python" -m pip --python "$env/bin/python" install --no-compile --no-input --progress-bar off
     fi
     # From the checkout: uv also heeds the settings of the project it is called in.
     # --no-deps: the lock is complete, and holds no more than is needed (see pyproject.toml).
@@ -222,9 +222,9 @@ install_extra() {
         # uv, if it made the environment, put no pip into it.
         has_module "$env/bin/python" pip ||
             "$env/bin/python" -m ensurepip >"$log" 2>&1 || installation_failed
-        set -- "$1" "$env/bin/python" -m pip install --no-input --progress-bar off
+        set -- "$1" "$env/bin/python" -m pip install --no-compile --no-input --progress-bar off
     else
-        set -- "$1" "$python" -m pip --python "$env/bin/python" install --no-input --progress-bar off
+        set -- "$1" "$python" -m pip --python "$env/bin/python" install --no-compile --no-input --progress-bar off
     fi
     extra_lock=$root/$1
     shift
@@ -245,16 +245,19 @@ install_beside() {
     if [ -n "$uv" ]; then
         set -- "$uv" pip install --python "$env/bin/python" "$@"
     elif [ "$tool" = venv ]; then
-        set -- "$env/bin/python" -m pip install --no-input --progress-bar off "$@"
+        set -- "$env/bin/python" -m pip install --no-compile --no-input --progress-bar off "$@"
     else
-        set -- "$python" -m pip --python "$env/bin/python" install --no-input --progress-bar off "$@"
+        set -- "$python" -m pip --python "$env/bin/python" install --no-compile --no-input --progress-bar off "$@"
     fi
     (cd "$root" && PIP_USER=0 "$@") </dev/null >"$log" 2>&1 || installation_failed
     rm -f "$log"
 }
 
 # Runs Python in the environment: only the checkout's sources and the lock's packages count.
+# Bytecode goes into the environment, whatever the caller's settings: without it each start would
+# compile all that it imports, and the checkout stays as it is.
 run_python() {
-    unset PYTHONHOME
-    PYTHONPATH=$root/src PYTHONSAFEPATH=1 exec "$env/bin/python" "$@"
+    unset PYTHONHOME PYTHONDONTWRITEBYTECODE
+    PYTHONPATH=$root/src PYTHONSAFEPATH=1 PYTHONPYCACHEPREFIX=$env/bytecode \
+        exec "$env/bin/python" "$@"
 }

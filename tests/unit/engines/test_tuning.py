@@ -102,7 +102,7 @@ def test_tune_measures_all_that_is_open(prepared_model: Path, tmp_path: Path) ->
         threads=1,
         deterministic=False,
     )
-    result, kept = tune(open_steps, lambda phase, fraction: None)
+    result, kept = tune(open_steps, lambda phase, fraction: None, rounds=1)
     assert kept
     assert {entry.choice.step_tokens for entry in result.measured} == {64, 128, 256, 512}
     assert all(entry.choice.threads == 1 for entry in result.measured)

@@ -128,7 +128,7 @@ def chosen(config: EngineConfig, tuning: Tuning | None = None) -> Choice:
     )
 
 
-def tune(config: EngineConfig, progress: Progress) -> tuple[Tuning, bool]:
+def tune(config: EngineConfig, progress: Progress, rounds: int = 5) -> tuple[Tuning, bool]:
     """Measure all that is left open, and keep the result. Returns it, and whether it was kept.
 
     Raises: EngineError when the model can't be run.
@@ -143,7 +143,7 @@ def tune(config: EngineConfig, progress: Progress) -> tuple[Tuning, bool]:
                 )
                 if choice != first:
                     choices.append(choice)
-    result = _measured(config, tuple(choices), 5, progress)
+    result = _measured(config, tuple(choices), rounds, progress)
     return result, _keep(config, result)
 
 
