@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -49,6 +50,8 @@ def main() -> int:
     rounds.prepare()
     if options.install_only:
         return 0
+    # Told to end (by `timeout`, say) it still writes what it has, and leaves no server behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     begun = time.perf_counter()
     told = report.facts(plan.rounds, shlex.join(["scripts/bench-peers", *sys.argv[1:]]))
     found_limits = limits(context)
@@ -60,13 +63,14 @@ def main() -> int:
     found_limits = {name: max(value, found_limits[name]) for name, value in limits(context).items()}
     _say(f"measured for {time.perf_counter() - begun:.0f} s")
     page = report.as_markdown(rounds.found, found_limits, told)
+    if options.out or not options.quick:
+        out = Path(options.out) if options.out else PAGE
+        out.write_text(page)
+        out.with_suffix(".json").write_text(report.as_json(rounds.found, found_limits, told))
+        _say(f"wrote {out} and {out.with_suffix('.json')}")
     if options.quick:
         print(page)
         return _compare(rounds)
-    out = Path(options.out) if options.out else PAGE
-    out.write_text(page)
-    out.with_suffix(".json").write_text(report.as_json(rounds.found, found_limits, told))
-    _say(f"wrote {out} and {out.with_suffix('.json')}")
     return 0
 
 
