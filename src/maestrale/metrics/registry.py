@@ -24,6 +24,7 @@ USUAL_REASONS = (
     *("queue_full", "queue_timeout", "rate_limit_exceeded", "invalid_api_key"),
     *("context_length_exceeded", "invalid_value", "model_not_found", "starting", "draining"),
 )
+USUAL_ROUTES = ("/v1/chat/completions", "/v1/completions")
 
 
 class Metrics:
@@ -57,6 +58,9 @@ class Metrics:
             registry=self._registry,
             buckets=HTTP_SECONDS,
         )
+        for route in USUAL_ROUTES:
+            self._http.labels(route, "POST", "2xx")
+            self._http_seconds.labels(route, "POST")
 
     def watch(self, engine: Engine, model_name: str, queued: Callable[[], int]) -> None:
         """Begin to report on this engine, under this model's name.
