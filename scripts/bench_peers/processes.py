@@ -48,10 +48,10 @@ class Running:
 
     def pause(self) -> None:
         """Take the processor away from it, so that others can be measured."""
-        self._signal(signal.SIGSTOP)
+        self._signal_all(signal.SIGSTOP)
 
     def resume(self) -> None:
-        self._signal(signal.SIGCONT)
+        self._signal_all(signal.SIGCONT)
 
     def memory(self) -> Memory:
         found = Memory(0, 0)
@@ -76,6 +76,12 @@ class Running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+
+    def _signal_all(self, number: int) -> None:
+        """Also to those below it that made a group of their own."""
+        for pid in descendants(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
