@@ -71,7 +71,7 @@ class ByteEncoder:
 class DirectVetter:
     """Compiles in this process; the tests of supervise/ have the one that does not."""
 
-    async def vet(self, constraint: Any) -> None:
+    async def vet(self, constraint: Any, key: str = "-") -> None:
         compile_constraint(constraint, byte_vocabulary())
 
 

@@ -67,7 +67,7 @@ class Options(Struct, frozen=True, kw_only=True):
     """How to answer: what the request says beside its prompt, validated and with defaults.
 
     `max_tokens` None means what remains of the context. `seed` None means draw one. `tools`
-    None means that none may be called.
+    None means that none may be called. `key` names who asks: keys take turns.
     `constraint_param` and `max_tokens_param` name the fields to blame in errors.
     """
 
@@ -84,6 +84,7 @@ class Options(Struct, frozen=True, kw_only=True):
     constraint_param: str = "response_format"
     logprobs: int | None = None
     tools: ToolUse | None = None
+    key: str = "-"
 
 
 class LogprobEntry(Struct, frozen=True):
@@ -174,7 +175,7 @@ class Timings:
 class Vetter(Protocol):
     """Compiles a constraint where it can do no harm. Raises: ConstraintError."""
 
-    def vet(self, constraint: Constraint) -> Awaitable[object]: ...
+    def vet(self, constraint: Constraint, key: str = "-") -> Awaitable[object]: ...
 
 
 class Answer:
@@ -569,11 +570,11 @@ class ChatService:
             return None
         _require(self.info, "grammar", "tools")
         try:
-            await self._vetter.vet(constraint)
+            await self._vetter.vet(constraint, options.key)
         except ConstraintError as error:
             for index, alone in argument_constraints(use):
                 try:
-                    await self._vetter.vet(alone)
+                    await self._vetter.vet(alone, options.key)
                 except ConstraintError as cause:
                     where = f"tools[{index}].function.parameters"
                     raise InvalidRequest(str(cause), param=where) from cause
@@ -593,7 +594,7 @@ class ChatService:
         budgets = [self._max_tokens(len(prompt), options, param) for prompt in prompts]
         if options.constraint is not None:
             try:
-                await self._vetter.vet(options.constraint)
+                await self._vetter.vet(options.constraint, options.key)
             except ConstraintError as error:
                 raise InvalidRequest(str(error), param=options.constraint_param) from error
         seed = options.seed if options.seed is not None else self._seeds.getrandbits(48)

@@ -1,22 +1,25 @@
 """Reading a request's body: bounded in size, JSON only, decoded strictly.
 
 A thousand clients that each send all but the last byte of a large body would fill the memory.
-So large bodies share a budget; small ones, which a chat is, always have room.
+So large bodies share a budget; small ones, which a chat is, always have room. When the budget
+is spent, the slowest sender, if it had its time, makes room for the others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
 from maestrale.api.errors import ClientDisconnected, of_validation, quoted
 from maestrale.errors import (
     InvalidRequest,
     PayloadTooLarge,
+    RequestTimeout,
     Unavailable,
     UnsupportedMediaType,
 )
@@ -25,8 +28,29 @@ from maestrale.errors import (
 DECODE_IN_THREAD = 256 * 1024
 SMALL_BODY = 64 * 1024  # bytes that need no room in the budget
 BUDGET = 128 * 1024 * 1024  # bytes of large bodies held at once
+GRACE = 5.0  # seconds in which nobody is too slow
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+
+class _LargeBody:
+    """A body that takes room while it is received."""
+
+    def __init__(self) -> None:
+        self.size = 0  # bytes
+        self.complete = False
+        self.evicted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._began = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """In seconds."""
+        return time.monotonic() - self._began
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second so far."""
+        return self.size / max(self.age, 1e-3)
 
 
 class BodyReader:
@@ -36,14 +60,19 @@ class BodyReader:
         """`budget`: bytes of large bodies held at once; one body of the full size always fits."""
         self._limit = limit
         self._budget = max(budget, limit)
-        self.held = 0
+        self._large: set[_LargeBody] = set()
+
+    @property
+    def held(self) -> int:
         """Bytes of large bodies held now."""
+        return sum(body.size for body in self._large)
 
     async def read(self, scope: Scope, receive: Receive, type_: type[T]) -> T:
         """Read, decode and validate the body as `type_`.
 
         Raises: PayloadTooLarge, UnsupportedMediaType, InvalidRequest, Unavailable (too many large
-        bodies at once), ClientDisconnected.
+        bodies at once), RequestTimeout (slower than others that need the room),
+        ClientDisconnected.
         """
         headers = dict(scope["headers"])
         _check_media_type(headers)
@@ -51,34 +80,71 @@ class BodyReader:
         if declared.isdigit() and int(declared[:20]) > self._limit:
             raise self._too_large()
         body = bytearray()
-        counted = 0
+        large: _LargeBody | None = None
         try:
             while True:
-                message = await receive()  # its time is bounded by api/protocol.py
+                # Its time is bounded by api/protocol.py.
+                message = await (receive() if large is None else _unless_evicted(receive, large))
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnected
                 body += message.get("body", b"")
                 if len(body) > self._limit:
                     raise self._too_large()
                 if len(body) > SMALL_BODY:
-                    self.held += len(body) - counted
-                    counted = len(body)
-                    if self.held > self._budget:
-                        raise Unavailable(
-                            "Too many large bodies are being received; try again.",
-                            code="busy",
-                            retry_after=1,
-                        )
+                    if large is None:
+                        large = _LargeBody()
+                        self._large.add(large)
+                    large.size = len(body)
+                    self._make_room(large)
                 if not message.get("more_body", False):
                     break
+            if large is not None:
+                large.complete = True
             if len(body) > DECODE_IN_THREAD:
                 return await asyncio.to_thread(decode, body, type_)
             return decode(body, type_)
         finally:
-            self.held -= counted
+            if large is not None:
+                self._large.discard(large)
+
+    def _make_room(self, body: _LargeBody) -> None:
+        """Raises: Unavailable, RequestTimeout when `body` itself must give way."""
+        while self.held > self._budget:
+            slow = [each for each in self._large if each.age >= GRACE and not each.complete]
+            slowest = min(slow, key=lambda each: each.rate, default=None)
+            if slowest is None:
+                raise Unavailable(
+                    "Too many large bodies are being received; try again.",
+                    code="busy",
+                    retry_after=1,
+                )
+            if slowest is body:
+                raise _too_slow(body)
+            self._large.discard(slowest)
+            slowest.evicted.set_result(None)
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"The body is larger than {self._limit} bytes (--max-body-bytes).")
+
+
+async def _unless_evicted(receive: Receive, body: _LargeBody) -> Message:
+    """The next message. Raises: RequestTimeout when another body needs the room."""
+    receiving = asyncio.ensure_future(receive())
+    try:
+        either: set[asyncio.Future[Any]] = {receiving, body.evicted}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if body.evicted.done():
+            raise _too_slow(body)
+        return receiving.result()
+    finally:
+        receiving.cancel()
+        await asyncio.gather(receiving, return_exceptions=True)
+
+
+def _too_slow(body: _LargeBody) -> RequestTimeout:
+    return RequestTimeout(
+        f"The body came at {body.rate / 1024:.0f} KiB/s, slower than others that need the room."
+    )
 
 
 def decode(raw: bytes | bytearray, type_: type[T]) -> T:

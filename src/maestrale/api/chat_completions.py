@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import structs
 from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -27,6 +28,7 @@ def routes(backend: Backend) -> list[Route]:
         options = body.chat_options(backend.settings.max_n)
         _check_auto(options, backend.settings.enable_auto_tool_choice)
         key = context_of(request.scope).key
+        options = structs.replace(options, key=key)
         backend.admission.check(key, options.n, service.info.max_num_seqs)
         messages = body.chat_messages()
         preparing = service.chat(messages, options, prefix=body.has_prefix())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import structs
 from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -25,6 +26,7 @@ def routes(backend: Backend) -> list[Route]:
         options = body.completion_options(backend.settings.max_n)
         key = context_of(request.scope).key
         backend.admission.check(key, options.n * len(body.prompts()), service.info.max_num_seqs)
+        options = structs.replace(options, key=key)
         preparing = service.complete(body.prompts(), options)
         answer = await while_connected(request.receive, preparing)
         usage = body.stream_options.include_usage if body.stream_options else None

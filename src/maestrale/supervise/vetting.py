@@ -21,6 +21,7 @@ from maestrale.engines.base import Constraint
 from maestrale.errors import ConstraintError, EngineError, Unavailable
 from maestrale.supervise.child import Child
 from maestrale.supervise.messages import Failed, FromVetter, Verdict, Vet, VetterReady, VetterStart
+from maestrale.supervise.turns import FairTurns
 
 LABEL = {"json_schema": "JSON schema", "regex": "regular expression", "grammar": "grammar"}
 
@@ -57,28 +58,28 @@ class ConstraintVetter:
         self._known: OrderedDict[bytes, _Outcome] = OrderedDict()
         self._under_way: dict[bytes, asyncio.Task[_Outcome]] = {}
         self._wanted: Counter[bytes] = Counter()  # by how many requests
-        self._free = asyncio.Semaphore(self._limits.processes)
+        self._turns = FairTurns(self._limits.processes)
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
         self._closed = False
 
-    async def vet(self, constraint: Constraint) -> None:
-        """Return when the constraint is known to compile.
+    async def vet(self, constraint: Constraint, key: str = "-") -> None:
+        """Return when the constraint is known to compile. Keys take turns at it.
 
         Raises: ConstraintError when it doesn't, or takes too long or too much memory;
         Unavailable when too many others are being compiled, or no process can be had.
         """
-        key = hashlib.sha256(msgspec.msgpack.encode(constraint)).digest()
-        outcome = self._known.get(key)
+        digest = hashlib.sha256(msgspec.msgpack.encode(constraint)).digest()
+        outcome = self._known.get(digest)
         if outcome is not None and time.monotonic() < outcome.expires:
-            self._known.move_to_end(key)
+            self._known.move_to_end(digest)
         else:
-            task = self._under_way.get(key)
+            task = self._under_way.get(digest)
             if task is None or task.done():
-                task = asyncio.create_task(self._find_out(constraint, key))
-                self._under_way[key] = task
-                task.add_done_callback(lambda done: self._note(key, done))
-            self._wanted[key] += 1
+                task = asyncio.create_task(self._find_out(constraint, digest, key))
+                self._under_way[digest] = task
+                task.add_done_callback(lambda done: self._note(digest, done))
+            self._wanted[digest] += 1
             try:
                 outcome = await asyncio.shield(task)  # others may wait for the same
             except asyncio.CancelledError:
@@ -86,9 +87,9 @@ class ConstraintVetter:
                     raise Unavailable("The server is stopping.", retry_after=1) from None
                 raise
             finally:
-                self._wanted[key] -= 1
-                if not self._wanted[key]:
-                    del self._wanted[key]
+                self._wanted[digest] -= 1
+                if not self._wanted[digest]:
+                    del self._wanted[digest]
         if outcome.fault is not None:
             raise ConstraintError(outcome.fault)
 
@@ -105,25 +106,25 @@ class ConstraintVetter:
         """The processes there are now."""
         return [process.pid for process in self._all]
 
-    def _note(self, key: bytes, task: asyncio.Task[_Outcome]) -> None:
-        if self._under_way.get(key) is task:
-            del self._under_way[key]
+    def _note(self, digest: bytes, task: asyncio.Task[_Outcome]) -> None:
+        if self._under_way.get(digest) is task:
+            del self._under_way[digest]
         if task.cancelled() or task.exception() is not None:
             return
-        self._known[key] = task.result()
-        self._known.move_to_end(key)
+        self._known[digest] = task.result()
+        self._known.move_to_end(digest)
         if len(self._known) > self._limits.cached:
             self._known.popitem(last=False)
 
-    async def _find_out(self, constraint: Constraint, key: bytes) -> _Outcome:
+    async def _find_out(self, constraint: Constraint, digest: bytes, key: str) -> _Outcome:
         try:
-            await asyncio.wait_for(self._free.acquire(), self._limits.waiting)
+            await asyncio.wait_for(self._turns.acquire(key), self._limits.waiting)
         except TimeoutError:
             raise Unavailable(
                 "Too many grammars are being compiled; try again.", retry_after=2
             ) from None
-        if not self._wanted[key]:  # who asked has left
-            self._free.release()
+        if not self._wanted[digest]:  # who asked has left
+            self._turns.release()
             raise asyncio.CancelledError
         label = LABEL[constraint.kind]
         try:
@@ -143,7 +144,7 @@ class ConstraintVetter:
         except EngineError as error:
             return _Outcome(str(error))
         finally:
-            self._free.release()
+            self._turns.release()
 
     async def _vet_in_a_process(self, constraint: Constraint) -> Verdict | None:
         """The verdict; None when the process died over it. Raises: TimeoutError."""

@@ -211,6 +211,33 @@ async def test_large_bodies_share_a_budget_and_small_ones_do_not_wait() -> None:
         check_error(answer, 400)
 
 
+async def test_the_slowest_of_large_bodies_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maestrale.api.body.GRACE", 0.05)
+    async with api(options={"length": "3"}) as server:
+        bodies = server.app._backend.bodies
+        bodies._budget = 500_000
+        gate = asyncio.Event()
+
+        async def stopping(size: int) -> AsyncIterator[bytes]:
+            yield b" " * size
+            await gate.wait()
+            yield b"{}"
+
+        slowest, slow = [
+            asyncio.create_task(server.client.post(CHAT, content=stopping(size), headers=JSON))
+            for size in (100_000, 300_000)
+        ]
+        while bodies.held < 400_000:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
+        quick = await server.client.post(CHAT, content=b" " * 190_000 + b"{}", headers=JSON)
+        check_error(quick, 400, "messages")
+        assert "KiB/s" in check_error(await slowest, 408)["message"]
+        gate.set()
+        check_error(await slow, 400, "messages")
+        assert bodies.held == 0
+
+
 async def test_a_constraint_that_fails_in_the_engine_is_the_request_s_fault() -> None:
     async with api(options={"length": "3"}) as server:
 

@@ -110,6 +110,20 @@ async def test_when_all_processes_are_busy_the_wait_is_bounded(start_vetter: Sta
     await vetter.vet(regex("b"))
 
 
+async def test_a_key_that_floods_does_not_hold_others_up(start_vetter: StartVetter) -> None:
+    vetter = start_vetter(processes=1)
+    done: list[str] = []
+
+    async def ask(key: str, number: int) -> None:
+        await vetter.vet(regex(f"{key}{number}"), key)
+        done.append(key)
+
+    flood = [asyncio.create_task(ask("flood", number)) for number in range(30)]
+    await asyncio.sleep(0)
+    await asyncio.gather(*flood, asyncio.create_task(ask("other", 0)))
+    assert done.index("other") <= 3
+
+
 async def test_the_same_one_asked_many_times_is_compiled_once(start_vetter: StartVetter) -> None:
     vetter = start_vetter()
     await asyncio.gather(*(vetter.vet(SCHEMA) for _ in range(50)))
