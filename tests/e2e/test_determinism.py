@@ -127,9 +127,9 @@ async def running(folder: Path, **settings: object) -> AsyncIterator[SupervisedE
 
 
 async def run(engine: SupervisedEngine, request: GenerationRequest) -> TokenDelta:
-    """The whole answer, less what may differ: how much of the prompt was cached."""
+    """The whole answer, less what may differ: how much was cached, how long it waited."""
     whole = merge([delta async for delta in engine.generate(request)])
-    return replace(whole, cached_tokens=0)
+    return replace(whole, cached_tokens=0, waited=0.0)
 
 
 @pytest.fixture(scope="module")
