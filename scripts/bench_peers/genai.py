@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from itertools import count
 from pathlib import Path
@@ -20,6 +21,7 @@ import openvino as ov
 import openvino_genai as genai
 
 from bench_peers import questions
+from maestrale.engines.openvino.repack import save_repacked
 from maestrale.prompt.encode import encoder_for
 from maestrale.prompt.messages import ChatMessage
 
@@ -32,14 +34,18 @@ DETERMINISTIC = {
 
 
 class Pipeline:
-    def __init__(self, gguf: str, folder: Path, *, deterministic: bool) -> None:
+    def __init__(self, model: Path, folder: Path, *, deterministic: bool) -> None:
         scheduler = genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = 256
         scheduler.cache_size = 1
         scheduler.dynamic_split_fuse = True
         scheduler.enable_prefix_caching = True
         properties: dict[str, Any] = DETERMINISTIC if deterministic else {}
-        self._pipeline = genai.ContinuousBatchingPipeline(gguf, scheduler, "CPU", properties)
+        # Its own tokenizer isn't used: give it an empty one.
+        with tempfile.TemporaryDirectory() as nothing:
+            self._pipeline = genai.ContinuousBatchingPipeline(
+                str(model), genai.Tokenizer(nothing), scheduler, "CPU", **properties
+            )
         self._encoder = encoder_for(folder)
         self._ids = count()
 
@@ -52,6 +58,7 @@ class Pipeline:
         config = genai.GenerationConfig()
         config.ignore_eos = True
         config.do_sample = False
+        config.set_eos_token_id(0)  # its tokenizer, being empty, has none
         config.max_new_tokens = tokens
         begun = time.perf_counter()
         handles = [
@@ -74,7 +81,10 @@ def main() -> None:
     gguf, folder, given = sys.argv[1:]
     job = json.loads(given)
     begun = time.perf_counter()
-    pipeline = Pipeline(gguf, Path(folder), deterministic=job["deterministic"])
+    prepared = Path(folder)
+    model = save_repacked(prepared) if job["repacked"] else Path(gguf)
+    assert model is not None
+    pipeline = Pipeline(model, prepared, deterministic=job["deterministic"])
     found: dict[str, float] = {"load_seconds": time.perf_counter() - begun}
     pipeline.run([pipeline.encode(questions.short(1, 100)[0])] * 2, 8)
     for streams, tokens in job["streams"]:

@@ -47,8 +47,8 @@ class Peer:
     prepare: Callable[[Context], Server]
     keeps_running: bool = False
     """It starts so slowly that it is stopped (SIGSTOP) between the rounds, not ended."""
-    in_process: bool | None = None
-    """Not a server: OpenVINO GenAI; whether in the deterministic setting."""
+    in_process: dict[str, bool] | None = None
+    """Not a server: OpenVINO GenAI. Whether `deterministic`, whether on `repacked` weights."""
 
 
 @dataclass(frozen=True)
@@ -125,27 +125,37 @@ def _vllm(context: Context) -> Server:
 
 PEERS = (
     Peer(
-        "ours", "maestrale, deterministic (as shipped)", "int4 from the Q4_1 GGUF, f32 KV", _ours()
+        "ours",
+        "maestrale, deterministic (as shipped)",
+        "int8 repacked from the Q4_1 GGUF, f32 KV",
+        _ours("--weight-format", "int8"),
     ),
     Peer(
         "ours-fast",
         "maestrale, fast (`--no-deterministic`)",
-        "int4 from the Q4_1 GGUF, OpenVINO's default KV",
-        _ours("--no-deterministic"),
+        "int8 repacked from the Q4_1 GGUF, OpenVINO's default KV",
+        _ours("--no-deterministic", "--weight-format", "int8"),
     ),
     Peer(
         "genai",
         "OpenVINO GenAI, no server, deterministic settings",
         "the Q4_1 GGUF, f32 KV",
         _genai,
-        in_process=True,
+        in_process={"deterministic": True, "repacked": False},
+    ),
+    Peer(
+        "genai-int8",
+        "OpenVINO GenAI, no server, deterministic settings",
+        "int8 repacked from the Q4_1 GGUF (our file), f32 KV",
+        _genai,
+        in_process={"deterministic": True, "repacked": True},
     ),
     Peer(
         "genai-fast",
         "OpenVINO GenAI, no server, its defaults",
         "the Q4_1 GGUF, default KV",
         _genai,
-        in_process=False,
+        in_process={"deterministic": False, "repacked": False},
     ),
     Peer(
         "llamacpp-q4_1", "llama.cpp server, native build", "the Q4_1 GGUF, f16 KV", _llamacpp(None)

@@ -189,9 +189,9 @@ class Rounds:
             except cells.Failed as error:
                 found.problems.append(f"round {number + 1}: {error}")
 
-    def _without_server(self, deterministic: bool, number: int) -> cells.Numbers:
+    def _without_server(self, how: dict[str, bool], number: int) -> cells.Numbers:
         job = {
-            "deterministic": deterministic,
+            **how,
             "streams": self._plan.streams,
             "reader": 1000 + number,
         }
