@@ -97,6 +97,34 @@ def test_where_it_can_not_be_kept_nothing_is_left(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [GRAPH]
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    ov.save_model(four_bit_model(), tmp_path / GRAPH)
+    done = repacked_folder(tmp_path)
+    abandoned = done.with_name(f"{done.name}.4194304")  # no process has this number
+    abandoned.mkdir()
+    assert save_repacked(tmp_path) == done
+    assert not abandoned.exists()
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_damaged_copy_is_not_used(
+    prepared_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(prepared_model, folder, ignore=shutil.ignore_patterns("int8*", "*.json"))
+    done = save_repacked(folder)
+    assert done is not None
+    weights = done / "openvino_model.bin"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    model = PagedModel(
+        folder, kv_cache_bytes=64 << 20, threads=2, deterministic=True, weight_format="int8"
+    )
+    assert np.isfinite(model.infer(_prompt_step(0, 4, model))).all()
+    assert "damaged" in caplog.text
+    assert not done.exists()
+
+
 @pytest.mark.model
 @pytest.mark.slow
 def test_the_bundled_model_predicts_nearly_the_same(prepared_model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ products to the rows whose logits are wanted.
 
 from __future__ import annotations
 
+import logging
 import math
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from openvino._offline_transformations import paged_attention_transformation
 from maestrale.engines.base import WeightFormat
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.engines.openvino.notes import note_key, recall, remember
-from maestrale.engines.openvino.repack import GRAPH, repack, repacked_folder
+from maestrale.engines.openvino.repack import GRAPH, repack, save_repacked
 from maestrale.errors import ModelError
 
 # No quantisation of activations over groups of rows, no rounding of cached keys and values. With
@@ -39,6 +41,9 @@ DETERMINISTIC_OPTIONS = {
 EXACT_STEP_TOKENS = (80, 64, 48, 32)
 _LEAST_ROWS = 2
 EXACT_STEPS_NOTES = "exact_steps.json"
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -193,12 +198,16 @@ class PagedModel:
 
 
 def _read(core: Any, folder: Path, weight_format: WeightFormat) -> Any:
-    """The model in `folder`, repacked where that is asked for and was not done before."""
+    """The model in `folder`, in the form that is asked for."""
     if weight_format == "original":
         return core.read_model(folder / GRAPH)
-    done = repacked_folder(folder) / GRAPH
-    if done.is_file():
-        return core.read_model(done)
+    done = save_repacked(folder)
+    if done is not None:
+        try:
+            return core.read_model(done / GRAPH)
+        except RuntimeError:
+            logger.warning("%s is damaged. It is made anew at the next start.", done)
+            shutil.rmtree(done, ignore_errors=True)
     model = core.read_model(folder / GRAPH)
     repack(model)
     return model

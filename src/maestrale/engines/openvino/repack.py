@@ -42,6 +42,7 @@ def save_repacked(folder: Path) -> Path | None:
     done = repacked_folder(folder)
     if (done / GRAPH).is_file():
         return done
+    _remove_abandoned(done)
     draft = done.with_name(f"{done.name}.{os.getpid()}")
     try:
         draft.mkdir()
@@ -53,6 +54,13 @@ def save_repacked(folder: Path) -> Path | None:
         shutil.rmtree(draft, ignore_errors=True)
         return done if (done / GRAPH).is_file() else None
     return done
+
+
+def _remove_abandoned(done: Path) -> None:
+    """Drafts of processes that were killed: each bears its process's number."""
+    for draft in done.parent.glob(f"{done.name}.*"):
+        if not Path("/proc", draft.suffix[1:]).exists():
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def repack(model: Any) -> None:

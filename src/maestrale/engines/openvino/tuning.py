@@ -8,6 +8,7 @@ never changed: only what was left open is tried.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -33,6 +34,9 @@ OPTIONS = frozenset({WEIGHT_FORMAT})  # settings that only this engine has
 SHARE_OF_MEMORY = 0.25
 DEFAULT_STEP_TOKENS = 256
 DEFAULT_KV_CACHE = 1 << 30  # bytes
+
+
+logger = logging.getLogger(__name__)
 
 
 class Choice(Struct, frozen=True, kw_only=True):
@@ -106,6 +110,11 @@ def tuned(config: EngineConfig, progress: Progress) -> EngineConfig:
         first = chosen(config)
         known = _measured(config, (first, replace(first, weight_format="int8")), 2, progress)
         _keep(config, known)
+        logger.info(
+            "Measured on this machine: %s weights, %.2f times the speed of the original ones.",
+            known.best.weight_format,
+            known.gain,
+        )
     choice = chosen(config, known)
     return replace(
         config,
