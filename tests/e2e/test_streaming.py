@@ -69,16 +69,24 @@ async def test_a_stream_says_what_the_whole_answer_says(http: httpx.AsyncClient)
 
 
 async def test_characters_are_never_split(http: httpx.AsyncClient) -> None:
-    """High temperatures draw byte tokens, which alone are parts of characters."""
+    """High temperatures draw byte tokens, which alone are parts of characters.
 
-    async def one(seed: int) -> list[str]:
-        return await texts(http, messages=EMOJI, seed=seed, temperature=1.6, max_tokens=60)
+    Bytes that are no character in any order remain U+FFFD, as when all are decoded at once.
+    """
 
-    pieces = [piece for stream in await asyncio.gather(*map(one, range(8))) for piece in stream]
-    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
-    assert any(ord(character) > 0x2000 for character in "".join(pieces)), pieces
-    for piece in pieces:
-        assert not any(0xD800 <= ord(character) < 0xE000 for character in piece)
+    async def one(seed: int) -> tuple[list[str], str]:
+        body = {"messages": EMOJI, "seed": seed, "temperature": 1.6, "max_tokens": 60}
+        response = await http.post("/v1/chat/completions", json={**body, "logprobs": True})
+        entries = response.json()["choices"][0]["logprobs"]["content"]
+        spelled = b"".join(bytes(entry["bytes"]) for entry in entries)
+        return await texts(http, **body), spelled.decode(errors="replace")
+
+    answers = await asyncio.gather(*map(one, range(8)))
+    for pieces, spelled in answers:
+        assert "".join(pieces).rstrip("\ufffd") == spelled.rstrip("\ufffd")
+        for piece in pieces:
+            assert not any(0xD800 <= ord(character) < 0xE000 for character in piece)
+    assert any(ord(character) > 0x2000 for _, spelled in answers for character in spelled)
 
 
 async def test_emoji_forced_token_by_token(http: httpx.AsyncClient) -> None:

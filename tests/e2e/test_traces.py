@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import httpx
@@ -32,6 +33,9 @@ def test_a_traced_chat_and_its_log_line(cache_dir: Path, prepared_model: Path) -
             )
             body = answer.raise_for_status().json()
             assert not found.spans
+            waits = time.monotonic() + 10  # the line is written after the answer is sent
+            while '"POST /v1/chat/completions"' not in one.log() and time.monotonic() < waits:
+                time.sleep(0.05)
             log = one.log()
         names = {span["name"] for span in found.spans}
         assert names == {f"chat {body['model']}", "prepare", "queue", "prefill", "decode"}

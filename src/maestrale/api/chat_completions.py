@@ -71,6 +71,7 @@ class ChatShape(Chunks):
         self._called = [0] * len(answer.requests)  # calls sent of each choice
 
     def whole(self, pieces: list[Piece]) -> dict[str, Any]:
+        asked = any(request.logprobs is not None for request in self._answer.requests)
         return {
             **self._frame,
             "object": "chat.completion",
@@ -83,7 +84,7 @@ class ChatShape(Chunks):
                         "refusal": None,
                         "tool_calls": [_call(call) for call in piece.calls] or None,
                     },
-                    "logprobs": self._logprobs(piece.logprobs),
+                    "logprobs": self._logprobs(piece.logprobs, of_all=asked),
                     "finish_reason": piece.finish_reason,
                 }
                 for piece in pieces
@@ -117,8 +118,11 @@ class ChatShape(Chunks):
         }
         return self._chunk(choice, is_last=is_last)
 
-    def _logprobs(self, entries: list[LogprobEntry]) -> dict[str, Any] | None:
-        if not entries:
+    def _logprobs(
+        self, entries: list[LogprobEntry], *, of_all: bool = False
+    ) -> dict[str, Any] | None:
+        """None where there is nothing to tell; an answer without a token has an empty list."""
+        if not entries and not of_all:
             return None
         content = []
         for entry in entries:
