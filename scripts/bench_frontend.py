@@ -32,10 +32,10 @@ def serve(port: str, pace: str) -> None:
     """In a process of its own: the server, its engine told to say the same words for ever."""
     from dataclasses import replace
 
-    from maestrale.api import server
+    from maestrale.api import hosting, server
     from maestrale.config import load_settings
 
-    plain = server.engine_config
+    plain = hosting.engine_config
 
     def scripted(settings, model_dir):
         from msgspec.structs import replace
@@ -45,7 +45,7 @@ def serve(port: str, pace: str) -> None:
             options["tokens_per_second"] = pace
         return replace(plain(settings, model_dir), options=options)
 
-    server.engine_config = scripted
+    hosting.engine_config = scripted
     flags = {"engine": "scripted", "port": port, "max_num_seqs": "512", "max_waiting": "1024"}
     settings = load_settings({**flags, "log_level": "warning"}, {}, None)
     server.run(replace(settings))

@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
 # Where the parts of a running server are put together, and nowhere else; and the chat page's
 # scenarios, which are those of the collection.
 COMPOSES = {
-    "api.server": {"supervise", "engines.choose", "engines.registry"},
+    "api.hosting": {"supervise", "engines.choose", "engines.registry"},
     "api.scenarios": {"verify.bundled"},
 }
 EVERYTHING = {"cli", "__main__"}

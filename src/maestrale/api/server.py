@@ -10,11 +10,9 @@ import signal
 import socket
 import ssl
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 import uvicorn
 
@@ -22,18 +20,15 @@ from maestrale import logs
 from maestrale.api.app import build_app
 from maestrale.api.backend import Backend
 from maestrale.api.connections import raise_file_limit
+from maestrale.api.hosting import EngineHost, in_thread
 from maestrale.api.memory import return_large_buffers
 from maestrale.api.progress import Progress
 from maestrale.api.protocol import protocol_class
-from maestrale.chat import ANY_OBJECT, ChatService
+from maestrale.chat import ChatService
 from maestrale.config import Settings, default_key_file, is_loopback
-from maestrale.engines.base import EngineConfig
-from maestrale.errors import MaestraleError, SettingsError
+from maestrale.errors import SettingsError
 from maestrale.keys import KeyStore, new_key
 from maestrale.logs import LOGGER
-from maestrale.models.prepared import PreparedModel
-from maestrale.supervise.process import Restarts, SupervisedEngine
-from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
 
 LAST_WORDS = 2.0  # seconds for the ends of streams to be sent once the engine has stopped
 # Seconds that an idle connection is kept. Longer than clients keep theirs (httpx: 5 s), so that
@@ -41,8 +36,6 @@ LAST_WORDS = 2.0  # seconds for the ends of streams to be sent once the engine h
 KEEP_ALIVE = 30
 # Fewer than connections are allowed: a burst must not push out who hasn't been read yet.
 BACKLOG = 512
-
-T = TypeVar("T")
 
 
 def run(settings: Settings) -> None:
@@ -146,9 +139,7 @@ class _Run:
         self.stopping = asyncio.Event()
         self.hurry = asyncio.Event()
         self._made_key = made_key
-        self._engine: SupervisedEngine | None = None
-        self._vetter: ConstraintVetter | None = None
-        self._warming: asyncio.Task[None] | None = None
+        self.host = EngineHost(settings)
         self.url = _url(settings, sock)
 
     def on_signal(self) -> None:
@@ -160,104 +151,37 @@ class _Run:
 
     async def load(self) -> None:
         """Prepare the model, start its engine, and let requests in."""
-        from maestrale.engines.choose import choose_engine
-        from maestrale.engines.registry import tuned
         from maestrale.models.load_vocabulary import load_vocabulary
-        from maestrale.models.prepared import load_prepared
-        from maestrale.models.resolve import prepare
-        from maestrale.models.serve_fit import shortened
         from maestrale.prompt.encode import encoder_for
 
-        choice = choose_engine(self.settings.engine, self.settings.model)
-        if self.settings.engine == "auto":
-            LOGGER.info("%s", choice.line)
-        settings = dataclasses.replace(self.settings, engine=choice.name)
+        settings = self.settings
         with Progress(self._tell) as progress:
-            folder = await in_thread(
-                lambda: prepare(
-                    settings.model,
-                    settings.cache_dir,
-                    progress.update,
-                    engine=choice.name,
-                    revision=settings.revision,
-                )
-            )
-            prepared = load_prepared(folder)
-            await in_thread(lambda: self._check_fit(folder, prepared, choice.name))
-            config = await in_thread(
-                lambda: tuned(engine_config(settings, str(folder)), progress.update)
-            )
+            folder, prepared, config = await self.host.prepare(progress)
             progress.update("Starting the engine", None)
             template = settings.chat_template.read_text() if settings.chat_template else None
-            engine = self._engine = SupervisedEngine(
-                config,
-                restarts=Restarts(
-                    most=settings.max_engine_failures, window=settings.failure_window
-                ),
-            )
-            _, encoder, vocabulary = await asyncio.gather(
-                engine.start(),
+            engine, encoder, vocabulary = await asyncio.gather(
+                self.host.start(config),
                 in_thread(lambda: encoder_for(folder, template, settings.tool_call_parser)),
                 in_thread(lambda: load_vocabulary(folder)),
-            )
-            self._vetter = ConstraintVetter(
-                str(folder), VettingLimits(time=settings.grammar_timeout)
             )
         service = ChatService(
             engine,
             encoder,
             vocabulary,
-            self._vetter,
+            self.host.vet(folder, prepared),
             seed=settings.seed,
             on_gap=self.backend.metrics.observe_gap,
         )
         self.backend.attach(service, prepared.name)
-        if settings.max_model_len is None:
-            note = shortened(prepared, engine.describe().max_model_len)
-            if note:
-                LOGGER.warning("%s", note)
-        # The first schema would otherwise wait for a process that compiles schemas.
-        self._warming = asyncio.create_task(self._warm(self._vetter))
         if not self.stopping.is_set():
             print(banner(settings, self.url, self.backend.names, self._made_key), flush=True)
-
-    @staticmethod
-    async def _warm(vetter: ConstraintVetter) -> None:
-        try:
-            await vetter.vet(ANY_OBJECT)
-        except MaestraleError as error:
-            LOGGER.warning("JSON answers may not work: %s", error)
-
-    def _check_fit(self, folder: Path, prepared: PreparedModel, engine: str) -> None:
-        """Raises: ModelDoesNotFit before anything is loaded, rather than minutes later."""
-        from maestrale.models.serve_fit import check_cpu, check_gpu
-
-        settings = self.settings
-        if engine == "vllm":
-            check_gpu(
-                folder,
-                prepared,
-                settings.max_model_len,
-                settings.gpu_memory_utilization,
-                settings.tensor_parallel_size,
-                settings.max_num_batched_tokens,
-            )
-        elif engine == "openvino":
-            weights = (folder / "openvino_model.bin").stat().st_size
-            check_cpu(
-                prepared,
-                weights,
-                settings.max_model_len,
-                settings.kv_cache_bytes,
-                settings.deterministic,
-            )
 
     async def drain(self) -> None:
         """Wait for the answers in flight, up to the grace; then stop the engine."""
         admission = self.backend.admission
         if not admission.idle.is_set():
             LOGGER.info("%d requests have %g s to finish", admission.requests, self.settings.grace)
-        if self._engine is not None:
+        if self.host.engine is not None:
             # Those that still wait for their turn may have it: the engine closes after them.
             waits = [asyncio.ensure_future(e.wait()) for e in (admission.idle, self.hurry)]
             await asyncio.wait(
@@ -265,18 +189,13 @@ class _Run:
             )
             for wait in waits:
                 wait.cancel()
-            await self._engine.close(0)
+            await self.host.engine.close(0)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(admission.idle.wait(), LAST_WORDS)
 
     async def close(self) -> None:
         """Leave nothing running, however far it came."""
-        if self._engine is not None:
-            await self._engine.close(0)
-        if self._warming is not None:
-            self._warming.cancel()
-        if self._vetter is not None:
-            await self._vetter.close()
+        await self.host.close()
         if self.backend.tracer is not None:
             # A collector that doesn't answer holds the end up no longer than this.
             with contextlib.suppress(TimeoutError):
@@ -309,48 +228,6 @@ async def _serve(settings: Settings, sock: socket.socket, made_key: str) -> None
         await run_.close()
         server.should_exit = True
         await serving
-
-
-def engine_config(settings: Settings, model_dir: str) -> EngineConfig:
-    """The settings that the engine's process needs."""
-    return EngineConfig(
-        engine=settings.engine,
-        model_dir=model_dir,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        kv_cache_bytes=settings.kv_cache_bytes,
-        enable_prefix_caching=settings.enable_prefix_caching,
-        deterministic=settings.deterministic,
-        threads=settings.threads,
-        options=settings.engine_options,
-    )
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a thread that doesn't keep the process alive when it is told to stop."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def body() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except BaseException as error:  # raised again by who awaits the future
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=body, daemon=True).start()
-    return await future
 
 
 def _uvicorn_config(settings: Settings, backend: Backend) -> uvicorn.Config:

@@ -1,0 +1,173 @@
+"""The model and its engine: prepared, checked, started, and ended with all that belongs to them.
+
+`EngineHost` is what owns them in a server, be the HTTP in the same process (`server.py`) or in
+several others (`workers/parent.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from maestrale.api.progress import Progress
+from maestrale.chat import ANY_OBJECT
+from maestrale.config import Settings
+from maestrale.engines.base import Engine, EngineConfig
+from maestrale.errors import MaestraleError
+from maestrale.logs import LOGGER
+from maestrale.models.prepared import PreparedModel
+from maestrale.supervise.process import Restarts, SupervisedEngine
+from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
+
+T = TypeVar("T")
+
+
+class EngineHost:
+    """One model's engine and vetting processes: `prepare`, `start`, and `close` in any state."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.engine: Engine | None = None
+        self.vetter: ConstraintVetter | None = None
+        self._warming: asyncio.Task[None] | None = None
+
+    async def prepare(self, progress: Progress) -> tuple[Path, PreparedModel, EngineConfig]:
+        """The model's prepared folder, what is known of it, and what its engine shall be.
+
+        Raises: ModelError, SettingsError.
+        """
+        from maestrale.engines.choose import choose_engine
+        from maestrale.engines.registry import tuned
+        from maestrale.models.prepared import load_prepared
+        from maestrale.models.resolve import prepare
+
+        choice = choose_engine(self.settings.engine, self.settings.model)
+        if self.settings.engine == "auto":
+            LOGGER.info("%s", choice.line)
+        settings = dataclasses.replace(self.settings, engine=choice.name)
+        folder = await in_thread(
+            lambda: prepare(
+                settings.model,
+                settings.cache_dir,
+                progress.update,
+                engine=choice.name,
+                revision=settings.revision,
+            )
+        )
+        prepared = load_prepared(folder)
+        await in_thread(lambda: self._check_fit(folder, prepared, choice.name))
+        config = await in_thread(
+            lambda: tuned(engine_config(settings, str(folder)), progress.update)
+        )
+        return folder, prepared, config
+
+    async def start(self, config: EngineConfig) -> Engine:
+        """Start the engine. Raises: EngineError with the reason."""
+        settings = self.settings
+        engine = self.engine = SupervisedEngine(
+            config,
+            restarts=Restarts(most=settings.max_engine_failures, window=settings.failure_window),
+        )
+        await engine.start()
+        return engine
+
+    def vet(self, folder: Path, prepared: PreparedModel) -> ConstraintVetter:
+        """Make the vetter, and say what else of the engine the operator should know."""
+        from maestrale.models.serve_fit import shortened
+
+        limits = VettingLimits(time=self.settings.grammar_timeout)
+        self.vetter = ConstraintVetter(str(folder), limits)
+        if self.engine is not None and self.settings.max_model_len is None:
+            note = shortened(prepared, self.engine.describe().max_model_len)
+            if note:
+                LOGGER.warning("%s", note)
+        # The first schema would otherwise wait for a process that compiles schemas.
+        self._warming = asyncio.create_task(_warm(self.vetter))
+        return self.vetter
+
+    async def close(self) -> None:
+        """Leave nothing running, however far it came."""
+        if self.engine is not None:
+            await self.engine.close(0)
+        if self._warming is not None:
+            self._warming.cancel()
+        if self.vetter is not None:
+            await self.vetter.close()
+
+    def _check_fit(self, folder: Path, prepared: PreparedModel, engine: str) -> None:
+        """Raises: ModelDoesNotFit before anything is loaded, rather than minutes later."""
+        from maestrale.models.serve_fit import check_cpu, check_gpu
+
+        settings = self.settings
+        if engine == "vllm":
+            check_gpu(
+                folder,
+                prepared,
+                settings.max_model_len,
+                settings.gpu_memory_utilization,
+                settings.tensor_parallel_size,
+                settings.max_num_batched_tokens,
+            )
+        elif engine == "openvino":
+            weights = (folder / "openvino_model.bin").stat().st_size
+            check_cpu(
+                prepared,
+                weights,
+                settings.max_model_len,
+                settings.kv_cache_bytes,
+                settings.deterministic,
+            )
+
+
+async def _warm(vetter: ConstraintVetter) -> None:
+    try:
+        await vetter.vet(ANY_OBJECT)
+    except MaestraleError as error:
+        LOGGER.warning("JSON answers may not work: %s", error)
+
+
+def engine_config(settings: Settings, model_dir: str) -> EngineConfig:
+    """The settings that the engine's process needs."""
+    return EngineConfig(
+        engine=settings.engine,
+        model_dir=model_dir,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        deterministic=settings.deterministic,
+        threads=settings.threads,
+        options=settings.engine_options,
+    )
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a thread that doesn't keep the process alive when it is told to stop."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def body() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except BaseException as error:  # raised again by who awaits the future
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=body, daemon=True).start()
+    return await future
