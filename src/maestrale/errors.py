@@ -9,6 +9,14 @@ MaestraleError                     what the command line prints as one clear mes
 ├── ConstraintError                a JSON schema, regex or grammar can't be compiled in bounds
 ├── CannotVerify                   `verify` can't reach a verdict: no server, or no collection
 ├── CannotBench                    `bench` can't measure: no server, or a workload it can't read
+├── MachineError                   a machine can't be examined or set up
+│   ├── NoSshClient                this machine has no OpenSSH client
+│   ├── TargetUnreachable          no answer: name unknown, refused, timed out, connection lost
+│   ├── HostKeyRefused             the host's key is unknown here, or another than before
+│   ├── LoginRefused               the host takes none of the keys, or not this user
+│   ├── NoSudo                     the user may not become root without typing a password
+│   ├── TargetUnusable             logged in, but there is no POSIX shell that works
+│   └── TargetTimeout              a command on the machine took too long
 ├── EngineError                    the engine can't start, or stopped working
 │   ├── EngineDied                 the engine process is gone; requests may be replayed
 │   └── ReplayMismatch             a replay gave other tokens than those already sent
@@ -76,6 +84,42 @@ class CannotBench(MaestraleError):
 
 class CannotChat(MaestraleError):
     """`maestrale chat` can't go on as asked: no server, no key, a command that makes no sense."""
+
+
+class MachineError(MaestraleError):
+    """A machine can't be examined, set up or made."""
+
+
+class NoSshClient(MachineError):
+    """This machine has no OpenSSH client."""
+
+
+class TargetUnreachable(MachineError):
+    """The host can't be reached: its name is unknown, it refuses, is silent, or was lost."""
+
+
+class HostKeyRefused(MachineError):
+    """The host's key is not known here, or is another than the one known."""
+
+
+class LoginRefused(MachineError):
+    """The host takes none of the keys offered, or doesn't know the user."""
+
+
+class NoSudo(MachineError):
+    """The user of a machine may not become root without typing a password."""
+
+
+class TargetUnusable(MachineError):
+    """The login works, but there is no POSIX shell that runs commands."""
+
+
+class TargetTimeout(MachineError):
+    """A command on a machine took too long. `stdout` is what it had written until then."""
+
+    def __init__(self, message: str, *, stdout: str = "") -> None:
+        super().__init__(message)
+        self.stdout = stdout
 
 
 class EngineError(MaestraleError):

@@ -1,0 +1,166 @@
+"""What a machine is and has: found by probe.sh, which reads only, and told in these types.
+
+doctor judges them, setup works from them. Sizes are in bytes. None means that it could not be
+found out, never that it is absent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from maestrale.machine.pci import PciGpu
+
+
+@dataclass(frozen=True)
+class OsRelease:
+    """`id` and `version`: ("ubuntu", "24.04"), ("debian", "12"); `like`: ids it descends from."""
+
+    id: str
+    version: str
+    codename: str
+    name: str
+    like: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DriverGpu:
+    """A GPU as the driver lists it. `capability` is CUDA's, or None for drivers too old to tell."""
+
+    slot: str
+    name: str
+    memory: int
+    used: int
+    capability: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Driver:
+    """NVIDIA's driver.
+
+    `loaded`: the kernel module's version, empty when none is loaded. `installed`: the version on
+    disk, empty when none is known. `answers`: nvidia-smi works; if not, `failure` is what it said
+    ("timeout": nothing). `cuda`: the newest CUDA that it runs, such as (12, 8).
+    """
+
+    loaded: str = ""
+    installed: str = ""
+    answers: bool = False
+    failure: str = ""
+    cuda: tuple[int, int] | None = None
+    gpus: tuple[DriverGpu, ...] = ()
+    open_modules: bool = False
+
+    @property
+    def version(self) -> str:
+        return self.loaded or self.installed
+
+    @property
+    def branch(self) -> int | None:
+        """The release branch: 570 of 570.124.06."""
+        head = self.version.partition(".")[0]
+        return int(head) if head.isdigit() else None
+
+
+@dataclass(frozen=True)
+class Docker:
+    """`access`: this user may use the daemon; None where it does not run. `runtimes`: their names.
+
+    `daemon_json` is None where there is no such file or it can't be read. `podman`: the command
+    named docker is Podman's.
+    """
+
+    version: str = ""
+    podman: bool = False
+    running: bool | None = None
+    access: bool | None = None
+    failure: str = ""
+    server: str = ""
+    runtimes: tuple[str, ...] = ()
+    default_runtime: str = ""
+    root: str = ""
+    rootless: bool = False
+    host: str = ""
+    daemon_json: str | None = None
+
+    @property
+    def installed(self) -> bool:
+        return bool(self.version)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The file system that holds `path`; `free` is for users other than root."""
+
+    path: str
+    mount: str
+    size: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Cpu:
+    model: str
+    count: int
+    flags: frozenset[str]
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """One look at one machine. `unanswered`: the sections cut short, by the probe's names."""
+
+    os: OsRelease
+    system: str  # Linux
+    kernel: str
+    arch: str  # x86_64, aarch64
+    user: str
+    is_root: bool
+    groups: tuple[str, ...]
+    home: str
+    sudo: str  # root, passwordless, password, none, absent
+    gpus: tuple[PciGpu, ...]
+    nvswitches: int
+    pci_seen: bool
+    wsl: bool
+    device_nodes: tuple[str, ...]
+    driver: Driver | None
+    modules: tuple[str, ...]
+    secure_boot: bool | None
+    docker: Docker
+    toolkit: str  # the container toolkit's version; empty: not installed
+    cdi: tuple[str, ...]
+    disks: tuple[Disk, ...]
+    memory: int
+    memory_available: int
+    memory_limit: int | None
+    cpu: Cpu
+    ports: tuple[int, ...] | None
+    port_owners: dict[int, str]
+    clock: int | None  # seconds since 1970, there, when the probe began
+    ntp_synchronised: bool | None
+    python: str
+    systemd: bool
+    init: str
+    container: str  # docker, lxc ..., empty on a machine of its own
+    virtualisation: str
+    reboot_required: bool
+    kernel_modules: bool
+    headers: bool
+    provider: str
+    cloud_init_running: bool
+    apt_lock: str  # what holds it, empty: free
+    dpkg_interrupted: bool
+    packages: dict[str, str]  # installed: name → version
+    broken_packages: tuple[str, ...]
+    services: dict[str, str]  # name → active, inactive, failed ...
+    token: str  # environment, a file's path, or empty
+    hub: str  # reached, no-tool, or what went wrong; empty: not asked
+    hub_clock: int | None
+    unanswered: tuple[str, ...] = field(default=())
+
+    def disk_of(self, path: str) -> Disk | None:
+        """The disk that was asked about for `path`."""
+        return next((disk for disk in self.disks if disk.path == path), None)
+
+    @property
+    def nvidia_gpus(self) -> tuple[PciGpu, ...]:
+        return tuple(gpu for gpu in self.gpus if gpu.vendor == "nvidia")

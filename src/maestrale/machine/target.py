@@ -1,0 +1,317 @@
+"""A machine to look at or to work on: this one, or one over SSH with the OpenSSH client.
+
+The client, not a library, so that ~/.ssh/config, agents, hardware keys and jump hosts work as
+they do by hand. One login serves all commands (ControlMaster, in a private folder).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, BinaryIO, Self, cast
+
+from maestrale.errors import (
+    MachineError,
+    NoSudo,
+    SettingsError,
+    TargetTimeout,
+    TargetUnreachable,
+)
+from maestrale.machine import ssh_errors
+from maestrale.machine.processes import Completed, OutOfTime, end_group, run_program, scratch
+
+__all__ = ["Completed", "Target"]
+
+CONNECT_SECONDS = 15
+# The client's messages in the words that ssh_errors.py looks for.
+_SSH = ("env", "LC_ALL=C", "LANGUAGE=C", "ssh")
+_NAME = re.compile(r"[A-Za-z0-9._~%\\+-]+")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
+
+
+@dataclass
+class Target:
+    """`host` is None for this machine. `port` 0: what ~/.ssh/config says, else 22.
+
+    `options` are more `-o` options of ssh. With `accept_new` the key of a host not seen before is
+    taken as it is; a changed key never is. Close it, or use it in a `with`.
+    """
+
+    host: str | None = None
+    user: str = ""
+    port: int = 0
+    identity: Path | None = None
+    accept_new: bool = False
+    options: tuple[str, ...] = ()
+    _folder: str | None = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def parse(
+        cls,
+        text: str | None,
+        *,
+        port: int | None = None,
+        identity: Path | None = None,
+        accept_new: bool = False,
+        options: tuple[str, ...] = (),
+    ) -> Self:
+        """None: this machine. Else `[user@]host[:port]`, `[user@][v6]:port` or ssh://....
+
+        Raises: SettingsError when it is none of these, or the port is given twice.
+        """
+        if text is None:
+            if port is not None or identity is not None:
+                raise SettingsError("--port and --identity are for a machine over SSH: name it.")
+            return cls()
+        rest = text.removeprefix("ssh://").removesuffix("/") if "://" in text else text
+        user, at, address = rest.rpartition("@")
+        bracketed = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?", address)
+        plain = re.fullmatch(r"([^:]+):(\d+)", address)
+        found = bracketed or plain
+        host, given = (found[1], found[2]) if found else (address, None)
+        sound = _HOST.fullmatch(host) and (_NAME.fullmatch(user) if at else True)
+        if not sound or user.startswith("-"):
+            raise SettingsError(
+                f"{text[:80]!r} names no machine. Works: user@host, user@host:port, or nothing "
+                "for this machine."
+            )
+        if given is not None and port is not None and int(given) != port:
+            raise SettingsError(f"{text!r} names port {given}, and --port says {port}.")
+        number = int(given) if given is not None else port or 0
+        if not 0 <= number <= 65535:
+            raise SettingsError(f"{number} is no port: they go from 1 to 65535.")
+        if identity is not None and not identity.expanduser().is_file():
+            raise SettingsError(f"--identity: there is no file {identity}.")
+        key = identity.expanduser().absolute() if identity is not None else None
+        return cls(host, user, number, key, accept_new, options)
+
+    @property
+    def local(self) -> bool:
+        return self.host is None
+
+    @property
+    def login(self) -> str:
+        """`user@host` as ssh takes it."""
+        return f"{self.user}@{self.host}" if self.user else str(self.host)
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        if self.local:
+            return "this machine"
+        return f"{self.login}:{self.port}" if self.port else self.login
+
+    def run(
+        self,
+        script: str,
+        *,
+        input: str | bytes | BinaryIO | None = None,
+        timeout: float = 60.0,
+        as_root: bool = False,
+    ) -> Completed:
+        """Run a POSIX sh script there; `timeout` in seconds. Its own failure is in `rc`.
+
+        `as_root` goes through `sudo -n` for other users. Over SSH a script's exit status 255
+        counts as the connection's failure.
+
+        Raises: TargetTimeout, NoSudo; over SSH NoSshClient, TargetUnreachable, HostKeyRefused,
+        LoginRefused.
+        """
+        shell = "sh"
+        if as_root:
+            shell = self._root_shell(timeout)
+        # Without input the script goes in by standard input: any login shell can start `sh`.
+        command = shell if input is None else f"{shell} -c {shlex.quote(script)}"
+        source = _whole(script) if input is None else input
+        if self.local:
+            arguments = ["/bin/sh", "-c", f"exec {command}"]
+            return self._run(arguments, source, timeout)
+        done = self._run([*self.ssh(), self.login, command], source, timeout)
+        if done.rc == ssh_errors.SSH_FAILED:
+            raise self._explained(done.stderr)
+        return done
+
+    def copy_to(self, path: Path, remote: str, *, timeout: float = 600.0) -> None:
+        """Copy a file, or a folder with all in it, to the path `remote`, replacing files there.
+
+        A file appears whole or not at all. Raises: as `run`; MachineError when it can't be
+        written.
+        """
+        there = shlex.quote(remote)
+        with contextlib.ExitStack() as stack:
+            if path.is_dir():
+                file = stack.enter_context(scratch())
+                with tarfile.open(fileobj=file, mode="w") as archive:
+                    archive.add(path, arcname=".")
+                file.seek(0)
+                script = f"mkdir -p {there} && tar -xof - -C {there}"
+            else:
+                file = stack.enter_context(path.open("rb"))
+                mode = f"{path.stat().st_mode & 0o777:o}"
+                part = shlex.quote(f"{remote}.part")
+                script = (
+                    f'mkdir -p "$(dirname {there})" && (umask 077; cat > {part}) && '
+                    f"chmod {mode} {part} && mv -f {part} {there} || {{ rm -f {part}; exit 1; }}"
+                )
+            done = self.run(script, input=cast(BinaryIO, file), timeout=timeout)
+        if not done.ok:
+            why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise MachineError(f"Can't copy {path.name} to {remote} on {self.name}: {why}.")
+
+    @contextlib.contextmanager
+    def forward(self, local_port: int, remote_port: int) -> Iterator[int]:
+        """Make the machine's loopback port `remote_port` reachable here; gives the port.
+
+        `local_port` 0: a free one. On this machine nothing is needed: gives `remote_port`.
+        Raises: as `run`; MachineError when the port here is taken.
+        """
+        if self.local:
+            yield remote_port
+            return
+        port = local_port or _free_port()
+        way = f"127.0.0.1:{port}:127.0.0.1:{remote_port}"
+        extra = ["-S", "none", "-o", "ExitOnForwardFailure=yes", "-N", "-L", way]
+        with scratch() as err:
+            process = subprocess.Popen(  # noqa: S603
+                [*self.ssh(shared=False), *extra, self.login],
+                stdin=subprocess.DEVNULL,
+                stdout=err,
+                stderr=err,
+                start_new_session=True,
+            )
+            try:
+                self._wait_for_tunnel(process, port, err)
+                yield port
+            finally:
+                end_group(process)
+
+    def ssh(self, *, shared: bool = True) -> list[str]:
+        """The client's command line up to the host; `shared`: over the one connection."""
+        words = [*_client(), "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
+        words += ["-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"]
+        if self.accept_new:
+            words += ["-o", "StrictHostKeyChecking=accept-new"]
+        if self.port:
+            words += ["-p", str(self.port)]
+        if self.identity is not None:
+            words += ["-i", str(self.identity), "-o", "IdentitiesOnly=yes"]
+        for option in self.options:
+            words += ["-o", option]
+        if shared and (folder := self._control_folder()):
+            words += ["-o", "ControlMaster=auto", "-o", "ControlPersist=60"]
+            words += ["-o", f"ControlPath={folder}/%C"]
+        return words
+
+    def close(self) -> None:
+        """End the shared connection."""
+        if self._folder is None:
+            return
+        path = f"ControlPath={self._folder}/%C"
+        where = ["-p", str(self.port)] if self.port else []
+        with contextlib.suppress(OSError, OutOfTime):
+            arguments = [*_SSH, "-o", path, *where, "-O", "exit", self.login]
+            run_program(arguments, timeout=5.0)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(
+        self, arguments: list[str], source: str | bytes | BinaryIO, timeout: float
+    ) -> Completed:
+        try:
+            return run_program(arguments, input=source, timeout=timeout)
+        except OutOfTime as error:
+            raise TargetTimeout(
+                f"A command on {self.name} took longer than {timeout:g} s and was ended. If the "
+                "machine is only slow, run this again.",
+                stdout=error.done.stdout,
+            ) from error
+        except FileNotFoundError as error:
+            raise MachineError(f"This machine has no {arguments[0]}.") from error
+
+    def _root_shell(self, timeout: float) -> str:
+        """The command that gives a root shell. Raises: NoSudo."""
+        asked = self.run("id -u; command -v sudo", timeout=min(timeout, 30.0))
+        uid, *sudo = asked.stdout.split()
+        if uid == "0":
+            return "sh"
+        user = self.user or "this user"
+        if not sudo:
+            raise NoSudo(
+                f"{user} is not root on {self.name}, and there is no sudo. Log in as root instead."
+            )
+        tried = self.run("sudo -n true", timeout=min(timeout, 30.0))
+        if not tried.ok:
+            raise NoSudo(
+                f"{user} may not use sudo on {self.name} without typing a password. Run this as "
+                'root, or allow it there: echo "$USER ALL=(ALL) NOPASSWD:ALL" | '
+                "sudo tee /etc/sudoers.d/maestrale"
+            )
+        return "sudo -n sh"
+
+    def _explained(self, stderr: str) -> MachineError:
+        key = str(self.identity) if self.identity is not None else ""
+        return ssh_errors.explain(stderr, str(self.host), self.port or 22, self.login, identity=key)
+
+    def _control_folder(self) -> str | None:
+        if self._folder is None:
+            # A socket's path must stay under some 100 characters, so not below a long TMPDIR. On
+            # a full disk each command logs in by itself.
+            with contextlib.suppress(OSError):
+                self._folder = tempfile.mkdtemp(prefix="maestrale-", dir="/tmp")
+        return self._folder
+
+    def _wait_for_tunnel(self, process: subprocess.Popen[bytes], port: int, err: IO[bytes]) -> None:
+        ends = time.monotonic() + CONNECT_SECONDS + 5
+        while time.monotonic() < ends:
+            if process.poll() is not None:
+                err.seek(0)
+                said = err.read().decode("utf-8", "replace")
+                if "Address already in use" in said:
+                    raise MachineError(
+                        f"Port {port} of this machine is taken, so there can be no tunnel through "
+                        "it. Choose another one."
+                    )
+                raise self._explained(said)
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+                return
+            time.sleep(0.05)
+        raise TargetUnreachable(f"No tunnel to {self.name} came up within {CONNECT_SECONDS + 5} s.")
+
+
+def _whole(script: str) -> str:
+    """The script as one compound command: sh reads all of it before a command can eat the rest."""
+    return f"{{\n{script}\n}} </dev/null\n"
+
+
+def _client() -> tuple[str, ...]:
+    if shutil.which("ssh") is None:
+        raise ssh_errors.no_client()
+    return _SSH
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
