@@ -11,7 +11,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 limit=own
 if timeout -k 1 1 true >/dev/null 2>&1; then
-    limit=kill
+    limit="kill"
 elif timeout 1 true >/dev/null 2>&1; then
     limit=plain
 fi
@@ -185,6 +185,7 @@ probe() {
     over
 
     ran 5 python python3 --version
+    # shellcheck disable=SC2016 # dpkg's own format
     ran 10 packages dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\n' \
         'nvidia-*' 'libnvidia-*' 'linux-modules-nvidia-*' 'cuda-drivers*' 'docker*' 'containerd*' \
         'podman*'
