@@ -17,6 +17,8 @@ MaestraleError                     what the command line prints as one clear mes
 │   ├── NoSudo                     the user may not become root without typing a password
 │   ├── TargetUnusable             logged in, but there is no POSIX shell that works
 │   └── TargetTimeout              a command on the machine took too long
+├── SourceError                    what a machine is to install can't be had or made
+├── ServiceError                   systemd, or the unit that is asked for, is not as it must be
 ├── EngineError                    the engine can't start, or stopped working
 │   ├── EngineDied                 the engine process is gone; requests may be replayed
 │   └── ReplayMismatch             a replay gave other tokens than those already sent
@@ -80,6 +82,14 @@ class CannotVerify(MaestraleError):
 
 class CannotBench(MaestraleError):
     """`maestrale bench` can't measure: no server that answers, or a workload that can't be read."""
+
+
+class SourceError(MaestraleError):
+    """What a machine is to install (`--source`) can't be understood, had or made."""
+
+
+class ServiceError(MaestraleError):
+    """`maestrale service` can't do it: no systemd, not root, or the name is taken."""
 
 
 class CannotChat(MaestraleError):
