@@ -29,6 +29,10 @@ COMMANDS = {
         "Prove that a chat API works: run the Postman collection.",
     ),
     "bench": ("maestrale.cli.bench:command", "Put load on a chat API and measure what it gives."),
+    "doctor": (
+        "maestrale.cli.doctor:command",
+        "Tell what a machine has and lacks, each with its remedy.",
+    ),
     "plan": ("maestrale.cli.plan:command", "Tell what fits on a GPU or here, before fetching."),
     "pull": ("maestrale.cli.pull:command", "Fetch a model from the Hugging Face hub."),
     "render": ("maestrale.cli.render:command", "Show the exact prompt and token ids of a request."),

@@ -152,9 +152,10 @@ class MachineFacts:
     packages: dict[str, str]  # installed: name → version
     broken_packages: tuple[str, ...]
     services: dict[str, str]  # name → active, inactive, failed ...
+    service: str  # the state of the maestrale that answers on the service's port; empty: none does
     token: str  # environment, a file's path, or empty
     hub: str  # reached, no-tool, or what went wrong; empty: not asked
-    hub_clock: int | None
+    hub_offset: int | None  # seconds that the machine's clock is ahead of the hub's
     unanswered: tuple[str, ...] = field(default=())
 
     def disk_of(self, path: str) -> Disk | None:

@@ -1,7 +1,7 @@
 """GPUs by their PCI ids: what is in the machine, also without a driver or lspci.
 
-Ids, names and CUDA compute capabilities from NVIDIA's list of supported GPUs and the PCI ID
-database; data-centre, workstation and common GeForce cards. Others are told by their range.
+Ids and names from the PCI ID database (data-centre, workstation and common GeForce cards), CUDA's
+compute capabilities from NVIDIA's list of its GPUs. Others are told by their range.
 """
 
 from __future__ import annotations
@@ -67,12 +67,13 @@ _RANGES: tuple[tuple[int, int, str, tuple[int, int]], ...] = (
     (0x2180, 0x21FF, "Turing", (7, 5)),
     (0x2200, 0x22FF, "Ampere", (8, 6)),
     (0x2302, 0x23FF, "Hopper", (9, 0)),
-    (0x2480, 0x25FF, "Ampere", (8, 6)),
+    (0x2400, 0x25FF, "Ampere", (8, 6)),
     (0x2600, 0x28FF, "Ada Lovelace", (8, 9)),
-    (0x2900, 0x293F, "Blackwell", (10, 0)),
+    (0x2900, 0x29FF, "Blackwell", (10, 0)),
     (0x2B80, 0x2DFF, "Blackwell", (12, 0)),
+    (0x2E00, 0x2E2F, "Blackwell", (12, 1)),
     (0x2F00, 0x2F7F, "Blackwell", (12, 0)),
-    (0x3180, 0x31BF, "Blackwell Ultra", (10, 3)),
+    (0x3180, 0x31FF, "Blackwell Ultra", (10, 3)),
 )
 
 NVIDIA: dict[int, str] = {
@@ -114,6 +115,7 @@ NVIDIA: dict[int, str] = {
     0x2230: "RTX A6000",
     0x2231: "RTX A5000",
     0x2232: "RTX A4500",
+    0x2233: "RTX A5500",
     0x2235: "A40",
     0x2236: "A10",
     0x2237: "A10G",
@@ -126,8 +128,9 @@ NVIDIA: dict[int, str] = {
     0x2335: "H200",
     0x2339: "H100",
     0x233B: "H200 NVL",
-    0x2342: "GH200 120 GB",
-    0x2345: "GH200 480 GB",
+    0x2342: "GH200",
+    0x2345: "GH200",
+    0x2348: "GH200 144 GB",
     0x2484: "GeForce RTX 3070",
     0x2488: "GeForce RTX 3070",
     0x2489: "GeForce RTX 3060 Ti",
@@ -158,9 +161,15 @@ NVIDIA: dict[int, str] = {
     0x2941: "GB200",
     0x2B85: "GeForce RTX 5090",
     0x2BB1: "RTX PRO 6000 Blackwell Workstation Edition",
+    0x2BB3: "RTX PRO 5000 Blackwell",
     0x2BB5: "RTX PRO 6000 Blackwell Server Edition",
     0x2C02: "GeForce RTX 5080",
     0x2C05: "GeForce RTX 5070 Ti",
+    0x2C31: "RTX PRO 4500 Blackwell",
+    0x2C34: "RTX PRO 4000 Blackwell",
+    0x2E12: "GB10",
     0x2F04: "GeForce RTX 5070",
     0x3182: "B300",
+    0x31C2: "GB300",
+    0x31C3: "GB300",
 }

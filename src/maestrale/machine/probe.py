@@ -28,14 +28,18 @@ from maestrale.machine.target import Target
 DEADLINE = 90.0  # seconds for the whole probe
 
 
-def gather(target: Target, *, hub: str = "", timeout: float = DEADLINE) -> MachineFacts:
+def gather(
+    target: Target, *, hub: str = "", service_port: int = 0, timeout: float = DEADLINE
+) -> MachineFacts:
     """Look at the machine. `hub`: the address whose reachability is tried from there, if any.
+
+    `service_port`: where a maestrale that runs there already is asked for its health.
 
     Reads only. Raises: as Target.run, but no TargetTimeout where part of the answer came;
     TargetUnusable when there is no POSIX shell; MachineError for another system than Linux.
     """
     try:
-        done = target.run(probe_script(hub), timeout=timeout)
+        done = target.run(probe_script(hub, service_port), timeout=timeout)
         text, said = done.stdout, done.stderr
     except TargetTimeout as error:
         if "@@ kernel" not in error.stdout:
@@ -56,10 +60,10 @@ def gather(target: Target, *, hub: str = "", timeout: float = DEADLINE) -> Machi
     return facts
 
 
-def probe_script(hub: str = "") -> str:
+def probe_script(hub: str = "", service_port: int = 0) -> str:
     """The whole probe, as `Target.run` takes it."""
     text = files("maestrale.machine").joinpath("probe.sh").read_text("utf-8")
-    return f"{text}\nprobe {shlex.quote(hub)}"
+    return f"{text}\nprobe {shlex.quote(hub)} {service_port or ''}"
 
 
 def read_facts(text: str) -> MachineFacts:
@@ -74,7 +78,7 @@ def read_facts(text: str) -> MachineFacts:
     cloud = sections["cloud-init"].lines
     memory = dict(re.findall(r"^(\w+):\s+(\d+) kB", sections["memory"].text, re.MULTILINE))
     clock = sections["clock"].text.strip()
-    hub, hub_clock = hub_answer(sections)
+    hub, hub_offset = hub_answer(sections)
     virtualisation = sections["virtualisation"].text.strip()
     return MachineFacts(
         os=read_os(sections["os"].text),
@@ -129,9 +133,10 @@ def read_facts(text: str) -> MachineFacts:
         packages=packages,
         broken_packages=broken,
         services=_services(sections),
+        service=_service(sections["service"].text),
         token=(sections["token"].lines or [""])[0],
         hub=hub,
-        hub_clock=hub_clock,
+        hub_offset=hub_offset,
         unanswered=sections.unanswered,
     )
 
@@ -253,6 +258,13 @@ _SERVICES = ("docker", "containerd", "maestrale", "nvidia-fabricmanager")
 def _services(sections: Sections) -> dict[str, str]:
     lines = sections["services"].lines
     return dict(zip(_SERVICES, lines, strict=True)) if len(lines) == len(_SERVICES) else {}
+
+
+def _service(text: str) -> str:
+    """The state that a maestrale told of itself, if one answered."""
+    answer = _json_line(text)
+    state = answer.get("status")
+    return str(state) if set(answer) == {"status", "detail"} else ""
 
 
 def _version(text: str) -> str:

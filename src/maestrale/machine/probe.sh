@@ -1,5 +1,5 @@
 # What a machine is and has. Reads only; plain POSIX sh, busybox's too; needs no rights.
-#   sh probe.sh [ENDPOINT OF THE HUB]
+#   probe [ADDRESS OF THE HUB] [PORT OF THE SERVICE]
 # Each section: "@@ NAME", what the commands wrote, "@@= STATUS". facts.py reads it. Sections whose
 # programs have been seen to hang come last, so that the others are there when time runs out.
 LC_ALL=C
@@ -198,21 +198,35 @@ probe() {
     if [ "$(id -u)" != 0 ]; then ran 5 sudo sudo -n -l; fi
     ran 10 toolkit nvidia-ctk --version
     ran 5 docker docker --version
-    ran 10 docker-info docker info --format '{{json .}}'
+    images=/var/lib/docker
+    if have docker; then
+        section docker-info
+        info=$(bounded 10 docker info --format '{{json .}}')
+        status=$?
+        printf '%s\n\n@@= %s\n' "$info" "$status"
+        root=$(printf '%s' "$info" | sed -n 's/.*"DockerRootDir":"\(\/[^"]*\)".*/\1/p')
+        images=${root:-$images}
+    fi
 
     if [ -n "${1-}" ]; then
         section hub
+        echo "asked at $(date +%s)"
         if have curl; then
             bounded 8 curl -sSI --max-time 6 "$1"
         elif have wget; then
             bounded 8 wget -S --spider -T 6 -t 1 "$1"
         else
-            echo none
+            echo no-tool
         fi
         over
     fi
+    if [ -n "${2-}" ] && have curl; then
+        section service
+        bounded 5 curl -s --noproxy '*' --max-time 3 "http://127.0.0.1:$2/health"
+        over
+    fi
     section disks
-    for folder in / /var/lib/docker /var/lib/containerd /var/lib/maestrale "${HOME:-/}" /tmp /boot; do
+    for folder in / "$images" /var/lib/containerd /var/lib/maestrale "${HOME:-/}" /tmp /boot; do
         echo "for $folder"
         while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
         bounded 5 df -Pk "$folder"

@@ -125,18 +125,22 @@ def provider(sections: Sections) -> str:
 
 
 def hub_answer(sections: Sections) -> tuple[str, int | None]:
-    """("reached", the hub's clock), ("no-tool", None), or what went wrong; empty: not asked."""
+    """("reached", how many seconds the machine's clock is ahead of the hub's), ("no-tool", None),
+    or what went wrong; empty: not asked."""
     if "hub" not in sections:
         return "", None
     section = sections["hub"]
-    if section.text.strip() == "none":
+    asked = re.match(r"asked at (\d+)\n", section.text)
+    text = section.text[asked.end() :] if asked else section.text
+    if text.strip() == "no-tool":
         return "no-tool", None
-    if re.search(r"^\s*HTTP/[\d.]+ \d{3}", section.text, re.MULTILINE):
-        date = re.search(r"^\s*date:\s*(.+)$", section.text, re.MULTILINE | re.IGNORECASE)
-        return "reached", _timestamp(date[1]) if date else None
-    if section.hung:
+    if re.search(r"^\s*HTTP/[\d.]+ \d{3}", text, re.MULTILINE):
+        date = re.search(r"^\s*date:\s*(.+)$", text, re.MULTILINE | re.IGNORECASE)
+        there = _timestamp(date[1]) if date else None
+        return "reached", int(asked[1]) - there if asked and there is not None else None
+    if section.hung or not text.strip():
         return "no answer within 6 s", None
-    return (section.lines or ["no answer"])[-1][:200], None
+    return text.strip().splitlines()[-1].strip()[:200], None
 
 
 def _timestamp(text: str) -> int | None:

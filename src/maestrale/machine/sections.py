@@ -52,7 +52,8 @@ def split_sections(text: str) -> Sections:
     found: dict[str, Section] = {}
     name, lines = "", list[str]()
     _, _, body = text.partition("@@maestrale 1")
-    for line in body.splitlines():
+    for line in body.split("\n"):
+        line = line.rstrip("\r")
         if line.startswith("@@= "):
             number = line[4:].strip()
             status = int(number) if number.isdigit() else -1
@@ -63,7 +64,8 @@ def split_sections(text: str) -> Sections:
             name, lines = line[3:].strip(), []
             found[name] = Section("", None)
         elif name:
-            lines.append(line)
+            # It is shown on a terminal, and the machine may be anyone's.
+            lines.append("".join(c if c.isprintable() or c == "\t" else "?" for c in line))
     if name:
         found[name] = Section("\n".join(lines).strip("\n"), None)
     return Sections(found)

@@ -52,6 +52,14 @@ def check_access(
         raise explain(error, hub.settings, repo, revision) from error
 
 
+def check_token(hub: Hub) -> str:
+    """The account that the token is of. Raises: AccessDenied, HubUnreachable, ModelError."""
+    try:
+        return _within(LIMIT, hub.account)
+    except Exception as error:
+        raise explain(error, hub.settings, "", "") from error
+
+
 def explain(error: Exception, hub: HubSettings, repo: str, revision: str) -> ModelError:
     """What an error of the hub means for a person."""
     page = f"{hub.endpoint}/{repo}"

@@ -51,6 +51,11 @@ class Hub:
         # False, not None: huggingface_hub must not look for a token by itself.
         self._token: str | bool = settings.token or False
 
+    def account(self) -> str:
+        """The name of the account that the token is of."""
+        api = HfApi(endpoint=self.settings.endpoint, token=self._token, library_name="maestrale")
+        return str(api.whoami().get("name", ""))
+
     def list(self, repo: str, revision: str, timeout: float) -> Listing:
         """The files of a model. Succeeds for a gated model without access to it."""
         api = HfApi(endpoint=self.settings.endpoint, token=self._token, library_name="maestrale")

@@ -1,0 +1,36 @@
+"""Judge a machine by its facts. Nothing here touches the machine: facts in, findings out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from maestrale.machine.doctor import containers, gpu, resources, system
+from maestrale.machine.doctor.asked import Asked
+from maestrale.machine.doctor.findings import Finding, State, verdict
+from maestrale.machine.facts import MachineFacts
+
+__all__ = ["Asked", "Finding", "State", "examine", "verdict"]
+
+# In the order in which things are put right.
+_CHECKS: tuple[Callable[[MachineFacts, Asked], Finding], ...] = (
+    system.operating_system,
+    system.rights,
+    system.packages,
+    system.restart,
+    gpu.gpu,
+    gpu.driver,
+    gpu.secure_boot,
+    containers.docker,
+    containers.toolkit,
+    resources.disk,
+    resources.memory,
+    resources.processor,
+    resources.port,
+    resources.clock,
+    resources.network,
+)
+
+
+def examine(facts: MachineFacts, asked: Asked) -> list[Finding]:
+    """One finding for each check, always all of them, in a fixed order."""
+    return [check(facts, asked) for check in _CHECKS]

@@ -1,0 +1,44 @@
+"""What doctor says: one finding for each thing it looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`check` is its stable name. What is not ok has one `remedy`; `command` types it, if one can.
+
+    `what` and `remedy` are sentences for a person.
+    """
+
+    check: str
+    state: State
+    what: str
+    remedy: str = ""
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        assert (self.state == "ok") == (not self.remedy), f"{self.check}: one remedy, or none"
+
+
+def verdict(findings: Sequence[Finding]) -> State:
+    """The worst state of all."""
+    states = {finding.state for finding in findings}
+    return "problem" if "problem" in states else "warning" if "warning" in states else "ok"
+
+
+def shown_size(size: int) -> str:
+    """Bytes in GiB, or MiB where that is less than one."""
+    if size < 1 << 30:
+        return f"{size >> 20} MiB"
+    value = size / (1 << 30)
+    return f"{value:.0f} GiB" if value >= 10 else f"{value:.1f} GiB"
+
+
+def dotted(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
