@@ -294,6 +294,13 @@ class Settings:
         group="Server",
         metavar="FILE",
     )
+    made_key_file: Path | None = setting(
+        None,
+        "File that keeps the key made at start, so that the next start has the same one and "
+        "shows it again. Default: none; each start makes another.",
+        group="Server",
+        metavar="FILE",
+    )
     no_auth: bool = setting(
         False, "Serve without a key on an address that is not loopback.", group="Server"
     )

@@ -137,6 +137,33 @@ def new_key() -> str:
     return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
+def kept_key(path: Path) -> str:
+    """The key that is kept as it is in the file at `path`; a fresh one at the first call.
+
+    Raises: SettingsError when the file can't be read or written, or holds something else.
+    """
+    with _locked(path):
+        try:
+            if path.exists():
+                return _read_kept(path)
+            key = new_key()
+            _replace(path, key.encode() + b"\n")
+        except OSError as error:
+            raise SettingsError(f"The key can't be kept in {path}: {error.strerror}.") from error
+    return key
+
+
+def _read_kept(path: Path) -> str:
+    """Raises: OSError, SettingsError."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise SettingsError(f"Others may read the key in {path}: run 'chmod 600 {path}'.")
+        key = file.read(1000).strip()
+    if not re.fullmatch(rb"[!-~]{16,200}", key):
+        raise SettingsError(f"{path} holds no key: remove it, and the next start makes one.")
+    return key.decode()
+
+
 def read_keys(path: Path) -> list[Key]:
     """The keys of a file. Raises: SettingsError that says what is wrong with it."""
     try:
@@ -263,15 +290,20 @@ def _write(path: Path, keys: list[Key]) -> None:
     """Replace the file as a whole, readable by its owner only. Raises: SettingsError."""
     data = msgspec.json.format(msgspec.json.encode(_File(version=1, keys=keys)), indent=2) + b"\n"
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=".keys-")
-        try:
-            with os.fdopen(handle, "wb") as file:  # mkstemp has made it with mode 0600
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        _replace(path, data)
     except OSError as error:
         raise SettingsError(f"The key file {path} can't be written: {error.strerror}.") from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write it whole or not at all. Raises: OSError."""
+    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=".keys-")
+    try:
+        with os.fdopen(handle, "wb") as file:  # mkstemp has made it with mode 0600
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -5,14 +5,18 @@ import logging
 import multiprocessing
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from maestrale.api.server import key_to_make
 from maestrale.cli.keys import command
+from maestrale.config import Settings
 from maestrale.errors import MaestraleError, SettingsError
-from maestrale.keys import KeyStore, add_key, new_key, read_keys, revoke_key
+from maestrale.keys import KeyStore, add_key, kept_key, new_key, read_keys, revoke_key
 
 
 class Clock:
@@ -248,3 +252,51 @@ def test_the_default_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(path.parent.parent))
     assert CliRunner().invoke(command, ["add", "alice"]).exit_code == 0
     assert [key.name for key in read_keys(path)] == ["alice"]
+
+
+def test_a_made_key_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "api-key"
+    key = kept_key(path)
+    assert key.startswith("sk-maestrale-")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert kept_key(path) == key
+
+
+def test_a_kept_key_that_is_not_right_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "api-key"
+    path.write_text("")
+    path.chmod(0o600)
+    with pytest.raises(SettingsError, match="holds no key: remove it"):
+        kept_key(path)
+    path.write_text("sk-maestrale-0123456789\n")
+    path.chmod(0o644)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        kept_key(path)
+    path.chmod(0o600)
+    assert kept_key(path) == "sk-maestrale-0123456789"
+    with pytest.raises(SettingsError, match=r"can't be (used|kept)"):
+        kept_key(Path("/proc/api-key"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "made"),
+    [
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "127.0.0.1"}, False),
+        ({"host": "0.0.0.0", "no_auth": True}, False),
+        ({"host": "0.0.0.0", "api_key": ("sk-given-by-a-person",)}, False),
+    ],
+)
+def test_when_a_key_is_made_and_kept(
+    settings: dict[str, Any], made: bool, tmp_path: Path, path: Path
+) -> None:
+    kept = tmp_path / "api-key"
+    complete = Settings(**settings, made_key_file=kept, key_file=path)
+    key = key_to_make(complete)
+    assert bool(key) == made
+    assert kept.exists() == made
+    if made:
+        # A key added later does not end the kept one; without a kept one none is made.
+        add_key(path, "alice")
+        assert key_to_make(complete) == key
+        assert key_to_make(replace(complete, made_key_file=None)) == ""

@@ -27,7 +27,7 @@ from maestrale.api.protocol import protocol_class
 from maestrale.chat import ChatService
 from maestrale.config import Settings, default_key_file, is_loopback
 from maestrale.errors import SettingsError
-from maestrale.keys import KeyStore, new_key
+from maestrale.keys import KeyStore, kept_key, new_key
 from maestrale.logs import LOGGER
 
 LAST_WORDS = 2.0  # seconds for the ends of streams to be sent once the engine has stopped
@@ -45,9 +45,8 @@ def run(settings: Settings) -> None:
     """
     logs.configure(settings.log_level, settings.log_format)
     settings = dataclasses.replace(settings, key_file=key_file(settings))
-    made_key = ""
-    if not (settings.no_auth or is_loopback(settings.host)) and not asks_for_key(settings):
-        made_key = new_key()
+    made_key = key_to_make(settings)
+    if made_key:
         settings = dataclasses.replace(settings, api_key=(made_key,))
     raise_file_limit()
     return_large_buffers()
@@ -56,6 +55,17 @@ def run(settings: Settings) -> None:
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
         runner.run(_serve(settings, sock, made_key))
+
+
+def key_to_make(settings: Settings) -> str:
+    """The key that nobody gave and this address needs, or an empty one. Raises: SettingsError."""
+    if settings.no_auth or settings.api_key or is_loopback(settings.host):
+        return ""
+    kept = settings.made_key_file
+    # Once kept, it holds beside the keys that were added later.
+    if asks_for_key(settings) and not (kept and kept.exists()):
+        return ""
+    return kept_key(kept) if kept else new_key()
 
 
 def key_file(settings: Settings) -> Path | None:
@@ -99,7 +109,8 @@ def banner(settings: Settings, url: str, names: tuple[str, ...], made_key: str) 
     key = made_key or ("YOUR_KEY" if asks_for_key(settings) else "")
     lines = ["", f"maestrale serves {', '.join(names)} on {url}", ""]
     if made_key:
-        lines += [f"API key (shown this once): {made_key}", ""]
+        kept = settings.made_key_file
+        lines += [f"API key ({f'kept in {kept}' if kept else 'shown this once'}): {made_key}", ""]
     if settings.no_auth and not is_loopback(settings.host):
         lines += ["Anyone who can reach this address can use it: --no-auth was given.", ""]
     lines.append(f"  curl {url}/v1/chat/completions \\")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from maestrale.models.prepared import FORMAT_VERSION, is_intact
 Progress = Callable[[str, float | None], None]
 
 _CHUNK = 1 << 22  # bytes
+# Models that were prepared when the environment was made, as in the image. Never written to.
+SHIPPED = Path(sys.prefix, "share/maestrale/models")
 
 
 class _Stamp(msgspec.Struct, frozen=True):
@@ -72,7 +75,10 @@ def build_once(store: Path, digest: str, build: Callable[[Path], None], progress
                 shutil.rmtree(leftover)
         partial = Path(tempfile.mkdtemp(prefix=f"{key}.partial-", dir=store))
         try:
-            build(partial)
+            if is_intact(SHIPPED / key):
+                link_to(SHIPPED / key, partial)
+            else:
+                build(partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -80,6 +86,12 @@ def build_once(store: Path, digest: str, build: Callable[[Path], None], progress
     if not is_intact(target):
         raise ModelError(f"The model in {target} is damaged right after it was made. Disk full?")
     return target
+
+
+def link_to(shipped: Path, folder: Path) -> None:
+    """Let `folder` show what `shipped` holds. What is found out on this machine goes beside it."""
+    for entry in shipped.iterdir():
+        (folder / entry.name).symlink_to(entry)
 
 
 @contextmanager
