@@ -280,6 +280,14 @@ class Settings:
         minimum=0,
         maximum=65535,
     )
+    api_workers: int = setting(
+        1,
+        "API processes that share the port, in front of the one engine.",
+        group="Server",
+        metavar="N",
+        minimum=1,
+        maximum=64,
+    )
     api_key: tuple[str, ...] = setting(
         (),
         "Key(s) that clients must send as 'Authorization: Bearer KEY'.",
@@ -584,6 +592,12 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
                 f"{sources[name]} is for --engine {' or '.join(engines_of(name))}; "
                 f"the engine {settings.engine} can't use it."
             )
+    if settings.api_workers > 1 and settings.seed is not None:
+        raise SettingsError(
+            f"{sources['seed']} and {sources['api_workers']} contradict each other: which process "
+            "a request reaches is up to the system, so the seeds drawn can't be repeated. Give "
+            "each request its seed, or serve with one API process."
+        )
     for name in ("ssl_certfile", "ssl_keyfile", "chat_template", "key_file"):
         path = getattr(settings, name)
         if path is not None and not path.is_file():

@@ -34,6 +34,11 @@ ALLOWED: dict[str, set[str]] = {
     | SETTINGS
     | {"chat", "prompt", "engines.base", "models", "logs", "metrics"}
     | {"keys"},
+    # Several API processes: each is what `api` is, and their parent has the engine.
+    "workers": FOUNDATION
+    | SETTINGS
+    | {"api", "chat", "prompt", "engines.base", "engines.mailbox", "models", "logs", "metrics"}
+    | {"supervise"},
     "verify": FOUNDATION | SETTINGS,
     "bench": FOUNDATION | SETTINGS | {"verify"},  # the scenarios are those of its collection
     "terminal": FOUNDATION | SETTINGS,
@@ -43,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
 # scenarios, which are those of the collection.
 COMPOSES = {
     "api.hosting": {"supervise", "engines.choose", "engines.registry"},
+    "api.server": {"workers"},
     "api.scenarios": {"verify.bundled"},
 }
 EVERYTHING = {"cli", "__main__"}

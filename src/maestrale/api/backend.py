@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from maestrale.api.admission import RETRY_AFTER, Admission
 from maestrale.api.body import BodyReader
@@ -55,6 +56,21 @@ class Backend:
         self.names = self.settings.served_model_name or (model_name,)
         self._service = service
         self.metrics.watch(service.engine, self.names[0], lambda: self.admission.waiting)
+
+    async def check_room(self, key: str, sequences: int, max_num_seqs: int) -> None:
+        """Whether a request would be refused now, told before a prompt is made in vain.
+
+        Raises: Unavailable.
+        """
+        self.admission.check(key, sequences, max_num_seqs)
+
+    async def ask_all(self, about: Literal["metrics", "status", "load"]) -> bytes | None:
+        """The answer of all API processes together; None: there is this one only."""
+        return None
+
+    def processes(self) -> list[dict[str, Any]]:
+        """The API processes, for the status page."""
+        return [{"pid": os.getpid(), "state": "ready", "requests": self.admission.requests}]
 
     @property
     def engine(self) -> Engine | None:

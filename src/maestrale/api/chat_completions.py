@@ -29,7 +29,7 @@ def routes(backend: Backend) -> list[Route]:
         _check_auto(options, backend.settings.enable_auto_tool_choice)
         key = context_of(request.scope).key
         options = structs.replace(options, key=key)
-        backend.admission.check(key, options.n, service.info.max_num_seqs)
+        await backend.check_room(key, options.n, service.info.max_num_seqs)
         messages = body.chat_messages()
         preparing = service.chat(messages, options, prefix=body.has_prefix())
         answer = await while_connected(request.receive, preparing)

@@ -25,7 +25,7 @@ def routes(backend: Backend) -> list[Route]:
         context_of(request.scope).model = model
         options = body.completion_options(backend.settings.max_n)
         key = context_of(request.scope).key
-        backend.admission.check(key, options.n * len(body.prompts()), service.info.max_num_seqs)
+        await backend.check_room(key, options.n * len(body.prompts()), service.info.max_num_seqs)
         options = structs.replace(options, key=key)
         preparing = service.complete(body.prompts(), options)
         answer = await while_connected(request.receive, preparing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -23,12 +24,12 @@ def routes(backend: Backend) -> list[Route]:
         return JSONResponse({"version": __version__})
 
     async def load(request: Request) -> Response:
-        return JSONResponse({"server_load": backend.admission.requests})
+        body = await backend.ask_all("load") or load_json(backend)
+        return Response(body, media_type="application/json")
 
     async def metrics(request: Request) -> Response:
-        return Response(
-            backend.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
+        body = await backend.ask_all("metrics") or backend.metrics.render()
+        return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return [
         Route("/health", health, methods=["GET"]),
@@ -37,3 +38,8 @@ def routes(backend: Backend) -> list[Route]:
         Route("/load", load, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
     ]
+
+
+def load_json(backend: Backend) -> bytes:
+    """The body of /load."""
+    return msgspec.json.encode({"server_load": backend.admission.requests})

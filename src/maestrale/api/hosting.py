@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from maestrale.api.admission import Admission
 from maestrale.api.progress import Progress
 from maestrale.chat import ANY_OBJECT
 from maestrale.config import Settings
@@ -89,6 +90,19 @@ class EngineHost:
         # The first schema would otherwise wait for a process that compiles schemas.
         self._warming = asyncio.create_task(_warm(self.vetter))
         return self.vetter
+
+    async def drain(self, admission: Admission, hurry: asyncio.Event) -> None:
+        """Wait for the answers in flight, to the grace's end or `hurry`; then stop the engine."""
+        grace = self.settings.grace
+        if not admission.idle.is_set():
+            LOGGER.info("%d requests have %g s to finish", admission.requests, grace)
+        if self.engine is not None:
+            # Those that still wait for their turn may have it: the engine closes after them.
+            waits = [asyncio.ensure_future(event.wait()) for event in (admission.idle, hurry)]
+            await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            await self.engine.close(0)
 
     async def close(self) -> None:
         """Leave nothing running, however far it came."""

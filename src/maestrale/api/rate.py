@@ -3,14 +3,20 @@
 Each limit is a token bucket: it holds one minute's worth and fills evenly. A request pays for
 itself and its prompt before it runs, and for its answer when that has ended; so a bucket can go
 below zero, and must fill up again before the next request.
+
+Where several processes answer for one server they share the levels (`shared_levels.py`), so that
+a limit is as exact as with one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
+from maestrale.api.shared_levels import SharedLevels
 from maestrale.errors import RateLimited
 from maestrale.keys import Key
 
@@ -20,17 +26,28 @@ MINUTE = 60.0
 class Bucket:
     """Up to `limit` units, filled at `limit` a minute."""
 
-    __slots__ = ("_at", "_clock", "_level", "limit")
+    __slots__ = ("_at", "_clock", "_level", "_name", "_shared", "limit")
 
-    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        clock: Callable[[], float],
+        shared: SharedLevels | None = None,
+        name: str = "",
+    ) -> None:
+        """`shared`: where its level is kept, under `name` and its limit; None: here."""
         self.limit = limit
         self._clock = clock
+        self._shared = shared
+        self._name = f"{name}/{limit}"
         self._level = float(limit)
         self._at = clock()
 
     def level(self) -> float:
         """Units there now; negative is debt."""
         now = self._clock()
+        if self._shared is not None:
+            self._level, self._at = self._shared.read(self._name, self.limit, now)
         self._level = min(self.limit, self._level + (now - self._at) * self.limit / MINUTE)
         self._at = now
         return self._level
@@ -43,13 +60,22 @@ class Bucket:
     def take(self, units: float) -> None:
         """Take units out, into debt if need be."""
         self._level = self.level() - units
+        if self._shared is not None:
+            self._shared.write(self._name, self._level, self._at)
 
 
 class RateLimiter:
     """The buckets of all keys with limits. Keys without limits cost nothing here."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        shared: SharedLevels | None = None,
+    ) -> None:
+        """`shared`: the levels that this process has in common with others."""
         self._clock = clock
+        self._shared = shared
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
     def take_request(self, key: Key | None) -> None:
@@ -57,9 +83,7 @@ class RateLimiter:
         bucket = self._bucket(key, "requests")
         if key is None or bucket is None:
             return
-        if wait := bucket.seconds_until(1):
-            raise _limited(key, "requests", bucket.limit, wait)
-        bucket.take(1)
+        self._take(key, "requests", bucket, 1)
 
     def take_prompt(self, key: Key | None, tokens: int) -> None:
         """Count a prompt. One larger than the limit waits for a full bucket, then goes ahead.
@@ -69,15 +93,14 @@ class RateLimiter:
         bucket = self._bucket(key, "tokens")
         if key is None or bucket is None:
             return
-        if wait := bucket.seconds_until(tokens):
-            raise _limited(key, "tokens", bucket.limit, wait)
-        bucket.take(tokens)
+        self._take(key, "tokens", bucket, tokens)
 
     def charge_answer(self, key: Key | None, tokens: int) -> None:
         """Count an answer's tokens, once it has ended."""
         bucket = self._bucket(key, "tokens")
         if bucket is not None:
-            bucket.take(tokens)
+            with self._lock():
+                bucket.take(tokens)
 
     def headers(self, key: Key | None) -> dict[str, str]:
         """OpenAI's x-ratelimit-* headers, for the limits that the key has."""
@@ -85,11 +108,25 @@ class RateLimiter:
         for what in ("requests", "tokens"):
             bucket = self._bucket(key, what)
             if bucket is not None:
-                left = max(0, math.floor(bucket.level()))
+                with self._lock():
+                    left = max(0, math.floor(bucket.level()))
+                    rest = bucket.seconds_until(bucket.limit)
                 headers[f"x-ratelimit-limit-{what}"] = str(bucket.limit)
                 headers[f"x-ratelimit-remaining-{what}"] = str(left)
-                headers[f"x-ratelimit-reset-{what}"] = _span(bucket.seconds_until(bucket.limit))
+                headers[f"x-ratelimit-reset-{what}"] = _span(rest)
         return headers
+
+    def _take(self, key: Key, what: str, bucket: Bucket, units: float) -> None:
+        """Raises: RateLimited."""
+        with self._lock():
+            wait = bucket.seconds_until(units)
+            if not wait:
+                bucket.take(units)
+        if wait:
+            raise _limited(key, what, bucket.limit, wait)
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return self._shared.lock() if self._shared is not None else contextlib.nullcontext()
 
     def _bucket(self, key: Key | None, what: str) -> Bucket | None:
         if key is None:
@@ -99,7 +136,9 @@ class RateLimiter:
             return None
         bucket = self._buckets.get((key.sha256, what))
         if bucket is None or bucket.limit != limit:  # new, or changed in the key file
-            bucket = self._buckets[key.sha256, what] = Bucket(limit, self._clock)
+            name = f"{key.sha256}/{what}"
+            bucket = Bucket(limit, self._clock, self._shared, name)
+            self._buckets[key.sha256, what] = bucket
         return bucket
 
 

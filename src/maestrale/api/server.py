@@ -51,10 +51,17 @@ def run(settings: Settings) -> None:
     raise_file_limit()
     return_large_buffers()
     with (
-        listen(settings.host, settings.port) as sock,
+        contextlib.ExitStack() as listening,
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
-        runner.run(_serve(settings, sock, made_key))
+        sock = listening.enter_context(listen(settings.host, settings.port))
+        if settings.api_workers > 1:
+            from maestrale.workers import parent
+
+            socks = [listening.enter_context(each) for each in parent.share(sock, settings)]
+            runner.run(parent.serve(settings, socks, made_key))
+        else:
+            runner.run(_serve(settings, sock, made_key))
 
 
 def key_to_make(settings: Settings) -> str:
@@ -99,7 +106,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock.bind(address)
     except OSError as error:
         sock.close()
-        raise SettingsError(_why_not_bound(host, port, error)) from error
+        raise SettingsError(why_not_bound(host, port, error)) from error
     sock.set_inheritable(False)
     return sock
 
@@ -151,7 +158,7 @@ class _Run:
         self.hurry = asyncio.Event()
         self._made_key = made_key
         self.host = EngineHost(settings)
-        self.url = _url(settings, sock)
+        self.url = server_url(settings, sock)
 
     def on_signal(self) -> None:
         """The first signal drains; the second ends what is left."""
@@ -189,20 +196,9 @@ class _Run:
 
     async def drain(self) -> None:
         """Wait for the answers in flight, up to the grace; then stop the engine."""
-        admission = self.backend.admission
-        if not admission.idle.is_set():
-            LOGGER.info("%d requests have %g s to finish", admission.requests, self.settings.grace)
-        if self.host.engine is not None:
-            # Those that still wait for their turn may have it: the engine closes after them.
-            waits = [asyncio.ensure_future(e.wait()) for e in (admission.idle, self.hurry)]
-            await asyncio.wait(
-                waits, timeout=self.settings.grace, return_when=asyncio.FIRST_COMPLETED
-            )
-            for wait in waits:
-                wait.cancel()
-            await self.host.engine.close(0)
+        await self.host.drain(self.backend.admission, self.hurry)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(admission.idle.wait(), LAST_WORDS)
+            await asyncio.wait_for(self.backend.admission.idle.wait(), LAST_WORDS)
 
     async def close(self) -> None:
         """Leave nothing running, however far it came."""
@@ -218,7 +214,7 @@ class _Run:
 
 async def _serve(settings: Settings, sock: socket.socket, made_key: str) -> None:
     run_ = _Run(settings, sock, made_key)
-    server = Server(_uvicorn_config(settings, run_.backend), run_.on_signal)
+    server = Server(uvicorn_config(settings, run_.backend), run_.on_signal)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     loading = asyncio.create_task(run_.load())
     watching = asyncio.create_task(run_.backend.history.run())
@@ -241,7 +237,8 @@ async def _serve(settings: Settings, sock: socket.socket, made_key: str) -> None
         await serving
 
 
-def _uvicorn_config(settings: Settings, backend: Backend) -> uvicorn.Config:
+def uvicorn_config(settings: Settings, backend: Backend) -> uvicorn.Config:
+    """How HTTP is served on this backend. Raises: SettingsError for TLS files of no use."""
     config = uvicorn.Config(
         build_app(backend),
         http=protocol_class(),
@@ -267,7 +264,7 @@ def _uvicorn_config(settings: Settings, backend: Backend) -> uvicorn.Config:
     return config
 
 
-def _url(settings: Settings, sock: socket.socket) -> str:
+def server_url(settings: Settings, sock: socket.socket) -> str:
     """The server's URL, as reached from this machine."""
     host = settings.host.strip("[]")
     if host in ("0.0.0.0", "::"):  # noqa: S104
@@ -278,7 +275,8 @@ def _url(settings: Settings, sock: socket.socket) -> str:
     return f"{scheme}://{host}:{sock.getsockname()[1]}"
 
 
-def _why_not_bound(host: str, port: int, error: OSError) -> str:
+def why_not_bound(host: str, port: int, error: OSError) -> str:
+    """What to tell the person who wanted this port."""
     if error.errno == errno.EADDRINUSE:
         return (
             f"Port {port} on {host} is already in use. Stop the program that uses it, "

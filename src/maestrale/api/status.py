@@ -22,10 +22,15 @@ TOTALS = (
 
 def routes(backend: Backend) -> list[Route]:
     async def status(request: Request) -> Response:
-        body = msgspec.json.encode(await snapshot(backend))
+        body = await backend.ask_all("status") or await status_json(backend)
         return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
     return [Route("/status.json", status, methods=["GET"])]
+
+
+async def status_json(backend: Backend) -> bytes:
+    """The body of /status.json."""
+    return msgspec.json.encode(await snapshot(backend))
 
 
 async def snapshot(backend: Backend) -> dict[str, Any]:
@@ -42,6 +47,7 @@ async def snapshot(backend: Backend) -> dict[str, Any]:
         "engine": _engine(backend),
         "now": _now(backend),
         "totals": _totals(backend),
+        "api_processes": backend.processes(),
         "latency": history.latency(),
         "series": history.series(),
         "events": [dataclasses.asdict(event) for event in backend.events],

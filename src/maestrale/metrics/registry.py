@@ -62,14 +62,20 @@ class Metrics:
             self._http.labels(route, "POST", "2xx")
             self._http_seconds.labels(route, "POST")
 
-    def watch(self, engine: Engine, model_name: str, queued: Callable[[], int]) -> None:
+    def watch(self, engine: Engine | None, model_name: str, queued: Callable[[], int]) -> None:
         """Begin to report on this engine, under this model's name.
 
-        `queued` gives the sequences that wait before the engine.
+        `queued` gives the sequences that wait before the engine. Without an engine, answers alone
+        are reported on: another process has it.
         """
         labels = {"model_name": model_name, "engine": "0"}
-        self._registry.register(EngineCollector(engine, labels, queued))
+        if engine is not None:
+            self._registry.register(EngineCollector(engine, labels, queued))
         self._answers = AnswerMetrics(self._registry, labels)
+
+    def everything(self) -> Iterable[Metric]:
+        """All time series."""
+        return self._registry.collect()
 
     def collect(self, *names: str) -> Iterable[Metric]:
         """These time series alone, by the names that `render` gives them."""

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 import msgspec
@@ -36,9 +36,20 @@ class Child:
     """
 
     def __init__(
-        self, module: str, kind: Any, on_message: Callable[[Any], None], log: logging.Logger
+        self,
+        module: str,
+        kind: Any,
+        on_message: Callable[[Any], None],
+        log: logging.Logger,
+        *,
+        pass_fds: Sequence[int] = (),
+        own_output: bool = False,
     ) -> None:
-        """`kind`: the union of the messages that it sends."""
+        """`kind`: the union of the messages that it sends. `pass_fds`: what it inherits besides
+        its socket. `own_output`: it writes to our terminal or log itself.
+        """
+        self._pass_fds = pass_fds
+        self._own_output = own_output
         self._module = module
         self._log = log
         self._channel = Channel(kind, on_message, self._on_lost)
@@ -81,18 +92,18 @@ class Child:
                 self._popen = subprocess.Popen(  # noqa: S603 - no input of anybody's
                     # -P: what lies in the current folder is never imported
                     [sys.executable, "-P", "-m", self._module, "--fd", str(fd)],
-                    pass_fds=[fd],
+                    pass_fds=[fd, *self._pass_fds],
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
+                    stdout=None if self._own_output else subprocess.PIPE,
+                    stderr=None if self._own_output else subprocess.STDOUT,
                     start_new_session=True,
                 )
             unless_started.pop_all()
-        assert self._popen.stdout is not None
-        self._reader = threading.Thread(
-            target=self._read_lines, args=(self._popen.stdout,), daemon=True
-        )
-        self._reader.start()
+        if self._popen.stdout is not None:
+            self._reader = threading.Thread(
+                target=self._read_lines, args=(self._popen.stdout,), daemon=True
+            )
+            self._reader.start()
         return ours
 
     def send(self, message: msgspec.Struct) -> None:

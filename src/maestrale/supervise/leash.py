@@ -11,10 +11,10 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
-OOM_SCORE = "500"
+OOM_SCORE = 500
 
 
-def take_leash(fd: int, title: str) -> socket.socket:
+def take_leash(fd: int, title: str, oom_score: int = OOM_SCORE) -> socket.socket:
     """Make this process a child that obeys its parent only; returns its socket.
 
     SIGINT and SIGTERM are ignored: a terminal or service manager sends them to every process,
@@ -33,5 +33,5 @@ def take_leash(fd: int, title: str) -> socket.socket:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         libc.prctl(PR_SET_NAME, title.encode()[:15], 0, 0, 0)
         with contextlib.suppress(OSError):  # not everywhere may this be set
-            Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+            Path("/proc/self/oom_score_adj").write_text(str(oom_score))
     return sock
