@@ -146,6 +146,13 @@ class Settings:
         metavar="NAME",
         choices=("hermes", "llama3_json", "mistral"),
     )
+    generation_config: str = setting(
+        "auto",
+        "Temperature, top_p and the like of requests that leave them open: auto takes what the "
+        "model's makers advise, vllm takes neutral ones (temperature 1).",
+        group="Model",
+        choices=("auto", "vllm"),
+    )
     enable_auto_tool_choice: bool = setting(
         True,
         "Tool calls at the model's own choice; off: only those that a request demands.",

@@ -126,8 +126,10 @@ def test_lines_are_edited_and_remembered(
     chat.wait_for("/system")
     chat.enter("Be curt.")
     chat.wait_for("system prompt: Be curt.")
+    chat.wait_for("> ")  # from here on keys are read one by one
     chat.type("/sXeed 3\x1b[D\x1b[D\x1b[D\x1b[D\x1b[D\x7f\r")  # five to the left, backspace
     chat.wait_for("seed 3 for each answer")
+    chat.wait_for("> ")
     chat.enter('"""')
     chat.wait_for(r"\. ")
     chat.control("c")

@@ -114,3 +114,18 @@ def test_the_model_is_listed_and_shown(renamed: Server) -> None:
         missing = httpx.get(f"{renamed.url}/v1/models/{name}", timeout=TIMEOUT)
         assert missing.status_code == 404
         assert missing.json()["error"]["code"] == "model_not_found"
+
+
+def test_what_the_request_leaves_open_is_as_the_models_card_advises(renamed: Server) -> None:
+    card = httpx.get(f"{renamed.url}/v1/models/{NAME}", timeout=TIMEOUT).json()
+    assert card["default_model_temperature"] == 0.2
+    body = {"messages": [{"role": "user", "content": "Name five fruits."}], "max_tokens": 40}
+
+    def text(**more: Any) -> str:
+        url = f"{renamed.url}/v1/chat/completions"
+        response = httpx.post(url, json={**body, "seed": 5, **more}, timeout=TIMEOUT)
+        found: str = response.raise_for_status().json()["choices"][0]["message"]["content"]
+        return found
+
+    assert text() == text(temperature=0.2, top_p=0.9)
+    assert text() != text(temperature=1.0, top_p=1.0)

@@ -17,6 +17,7 @@ from maestrale.engines.base import Engine, EngineHealth
 from maestrale.errors import ModelNotFound, Unavailable
 from maestrale.keys import KeyStore
 from maestrale.metrics import Metrics
+from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 
 if TYPE_CHECKING:
     from maestrale.api.tracing import Tracer
@@ -47,12 +48,20 @@ class Backend:
             self.tracer = Tracer(settings.traces_url)
         self.created = int(time.time())
         self.names: tuple[str, ...] = ()
+        self.sampling = NEUTRAL
         self.starting = "The server is starting."
         self._service: ChatService | None = None
         self._draining = False
 
-    def attach(self, service: ChatService, model_name: str) -> None:
-        """From now on requests are answered by `service`; its engine has started."""
+    def attach(
+        self, service: ChatService, model_name: str, sampling: SamplingDefaults = NEUTRAL
+    ) -> None:
+        """From now on requests are answered by `service`; its engine has started.
+
+        `sampling`: what the model's makers advise, for requests that leave it open.
+        """
+        if self.settings.generation_config == "auto":
+            self.sampling = sampling
         self.names = self.settings.served_model_name or (model_name,)
         self._service = service
         self.metrics.watch(service.engine, self.names[0], lambda: self.admission.waiting)

@@ -25,7 +25,7 @@ def routes(backend: Backend) -> list[Route]:
         body = await backend.bodies.read(request.scope, request.receive, ChatRequest)
         model = backend.check_model(body.model)
         context_of(request.scope).model = model
-        options = body.chat_options(backend.settings.max_n)
+        options = body.chat_options(backend.settings.max_n, backend.sampling)
         _check_auto(options, backend.settings.enable_auto_tool_choice)
         key = context_of(request.scope).key
         options = structs.replace(options, key=key)

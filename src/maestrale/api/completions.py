@@ -23,7 +23,7 @@ def routes(backend: Backend) -> list[Route]:
         body = await backend.bodies.read(request.scope, request.receive, CompletionRequest)
         model = backend.check_model(body.model)
         context_of(request.scope).model = model
-        options = body.completion_options(backend.settings.max_n)
+        options = body.completion_options(backend.settings.max_n, backend.sampling)
         key = context_of(request.scope).key
         await backend.check_room(key, options.n * len(body.prompts()), service.info.max_num_seqs)
         options = structs.replace(options, key=key)

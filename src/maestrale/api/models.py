@@ -46,7 +46,7 @@ def card(backend: Backend, service: ChatService, name: str) -> dict[str, Any]:
         "name": name,
         "aliases": [other for other in backend.names if other != name],
         "max_context_length": length,
-        "default_model_temperature": 1.0,
+        "default_model_temperature": backend.sampling.temperature,
         "capabilities": {
             "completion_chat": True,
             "completion_fim": False,

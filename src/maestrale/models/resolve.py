@@ -12,6 +12,7 @@ from maestrale.models.convert import Progress, convert_gguf
 from maestrale.models.hf_folder import prepare_folder
 from maestrale.models.hub_names import hub_name
 from maestrale.models.prepared import METADATA_FILE, load_prepared
+from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 from maestrale.models.store import build_once, digest_of
 
 WHAT_WORKS = (
@@ -50,7 +51,7 @@ def prepare(
         if known is not None and engine == CPU_ENGINE:
             weights = packaged_weights(known)
             if weights is not None:
-                return _prepare_gguf(weights, known.short_name, cache_dir, progress)
+                return _prepare_gguf(weights, known.short_name, cache_dir, progress, known.sampling)
         if known is None and path.exists():
             return _prepare_path(path, cache_dir, progress, engine)
         repo, variant = remote_source(model, known, engine)
@@ -98,7 +99,8 @@ def _prepare_remote(
     known = find_model(model)
     name = known.name if known is not None else model
     if pulled.kind == "gguf":
-        return _prepare_gguf(pulled.weights.resolve(), name, cache_dir, progress)
+        sampling = known.sampling if known is not None else NEUTRAL
+        return _prepare_gguf(pulled.weights.resolve(), name, cache_dir, progress, sampling)
     return prepare_folder(pulled.snapshot, cache_dir / "models", progress, engine=engine, name=name)
 
 
@@ -125,14 +127,22 @@ def _prepare_path(path: Path, cache_dir: Path, progress: Progress, engine: str) 
     return _prepare_gguf(path, path.stem, cache_dir, progress)
 
 
-def _prepare_gguf(path: Path, name: str, cache_dir: Path, progress: Progress) -> Path:
+def _prepare_gguf(
+    path: Path,
+    name: str,
+    cache_dir: Path,
+    progress: Progress,
+    sampling: SamplingDefaults = NEUTRAL,
+) -> Path:
     store = cache_dir / "models"
     try:
         digest = digest_of(path, store, progress)
         return build_once(
             store,
             digest,
-            lambda folder: convert_gguf(path, folder, name=name, digest=digest, progress=progress),
+            lambda folder: convert_gguf(
+                path, folder, name=name, digest=digest, progress=progress, sampling=sampling
+            ),
             progress,
         )
     except OSError as error:

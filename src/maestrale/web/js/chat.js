@@ -308,6 +308,11 @@ function begin() {
   let last = null;
   try { last = sessionStorage.getItem(CURRENT); } catch { /* a new one, then */ }
   openConversation((last && store.load(last)) || store.newConversation(), { focus: matchMedia("(hover: hover)").matches });
+  server.onDefaults = (before) => {
+    if (conversation.messages.length || conversation.settings.temperature !== before) return;
+    conversation.settings.temperature = store.DEFAULTS.temperature;
+    settings.show(conversation.settings);
+  };
   meet();
 }
 

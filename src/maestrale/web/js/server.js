@@ -2,9 +2,11 @@
 import { call, health } from "./api.js";
 import { $ } from "./dom.js";
 import { askForKey, hasKey } from "./key.js";
+import { DEFAULTS } from "./store.js";
 
-/** `model`: the name to ask for, once `meet` has learned it; without one the server takes its own. */
-export const server = { model: undefined };
+/** `model`: the name to ask for, once `meet` has learned it; without one the server takes its own.
+    `onDefaults(before)`: called when the server has told which temperature is usual. */
+export const server = { model: undefined, onDefaults: () => {} };
 
 export async function changeKey(why = "") {
   if (await askForKey(why)) await meet();
@@ -16,6 +18,7 @@ export async function meet() {
   try {
     const { data } = await (await call("/v1/models")).json();
     server.model = data[0].id;
+    adopt(data[0].default_model_temperature);
     showState("ready", server.model);
     $("#key-open").hidden = !hasKey();
     $("#docs").hidden = hasKey(); // a page opened by a link can't bring a key
@@ -33,6 +36,14 @@ export async function meet() {
     $("#server-text").textContent = `${failure.title}. ${detail || failure.detail}`;
     setTimeout(meet, 2000);
   }
+}
+
+/** What the model's makers advise is what a new conversation begins with. */
+function adopt(temperature) {
+  if (!Number.isFinite(temperature)) return;
+  const before = DEFAULTS.temperature;
+  DEFAULTS.temperature = temperature;
+  server.onDefaults(before);
 }
 
 function showState(state, text) {

@@ -53,7 +53,7 @@ function read() {
 }
 
 function reflect(settings) {
-  $("#temperature-shown").textContent = settings.temperature.toFixed(1);
+  $("#temperature-shown").textContent = String(settings.temperature);
   $("#schema-field").hidden = settings.format !== "json_schema";
   fault("#schema", settings.format === "json_schema" ? schemaFault(settings.schema) : "");
   fault("#max-tokens", wholeFault(settings.max_tokens, 1));
