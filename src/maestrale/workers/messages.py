@@ -14,6 +14,7 @@ from maestrale.config import Settings
 from maestrale.engines.base import Constraint, EngineInfo
 from maestrale.errors import ApiError, EngineError, MaestraleError
 from maestrale.metrics.merged import Family
+from maestrale.models.sampling_defaults import SamplingDefaults
 from maestrale.supervise.messages import Abort, Delta, Failed, Submit
 
 About = Literal["metrics", "status", "load"]
@@ -69,6 +70,7 @@ class Attach(Struct, tag=True, frozen=True):
     folder: str
     model_name: str
     info: EngineInfo
+    sampling: SamplingDefaults
 
 
 class State(Struct, tag=True, frozen=True):

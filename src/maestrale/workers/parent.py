@@ -160,7 +160,7 @@ class Parent:
             progress.update("Starting the engine", None)
             engine = await self.host.start(config)
         self.host.vet(folder, prepared)
-        self._attach = Attach(str(folder), prepared.name, engine.describe())
+        self._attach = Attach(str(folder), prepared.name, engine.describe(), prepared.sampling)
         self.backend.attach_engine(engine, prepared.name)
         await self._tell_state()
         for desk in self.desks:

@@ -28,6 +28,7 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.mailbox import Mailbox
 from maestrale.errors import MaestraleError
+from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 from maestrale.supervise.channel import Channel
 from maestrale.supervise.messages import Abort, Delta, Submit
 from maestrale.workers.messages import (
@@ -213,7 +214,11 @@ class WorkerBackend(Backend):
         self.admission = RemoteAdmission(link)
         self.events = ForwardedEvents(link)
 
-    def attach(self, service: ChatService, model_name: str) -> None:
+    def attach(
+        self, service: ChatService, model_name: str, sampling: SamplingDefaults = NEUTRAL
+    ) -> None:
+        if self.settings.generation_config == "auto":
+            self.sampling = sampling
         self.names = self.settings.served_model_name or (model_name,)
         self._service = service
         self.metrics.watch(None, self.names[0], lambda: 0)

@@ -147,7 +147,7 @@ class Worker:
             RemoteVetter(self._link),
             on_gap=self._backend.metrics.observe_gap,
         )
-        self._backend.attach(service, message.model_name)
+        self._backend.attach(service, message.model_name, message.sampling)
         if self._state is not None:
             self._backend.told(self._state)
         self._link.send(Attached())
