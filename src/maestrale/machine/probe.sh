@@ -69,6 +69,13 @@ ran() {
     fi
 }
 
+# sleeps NAME: systemd would start the service if its socket were used.
+sleeps() {
+    have systemctl && [ -d /run/systemd/system ] || return 1
+    [ "$(bounded 5 systemctl is-active "$1.service")" != active ] &&
+        [ "$(bounded 5 systemctl is-active "$1.socket")" = active ]
+}
+
 probe() {
     echo "@@maestrale 1"
     section clock
@@ -104,6 +111,9 @@ probe() {
     section nvidia-module
     show /proc/driver/nvidia/version
     over
+    section nvidia-programs
+    command -v nvidia-smi
+    over
     section modules
     grep -E '^(nvidia|nouveau|nova_core|amdgpu)[_a-z]* ' /proc/modules 2>/dev/null
     over
@@ -132,7 +142,7 @@ probe() {
     grep -h ' 0A ' /proc/net/tcp /proc/net/tcp6 2>/dev/null
     [ -r /proc/net/tcp ] # unknown is not free
     over
-    ran 5 sockets ss -Hltnp
+    if [ -n "${2-}" ]; then ran 5 sockets ss -Hltnp "sport = :$2"; fi
 
     section boot
     cat /proc/1/comm
@@ -177,7 +187,7 @@ probe() {
     if [ -n "${HF_TOKEN-}${HUGGING_FACE_HUB_TOKEN-}" ]; then
         echo environment
     else
-        for file in "${HF_HOME:-${HOME-}/.cache/huggingface}/token" /etc/maestrale/env; do
+        for file in "${HF_TOKEN_PATH-}" "${HF_HOME:-${HOME-}/.cache/huggingface}/token"; do
             [ -r "$file" ] && echo "$file"
         done
     fi
@@ -201,11 +211,18 @@ probe() {
     images=/var/lib/docker
     if have docker; then
         section docker-info
-        info=$(bounded 10 docker info --format '{{json .}}')
-        status=$?
-        printf '%s\n\n@@= %s\n' "$info" "$status"
-        root=$(printf '%s' "$info" | sed -n 's/.*"DockerRootDir":"\(\/[^"]*\)".*/\1/p')
-        images=${root:-$images}
+        if sleeps docker; then
+            echo "Its socket waits; asking would start it."
+            false
+        else
+            info=$(bounded 10 docker info --format '{{json .}}')
+            status=$?
+            root=$(printf '%s' "$info" | sed -n 's/.*"DockerRootDir":"\(\/[^"]*\)".*/\1/p')
+            images=${root:-$images}
+            printf '%s\n' "$info"
+            (exit "$status")
+        fi
+        over
     fi
 
     if [ -n "${1-}" ]; then
@@ -232,7 +249,8 @@ probe() {
         bounded 5 df -Pk "$folder"
     done
     over
-    if have nvidia-smi; then
+    # Without the module nvidia-smi would try to load it.
+    if have nvidia-smi && { [ -e /proc/driver/nvidia/version ] || [ -e /dev/dxg ]; }; then
         section nvidia-smi
         bounded 20 nvidia-smi
         over

@@ -51,7 +51,7 @@ def read_driver(sections: Sections, packages: dict[str, str]) -> Driver | None:
     packaged = next((_first(v) for n, v in packages.items() if _PACKAGES.fullmatch(n)), "")
     installed = on_disk or packaged
     said = sections["nvidia-smi"]
-    if not (loaded or installed or "nvidia-smi" in sections):
+    if not (loaded or installed or sections["nvidia-programs"].ok):
         return None
     answers = said.ok
     failure = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -94,9 +95,14 @@ def _as_file(source: str | bytes | BinaryIO | None) -> contextlib.AbstractContex
     if source is None:
         return open(os.devnull, "rb")
     if not isinstance(source, str | bytes):
-        return contextlib.nullcontext(source)
+        with contextlib.suppress(OSError):  # one in memory has no descriptor
+            source.fileno()
+            return contextlib.nullcontext(source)
     file = scratch()
-    file.write(source.encode() if isinstance(source, str) else source)
+    if isinstance(source, str | bytes):
+        file.write(source.encode() if isinstance(source, str) else source)
+    else:
+        shutil.copyfileobj(source, file)
     file.seek(0)
     return file
 

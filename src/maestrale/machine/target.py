@@ -27,6 +27,7 @@ from maestrale.errors import (
     SettingsError,
     TargetTimeout,
     TargetUnreachable,
+    TargetUnusable,
 )
 from maestrale.machine import ssh_errors
 from maestrale.machine.processes import Completed, OutOfTime, end_group, run_program, scratch
@@ -36,6 +37,7 @@ __all__ = ["Completed", "Target"]
 CONNECT_SECONDS = 15
 # The client's messages in the words that ssh_errors.py looks for.
 _SSH = ("env", "LC_ALL=C", "LANGUAGE=C", "ssh")
+_BEGINS = "@@maestrale-begins"  # whatever a login script prints stands before it
 _NAME = re.compile(r"[A-Za-z0-9._~%\\+-]+")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
 
@@ -126,21 +128,28 @@ class Target:
         counts as the connection's failure.
 
         Raises: TargetTimeout, NoSudo; over SSH NoSshClient, TargetUnreachable, HostKeyRefused,
-        LoginRefused.
+        LoginRefused, TargetUnusable.
         """
-        shell = "sh"
-        if as_root:
-            shell = self._root_shell(timeout)
-        # Without input the script goes in by standard input: any login shell can start `sh`.
-        command = shell if input is None else f"{shell} -c {shlex.quote(script)}"
-        source = _whole(script) if input is None else input
+        shell = self._root_shell(timeout) if as_root else "sh"
         if self.local:
-            arguments = ["/bin/sh", "-c", f"exec {command}"]
-            return self._run(arguments, source, timeout)
+            words = ["/bin/sh"] if shell == "sh" else shell.split()
+            if input is None:
+                return self._run([*words, "-s"], _whole(script), timeout)
+            return self._run([*words, "-c", script], input, timeout)
+        # Without input the script goes in by standard input: any login shell can start `sh`.
+        begins = f"echo {_BEGINS}\n"
+        command = shell if input is None else f"{shell} -c {shlex.quote(begins + script)}"
+        source = _whole(begins + script) if input is None else input
         done = self._run([*self.ssh(), self.login, command], source, timeout)
         if done.rc == ssh_errors.SSH_FAILED:
             raise self._explained(done.stderr)
-        return done
+        _, found, stdout = done.stdout.partition(f"{_BEGINS}\n")
+        if not found:
+            told = " ".join(f"{done.stderr} {done.stdout}".split())[:200] or "nothing"
+            raise TargetUnusable(
+                f"The login on {self.name} works, but it gives no POSIX shell (sh). It said: {told}"
+            )
+        return Completed(done.rc, stdout, done.stderr)
 
     def copy_to(self, path: Path, remote: str, *, timeout: float = 600.0) -> None:
         """Copy a file, or a folder with all in it, to the path `remote`, replacing files there.
@@ -179,7 +188,7 @@ class Target:
         if self.local:
             yield remote_port
             return
-        port = local_port or _free_port()
+        port = _free_port(local_port)
         way = f"127.0.0.1:{port}:127.0.0.1:{remote_port}"
         extra = ["-S", "none", "-o", "ExitOnForwardFailure=yes", "-N", "-L", way]
         with scratch() as err:
@@ -245,7 +254,7 @@ class Target:
             raise TargetTimeout(
                 f"A command on {self.name} took longer than {timeout:g} s and was ended. If the "
                 "machine is only slow, run this again.",
-                stdout=error.done.stdout,
+                stdout=error.done.stdout.rpartition(f"{_BEGINS}\n")[2],
             ) from error
         except FileNotFoundError as error:
             raise MachineError(f"This machine has no {arguments[0]}.") from error
@@ -288,11 +297,6 @@ class Target:
             if process.poll() is not None:
                 err.seek(0)
                 said = err.read().decode("utf-8", "replace")
-                if "Address already in use" in said:
-                    raise MachineError(
-                        f"Port {port} of this machine is taken, so there can be no tunnel through "
-                        "it. Choose another one."
-                    )
                 raise self._explained(said)
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
                 return
@@ -311,7 +315,14 @@ def _client() -> tuple[str, ...]:
     return _SSH
 
 
-def _free_port() -> int:
+def _free_port(wanted: int) -> int:
+    """Raises: MachineError when `wanted` is taken."""
     with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
+        try:
+            one.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            raise MachineError(
+                f"Port {wanted} of this machine is taken, so there can be no tunnel through it. "
+                "Choose another one."
+            ) from error
         return int(one.getsockname()[1])
