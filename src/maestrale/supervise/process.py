@@ -140,7 +140,7 @@ class SupervisedEngine:
         else:
             now = self._process.stats
             held = len(self._ledger) - self._ledger.in_engine
-            stats = replace(_sum(self._past, now), waiting=now.waiting + held)
+            stats = replace(sum_stats(self._past, now), waiting=now.waiting + held)
         counters = self.counters
         return replace(
             stats,
@@ -206,7 +206,7 @@ class SupervisedEngine:
             self._launching = None
         self._process, self._info = process, info
         base = process.stats  # calibration is no one's request
-        self._past = _sum(self._past, base, -1)
+        self._past = sum_stats(self._past, base, -1)
         self._up = True
         self._gave_up = ""
         logger.info("The engine is ready (process %d).", process.pid)
@@ -235,7 +235,7 @@ class SupervisedEngine:
             reason,
             len(self._ledger),
         )
-        self._past = _sum(self._past, process.stats)
+        self._past = sum_stats(self._past, process.stats)
         self._process, self._up = None, False
         self._tell(True)
         last_chance = self._deaths_in_window() + 2 >= self._restarts.most
@@ -305,8 +305,8 @@ class SupervisedEngine:
             listener(paused)
 
 
-def _sum(past: EngineStats, now: EngineStats, sign: int = 1) -> EngineStats:
-    """The totals of `past` and `now` added, the gauges of `now`."""
+def sum_stats(past: EngineStats, now: EngineStats, sign: int = 1) -> EngineStats:
+    """The totals of `past` and `now` added (`sign` 1) or subtracted (-1), the gauges of `now`."""
     totals = {name: getattr(past, name) + sign * getattr(now, name) for name in _TOTALS}
     both = zip_longest(past.step_tokens, now.step_tokens, fillvalue=0)
     return replace(now, **totals, step_tokens=tuple(a + sign * b for a, b in both))

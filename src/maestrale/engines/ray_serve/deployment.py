@@ -1,0 +1,157 @@
+"""The Ray Serve application: deployed, watched while it starts, taken away."""
+
+from __future__ import annotations
+
+import platform
+import re
+from typing import Any
+
+import msgspec
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+import maestrale
+from maestrale.engines.base import EngineConfig
+from maestrale.engines.ray_serve.options import DEFAULT_SEQUENCES, ClusterOptions
+from maestrale.engines.ray_serve.replica import EngineReplica, StartFailed
+from maestrale.engines.ray_serve.router import PrefixRouter
+from maestrale.engines.ray_serve.runtime import ray_version
+from maestrale.engines.ray_serve.wire import DEPLOYMENT, ReplicaSpec
+from maestrale.errors import EngineError
+
+ATTEMPTS = 3
+BUSY_SHARE = 0.7
+"""Of what a replica decodes at once: with more than that on each, another one is started."""
+HEALTH_PERIOD = 1.0
+HEALTH_TIMEOUT = 10.0
+
+
+def deploy(config: EngineConfig, options: ClusterOptions) -> None:
+    """Ask Ray Serve for the replicas; they start after this returns. Blocks for a moment.
+
+    Raises: EngineError when no node can ever hold a replica.
+    """
+    bundles, strategy = placement(options)
+    _check_room(bundles, options)
+    spec = ReplicaSpec(
+        config=config,
+        model=options.model,
+        version=maestrale.__version__,
+        ray=ray_version(),
+        python=platform.python_version(),
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        tune=options.address is not None,
+        pin=options.pin,
+    )
+    sequences = config.max_num_seqs or DEFAULT_SEQUENCES
+    counted: dict[str, Any] = {"num_replicas": options.least}
+    if options.most > options.least:
+        counted = {"autoscaling_config": autoscaling(options, sequences)}
+    if len(bundles) > 1:
+        counted |= {"placement_group_bundles": bundles, "placement_group_strategy": strategy}
+    deployment = serve.deployment(
+        EngineReplica,
+        name=DEPLOYMENT,
+        # The engine has its own queue, and `api/` its own: Ray Serve's must hold nobody back,
+        # least of all an abort.
+        max_ongoing_requests=1_000_000,
+        max_constructor_retry_count=ATTEMPTS,
+        health_check_period_s=HEALTH_PERIOD,
+        health_check_timeout_s=HEALTH_TIMEOUT,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=options.drain,
+        ray_actor_options={"num_cpus": bundles[0]["CPU"], "num_gpus": bundles[0].get("GPU", 0)},
+        request_router_config=RequestRouterConfig(
+            request_router_class=PrefixRouter, initial_backoff_s=0.02, max_backoff_s=0.2
+        ),
+        **counted,
+    )
+    target = serve.RunTarget(
+        target=deployment.bind(msgspec.msgpack.encode(spec)), name=options.app, route_prefix=None
+    )
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def autoscaling(options: ClusterOptions, sequences: int) -> AutoscalingConfig:
+    """Ray Serve's own, on the requests of each replica, running and waiting.
+
+    The stream that each API process keeps open to a replica counts as one.
+    """
+    return AutoscalingConfig(
+        min_replicas=options.least,
+        initial_replicas=options.least,
+        max_replicas=options.most,
+        target_ongoing_requests=max(1.0, BUSY_SHARE * sequences) + options.api_processes,
+        upscale_delay_s=options.upscale_delay,
+        downscale_delay_s=options.downscale_delay,
+        metrics_interval_s=min(5.0, max(0.5, options.upscale_delay / 2)),
+        look_back_period_s=min(10.0, max(2.0, options.upscale_delay)),
+    )
+
+
+def placement(options: ClusterOptions) -> tuple[list[dict[str, float]], str]:
+    """What Ray reserves for one replica: (bundles, strategy).
+
+    The GPUs of one stage of the pipeline share a node. Without a pipeline the whole replica is
+    one bundle; with one, its stages may lie on several nodes, near each other where possible.
+    """
+    if options.pipeline <= 1:
+        bundle = {"CPU": options.cpus}
+        if options.gpus:
+            bundle["GPU"] = float(options.gpus)
+        return [bundle], "STRICT_PACK"
+    each = options.gpus / options.pipeline
+    return [{"CPU": options.cpus, "GPU": each} for _ in range(options.pipeline)], "PACK"
+
+
+def _check_room(bundles: list[dict[str, float]], options: ClusterOptions) -> None:
+    """Raises: EngineError when no node could hold a bundle even if it were idle."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for bundle in bundles:
+        if not any(all(node.get(k, 0) >= v for k, v in bundle.items()) for node in nodes):
+            wanted = ", ".join(f"{v:g} {k}" for k, v in bundle.items())
+            largest = "; ".join(
+                f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes
+            )
+            raise EngineError(
+                f"No node of the cluster has room for a replica, which takes {wanted}. The nodes "
+                f"have: {largest}. Lower --threads, or add a larger node."
+            )
+
+
+def handle(app: str) -> DeploymentHandle[Any]:
+    """Raises: EngineError when there is no such application."""
+    try:
+        return serve.get_deployment_handle(DEPLOYMENT, app)
+    except Exception as error:
+        raise EngineError(f"There is no application {app} on the Ray cluster.") from error
+
+
+def trouble(app: str) -> tuple[str, bool]:
+    """What keeps replicas from starting, in words, and whether Ray Serve gave up. Blocks."""
+    status = serve.status().applications.get(app)
+    if status is None:
+        return "", False
+    messages = [status.message]
+    given_up = str(status.status.value) == "DEPLOY_FAILED"
+    for deployment in status.deployments.values():
+        messages.append(deployment.message)
+    return reason("\n".join(messages)), given_up
+
+
+def reason(message: str) -> str:
+    """Our own words out of Ray Serve's message, which is a traceback; else its last line."""
+    begin, end = re.escape(StartFailed.BEGIN), re.escape(StartFailed.END)
+    found = re.findall(f"{begin}(.*?){end}", message, re.DOTALL)
+    if found:
+        return str(found[-1]).strip()
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
+
+
+def remove(app: str) -> None:
+    """Take the application away; its replicas end. Blocks."""
+    serve.delete(app)

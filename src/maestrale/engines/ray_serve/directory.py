@@ -1,0 +1,105 @@
+"""What the router must know to choose, and what it tells: shared with the engine of this process.
+
+Ray Serve makes the router, on a thread of its own; the engine lives on the API's event loop. Both
+find one `Directory` by the application's name. The engine writes what it hears from replicas; the
+router reads it, and calls back when the replicas change and when a request is on its way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from maestrale.engines.ray_serve.prefix import PrefixTable, pick
+
+ROUTING = ("prefix", "round_robin")
+
+
+@dataclass
+class Seat:
+    """A replica that takes requests now. `load`: its requests, as far as known here."""
+
+    fingerprint: str
+    capacity: int
+    load: int = 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request on its way. `fingerprint` "" is any."""
+
+    prompt: tuple[int, ...]
+    fingerprint: str
+
+
+@dataclass
+class Directory:
+    """One application's replicas and requests on their way, in this process. Thread-safe."""
+
+    routing: str = "prefix"
+    on_replicas: Callable[[frozenset[str]], None] = lambda names: None
+    on_routed: Callable[[str, str], None] = lambda wire_id, replica: None
+    send: Callable[[str, str, bytes], None] = lambda replica, session, payload: None
+    """Set by the router: `control` of this replica, also of one that drains."""
+    seats: dict[str, Seat] = field(default_factory=dict)
+    wanted: dict[str, Wanted] = field(default_factory=dict)
+    table: PrefixTable = field(default_factory=PrefixTable)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    turn: int = 0
+
+    def seat(self, name: str, seat: Seat) -> None:
+        with self.lock:
+            self.seats[name] = seat
+
+    def unseat(self, name: str) -> None:
+        with self.lock:
+            if self.seats.pop(name, None) is not None:
+                self.table.forget(name)
+
+    def set_load(self, name: str, load: int) -> None:
+        seat = self.seats.get(name)
+        if seat is not None:
+            seat.load = load
+
+    def choose(self, wire_id: str, present: frozenset[str]) -> str | None:
+        """The replica for a request, of those `present`; None: there is none for it now."""
+        with self.lock:
+            wanted = self.wanted.get(wire_id)
+            if wanted is None:
+                return None
+            seats = {
+                name: seat
+                for name, seat in self.seats.items()
+                if name in present and wanted.fingerprint in ("", seat.fingerprint)
+            }
+            if not seats:
+                return None
+            self.turn += 1
+            if self.routing == "round_robin":
+                return sorted(seats)[self.turn % len(seats)]
+            loads = {name: seat.load for name, seat in seats.items()}
+            capacity = min(seat.capacity for seat in seats.values())
+            return pick(loads, self.table.matches(wanted.prompt, seats), capacity, self.turn)
+
+    def routed(self, wire_id: str, replica: str) -> None:
+        """The replica has it."""
+        with self.lock:
+            wanted = self.wanted.pop(wire_id, None)
+            if wanted is not None:
+                self.table.add(wanted.prompt, replica)
+                if replica in self.seats:
+                    self.seats[replica].load += 1
+        self.on_routed(wire_id, replica)
+
+
+_directories: dict[str, Directory] = {}
+
+
+def directory(app: str) -> Directory:
+    """The one of this application; made at the first call."""
+    return _directories.setdefault(app, Directory())
+
+
+def forget_directory(app: str) -> None:
+    _directories.pop(app, None)

@@ -1,0 +1,164 @@
+"""Ray itself: one of our own on this machine, or the cluster at an address.
+
+Our own listens on loopback only, with Ray's token authentication on and a token that nobody else
+knows; its files lie in a folder that goes with it. A cluster must ask for a token as well: Ray
+runs the code of whoever can reach it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from maestrale.engines.ray_serve.options import ClusterOptions
+from maestrale.errors import EngineError
+
+INSTALL_RAY = (
+    "Ray is not installed. It is an extra of maestrale: run\n    scripts/extra ray\nand start "
+    "again. For one engine on this machine leave --replicas and --ray-address out."
+)
+NAMESPACE = "maestrale"
+OBJECT_STORE = 100 * 2**20  # bytes; messages between us are small and don't go through it
+LONGEST_SOCKET_FOLDER = 40
+"""Ray's socket names, below its folder, must fit in 107 characters."""
+
+logger = logging.getLogger(__name__)
+
+
+def require_ray() -> None:
+    """Raises: EngineError that says how to install Ray, when it isn't."""
+    spec = importlib.util.find_spec("ray")
+    if spec is None or spec.origin is None or importlib.util.find_spec("grpc") is None:
+        raise EngineError(INSTALL_RAY)
+
+
+def set_environment(options: ClusterOptions) -> None:
+    """Before Ray is imported: it reads these when it is. Its processes inherit them."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray moves what it imports itself from the folder of the driver: not ours.
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    if options.address is None:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # see loopback.py
+        os.environ["RAY_enable_metrics_collection"] = "0"
+    elif options.token_file is not None:
+        os.environ["RAY_AUTH_TOKEN"] = _read_token(options.token_file)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"--ray-token-file {path} can't be read: {error}.") from error
+    if not token:
+        raise EngineError(f"--ray-token-file {path} is empty.")
+    return token
+
+
+class Runtime:
+    """This process's connection to Ray. One at a time in a process."""
+
+    def __init__(self, options: ClusterOptions) -> None:
+        self._options = options
+        self._folder: str | None = None
+        self._joined = False
+
+    def join(self) -> None:
+        """Start Ray here, or join the cluster; Ray Serve runs when this returns. Blocks.
+
+        Raises: EngineError that says what is wrong and what to do.
+        """
+        require_ray()
+        set_environment(self._options)
+        import ray
+        from ray import serve
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        if ray.is_initialized():
+            raise EngineError("This process is connected to a Ray cluster already.")
+        if self._options.address is None:
+            self._start(ray)
+        else:
+            self._connect(ray, self._options.address)
+        self._joined = True
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+
+    def leave(self) -> None:
+        """Disconnect; a Ray of our own ends, and its files are removed. Blocks."""
+        if self._joined:
+            import ray
+
+            self._joined = False
+            ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _start(self, ray: Any) -> None:
+        base = tempfile.gettempdir()
+        if len(base) > LONGEST_SOCKET_FOLDER:
+            base = "/tmp"  # noqa: S108 - Ray's sockets have long names; mkdtemp makes it private
+        self._folder = tempfile.mkdtemp(prefix="mst-", dir=base)
+        options = self._options
+        try:
+            ray.init(
+                address="local",
+                # The number of replicas is the user's word; Ray must only not refuse them.
+                num_cpus=max(1, round(options.cpus * options.most)),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=self._folder,
+            )
+        except Exception as error:
+            self.leave()
+            raise EngineError(f"Ray could not start on this machine: {_first_line(error)}") from error
+
+    def _connect(self, ray: Any, address: str) -> None:
+        try:
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+        except Exception as error:
+            raise EngineError(_why_not_joined(address, error)) from error
+
+
+def _why_not_joined(address: str, error: Exception) -> str:
+    text = str(error)
+    if "ersion mismatch" in text:
+        return (
+            f"The Ray cluster at {address} runs other versions than this machine: "
+            f"{_first_line(error)} Install the same maestrale, and so the same Ray and Python, on "
+            "every node."
+        )
+    if "uthentication" in text or "token" in text.lower():
+        return (
+            f"The Ray cluster at {address} did not accept the token. Give the file that holds the "
+            "cluster's token with --ray-token-file (or set RAY_AUTH_TOKEN)."
+        )
+    return (
+        f"There is no Ray cluster at {address}: {_first_line(error)} Start one with `ray start "
+        "--head` (docs/many.md), and check the address, the port (6379) and the firewall."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".") + "."
+
+
+def ray_version() -> str:
+    return importlib.metadata.version("ray")
