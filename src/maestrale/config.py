@@ -21,7 +21,7 @@ from typing import Any
 
 from maestrale.errors import SettingsError
 from maestrale.hub_settings import HubSettings, read_hub_settings
-from maestrale.setting_values import parse_size, read_value
+from maestrale.setting_values import parse_range, parse_size, read_value
 
 BUNDLED_MODEL = "smollm2-135m-instruct"
 SETTINGS_FILE = "maestrale.toml"
@@ -273,6 +273,36 @@ class Settings:
         maximum=2**63 - 1,
     )
 
+    replicas: str | None = setting(
+        None,
+        "Engines to run, as replicas on Ray Serve: a number, or a range as in 1-4, within which "
+        "their number follows the load. Needs the extra ray. Default: one engine, without Ray.",
+        group="Cluster",
+        metavar="N[-M]",
+    )
+    ray_address: str | None = setting(
+        None,
+        "Ray cluster to run the replicas on (10.0.0.1:6379). Default: Ray is started here, on "
+        "loopback, and ends with the server.",
+        group="Cluster",
+        metavar="ADDRESS",
+    )
+    ray_token_file: Path | None = setting(
+        None,
+        "File with the Ray cluster's token. Default: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
+        "~/.ray/auth_token, as Ray reads them.",
+        group="Cluster",
+        metavar="FILE",
+    )
+    replica_routing: str = setting(
+        "prefix",
+        "Which replica gets a request: the one whose cache holds the prompt's beginning, unless "
+        "overloaded; or each in turn.",
+        group="Cluster",
+        metavar="POLICY",
+        choices=("prefix", "round_robin"),
+    )
+
     host: str = setting(
         "127.0.0.1",
         "Address to listen on. Any but loopback asks for a key; one is made if none is given.",
@@ -443,6 +473,13 @@ class Settings:
         return None if self.kv_cache_memory is None else parse_size(self.kv_cache_memory)
 
     @property
+    def replica_range(self) -> tuple[int, int] | None:
+        """Fewest and most replicas on Ray Serve; None: one engine, without Ray."""
+        if self.replicas is not None:
+            return parse_range(self.replicas)
+        return (1, 1) if self.ray_address is not None else None
+
+    @property
     def engine_options(self) -> dict[str, str]:
         """What was set of the settings that not every engine knows, by name, as text."""
         values = {name: getattr(self, name) for name in fields() if engines_of(name)}
@@ -605,7 +642,13 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
             "a request reaches is up to the system, so the seeds drawn can't be repeated. Give "
             "each request its seed, or serve with one API process."
         )
-    for name in ("ssl_certfile", "ssl_keyfile", "chat_template", "key_file"):
+    try:
+        settings.replica_range  # noqa: B018 - raises what is wrong with it
+    except ValueError as error:
+        raise SettingsError(f"{sources['replicas']}: {error}") from error
+    if settings.ray_token_file is not None and settings.ray_address is None:
+        raise SettingsError(f"{sources['ray_token_file']} needs --ray-address too.")
+    for name in ("ssl_certfile", "ssl_keyfile", "chat_template", "key_file", "ray_token_file"):
         path = getattr(settings, name)
         if path is not None and not path.is_file():
             raise SettingsError(f"{sources[name]}: there is no file {path}.")

@@ -113,3 +113,18 @@ def _check_range(number: float, rules: Mapping[str, Any]) -> None:
         raise ValueError(f"it must be from {low} to {high}")
     if low is not None and number < low:
         raise ValueError(f"it must be at least {low}")
+
+
+MOST_REPLICAS = 1024
+
+
+def parse_range(text: str) -> tuple[int, int]:
+    """`3` or `1-4` as (least, most). Raises: ValueError that says what is wrong."""
+    match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", text)
+    if match is None:
+        raise ValueError(f"{text!r} is neither a number nor a range as in 1-4.")
+    least = int(match[1])
+    most = int(match[2]) if match[2] is not None else least
+    if not 1 <= least <= most <= MOST_REPLICAS:
+        raise ValueError(f"{text!r} does not lie between 1 and {MOST_REPLICAS}, lower first.")
+    return least, most

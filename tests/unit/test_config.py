@@ -79,6 +79,7 @@ def test_every_setting_can_be_given_in_all_three_ways() -> None:
         Path: ("there.pem", "there.pem"),
         tuple[str, ...]: (["https://a", "https://b"], "https://a,https://b"),
     }
+    needs = {"ray_token_file": {"ray_address": "10.0.0.1:6379"}}
     for name, field in config.fields().items():
         rules = field.metadata["rules"]
         if rules.get("choices"):
@@ -87,6 +88,8 @@ def test_every_setting_can_be_given_in_all_three_ways() -> None:
             value = text = "3MiB"
         elif name == "cache_dir":
             value = text = "elsewhere"
+        elif name == "replicas":
+            value = text = "1-4"
         elif name == "gpu_memory_utilization":
             value, text = 0.5, "0.5"
         elif name == "otlp_traces_endpoint":
@@ -98,6 +101,7 @@ def test_every_setting_can_be_given_in_all_three_ways() -> None:
         literal = text if isinstance(value, bool) else repr(value)
         file = toml(f"[serve]\n{name} = {literal}\n")
         others = {key: path for key, path in pair.items() if name in pair and key != name}
+        others |= needs.get(name, {})
         if config.engines_of(name):
             others["engine"] = config.engines_of(name)[0]
         given = {
@@ -288,3 +292,25 @@ def test_any_text_for_any_setting_is_taken_or_refused_by_name(name: str, text: s
     except SettingsError as error:
         message = str(error)
     assert config.flag(name) in message
+
+
+@pytest.mark.parametrize(("text", "range_"), [("3", (3, 3)), ("1-4", (1, 4)), ("2 - 2", (2, 2))])
+def test_replicas_are_a_number_or_a_range(text: str, range_: tuple[int, int]) -> None:
+    assert load({"replicas": text}).replica_range == range_
+
+
+@pytest.mark.parametrize("text", ["", "0", "4-1", "0-3", "-2", "two", "1-", "1-2-3", "9999", "1.5"])
+def test_replicas_that_make_no_sense_are_refused_by_name(text: str) -> None:
+    with pytest.raises(SettingsError, match="--replicas"):
+        load({"replicas": text})
+
+
+def test_a_cluster_without_a_number_has_one_replica_and_no_ray_is_the_default() -> None:
+    assert load({"ray_address": "10.0.0.1:6379"}).replica_range == (1, 1)
+    assert load().replica_range is None
+
+
+def test_a_token_without_a_cluster_is_refused() -> None:
+    Path("token").write_text("abc")
+    with pytest.raises(SettingsError, match="--ray-token-file needs --ray-address"):
+        load({"ray_token_file": "token"})

@@ -47,10 +47,13 @@ ALLOWED: dict[str, set[str]] = {
 # Where the parts of a running server are put together, and nowhere else; and the chat page's
 # scenarios, which are those of the collection.
 COMPOSES = {
-    "api.hosting": {"supervise", "engines.choose", "engines.registry"},
+    "api.hosting": {"supervise", "engines.choose", "engines.registry", "engines.ray_serve.engine"}
+    | {"engines.ray_serve.options", "engines.ray_serve.runtime"},
     "api.server": {"workers"},
     "api.scenarios": {"verify.bundled"},
 }
+# A replica owns an engine process, and the engine above it a ledger: both are the supervisor's.
+ABOVE_ENGINES = {"engines.ray_serve": {"supervise"} | SETTINGS}
 EVERYTHING = {"cli", "__main__"}
 
 
@@ -90,6 +93,7 @@ def breaches(name: str, path: Path) -> list[str]:
     if layer in EVERYTHING:
         return []
     allowed = ALLOWED[layer] | COMPOSES.get(name, set()) | {layer}
+    allowed |= ABOVE_ENGINES.get(name.rpartition(".")[0], set())
     return [
         f"{name or 'maestrale'} imports {other}"
         for other in imported(path)
@@ -127,6 +131,6 @@ def reads_environment(path: Path) -> bool:
 def test_only_the_settings_and_the_command_line_read_the_environment() -> None:
     readers = {name for name, path in modules().items() if reads_environment(path)}
     assert "config" in readers
-    # vLLM takes some of its settings from the environment only: they are set there, not read.
-    readers -= {"engines.vllm.environment"}
+    # vLLM and Ray take some settings from the environment only: they are set there, not read.
+    readers -= {"engines.vllm.environment", "engines.ray_serve.environment"}
     assert {layer_of(name) for name in readers} <= {"config", "cli"}

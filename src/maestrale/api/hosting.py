@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from maestrale.api.admission import Admission
 from maestrale.api.progress import Progress
@@ -24,6 +25,9 @@ from maestrale.logs import LOGGER
 from maestrale.models.prepared import PreparedModel
 from maestrale.supervise.process import Restarts, SupervisedEngine
 from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
+
+if TYPE_CHECKING:
+    from maestrale.engines.ray_serve.options import ClusterOptions
 
 T = TypeVar("T")
 
@@ -47,6 +51,10 @@ class EngineHost:
         from maestrale.models.prepared import load_prepared
         from maestrale.models.resolve import prepare
 
+        if self.settings.replica_range is not None:
+            from maestrale.engines.ray_serve.runtime import require_ray
+
+            require_ray()
         choice = choose_engine(self.settings.engine, self.settings.model)
         if self.settings.engine == "auto":
             LOGGER.info("%s", choice.line)
@@ -62,20 +70,26 @@ class EngineHost:
         )
         prepared = load_prepared(folder)
         await in_thread(lambda: self._check_fit(folder, prepared, choice.name))
-        config = await in_thread(
-            lambda: tuned(engine_config(settings, str(folder)), progress.update)
-        )
+        config = engine_config(settings, str(folder))
+        if settings.ray_address is None:  # on a cluster each node is asked what suits it
+            config = await in_thread(lambda: tuned(config, progress.update))
         return folder, prepared, config
 
     async def start(self, config: EngineConfig) -> Engine:
         """Start the engine. Raises: EngineError with the reason."""
-        settings = self.settings
-        engine = self.engine = SupervisedEngine(
-            config,
-            restarts=Restarts(most=settings.max_engine_failures, window=settings.failure_window),
-        )
+        engine = self.engine = self._build(config)
         await engine.start()
         return engine
+
+    def _build(self, config: EngineConfig) -> Engine:
+        settings = self.settings
+        most, window = settings.max_engine_failures, settings.failure_window
+        if settings.replica_range is None:
+            return SupervisedEngine(config, restarts=Restarts(most=most, window=window))
+        from maestrale.engines.ray_serve.engine import RayServeEngine
+
+        options = cluster_options(settings, config)
+        return RayServeEngine(config, options, most_failures=most, failure_window=window)
 
     def vet(self, folder: Path, prepared: PreparedModel) -> ConstraintVetter:
         """Make the vetter, and say what else of the engine the operator should know."""
@@ -145,6 +159,38 @@ async def _warm(vetter: ConstraintVetter) -> None:
         LOGGER.warning("JSON answers may not work: %s", error)
 
 
+def cluster_options(settings: Settings, config: EngineConfig) -> ClusterOptions:
+    """What the settings ask of Ray, for replicas with engines of this `config`."""
+    from maestrale.engines.ray_serve.options import ClusterOptions
+
+    least, most = settings.replica_range or (1, 1)
+    pipeline = settings.pipeline_parallel_size or 1
+    on_gpu = config.engine == "vllm"
+    here = settings.ray_address is None
+    return ClusterOptions(
+        model=settings.model,
+        least=least,
+        most=most,
+        address=settings.ray_address,
+        token_file=settings.ray_token_file,
+        routing=settings.replica_routing,
+        revision=settings.revision,
+        cpus=float(config.threads or 1),
+        gpus=(settings.tensor_parallel_size or 1) * pipeline if on_gpu else 0,
+        pipeline=pipeline if on_gpu else 1,
+        pin=here and most > 1,
+    )
+
+
+def threads_of_each(settings: Settings) -> int | None:
+    """CPU threads of one engine: the cores of this machine are shared by the replicas on it."""
+    if settings.threads is not None or settings.ray_address is not None:
+        return settings.threads
+    if settings.replica_range is None:
+        return None
+    return max(1, len(os.sched_getaffinity(0)) // settings.replica_range[1])
+
+
 def engine_config(settings: Settings, model_dir: str) -> EngineConfig:
     """The settings that the engine's process needs."""
     return EngineConfig(
@@ -156,7 +202,7 @@ def engine_config(settings: Settings, model_dir: str) -> EngineConfig:
         kv_cache_bytes=settings.kv_cache_bytes,
         enable_prefix_caching=settings.enable_prefix_caching,
         deterministic=settings.deterministic,
-        threads=settings.threads,
+        threads=threads_of_each(settings),
         options=settings.engine_options,
     )
 

@@ -38,7 +38,7 @@ from maestrale.engines.ray_serve.directory import (
 from maestrale.engines.ray_serve.flights import Flight, Trials
 from maestrale.engines.ray_serve.link import ReplicaLink
 from maestrale.engines.ray_serve.options import ClusterOptions
-from maestrale.engines.ray_serve.runtime import Runtime, require_ray, set_environment
+from maestrale.engines.ray_serve.runtime import Runtime
 from maestrale.engines.ray_serve.status import ReplicaStatus, status_of
 from maestrale.errors import (
     ConstraintError,
@@ -103,6 +103,7 @@ class RayServeEngine:
         self._tender: asyncio.Task[None] | None = None
         self._closer: asyncio.Task[None] | None = None
         self._grace_ends = float("inf")
+        self._landed = asyncio.Event()  # a request ended
         self._deaths: deque[tuple[float, str]] = deque()
         self._gave_up = ""
         self._was_up = False
@@ -119,8 +120,6 @@ class RayServeEngine:
         """
         loop = asyncio.get_running_loop()
         try:
-            require_ray()
-            set_environment(self._options)
             await asyncio.to_thread(self._runtime.join)
             from maestrale.engines.ray_serve import deployment
 
@@ -155,7 +154,9 @@ class RayServeEngine:
         if self._info is None:
             return EngineHealth("starting", "The replicas are loading the model.")
         if not self._usable():
-            return EngineHealth("degraded", "All replicas stopped and are restarted; requests wait.")
+            return EngineHealth(
+                "degraded", "All replicas stopped and are restarted; requests wait."
+            )
         if self._trials.running:
             return EngineHealth("degraded", "Requests that may stop the engine run one by one.")
         return EngineHealth("ready")
@@ -427,6 +428,7 @@ class RayServeEngine:
     def _forget(self, flight: Flight) -> None:
         """Its reader is gone, or it ended: no replica works on it any more."""
         self._flights.pop(id(flight), None)
+        self._landed.set()
         if flight.wire_id:
             link = self._link_of(flight)
             if link is not None:
@@ -496,9 +498,7 @@ class RayServeEngine:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._first.wait(), LOOK)
                     break
-                reason, given_up = await asyncio.to_thread(
-                    deployment.trouble, self._options.app
-                )
+                reason, given_up = await asyncio.to_thread(deployment.trouble, self._options.app)
                 if given_up:
                     raise EngineError(f"No replica could start: {reason or 'no reason was given.'}")
                 if reason and reason != said:
@@ -527,8 +527,10 @@ class RayServeEngine:
 
     async def _close(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._flights and loop.time() < self._grace_ends:
-            await asyncio.sleep(0.05)
+        while self._flights and loop.time() < self._grace_ends:  # which a second close may shorten
+            self._landed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._landed.wait(), 0.1)
         for flight in tuple(self._flights.values()):
             self._end(flight, Unavailable("The server is stopping.", retry_after=1))
         await self._leave()
@@ -590,5 +592,3 @@ async def _awaited(response: Any) -> None:
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody cares any more
         loop.call_soon_threadsafe(function, *args)
-
-

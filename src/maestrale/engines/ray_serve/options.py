@@ -1,15 +1,11 @@
-"""What `serve` can say about replicas, read once and checked."""
+"""What a server asks of its replicas and of Ray."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from msgspec import Struct
 
-from maestrale.errors import SettingsError
-
-MOST_REPLICAS = 1024
 DEFAULT_SEQUENCES = 64
 
 
@@ -41,19 +37,3 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     upscale_delay: float = 5.0
     downscale_delay: float = 60.0
     pin: bool = False
-
-
-def parse_replicas(text: str) -> tuple[int, int]:
-    """`3` or `1-4` as (least, most). Raises: SettingsError."""
-    match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", text)
-    if match is None:
-        raise SettingsError(
-            f"--replicas {text}: give a number, or a range for autoscaling, as in 1-4."
-        )
-    least = int(match[1])
-    most = int(match[2]) if match[2] is not None else least
-    if not 1 <= least <= most <= MOST_REPLICAS:
-        raise SettingsError(
-            f"--replicas {text}: between 1 and {MOST_REPLICAS}, and the lower number first."
-        )
-    return least, most

@@ -55,17 +55,15 @@ class PrefixTable:
             yield before
 
 
-def pick(
-    loads: Mapping[str, int], matches: Mapping[str, int], capacity: int, turn: int
-) -> str:
+def pick(loads: Mapping[str, int], matches: Mapping[str, int], capacity: int, turn: int) -> str:
     """The replica for a prompt: the one that has most of it, unless that one is overloaded.
 
     `loads`: requests on each replica. `matches`: tokens of the prompt that each has seen.
-    Overloaded is who is full (`capacity`), or has a quarter of `capacity` (at least 4) more to do
+    Overloaded is who is full (`capacity`), or has an eighth of `capacity` (at least 2) more to do
     than the idlest. Without a match, the idlest; among equals, by `turn`.
     """
     idlest = min(loads.values())
-    allowed = idlest + max(4, capacity // 4)
+    allowed = idlest + max(2, capacity // 8)
     holders = [
         name
         for name, load in loads.items()

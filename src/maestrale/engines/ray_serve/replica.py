@@ -47,15 +47,15 @@ class StartFailed(Exception):
 class EngineReplica:
     """`run`, `listen` and `control` are called by API processes only."""
 
-    async def __init__(self, spec: bytes) -> None:
+    async def __init__(self, spec: bytes) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         """Prepare the model, start the engine. Raises: StartFailed."""
         self._sessions: dict[str, Session] = {}  # by API process
         self._owner: dict[str, Session] = {}  # by wire id
         try:
-            config = await asyncio.to_thread(_config_here, msgspec.msgpack.decode(spec, type=ReplicaSpec))
-            self._process = EngineProcess(
-                config, Patience(), self._take, lambda: bool(self._owner)
+            config = await asyncio.to_thread(
+                _config_here, msgspec.msgpack.decode(spec, type=ReplicaSpec)
             )
+            self._process = EngineProcess(config, Patience(), self._take, lambda: bool(self._owner))
             self._info = await self._process.start()
         except MaestraleError as error:
             raise StartFailed(str(error)) from error
@@ -129,7 +129,9 @@ class EngineReplica:
 
     def _hello(self) -> Hello:
         node = ray.get_runtime_context().get_node_id()
-        return Hello(self._info, node, platform.node(), os.getpid(), self._process.pid, self._process.stats)
+        return Hello(
+            self._info, node, platform.node(), os.getpid(), self._process.pid, self._process.stats
+        )
 
     def _drop(self, session: Session) -> None:
         if self._sessions.get(api_of(session.name)) is session:

@@ -21,7 +21,7 @@ from maestrale.engines.ray_serve.directory import Directory, directory
 REPLICAS_REMEMBERED = 4096
 
 
-class PrefixRouter(RequestRouter):
+class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's types are not followed
     """Ray Serve makes one in each process that holds a handle of the deployment."""
 
     def initialize_state(self, **kwargs: Any) -> None:
@@ -56,11 +56,9 @@ class PrefixRouter(RequestRouter):
         pending_request.routing_context.should_backoff = True
         present = {each.replica_id.unique_id: each for each in candidate_replicas}
         method, args = pending_request.metadata.call_method, pending_request.args
-        chosen: Any
+        chosen: Any = args[1]
         if method == "run":
             chosen = self._directory.choose(args[1], frozenset(present))
-        else:
-            chosen = args[1]
         if chosen == "*":  # whichever: the first call makes Ray Serve tell us the replicas
             self._metadata = pending_request.metadata
             self._directory.send = self._send

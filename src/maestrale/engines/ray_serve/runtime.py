@@ -10,13 +10,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
-import os
-import secrets
 import shutil
 import tempfile
-from pathlib import Path
 from typing import Any
 
+from maestrale.engines.ray_serve.environment import set_environment
 from maestrale.engines.ray_serve.options import ClusterOptions
 from maestrale.errors import EngineError
 
@@ -39,30 +37,6 @@ def require_ray() -> None:
         raise EngineError(INSTALL_RAY)
 
 
-def set_environment(options: ClusterOptions) -> None:
-    """Before Ray is imported: it reads these when it is. Its processes inherit them."""
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray moves what it imports itself from the folder of the driver: not ours.
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    if options.address is None:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # see loopback.py
-        os.environ["RAY_enable_metrics_collection"] = "0"
-    elif options.token_file is not None:
-        os.environ["RAY_AUTH_TOKEN"] = _read_token(options.token_file)
-
-
-def _read_token(path: Path) -> str:
-    try:
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EngineError(f"--ray-token-file {path} can't be read: {error}.") from error
-    if not token:
-        raise EngineError(f"--ray-token-file {path} is empty.")
-    return token
-
-
 class Runtime:
     """This process's connection to Ray. One at a time in a process."""
 
@@ -81,7 +55,8 @@ class Runtime:
         import ray
         from ray import serve
 
-        logging.getLogger("ray").setLevel(logging.ERROR)
+        for name in ("ray", "ray.serve"):  # what matters of it we say ourselves
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         if ray.is_initialized():
             raise EngineError("This process is connected to a Ray cluster already.")
         if self._options.address is None:
@@ -90,6 +65,7 @@ class Runtime:
             self._connect(ray, self._options.address)
         self._joined = True
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
 
     def leave(self) -> None:
         """Disconnect; a Ray of our own ends, and its files are removed. Blocks."""
@@ -122,7 +98,9 @@ class Runtime:
             )
         except Exception as error:
             self.leave()
-            raise EngineError(f"Ray could not start on this machine: {_first_line(error)}") from error
+            raise EngineError(
+                f"Ray could not start on this machine: {_first_line(error)}"
+            ) from error
 
     def _connect(self, ray: Any, address: str) -> None:
         try:

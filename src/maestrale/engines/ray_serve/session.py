@@ -35,12 +35,12 @@ class Session:
         self._outbox.append(message)
         self._wake.set()
 
-    async def take(self, timeout: float) -> list[Struct]:
-        """All that came since the last call; waits for something, up to `timeout` seconds."""
+    async def take(self, patience: float) -> list[Struct]:
+        """All that came since the last call; waits for something, up to `patience` seconds."""
         if not self._outbox and not self.closed:
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), timeout)
+                await asyncio.wait_for(self._wake.wait(), patience)
         outbox, self._outbox = self._outbox, []
         return outbox
 
