@@ -17,6 +17,8 @@ def set_environment(options: ClusterOptions) -> None:
     """
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Signals are ours; Ray's handler would print a stack of each.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     if options.address is None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
+import os
 import shutil
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from maestrale.engines.ray_serve.environment import set_environment
@@ -23,6 +25,7 @@ INSTALL_RAY = (
     "again. For one engine on this machine leave --replicas and --ray-address out."
 )
 NAMESPACE = "maestrale"
+PREFIX = "mst"  # of the folder's name; the process's number follows
 OBJECT_STORE = 100 * 2**20  # bytes; messages between us are small and don't go through it
 LONGEST_SOCKET_FOLDER = 40
 """Ray's socket names, below its folder, must fit in 107 characters."""
@@ -79,10 +82,7 @@ class Runtime:
             self._folder = None
 
     def _start(self, ray: Any) -> None:
-        base = tempfile.gettempdir()
-        if len(base) > LONGEST_SOCKET_FOLDER:
-            base = "/tmp"  # noqa: S108 - Ray's sockets have long names; mkdtemp makes it private
-        self._folder = tempfile.mkdtemp(prefix="mst-", dir=base)
+        self._folder = _private_folder()
         options = self._options
         try:
             ray.init(
@@ -112,6 +112,28 @@ class Runtime:
             )
         except Exception as error:
             raise EngineError(_why_not_joined(address, error)) from error
+
+
+def _private_folder() -> str:
+    """A new folder for Ray's files; those of servers that were killed are removed."""
+    base = tempfile.gettempdir()
+    if len(base) > LONGEST_SOCKET_FOLDER:
+        base = "/tmp"  # noqa: S108 - Ray's sockets have long names; mkdtemp makes it private
+    for old in Path(base).glob(f"{PREFIX}-*-*"):
+        number = old.name.split("-")[1]
+        if number.isdigit() and not _alive(int(number)):
+            shutil.rmtree(old, ignore_errors=True)  # another user's stays
+    return tempfile.mkdtemp(prefix=f"{PREFIX}-{os.getpid()}-", dir=base)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _why_not_joined(address: str, error: Exception) -> str:
