@@ -121,6 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.hub.faults.delay)
             if self.hub.faults.api_statuses:
                 self._refuse(self.hub.faults.api_statuses.pop(0), "", "out of order")
+            elif path == "/api/whoami-v2":
+                self._whoami()
             elif path.startswith("/api/models/"):
                 self._listing(path.removeprefix("/api/models/"))
             else:
@@ -144,6 +146,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             return None
         return repo
+
+    def _whoami(self) -> None:
+        names = {GOOD_TOKEN: "tester", STRANGER: "stranger"}
+        name = names.get(self._token() or "")
+        if name is None:
+            self._refuse(401, "", "Invalid credentials in Authorization header")
+        else:
+            body = json.dumps({"type": "user", "name": name}).encode()
+            self._send(200, {"Content-Type": "application/json"}, body)
 
     def _listing(self, rest: str) -> None:
         name, _, revision = rest.partition("/revision/")

@@ -53,11 +53,17 @@ def check_access(
 
 
 def check_token(hub: Hub) -> str:
-    """The account that the token is of. Raises: AccessDenied, HubUnreachable, ModelError."""
+    """The account that the token is of. Takes `LIMIT` seconds at most.
+
+    Raises: AccessDenied when the hub doesn't know the token; HubUnreachable when it can't be
+    asked (mirrors don't tell).
+    """
     try:
         return _within(LIMIT, hub.account)
     except Exception as error:
-        raise explain(error, hub.settings, "", "") from error
+        if status_of(error) == 401:
+            raise explain(error, hub.settings, "", "") from error
+        raise _unreachable(error, hub.settings, 0) from error
 
 
 def explain(error: Exception, hub: HubSettings, repo: str, revision: str) -> ModelError:
