@@ -2,6 +2,7 @@
 
     scripts/bench-frontend [--streams 1 2 4 ... 512] [--tokens 256] [--plot FILE.svg]
     scripts/bench-frontend --pace 160 --streams 128     each token in an event of its own
+    scripts/bench-frontend --api-workers 2              several API processes, and their parent
 
 Starts `maestrale serve` on the scripted engine, whose tokens cost next to nothing, and loads it
 with `maestrale bench`'s generator. The API process has one core to itself; engine and generator
@@ -28,7 +29,7 @@ ENOUGH_TOKENS, ENOUGH_SECONDS = 8_000, 8.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def serve(port: str, pace: str) -> None:
+def serve(port: str, pace: str, workers: int) -> None:
     """In a process of its own: the server, its engine told to say the same words for ever."""
     from dataclasses import replace
 
@@ -47,22 +48,26 @@ def serve(port: str, pace: str) -> None:
 
     hosting.engine_config = scripted
     flags = {"engine": "scripted", "port": port, "max_num_seqs": "512", "max_waiting": "1024"}
-    settings = load_settings({**flags, "log_level": "warning"}, {}, None)
+    flags |= {"log_level": "warning", "api_workers": str(workers)}
+    settings = load_settings(flags, {}, None)
     server.run(replace(settings))
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(pids: list[int]) -> float:
+    """Of these processes together."""
+    return sum(map(_cpu_seconds, pids))
+
+
+def _cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def engine_of(pid: int) -> int:
-    """The engine process among the API process's children."""
+def children_of(pid: int, module: str) -> list[int]:
+    """The server's children that run this module."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    for child in children:
-        if b"supervise.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-            return int(child)
-    raise SystemExit("the server has no engine process")
+    mark = f"maestrale.{module}".encode()
+    return [int(child) for child in children if mark in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 async def load(url: str, model: str, streams: int, tokens_each: int):
@@ -93,25 +98,26 @@ async def load(url: str, model: str, streams: int, tokens_each: int):
     return tokens, sum(answer.pieces for answer in answers), seconds
 
 
-def measure(url: str, model: str, api: int, engine: int, streams: int, tokens: int) -> dict:
+def measure(url: str, model: str, parts: dict, streams: int, tokens: int) -> dict:
     """One row: `streams` answers of `tokens` tokens at once, again until there are enough."""
     import uvloop
 
     row = {"streams": streams, "tokens": 0, "events": 0, "seconds": 0.0}
-    before = [cpu_seconds(api), cpu_seconds(engine), time.process_time()]
+    before = [*map(cpu_seconds, parts.values()), time.process_time()]
     while row["tokens"] < ENOUGH_TOKENS and row["seconds"] < ENOUGH_SECONDS:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             got, events, seconds = runner.run(load(url, model, streams, tokens))
         row["tokens"] += got
         row["events"] += events
         row["seconds"] += seconds
-    after = [cpu_seconds(api), cpu_seconds(engine), time.process_time()]
+    after = [*map(cpu_seconds, parts.values()), time.process_time()]
     spent = [later - earlier for earlier, later in zip(before, after, strict=True)]
-    return row | dict(zip(("api", "engine", "generator"), spent, strict=True))
+    return row | dict(zip((*parts, "generator"), spent, strict=True))
 
 
-def start(port: int, pace: float) -> subprocess.Popen:
+def start(port: int, pace: float, workers: int) -> subprocess.Popen:
     command = [sys.executable, __file__, "--serve", str(port), "--pace", str(pace)]
+    command += ["--api-workers", str(workers)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     for _ in range(1200):
         if process.poll() is not None:
@@ -160,32 +166,38 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS)
     parser.add_argument("--tokens", type=int, default=256, help="of each answer")
     parser.add_argument("--pace", type=int, default=0, help="tokens/s of each stream; 0: no limit")
+    parser.add_argument("--api-workers", type=int, default=1, metavar="N")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg")
     parser.add_argument("--serve", metavar="PORT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve, str(options.pace))
+        serve(options.serve, str(options.pace), options.api_workers)
         return
     port = free_port()
-    server = start(port, options.pace)
+    server = start(port, options.pace, options.api_workers)
     try:
         url, model = f"http://127.0.0.1:{port}", "smollm2-135m-instruct"
-        engine = engine_of(server.pid)
+        parts = {"api": [server.pid], "engine": children_of(server.pid, "supervise.worker")}
+        if options.api_workers > 1:
+            api = children_of(server.pid, "workers.worker")
+            parts = {"api": api, "parent": [server.pid], "engine": parts["engine"]}
         cores = sorted(os.sched_getaffinity(0))
-        if len(cores) > 1:
-            for pid, places in ((server.pid, cores[:1]), (engine, cores[1:]), (0, cores[1:])):
-                os.sched_setaffinity(pid, places)
-        measure(url, model, server.pid, engine, 8, 256)
-        print("streams  tokens/s  tokens/event   µs of CPU a token: API  engine  generator")
+        if len(cores) > 1 and options.api_workers == 1:
+            for pid in (0, *parts["engine"]):
+                os.sched_setaffinity(pid, cores[1:])
+            os.sched_setaffinity(server.pid, cores[:1])
+        measure(url, model, parts, 8, 256)
+        names = [*parts, "generator"]
+        print("streams  tokens/s  tokens/event   µs of CPU a token:", *map("{:>9}".format, names))
         rows = []
         for streams in options.streams:
-            row = measure(url, model, server.pid, engine, streams, options.tokens)
+            row = measure(url, model, parts, streams, options.tokens)
             rows.append(row)
-            spent = [row[name] / row["tokens"] * 1e6 for name in ("api", "engine", "generator")]
+            spent = [row[name] / row["tokens"] * 1e6 for name in names]
             print(
                 f"{streams:7} {row['tokens'] / row['seconds']:9.0f} "
-                f"{row['tokens'] / row['events']:13.1f} {spent[0]:24.1f} {spent[1]:7.1f} "
-                f"{spent[2]:10.1f}",
+                f"{row['tokens'] / row['events']:13.1f} {'':20}",
+                *map("{:9.1f}".format, spent),
                 flush=True,
             )
         if options.plot:

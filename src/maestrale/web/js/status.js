@@ -11,6 +11,7 @@ const STATES = {
 };
 const EVENTS = {
   engine_restarted: "The engine died and was replaced",
+  api_process_restarted: "An API process died and was replaced",
   engine_died: "The engine died, and an answer with it",
   invalid_api_key: "A request with no key or a wrong one",
   permission_denied: "A request from a page or name that may not ask",
@@ -99,7 +100,29 @@ function show(status) {
     ].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
     for (const each of CHARTS) each.update(status.series);
   }
+  showParts(status.api_processes ?? [], status.replicas ?? []);
   showEvents(status.events);
+}
+
+// Only where there is more than one of a kind: who they are, where, and what each does.
+function showParts(processes, replicas) {
+  const rows = [];
+  for (const each of processes.length > 1 ? processes : []) {
+    const doing = [`${count(each.requests)} request${each.requests === 1 ? "" : "s"}`, `up ${span(each.uptime_seconds)}`];
+    rows.push([`API process ${each.pid}`, each.state, doing]);
+  }
+  for (const each of replicas) {
+    const doing = [
+      `${count(each.running)} running`, `${count(each.waiting)} waiting`,
+      `${count(each.generation_tokens)} tokens out`, each.pid && `process ${each.pid}`,
+    ];
+    rows.push([`Replica ${each.name}${each.host ? ` on ${each.host}` : ""}`, each.state, doing]);
+  }
+  $("#parts-panel").hidden = rows.length === 0;
+  $("#parts").replaceChildren(...rows.map(([name, state, doing]) => h("li", {},
+    h("span", { class: "what" }, name),
+    h("span", {}, state),
+    h("span", { class: "where" }, doing.filter(Boolean).join(" · ")))));
 }
 
 function showEvents(events) {

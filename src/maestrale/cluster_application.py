@@ -1,0 +1,23 @@
+"""What a RayService deploys: the replicas alone, from the settings in its `args`.
+
+    import_path: maestrale.cluster_application:build
+
+The API processes join them (`--ray-join`); the file that says so comes from
+`maestrale serve --emit-kuberay`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The Ray Serve application. Raises: SettingsError for what is no setting."""
+    from maestrale.api.hosting import cluster_options, engine_config
+    from maestrale.config import load_settings
+    from maestrale.engines.ray_serve.deployment import application
+
+    # "auto": the cluster that this runs on, whose nodes prepare the model themselves.
+    settings = load_settings({**args, "ray_address": "auto"}, {}, None)
+    config = engine_config(settings, "")
+    return application(config, cluster_options(settings, config))
