@@ -287,6 +287,12 @@ class Settings:
         group="Cluster",
         metavar="ADDRESS",
     )
+    ray_join: bool = setting(
+        False,
+        "Use the replicas that another maestrale serve, or KubeRay, has deployed on the cluster "
+        "at --ray-address; they stay when this server ends.",
+        group="Cluster",
+    )
     ray_token_file: Path | None = setting(
         None,
         "File with the Ray cluster's token. Default: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
@@ -646,8 +652,9 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
         settings.replica_range  # noqa: B018 - raises what is wrong with it
     except ValueError as error:
         raise SettingsError(f"{sources['replicas']}: {error}") from error
-    if settings.ray_token_file is not None and settings.ray_address is None:
-        raise SettingsError(f"{sources['ray_token_file']} needs --ray-address too.")
+    for name in ("ray_token_file", "ray_join"):
+        if getattr(settings, name) and settings.ray_address is None:
+            raise SettingsError(f"{sources[name]} needs --ray-address too.")
     for name in ("ssl_certfile", "ssl_keyfile", "chat_template", "key_file", "ray_token_file"):
         path = getattr(settings, name)
         if path is not None and not path.is_file():

@@ -19,11 +19,13 @@ from maestrale.errors import SettingsError
 
 APPLICATION = "maestrale.cluster_application:build"
 NAME = "maestrale"
+RAY_VERSION = "2.60.0"
+"""Of the extra ray; KubeRay decides by it what it may ask of Ray."""
 API_PORT = 8000
 PROXY_PORT = 8001
 """Of Ray Serve's proxies, which answer KubeRay's health checks and nothing else."""
-KEY_SECRET, KEY_ENTRY = "maestrale-api-key", "key"  # noqa: S105 - names, no secrets
-HUB_SECRET, HUB_ENTRY = "huggingface-token", "token"  # noqa: S105
+KEY_SECRET, KEY_ENTRY = "maestrale-api-key", "key"
+HUB_SECRET, HUB_ENTRY = "huggingface-token", "token"
 CACHE = "/home/maestrale/.cache"
 CPUS_OF_GPU_REPLICA = 4
 # Not the replicas' business, or the pods' own: left out of what is handed on.
@@ -35,7 +37,7 @@ NOT_FOR_REPLICAS = {
 FILES = ("ssl_certfile", "ssl_keyfile", "chat_template", "key_file")
 
 
-def manifests(settings: Settings, image: str, ray_version: str) -> list[dict[str, Any]]:
+def manifests(settings: Settings, image: str) -> list[dict[str, Any]]:
     """The documents, in the order in which they are applied.
 
     Raises: SettingsError for a setting that can't be carried over.
@@ -51,7 +53,7 @@ def manifests(settings: Settings, image: str, ray_version: str) -> list[dict[str
                 f"--emit-kuberay can't carry the file of {config.flag(name)} over: mount it into "
                 "the head's pod from a Secret or ConfigMap, and add the flag to its command."
             )
-    return [_service(), _policy(), _ray_service(settings, image, ray_version)]
+    return [_service(), _policy(), _ray_service(settings, image)]
 
 
 def text(documents: list[dict[str, Any]]) -> str:
@@ -79,7 +81,7 @@ def replica_settings(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _ray_service(settings: Settings, image: str, ray_version: str) -> dict[str, Any]:
+def _ray_service(settings: Settings, image: str) -> dict[str, Any]:
     least, most = settings.replica_range or (1, 1)
     serve_config = {
         "proxy_location": "EveryNode",
@@ -103,7 +105,7 @@ def _ray_service(settings: Settings, image: str, ray_version: str) -> dict[str, 
         "spec": {
             "serveConfigV2": _yaml(serve_config),
             "rayClusterConfig": {
-                "rayVersion": ray_version,
+                "rayVersion": RAY_VERSION,
                 "authOptions": {"mode": "token"},
                 "enableInTreeAutoscaling": most > least,
                 "headGroupSpec": {

@@ -39,6 +39,9 @@ ALLOWED: dict[str, set[str]] = {
     | SETTINGS
     | {"api", "chat", "prompt", "engines.base", "engines.mailbox", "models", "logs", "metrics"}
     | {"supervise"},
+    "kuberay": FOUNDATION | SETTINGS,
+    # What a cluster deploys: the replicas alone.
+    "cluster_application": SETTINGS | {"api.hosting", "engines"},
     "verify": FOUNDATION | SETTINGS,
     "bench": FOUNDATION | SETTINGS | {"verify"},  # the scenarios are those of its collection
     "terminal": FOUNDATION | SETTINGS,

@@ -15,11 +15,11 @@ import yaml
 
 from maestrale.config import Settings, load_settings
 from maestrale.errors import SettingsError
-from maestrale.kuberay import manifests, replica_settings, text
+from maestrale.kuberay import RAY_VERSION, manifests, replica_settings, text
 from serving import ROOT, clean_environment
 
 SCHEMA = json.loads((ROOT / "tests/data/kuberay/rayservice-v1.json").read_text())
-IMAGE, RAY = "registry.example/maestrale:1", "2.60.0"
+IMAGE = "registry.example/maestrale:1"
 
 
 def settings(**flags: Any) -> Settings:
@@ -70,12 +70,12 @@ def container(service: dict[str, Any], group: str) -> dict[str, Any]:
     ids=["plain", "cpu", "gpu"],
 )  # fmt: skip
 def test_the_schema_of_kuberay_accepts_it(flags: dict[str, Any]) -> None:
-    written = text(manifests(settings(**flags), IMAGE, RAY))
+    written = text(manifests(settings(**flags), IMAGE))
     check(of_kind("RayService", list(yaml.safe_load_all(written))))
 
 
 def test_the_check_can_fail() -> None:
-    service = of_kind("RayService", manifests(settings(), IMAGE, RAY))
+    service = of_kind("RayService", manifests(settings(), IMAGE))
     service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["nodes"] = 1
     with pytest.raises(AssertionError):
         check(service)
@@ -88,7 +88,7 @@ def test_replicas_get_their_settings_and_room() -> None:
         engine="vllm", model="org/large", replicas="2-5", tensor_parallel_size="2",
         pipeline_parallel_size="2", max_model_len="8192", api_key=("sk-secret",), port="9000",
     )  # fmt: skip
-    service = of_kind("RayService", manifests(asked, IMAGE, RAY))
+    service = of_kind("RayService", manifests(asked, IMAGE))
     serve = yaml.safe_load(service["spec"]["serveConfigV2"])
     (application,) = serve["applications"]
     assert application["args"] == {
@@ -104,7 +104,7 @@ def test_replicas_get_their_settings_and_room() -> None:
 
 
 def test_no_secret_is_in_it_and_ray_is_shut() -> None:
-    documents = manifests(settings(api_key=("sk-secret",)), IMAGE, RAY)
+    documents = manifests(settings(api_key=("sk-secret",)), IMAGE)
     assert "sk-secret" not in text(documents)
     service = of_kind("RayService", documents)
     assert service["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
@@ -117,9 +117,9 @@ def test_no_secret_is_in_it_and_ray_is_shut() -> None:
 
 def test_the_head_serves_what_was_asked_for() -> None:
     asked = settings(api_workers="3", max_waiting="17", served_model_name=("a b",))
-    service = of_kind("RayService", manifests(asked, IMAGE, RAY))
+    service = of_kind("RayService", manifests(asked, IMAGE))
     (script,) = container(service, "head")["args"]
-    for part in ("--ray-join", "--api-workers 3", "--max-waiting 17", "'a b'", "--port 8000"):
+    for part in ("--ray-join", "--api-workers 3", "--max-waiting 17", "'a b'"):
         assert part in script
     syntax = subprocess.run(["bash", "-n"], input=script.encode(), capture_output=True)
     assert syntax.returncode == 0, syntax.stderr
@@ -127,11 +127,15 @@ def test_the_head_serves_what_was_asked_for() -> None:
 
 def test_what_cannot_be_carried_over_is_told(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--engine openvino or --engine vllm"):
-        manifests(settings(engine="auto"), IMAGE, RAY)
+        manifests(settings(engine="auto"), IMAGE)
     template = tmp_path / "chat.jinja"
     template.touch()
     with pytest.raises(SettingsError, match="--chat-template"):
-        manifests(settings(chat_template=str(template)), IMAGE, RAY)
+        manifests(settings(chat_template=str(template)), IMAGE)
+
+
+def test_the_version_of_ray_is_the_locked_one() -> None:
+    assert f"ray=={RAY_VERSION}" in (ROOT / "requirements-dev.lock").read_text()
 
 
 def test_the_command() -> None:

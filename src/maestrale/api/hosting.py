@@ -172,6 +172,7 @@ def cluster_options(settings: Settings, config: EngineConfig) -> ClusterOptions:
         least=least,
         most=most,
         address=settings.ray_address,
+        owner=not settings.ray_join,
         token_file=settings.ray_token_file,
         routing=settings.replica_routing,
         revision=settings.revision,

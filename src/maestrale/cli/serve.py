@@ -98,7 +98,13 @@ class ServeCommand(click.Command):
             formatter.write_dl([(f"{flag:28}", text) for flag, text in records])
 
 
-def serve(model_name: str | None, config_file: Path | None, **flags: Any) -> None:
+def serve(
+    model_name: str | None,
+    config_file: Path | None,
+    emit_kuberay: bool,
+    image: str | None,
+    **flags: Any,
+) -> None:
     """Serve a model as a chat API, by default the bundled one on http://127.0.0.1:8000.
 
     Each option is also a variable (MAESTRALE_MAX_MODEL_LEN) and a key under [serve] in
@@ -110,6 +116,14 @@ def serve(model_name: str | None, config_file: Path | None, **flags: Any) -> Non
             raise click.UsageError("Give the model once: as MODEL or with --model.")
         flags["model"] = model_name
     settings = config.load_settings(flags, os.environ, config_file)
+    if emit_kuberay:
+        from maestrale import __version__, kuberay
+
+        documents = kuberay.manifests(settings, image or f"maestrale:{__version__}")
+        click.echo(kuberay.text(documents), nl=False)
+        return
+    if image is not None:
+        raise click.UsageError("--image is for --emit-kuberay.")
     from maestrale.api.server import run
 
     run(settings)
@@ -128,5 +142,12 @@ command = ServeCommand(
             metavar="FILE",
             help="Read this file instead of ./maestrale.toml.",
         ),
+        click.Option(
+            ["--emit-kuberay"],
+            is_flag=True,
+            help="Don't serve: print the files that serve with these settings on Kubernetes, as "
+            "KubeRay's RayService.",
+        ),
+        click.Option(["--image"], metavar="NAME", help="Image with the extra ray, for these."),
     ],
 )

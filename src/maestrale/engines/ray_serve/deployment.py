@@ -33,8 +33,16 @@ def deploy(config: EngineConfig, options: ClusterOptions) -> None:
 
     Raises: EngineError when no node can ever hold a replica.
     """
+    _check_room(placement(options)[0], options)
+    target = serve.RunTarget(
+        target=application(config, options), name=options.app, route_prefix=None
+    )
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def application(config: EngineConfig, options: ClusterOptions) -> serve.Application:
+    """The replicas, as Ray Serve deploys them."""
     bundles, strategy = placement(options)
-    _check_room(bundles, options)
     spec = ReplicaSpec(
         config=config,
         model=options.model,
@@ -69,10 +77,7 @@ def deploy(config: EngineConfig, options: ClusterOptions) -> None:
         ),
         **counted,
     )
-    target = serve.RunTarget(
-        target=deployment.bind(msgspec.msgpack.encode(spec)), name=options.app, route_prefix=None
-    )
-    serve.run_many([target], wait_for_applications_running=False)
+    return deployment.bind(msgspec.msgpack.encode(spec))
 
 
 def autoscaling(options: ClusterOptions, sequences: int) -> AutoscalingConfig:
