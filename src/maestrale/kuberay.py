@@ -294,7 +294,7 @@ def _dumper() -> Any:
     """PyYAML's safe one, with texts of several lines as blocks and no anchors."""
     import yaml
 
-    class Dumper(yaml.SafeDumper):
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]
         def ignore_aliases(self, data: Any) -> bool:
             return True
 

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from maestrale import __version__
 from maestrale.api.backend import Backend
+from maestrale.engines.base import replicas_of
 
 TOTALS = (
     *("prompt_tokens", "generation_tokens", "preemptions", "prefix_cache_queries"),
@@ -48,6 +49,7 @@ async def snapshot(backend: Backend) -> dict[str, Any]:
         "now": _now(backend),
         "totals": _totals(backend),
         "api_processes": backend.processes(),
+        "replicas": _replicas(backend),
         "latency": history.latency(),
         "series": history.series(),
         "events": [dataclasses.asdict(event) for event in backend.events],
@@ -68,6 +70,29 @@ def _engine(backend: Backend) -> dict[str, Any] | None:
         "max_num_seqs": info.max_num_seqs,
         "deterministic": "deterministic" in info.features,
     }
+
+
+def _replicas(backend: Backend) -> list[dict[str, Any]]:
+    """Each engine behind the engine: where it runs, and what it does."""
+    return [
+        {
+            "name": each.name,
+            "state": each.state,
+            "host": each.host,
+            "node": each.node,
+            "pid": each.pid,
+            "engine_pid": each.engine_pid,
+            "fingerprint": each.fingerprint,
+            "running": each.stats.running,
+            "waiting": each.stats.waiting,
+            "kv_cache_usage": round(each.stats.kv_cache_usage, 4),
+            "prompt_tokens": each.stats.prompt_tokens,
+            "generation_tokens": each.stats.generation_tokens,
+            "prefix_cache_hits": each.stats.prefix_cache_hits,
+            "prefix_cache_queries": each.stats.prefix_cache_queries,
+        }
+        for each in replicas_of(backend.engine)
+    ]
 
 
 def _now(backend: Backend) -> dict[str, Any] | None:

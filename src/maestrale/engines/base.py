@@ -8,8 +8,8 @@ objects travel over the private socket between the API process and the engine pr
 from __future__ import annotations
 
 import bisect
-from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -177,6 +177,24 @@ class EngineStats(Struct, frozen=True, kw_only=True):
     up: bool = True
 
 
+class ReplicaStatus(Struct, frozen=True, kw_only=True):
+    """One of the engines behind an engine, as the status page and the metrics show it.
+
+    `state`: joining, up, draining or lost. `in_flight`: requests of this API process that it
+    has; `stats` counts all of them. `node` is the cluster's id of the node, `host` its name.
+    """
+
+    name: str
+    state: str
+    node: str
+    host: str
+    pid: int
+    engine_pid: int
+    fingerprint: str
+    in_flight: int
+    stats: EngineStats
+
+
 class StepTokens:
     """Counts an engine's steps by how many tokens each computed. One thread adds, any may read."""
 
@@ -227,3 +245,18 @@ class Engine(Protocol):
 
         Raises: EngineDied when the engine is lost, EngineError when this request can't be run.
         """
+
+
+@runtime_checkable
+class HasReplicas(Protocol):
+    """An engine that stands for several."""
+
+    def replicas(self) -> Sequence[ReplicaStatus]:
+        """Those known to this process, in no order."""
+
+
+def replicas_of(engine: Engine | None) -> list[ReplicaStatus]:
+    """By name; none for an engine that is one."""
+    if not isinstance(engine, HasReplicas):
+        return []
+    return sorted(engine.replicas(), key=lambda each: each.name)

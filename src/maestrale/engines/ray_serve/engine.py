@@ -26,6 +26,7 @@ from maestrale.engines.base import (
     EngineInfo,
     EngineStats,
     GenerationRequest,
+    ReplicaStatus,
     TokenDelta,
 )
 from maestrale.engines.ray_serve.directory import (
@@ -39,7 +40,7 @@ from maestrale.engines.ray_serve.flights import Flight, Trials
 from maestrale.engines.ray_serve.link import ReplicaLink
 from maestrale.engines.ray_serve.options import ClusterOptions
 from maestrale.engines.ray_serve.runtime import Runtime
-from maestrale.engines.ray_serve.status import ReplicaStatus, status_of
+from maestrale.engines.ray_serve.status import status_of
 from maestrale.errors import (
     ConstraintError,
     EngineError,

@@ -4,28 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
-
-from maestrale.engines.base import EngineStats
+from maestrale.engines.base import ReplicaStatus
 
 if TYPE_CHECKING:
     from maestrale.engines.ray_serve.link import ReplicaLink
-
-
-class ReplicaStatus(Struct, frozen=True, kw_only=True):
-    """`state`: joining, up, draining or lost. `in_flight`: requests of this API process that it
-    has; `stats` counts all of them. `node` is Ray's id of the node, `host` its name.
-    """
-
-    name: str
-    state: str
-    node: str
-    host: str
-    pid: int
-    engine_pid: int
-    fingerprint: str
-    in_flight: int
-    stats: EngineStats
 
 
 def status_of(link: ReplicaLink) -> ReplicaStatus:
