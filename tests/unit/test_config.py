@@ -79,7 +79,8 @@ def test_every_setting_can_be_given_in_all_three_ways() -> None:
         Path: ("there.pem", "there.pem"),
         tuple[str, ...]: (["https://a", "https://b"], "https://a,https://b"),
     }
-    needs = {"ray_token_file": {"ray_address": "10.0.0.1:6379"}}
+    cluster = {"ray_address": "10.0.0.1:6379"}
+    needs = {"ray_token_file": cluster, "ray_join": cluster}
     for name, field in config.fields().items():
         rules = field.metadata["rules"]
         if rules.get("choices"):
@@ -314,3 +315,9 @@ def test_a_token_without_a_cluster_is_refused() -> None:
     Path("token").write_text("abc")
     with pytest.raises(SettingsError, match="--ray-token-file needs --ray-address"):
         load({"ray_token_file": "token"})
+
+
+def test_seeds_drawn_are_not_repeatable_by_several_processes() -> None:
+    with pytest.raises(SettingsError, match="--seed and --api-workers contradict"):
+        load({"api_workers": "2", "seed": "7"})
+    assert load({"api_workers": "1", "seed": "7"}).seed == 7
