@@ -271,6 +271,19 @@ def test_one_thing_wrong(
     assert notable(recorded(**changed)) == expected
 
 
+def test_root_needs_no_sudo_to_type() -> None:
+    text = recorded(
+        "sudo",
+        user="0\nroot\nroot",
+        docker_info=machines.docker_info(nvidia=False),
+        daemon_json=("", 1),
+    )
+    assert notable(text)["container-toolkit"] == (
+        "problem",
+        "nvidia-ctk runtime configure --runtime=docker && systemctl restart docker",
+    )
+
+
 def test_a_gpu_too_old_for_cuda_13_is_told_before_a_driver_is_asked_for() -> None:
     text = recorded(
         *NO_DRIVER, "toolkit", pci="0000:00:1e.0 0x10de 0x1db1 0x030200 -", packages=("", 1)

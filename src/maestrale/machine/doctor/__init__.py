@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from maestrale.machine.doctor import containers, gpu, resources, system
 from maestrale.machine.doctor.asked import Asked
@@ -33,4 +34,11 @@ _CHECKS: tuple[Callable[[MachineFacts, Asked], Finding], ...] = (
 
 def examine(facts: MachineFacts, asked: Asked) -> list[Finding]:
     """One finding for each check, always all of them, in a fixed order."""
-    return [check(facts, asked) for check in _CHECKS]
+    return [_typed(check(facts, asked), facts) for check in _CHECKS]
+
+
+def _typed(finding: Finding, facts: MachineFacts) -> Finding:
+    """Root types commands without sudo, which may not even be there."""
+    if not facts.is_root:
+        return finding
+    return replace(finding, command=finding.command.replace("sudo ", ""))
