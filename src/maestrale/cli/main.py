@@ -37,6 +37,10 @@ COMMANDS = {
     "pull": ("maestrale.cli.pull:command", "Fetch a model from the Hugging Face hub."),
     "render": ("maestrale.cli.render:command", "Show the exact prompt and token ids of a request."),
     "tune": ("maestrale.cli.tune:command", "Measure which engine settings are fastest here."),
+    "service": (
+        "maestrale.cli.service:command",
+        "Let systemd keep it running, from boot on.",
+    ),
     "keys": ("maestrale.cli.keys:command", "Make, list and revoke API keys."),
     "version": (
         "maestrale.cli.version:command",

@@ -1,0 +1,273 @@
+"""The image: built on a Debian of the public base's name, run, asked, stopped, started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maestrale.machine.source import Source, build_command
+from serving import ROOT, clean_environment, free_port
+from system.docker_engine import Engine, debian, docker_engine
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+CPU_LIMIT = 1_200_000_000  # bytes
+# What a build behind a proxy or a mirror needs to be told.
+BUILD_ARGUMENTS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+GIST_NAME = "mistralai/Mistral-7B-Instruct-v0.2"
+GIST_CURL = """curl --location 'http://staticIP:8000/v1/chat/completions' \\
+--header 'Content-Type: application/json' \\
+--data '{
+  "model": "mistralai/Mistral-7B-Instruct-v0.2",
+  "messages": [
+    {
+      "role": "user",
+      "content": "Keep your answers to 20 words or less. What is the plot of movie Lion king ? "
+    }
+  ],
+  "temperature": 0.7,
+  "top_p": 1,
+  "max_tokens": 512,
+  "stream": false,
+  "safe_prompt": false,
+  "random_seed": 1337
+}'
+"""
+# So that the first start doesn't measure which weights are faster; one test leaves it out.
+QUICK = ("--env", "MAESTRALE_WEIGHT_FORMAT=int8")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with docker_engine() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The cpu image of this checkout."""
+    base = base_name()
+    engine.import_base(base, debian())
+    context = tmp_path_factory.mktemp("image") / "context"
+    staged = Source.parse(str(ROOT)).stage(context)
+    if CERTIFICATES.is_file():
+        shutil.copy(CERTIFICATES, context)
+    arguments = {name: os.environ[name] for name in BUILD_ARGUMENTS if os.environ.get(name)}
+    arguments["VERSION"] = staged.version
+    tag = staged.tag("cpu")
+    command = build_command(context, "cpu", tag, arguments=arguments)
+    built = engine.start(*command[1:2], "--network", "host", *command[2:], timeout=850)
+    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+    return tag
+
+
+def base_name() -> str:
+    found = re.search(r"^ARG BASE=(\S+)$", (ROOT / "deploy/docker/Dockerfile").read_text(), re.M)
+    assert found
+    return found[1]
+
+
+class Container:
+    """A running container; `url` is where it is published."""
+
+    def __init__(self, engine: Engine, name: str, port: int) -> None:
+        self.engine = engine
+        self.name = name
+        self.url = f"http://127.0.0.1:{port}"
+
+    def log(self) -> str:
+        done = self.engine.start("logs", self.name)
+        return done.stdout + done.stderr
+
+    def key(self) -> str:
+        keys = set(re.findall(r"API key \(kept in /data/api-key\): (\S+)", self.log()))
+        assert len(keys) == 1, self.log()
+        key: str = keys.pop()
+        return key
+
+    def inspect(self, form: str) -> Any:
+        return json.loads(
+            self.engine.docker("inspect", "--format", f"{{{{json {form}}}}}", self.name)
+        )
+
+    def wait(self, timeout: float = 200.0) -> None:
+        deadline = time.monotonic() + timeout
+        while self.engine.start("exec", self.name, *HEALTH).returncode != 0:
+            assert self.inspect(".State.Running"), self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.3)
+
+    def ask(self, body: dict[str, Any], key: str) -> dict[str, Any]:
+        request = urllib.request.Request(
+            f"{self.url}/v1/chat/completions",
+            json.dumps({"model": GIST_NAME, **body}).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
+
+
+HEALTH = ("python", "-P", "-m", "maestrale.cli.container", "health")
+HELLO = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8, "seed": 1}
+
+
+def run(engine: Engine, image: str, name: str, docker: tuple[str, ...], *serve: str) -> Container:
+    port = free_port()
+    options = ("--detach", "--name", name, "--publish", f"127.0.0.1:{port}:8000")
+    engine.docker("run", *options, *docker, image, *serve)
+    return Container(engine, name, port)
+
+
+@pytest.fixture(scope="module")
+def container(engine: Engine, image: str) -> Iterator[Container]:
+    """As the gist runs it, but for the GPU and the name's weights; read-only, with a volume."""
+    locked = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL")
+    locked += ("--security-opt", "no-new-privileges", "--volume", "kept:/data")
+    token = ("-e", "HF_TOKEN=hf_unused")
+    serve = ("--host", "0.0.0.0", "--served-model-name", GIST_NAME)
+    running = run(engine, image, "gist", (*locked, *token, *QUICK), *serve)
+    running.wait()
+    yield running
+    engine.start("rm", "--force", "--volumes", running.name)
+
+
+def test_its_size_user_and_labels(engine: Engine, image: str) -> None:
+    config = json.loads(engine.docker("image", "inspect", image))[0]
+    assert config["Size"] <= CPU_LIMIT
+    assert config["Config"]["User"] == "10001:10001"
+    labels = config["Config"]["Labels"]
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert labels["org.opencontainers.image.base.name"] == base_name()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", labels["org.opencontainers.image.version"])
+    # Nothing of how the build reached its index is in the image.
+    history = engine.docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
+    assert "PIP_" not in history
+    assert "PIP_" not in json.dumps(config["Config"]["Env"])
+
+
+def test_the_gists_request_word_for_word(container: Container, engine: Engine) -> None:
+    command = GIST_CURL.replace("http://staticIP:8000", container.url)
+    command = command.replace(
+        "curl ", f"curl --header 'Authorization: Bearer {container.key()}' ", 1
+    )
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], capture_output=True, text=True, timeout=120, check=True
+    )
+    answer = json.loads(done.stdout)
+    assert answer["model"] == GIST_NAME
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["choices"][0]["message"]["content"].strip()
+    assert container.inspect(".Config.User") == "10001:10001"
+
+
+def test_verify_passes_from_outside(container: Container) -> None:
+    command = [sys.executable, "-m", "maestrale", "verify", container.url]
+    done = subprocess.run(
+        [*command, "--api-key", container.key()],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_other_commands_run_too(engine: Engine, image: str) -> None:
+    assert engine.docker("run", "--rm", image, "--version").startswith("maestrale ")
+    helped = engine.docker(
+        "run", "--rm", "--read-only", "--user", "12345", image, "verify", "--help"
+    )
+    assert "collection" in helped
+    wrong = engine.start("run", "--rm", image, "--max-num-seq", "x")
+    assert wrong.returncode == 2
+    assert "--max-num-seqs" in wrong.stderr
+
+
+def test_stop_lets_answers_end_and_a_restart_keeps_the_key(container: Container) -> None:
+    key = container.key()
+    before = container.ask(HELLO, key)["choices"]
+    answers: list[dict[str, Any]] = []
+    long = {**HELLO, "max_tokens": 100, "stop": [], "temperature": 0}
+    asking = threading.Thread(target=lambda: answers.append(container.ask(long, key)))
+    asking.start()
+    time.sleep(0.5)
+    container.engine.docker("stop", container.name)
+    asking.join(60)
+    assert answers, container.log()
+    assert answers[0]["usage"]["completion_tokens"] > 1
+    assert container.inspect(".State.ExitCode") == 0
+    assert not container.inspect(".State.OOMKilled")
+    container.engine.docker("start", container.name)
+    container.wait()
+    assert container.key() == key
+    assert container.ask(HELLO, key)["choices"] == before
+
+
+def test_without_any_network(engine: Engine, image: str) -> None:
+    """Only the bundled model, nothing fetched; the weights are chosen by measuring, as they are."""
+    engine.docker("run", "--detach", "--name", "alone", "--network", "none", image)
+    try:
+        alone = Container(engine, "alone", 0)
+        alone.wait()
+        request = (
+            "import json, sys, urllib.request as u; "
+            "r = u.Request('http://127.0.0.1:8000/v1/chat/completions', sys.argv[1].encode(), "
+            "{'Content-Type': 'application/json', 'Authorization': 'Bearer ' + sys.argv[2]}); "
+            "print(json.load(u.urlopen(r))['choices'][0]['message']['content'])"
+        )
+        body = json.dumps({"model": "smollm2-135m-instruct", **HELLO})
+        said = engine.docker("exec", "alone", "python", "-c", request, body, alone.key())
+        assert said
+        log = alone.log()
+        assert "Measured on this machine" in log
+        assert "Converting" not in log
+        assert "Traceback" not in log
+        assert alone.inspect(".State.Health.Status") in ("healthy", "starting")
+        # What it keeps is in the volume; the model's weights stay in the image.
+        size = engine.docker("exec", "alone", "du", "-sk", "/data").split()[0]
+        assert int(size) < 1000
+    finally:
+        engine.start("rm", "--force", "--volumes", "alone")
+
+
+def test_a_volume_it_cannot_write(engine: Engine, image: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    refused = engine.start("run", "--rm", "--volume", f"{tmp_path}:/data", image)
+    assert refused.returncode == 1
+    assert "/data can't be written by user 10001" in refused.stderr
+    assert "sudo chown -R 10001" in refused.stderr
+    os.chown(tmp_path, 10001, 10001)
+    mounted = ("--detach", "--name", "mounted", "--volume", f"{tmp_path}:/data", *QUICK)
+    engine.docker("run", *mounted, image, "--no-auth")
+    try:
+        running = Container(engine, "mounted", 0)
+        running.wait()
+        assert "--no-auth was given" in running.log()
+        assert not (tmp_path / "api-key").exists()
+    finally:
+        engine.start("rm", "--force", "mounted")
+
+
+def test_what_the_gist_names_is_asked_for_at_the_hub(engine: Engine, image: str) -> None:
+    """The gist's line as it stands: without a network it says so, with exit code 1."""
+    said = engine.start(
+        *("run", "--rm", "--network", "none", "-e", "HF_TOKEN=hf_x", "-p", "127.0.0.1::8000"),
+        *(image, "--host", "0.0.0.0", "--model", GIST_NAME),
+    )
+    assert said.returncode == 1
+    assert "hub" in said.stderr
+    assert "Traceback" not in said.stderr
