@@ -89,8 +89,9 @@ class Engine:
     bridge: str
 
     def environment(self) -> dict[str, str]:
-        """For whoever calls docker by itself."""
-        return {**os.environ, "DOCKER_HOST": f"unix://{self.socket}", "PATH": PATHS}
+        """For whoever calls docker. Debian's client knows BuildKit, but has to be told."""
+        own = {"DOCKER_HOST": f"unix://{self.socket}", "PATH": PATHS, "DOCKER_BUILDKIT": "1"}
+        return {**os.environ, **own}
 
     def start(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """The client, whatever comes of it."""

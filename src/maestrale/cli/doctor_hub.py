@@ -48,7 +48,7 @@ def _model(
     settings: Settings, hub: HubSettings, engine: str, facts: MachineFacts, local: bool
 ) -> Finding:
     from maestrale.models.access import check_access
-    from maestrale.models.catalog import find_model, packaged_weights
+    from maestrale.models.catalog import find_model
     from maestrale.models.hub import Hub
     from maestrale.models.hub_names import DEFAULT_REVISION
     from maestrale.models.resolve import CPU_ENGINE, remote_source
@@ -57,7 +57,7 @@ def _model(
 
     model = settings.model
     known = find_model(model)
-    if known is not None and engine == CPU_ENGINE and packaged_weights(known) is not None:
+    if known is not None and engine == CPU_ENGINE and known.package_file:
         return Finding("model", "ok", f"{known.short_name} comes with maestrale.")
     if known is None and local and Path(model).expanduser().exists():
         return Finding("model", "ok", f"{model} is on this machine.")

@@ -34,7 +34,7 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     from maestrale import logs
     from maestrale.api.progress import Progress
     from maestrale.engines.choose import EngineChoice, choose_engine
-    from maestrale.models.catalog import find_model, packaged_weights
+    from maestrale.models.catalog import find_model
     from maestrale.models.meter import shown_bytes
     from maestrale.models.resolve import CPU_ENGINE, prepare, remote_source
 
@@ -45,7 +45,7 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     choice = named if engine != "auto" else choose_engine(engine, model)
     click.echo(choice.line, err=True)
     known = find_model(model)
-    if known is not None and choice.name == CPU_ENGINE and packaged_weights(known) is not None:
+    if known is not None and choice.name == CPU_ENGINE and known.package_file:
         click.echo(f"{known.name} comes with maestrale: there is nothing to fetch.")
         return
     if known is None and Path(model).expanduser().exists():

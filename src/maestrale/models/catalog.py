@@ -6,7 +6,6 @@ import difflib
 import importlib.metadata
 from pathlib import Path
 
-from maestrale.errors import ModelError
 from maestrale.models.catalog_rows import CATALOG
 from maestrale.models.known_model import KnownModel
 
@@ -38,21 +37,15 @@ def closest_names(name: str) -> list[str]:
 
 
 def packaged_weights(model: KnownModel) -> Path | None:
-    """The weights of `model` inside an installed package, or None when no package carries them.
-
-    Raises: ModelError when the package that carries them isn't installed.
-    """
+    """The weights of `model` inside an installed package, or None without one."""
     if model.package_file is None:
         return None
     distribution, file_name = model.package_file
     try:
         files = importlib.metadata.distribution(distribution).files or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ModelError(
-            f"The package {distribution}, which carries the weights of {model.name}, is not "
-            "installed. Install maestrale again, or give a .gguf file with --model."
-        ) from error
+    except importlib.metadata.PackageNotFoundError:
+        return None
     for file in files:
         if file.name == file_name:
             return Path(str(file.locate())).resolve()
-    raise ModelError(f"The package {distribution} has no {file_name}; install it again.")
+    return None

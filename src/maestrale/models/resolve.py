@@ -7,10 +7,11 @@ from pathlib import Path
 from maestrale.config import hub_settings
 from maestrale.errors import ModelError
 from maestrale.hub_settings import HubSettings
-from maestrale.models.catalog import KnownModel, closest_names, find_model, packaged_weights
+from maestrale.models.catalog import KnownModel, closest_names, find_model
 from maestrale.models.convert import Progress, convert_gguf
 from maestrale.models.hf_folder import prepare_folder
 from maestrale.models.hub_names import hub_name
+from maestrale.models.packaged import weights_of
 from maestrale.models.prepared import METADATA_FILE, load_prepared
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 from maestrale.models.store import build_once, digest_of
@@ -49,7 +50,7 @@ def prepare(
     path = Path(model).expanduser()
     try:
         if known is not None and engine == CPU_ENGINE:
-            weights = packaged_weights(known)
+            weights = weights_of(known, cache_dir, progress)
             if weights is not None:
                 return _prepare_gguf(weights, known.short_name, cache_dir, progress, known.sampling)
         if known is None and path.exists():

