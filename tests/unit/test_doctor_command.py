@@ -15,6 +15,7 @@ from maestrale.cli import main as cli
 from maestrale.cli.doctor_table import show
 from maestrale.machine.doctor import Asked, examine
 from maestrale.machine.probe import read_facts
+from serving import ROOT
 from stand_in_hub import GOOD_TOKEN, STRANGER, Repo, StandInHub, stand_in_hub
 
 CHECKS = [
@@ -167,3 +168,8 @@ def test_what_is_called_wrongly_ends_with_2(
     assert captured.out == ""
     assert "Traceback" not in captured.err
     assert captured.err
+
+
+def test_each_check_is_documented() -> None:
+    rows = (ROOT / "docs" / "doctor.md").read_text().splitlines()
+    assert [row.split("`")[1] for row in rows if row.startswith("| `")] == CHECKS

@@ -18,7 +18,8 @@ from maestrale.machine.requirements import (
     driver_suffices,
 )
 
-_NEED = f"the image needs CUDA {dotted(CUDA_VERSION)}: driver {dotted(MIN_DRIVER_VERSION)} or newer"
+_LEAST = "{}.{}.{:02}".format(*MIN_DRIVER_VERSION)  # as NVIDIA writes it: 580.65.06
+_NEED = f"the image needs CUDA {dotted(CUDA_VERSION)}: driver {_LEAST} or newer"
 
 
 def has_nvidia(facts: MachineFacts) -> bool:
