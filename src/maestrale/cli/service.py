@@ -127,9 +127,11 @@ def read_options(options: tuple[str, ...]) -> tuple[config.Settings, dict[str, A
 
     with serve.make_context("maestrale serve", list(options)) as context:
         flags = dict(context.params)
-    if flags.pop("config_file", None):
-        raise SettingsError("A service takes no --config: give the options themselves.")
     name = flags.pop("model_name", None)
+    for other in set(flags) - set(config.fields()):
+        if flags.pop(other):
+            flag = "--config" if other == "config_file" else config.flag(other)
+            raise SettingsError(f"A service takes no {flag}: give the settings themselves.")
     if name is not None:
         if flags["model"] is not None:
             raise click.UsageError("Give the model once: as MODEL or with --model.")
