@@ -57,7 +57,9 @@ def endless(peer: socket.socket, stop: threading.Event) -> None:
 
 
 def redirects(peer: socket.socket, stop: threading.Event) -> None:
-    peer.sendall(b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n")
+    peer.sendall(
+        b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
 
 
 def gzip_lie(peer: socket.socket, stop: threading.Event) -> None:

@@ -1,8 +1,11 @@
 """`python -m maestrale`: the command line."""
 
 try:
+    from maestrale.cli.interrupt import end_at_once_on_ctrl_c
+
+    end_at_once_on_ctrl_c()
     from maestrale.cli.main import main
 
     main()
-except KeyboardInterrupt:  # Ctrl-C during the imports
+except KeyboardInterrupt:  # before that line
     raise SystemExit(130) from None

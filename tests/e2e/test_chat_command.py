@@ -70,7 +70,7 @@ def test_a_conversation(chat: PseudoTerminal) -> None:
     chat.enter("/reset")
     chat.wait_for("a new conversation")
     chat.enter("/history")
-    chat.wait_for("nothing was said yet")
+    chat.wait_for("(?s)nothing was said yet.*?> ")
     chat.control("d")
     assert chat.wait_for_end() == 0
 
@@ -133,7 +133,7 @@ def test_lines_are_edited_and_remembered(
     chat.enter('"""')
     chat.wait_for(r"\. ")
     chat.control("c")
-    chat.wait_for("leaves")
+    chat.wait_for("(?s)leaves.*?> ")
     chat.control("d")
     assert chat.wait_for_end() == 0
     kept = tmp_path / ".local/state/maestrale/chat-history"

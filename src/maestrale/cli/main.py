@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 
 from maestrale import __version__
+from maestrale.cli.interrupt import EXIT_CODE, raise_on_ctrl_c
 from maestrale.errors import MaestraleError, SettingsError
 
 # name → (module:command, line in the help)
@@ -49,6 +50,9 @@ COMMANDS = {
 }
 
 
+SERVE = "serve"  # has its own signal handlers from the moment there is something to end
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are run or asked for their help."""
 
@@ -61,6 +65,8 @@ class LazyGroup(click.Group):
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
+        if cmd_name != SERVE:
+            raise_on_ctrl_c()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -90,7 +96,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = group.main(arguments, prog_name="maestrale", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.Abort:  # also click's form of KeyboardInterrupt
-        return 130
+        return EXIT_CODE
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.openvino import tuning
@@ -67,6 +68,28 @@ def test_a_model_that_can_not_run_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="can't run the model"):
         tuned(config, lambda phase, fraction: None)
     assert not (tmp_path / "tuning.json").exists()
+
+
+def test_a_start_with_flags_leaves_the_next_one_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "openvino_model.bin").write_bytes(b"x" * 1000)
+
+    def run(job: tuning.Job, progress: object) -> tuple[Measured, ...]:
+        return tuple(
+            Measured(choice=choice, decode_1=i, decode_8=i, decode_32=i, prefill=i)
+            for i, choice in enumerate(job.choices, 1)
+        )
+
+    monkeypatch.setattr(tuning, "_run", run)
+    small = EngineConfig(engine="openvino", model_dir=str(tmp_path), kv_cache_bytes=1 << 20)
+    assert tuned(small, no_progress).kv_cache_bytes == 1 << 20
+    plain = replace(small, kv_cache_bytes=None)
+    assert tuned(plain, no_progress).kv_cache_bytes == tuning.DEFAULT_KV_CACHE
+    monkeypatch.setattr(tuning, "available_cores", lambda: 2)
+    one_thread = replace(plain, threads=1)
+    tuned(one_thread, no_progress)
+    assert tuned(plain, no_progress).threads == 2
 
 
 @pytest.mark.model

@@ -73,7 +73,7 @@ async def test_a_model_cannot_write_to_the_terminal_what_it_likes() -> None:
             with in_terminal([*CHAT, address(server), "--no-history"], clean_environment()) as one:
                 one.wait_for("> ")
                 one.enter("Hello")
-                one.wait_for("tokens/s|seed")
+                one.wait_for("(?s)(tokens/s|seed).*?> ")
                 one.control("d")
                 one.wait_for_end()
                 return one.raw

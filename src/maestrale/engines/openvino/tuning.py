@@ -190,13 +190,14 @@ def _kv_cache(config: EngineConfig) -> int:
 
 
 def _recall(config: EngineConfig) -> Tuning | None:
-    noted = recall(_file(config), _key(config))
-    if noted is None:
-        return None
-    try:
-        return msgspec.convert(noted, Tuning)
-    except msgspec.ValidationError:
-        return None  # of another version: measure again
+    """What was found with the same settings given; else what was found with all of them open."""
+    everything_open = replace(config, threads=None, max_num_batched_tokens=None, options={})
+    for key in (_key(config), _key(everything_open)):
+        try:
+            return msgspec.convert(recall(_file(config), key), Tuning)
+        except msgspec.ValidationError:
+            continue  # nothing there, or of another version
+    return None
 
 
 def _file(config: EngineConfig) -> Path:
@@ -204,7 +205,8 @@ def _file(config: EngineConfig) -> Path:
 
 
 def _key(config: EngineConfig) -> str:
-    return note_key([available_cores(), config.deterministic])
+    given = [config.threads, config.max_num_batched_tokens, _weight_format(config)]
+    return note_key([available_cores(), config.deterministic, *given])
 
 
 def _worth_trying(config: EngineConfig) -> bool:
@@ -215,7 +217,19 @@ def _worth_trying(config: EngineConfig) -> bool:
 
 
 def _keep(config: EngineConfig, tuning: Tuning) -> bool:
+    if config.kv_cache_bytes is not None:  # given for this start, and no finding
+        tuning = Tuning(
+            measured=tuple(
+                replace(entry, choice=_with_default_cache(entry.choice))
+                for entry in tuning.measured
+            ),
+            best=_with_default_cache(tuning.best),
+        )
     return remember(_file(config), _key(config), msgspec.to_builtins(tuning))
+
+
+def _with_default_cache(choice: Choice) -> Choice:
+    return replace(choice, kv_cache_bytes=DEFAULT_KV_CACHE)
 
 
 def _measured(
