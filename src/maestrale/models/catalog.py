@@ -26,14 +26,26 @@ def names_of(model: KnownModel) -> set[str]:
     return {name.casefold() for name in (model.name, model.short_name, *model.aliases)}
 
 
+SHORTEST_PART = 3  # characters of a name that say anything
+
+
 def closest_names(name: str) -> list[str]:
-    """Known models whose name is like `name`, at most two."""
+    """Known models whose name is like `name` or contains it, at most three."""
     by_name = {each: model.name for model in CATALOG for each in names_of(model)}
     wanted = name.casefold()
     short = wanted.rpartition("/")[2]
     near = difflib.get_close_matches(wanted, by_name, n=2, cutoff=0.8)
     near += difflib.get_close_matches(short, by_name, n=2, cutoff=0.8)
-    return list(dict.fromkeys(by_name[each] for each in near))[:2]
+    if len(short) >= SHORTEST_PART:
+        near += [each for each in by_name if short in each]
+    return list(dict.fromkeys(by_name[each] for each in near))[:3]
+
+
+def unknown_model(name: str) -> str:
+    """What to say of a name that stands for nothing, with those that may be meant."""
+    near = closest_names(name)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"There is no model {name!r}: no known name, no file, no folder.{hint}"
 
 
 def packaged_weights(model: KnownModel) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 from maestrale.errors import ModelError
 from maestrale.hub_settings import HubSettings
 from maestrale.models.architecture import Architecture, from_config, gguf_shape
-from maestrale.models.catalog import find_model
+from maestrale.models.catalog import find_model, unknown_model
 from maestrale.models.hub_names import DEFAULT_REVISION, hub_name
 
 _BITS = {"fp8": "fp8", "awq": "int4", "gptq": "int4", "compressed-tensors": None}
@@ -42,7 +42,7 @@ def describe(model: str, hub: HubSettings, revision: str | None = None) -> Descr
         return describe_gguf(path)
     found = hub_name(model)
     if found is None:
-        raise ModelError(f"There is no model {model!r}: no known name, no file, no folder.")
+        raise ModelError(unknown_model(model))
     return _describe_remote(found[0], revision or DEFAULT_REVISION, hub)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from maestrale.config import hub_settings
 from maestrale.errors import ModelError
 from maestrale.hub_settings import HubSettings
-from maestrale.models.catalog import KnownModel, closest_names, find_model
+from maestrale.models.catalog import KnownModel, find_model, unknown_model
 from maestrale.models.convert import Progress, convert_gguf
 from maestrale.models.hf_folder import prepare_folder
 from maestrale.models.hub_names import hub_name
@@ -74,11 +74,7 @@ def remote_source(model: str, known: KnownModel | None, engine: str) -> tuple[st
         name = known.cpu_source
     found = hub_name(name)
     if found is None:
-        near = closest_names(model)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ModelError(
-            f"There is no model {model!r}: no known name, no file, no folder.{hint} {WHAT_WORKS}"
-        )
+        raise ModelError(f"{unknown_model(model)} {WHAT_WORKS}")
     return found
 
 

@@ -91,6 +91,8 @@ def test_sources_can_be_names_on_the_hub() -> None:
 def test_a_name_with_a_slip_finds_its_neighbours() -> None:
     assert closest_names("mistralai/Mistral-7B-Instruct-v0.4")[0].startswith("mistralai/Mistral-7B")
     assert closest_names("nobody/nothing") == []
+    assert closest_names("qwen3")[0].startswith("Qwen/Qwen3-")  # a part of a name
+    assert closest_names("x") == []
 
 
 def test_other_names_are_unknown() -> None:
