@@ -233,6 +233,23 @@ install_extra() {
     rm -f "$log"
 }
 
+# use_extra NAME: has the extra in the complete environment `env`; one without a lock is left to
+# scripts/extra.
+use_extra() {
+    extra=$root/requirements-$1.lock
+    [ -f "$extra" ] || return 0
+    made="$(cksum <"$extra") $(cat "$env/stamp")"
+    [ "$(cat "$env/extra-$1" 2>/dev/null)" != "$made" ] || return 0
+    if command -v flock >/dev/null 2>&1; then exec 9>"$env.lock" && flock 9; fi
+    if [ "$(cat "$env/extra-$1" 2>/dev/null)" != "$made" ]; then
+        say "installing the extra '$1' into $env (once) ..."
+        install_extra "requirements-$1.lock"
+        printf '%s\n' "$made" >"$env/extra-$1"
+    fi
+    exec 9>&-
+    rm -f "$env.lock"
+}
+
 # install_beside LOCK ARGUMENTS...: adds packages that no lock holds to the complete environment
 # `env`. What LOCK pins stays as it is, but for two of which vLLM wants older ones.
 install_beside() {

@@ -16,7 +16,18 @@ MaestraleError                     what the command line prints as one clear mes
 │   ├── LoginRefused               the host takes none of the keys, or not this user
 │   ├── NoSudo                     the user may not become root without typing a password
 │   ├── TargetUnusable             logged in, but there is no POSIX shell that works
-│   └── TargetTimeout              a command on the machine took too long
+│   ├── TargetTimeout              a command on the machine took too long
+│   └── SetupError                 a machine can't be set up
+│       ├── SetupRefused           something there is in the way; nothing was changed
+│       ├── UnsupportedMachine     its distribution, processor or kind is not one of ours
+│       ├── GpuTooOld              the image's CUDA has nothing for this GPU
+│       ├── SecureBootOn           the kernel would refuse the driver's module
+│       ├── PackagesLocked         another program installs packages, and goes on doing so
+│       ├── DiskFull               too little room on the machine
+│       ├── NoNetwork              a package repository can't be reached from the machine
+│       ├── RepositoryRefused      not signed, or by another key than NVIDIA's
+│       ├── PackagesBroken         apt or dpkg can't do what is asked
+│       └── ProofFailed            all is installed, and yet no container works
 ├── SourceError                    what a machine is to install can't be had or made
 ├── ServiceError                   systemd, or the unit that is asked for, is not as it must be
 ├── EngineError                    the engine can't start, or stopped working
@@ -130,6 +141,50 @@ class TargetTimeout(MachineError):
     def __init__(self, message: str, *, stdout: str = "") -> None:
         super().__init__(message)
         self.stdout = stdout
+
+
+class SetupError(MachineError):
+    """A machine can't be set up. What was done stays; the next run goes on from there."""
+
+
+class SetupRefused(SetupError):
+    """Something on the machine is in the way. Nothing was changed."""
+
+
+class UnsupportedMachine(SetupRefused):
+    """The distribution, processor or kind of machine is none that set-up knows."""
+
+
+class GpuTooOld(SetupRefused):
+    """The image's CUDA, or the driver's branch, has nothing for this GPU."""
+
+
+class SecureBootOn(SetupRefused):
+    """The kernel would refuse the driver's module, which nobody signed."""
+
+
+class PackagesLocked(SetupError):
+    """Another program is installing packages on the machine, and doesn't end."""
+
+
+class DiskFull(SetupError):
+    """The machine has too little room."""
+
+
+class NoNetwork(SetupError):
+    """A package repository can't be reached from the machine."""
+
+
+class RepositoryRefused(SetupError):
+    """A repository is not signed, or by another key than the one expected."""
+
+
+class PackagesBroken(SetupError):
+    """apt or dpkg can't do what is asked of it."""
+
+
+class ProofFailed(SetupError):
+    """All is installed, and yet a container doesn't work as it should."""
 
 
 class EngineError(MaestraleError):

@@ -37,6 +37,10 @@ COMMANDS = {
     "plan": ("maestrale.cli.plan:command", "Tell what fits on a GPU or here, before fetching."),
     "pull": ("maestrale.cli.pull:command", "Fetch a model from the Hugging Face hub."),
     "render": ("maestrale.cli.render:command", "Show the exact prompt and token ids of a request."),
+    "setup": (
+        "maestrale.cli.setup:command",
+        "Set up a machine: driver, Docker, container toolkit.",
+    ),
     "tune": ("maestrale.cli.tune:command", "Measure which engine settings are fastest here."),
     "service": (
         "maestrale.cli.service:command",

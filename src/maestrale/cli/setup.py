@@ -1,0 +1,175 @@
+"""`maestrale setup`: driver, Docker and container toolkit on a machine, or what lacks of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from maestrale.errors import SettingsError
+
+if TYPE_CHECKING:
+    from maestrale.machine.setup.run import Outcome
+    from maestrale.machine.target import Target
+
+REBOOT_NEEDED = 3  # exit code
+
+
+@click.command("setup")
+@click.argument("target", required=False)
+@click.option("--dry-run", is_flag=True, help="Only list what would change.")
+@click.option("--reboot", is_flag=True, help="Reboot where the driver needs it, then go on.")
+@click.option("--cpu", is_flag=True, help="No driver, whatever GPU there is: Docker alone.")
+@click.option(
+    "--source",
+    metavar="WHAT",
+    help="What the image is made of: a checkout's folder, a wheel, a git URL, an image with its "
+    "tag, or ==VERSION. Default: what this maestrale came from.",
+)
+@click.option("--no-proof", is_flag=True, help="Don't run a container at the end.")
+@click.option("-i", "--identity", type=click.Path(path_type=Path), help="SSH: the private key.")
+@click.option("-p", "--port", type=click.IntRange(1, 65535), help="SSH: the port.")
+@click.option(
+    "--accept-new-host-key", is_flag=True, help="SSH: take the key of a host not seen before."
+)
+@click.option(
+    "--nvidia-repository",
+    metavar="URL",
+    help="A mirror of NVIDIA's packages, in place of NVIDIA's.",
+)
+@click.option(
+    "--nvidia-key",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The mirror's public key, armoured.",
+)
+@click.option(
+    "--wait-for-apt",
+    type=click.FloatRange(0, 86400),
+    default=300.0,
+    metavar="SECONDS",
+    help="Wait so long while another program installs packages. Default: 300.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="With --dry-run: the commands as well.")
+def command(target: str | None, **given: Any) -> int:
+    """Set up a machine: NVIDIA's driver, Docker, the container toolkit; what is there stays.
+
+    TARGET is user@host[:port], over SSH; without it, this machine. Ubuntu 22.04, 24.04 and
+    Debian 12. A machine without a GPU gets Docker alone. Can be run again at any time: it changes
+    nothing where nothing is missing. It ends with proof: a container that sees the GPU, or the
+    cpu image answering.
+
+    Ends with code 3 when a reboot is needed first.
+    """
+    from maestrale.machine.setup.plan import read_options
+
+    options = read_options(
+        given["cpu"], given["nvidia_repository"], given["nvidia_key"], given["wait_for_apt"]
+    )
+    if given["verbose"] and not given["dry_run"]:
+        raise SettingsError("--verbose goes with --dry-run.")
+    try:
+        import pyinfra  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            "Set-up needs pyinfra, the extra 'machine'. In a checkout './maestrale setup' gets it "
+            "by itself, and so does scripts/extra machine; elsewhere: "
+            "pip install 'maestrale[machine]'."
+        ) from error
+    from maestrale.machine.target import Target
+
+    with Target.parse(
+        target,
+        port=given["port"],
+        identity=given["identity"],
+        accept_new=given["accept_new_host_key"],
+    ) as machine:
+        return _set_up(machine, given, options)
+
+
+def _set_up(machine: Target, given: dict[str, Any], options: Any) -> int:
+    from maestrale.machine.setup import whole
+    from maestrale.machine.source import Source
+
+    source = Source.parse(given["source"]) if given["source"] else None
+    show = Terminal()
+    request = whole.Request(
+        options,
+        source=source,
+        dry_run=given["dry_run"],
+        reboot=given["reboot"],
+        proof=not given["no_proof"],
+        build_arguments=_build_arguments() if machine.local else {},
+        resume=_own_command(),
+        resume_environment=_own_environment(),
+    )
+    result = whole.set_up(machine, request, show)
+    if given["dry_run"]:
+        show.preview(result.outcomes, verbose=given["verbose"])
+    return REBOOT_NEEDED if result.reboot_needed else 0
+
+
+class Terminal:
+    """Tells a person how it goes, one line a step; on a terminal also what is being done."""
+
+    def __init__(self) -> None:
+        self._moving = sys.stdout.isatty()
+        self._doing = ""
+
+    def note(self, line: str) -> None:
+        self._clear()
+        click.echo(line)
+        self._show()
+
+    def begin(self, doing: str) -> None:
+        self._doing = doing
+        self._show()
+
+    def end(self, outcome: Outcome) -> None:
+        self._clear()
+        self._doing = ""
+        took = f" ({outcome.seconds:.0f} s)" if outcome.seconds >= 1 else ""
+        if outcome.changed:
+            click.echo(f"  {click.style('changed', fg='green')}  {outcome.doing}{took}")
+        else:
+            click.echo(f"  {click.style('as it was', dim=True)}  {outcome.doing}")
+
+    def preview(self, outcomes: list[Outcome], *, verbose: bool) -> None:
+        from maestrale.machine.setup import scripts
+
+        for each in outcomes:
+            mark = click.style("would change", fg="yellow") if each.changed else "as it is    "
+            click.echo(f"  {mark}  {each.doing}")
+            for line in each.commands if verbose else ():
+                click.echo(f"        $ {line.replace(scripts.APT, 'apt-get')}")
+
+    def _show(self) -> None:
+        if self._moving and self._doing:
+            click.echo(
+                f"  ...        {self._doing[:64]} (since {time.strftime('%H:%M')})", nl=False
+            )
+
+    def _clear(self) -> None:
+        if self._moving:
+            click.echo("\r\033[K", nl=False)
+
+
+def _own_command() -> list[str]:
+    """How this very command is run again after a reboot of this machine; no second reboot."""
+    arguments = [word for word in sys.argv[1:] if word != "--reboot"]
+    return [sys.executable, "-m", "maestrale", *arguments]
+
+
+def _own_environment() -> dict[str, str]:
+    names = ("PYTHONPATH", "PYTHONSAFEPATH", "HOME", "PIP_INDEX_URL", "HTTPS_PROXY")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _build_arguments() -> dict[str, str]:
+    """How this machine reaches a package index, for images built on it."""
+    names = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
