@@ -135,6 +135,36 @@ def test_a_wrong_key(server: SshServer) -> None:
         machine.run("true")
 
 
+def test_keys_that_ssh_can_not_use(server: SshServer, tmp_path: Path) -> None:
+    open_to_all, public = tmp_path / "open", tmp_path / "key.pub"
+    open_to_all.write_bytes(server.key.read_bytes())
+    open_to_all.chmod(0o644)
+    with server.target(key=open_to_all) as one, pytest.raises(LoginRefused, match="chmod 600"):
+        one.run("true")
+    public.write_bytes((server.folder / "key.pub").read_bytes())
+    public.chmod(0o600)
+    with server.target(key=public) as one, pytest.raises(LoginRefused, match=r"without \.pub"):
+        one.run("true")
+
+
+def test_a_key_with_a_passphrase_is_not_asked_for(server: SshServer, tmp_path: Path) -> None:
+    key = tmp_path / "secret"
+    key.write_bytes(server.key.read_bytes())
+    key.chmod(0o600)
+    change = ["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", str(key)]
+    subprocess.run(change, check=True, capture_output=True)
+    with server.target(key=key) as one, pytest.raises(LoginRefused, match="passphrase"):
+        one.run("true")
+
+
+def test_after_a_close_a_new_connection_is_made(server: SshServer) -> None:
+    machine = server.target()
+    assert machine.run("echo one").stdout == "one\n"
+    machine.close()
+    assert machine.run("echo two").stdout == "two\n"
+    machine.close()
+
+
 def test_an_unknown_user(server: SshServer) -> None:
     with server.target("nobody-such") as machine, pytest.raises(LoginRefused, match="user's name"):
         machine.run("true")

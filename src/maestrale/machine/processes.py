@@ -75,12 +75,11 @@ def run_program(
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a process that leads a session, and its children; don't wait for the unkillable."""
-    for number, grace in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 1.0)):
+    for number in (signal.SIGTERM, signal.SIGKILL):  # the second for children that ignore it
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace)
-            return
+            process.wait(1.0)
 
 
 def scratch() -> IO[bytes]:

@@ -72,15 +72,25 @@ def explain(stderr: str, host: str, port: int, login: str, *, identity: str = ""
             f"compare the fingerprint: {command} - or take the key as it is, on a network that "
             "you trust, with --accept-new-host-key."
         )
+    unusable = re.search(r"Load key .*?: (.+)", stderr)
+    if "UNPROTECTED PRIVATE KEY FILE" in stderr:
+        return LoginRefused(
+            f"ssh does not use the key {identity or 'found here'}, as others may read it. Make it "
+            f"private: chmod 600 {identity or 'FILE'}"
+        )
+    if unusable and identity:
+        return LoginRefused(
+            f"{identity} is no private key that ssh can read ({unusable[1].strip()}). Give the "
+            "file without .pub, made by ssh-keygen."
+        )
     if "Permission denied" in stderr or "Too many authentication failures" in stderr:
         way = f"the key {identity}" if identity else "none of the keys here"
         verb = "does not accept" if identity else "accepts"
         return LoginRefused(
-            f"{host} {verb} {way} for {login}. Give the right one with --identity FILE (or ssh-add "
-            f"it), check the user's name, or put your key there: ssh-copy-id {at}{login}"
+            f"{host} {verb} {way} for {login}. Give the right one with --identity FILE (ssh-add it "
+            "first if it has a passphrase), check the user's name, or put your key there: "
+            f"ssh-copy-id {at}{login}"
         )
-    if re.search(r"identity file .* not accessible|Load key .*: ", stderr, re.IGNORECASE):
-        return LoginRefused(f"The key {identity or 'given'} can't be read: {_last_line(stderr)}")
     for sign, what, remedy in _UNREACHABLE:
         if sign in stderr:
             return TargetUnreachable(

@@ -209,6 +209,8 @@ class Target:
         """The client's command line up to the host; `shared`: over the one connection."""
         words = [*_client(), "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
         words += ["-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"]
+        # Whatever ~/.ssh/config says for logins by hand.
+        words += ["-o", "LogLevel=ERROR", "-o", "RemoteCommand=none", "-a", "-x"]
         if self.accept_new:
             words += ["-o", "StrictHostKeyChecking=accept-new"]
         if self.port:
@@ -220,10 +222,12 @@ class Target:
         if shared and (folder := self._control_folder()):
             words += ["-o", "ControlMaster=auto", "-o", "ControlPersist=60"]
             words += ["-o", f"ControlPath={folder}/%C"]
+        if shared:
+            words += ["-o", "ClearAllForwardings=yes"]
         return words
 
     def close(self) -> None:
-        """End the shared connection."""
+        """End the shared connection. The next command makes a new one: use it after a reboot."""
         if self._folder is None:
             return
         path = f"ControlPath={self._folder}/%C"
