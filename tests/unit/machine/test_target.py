@@ -72,9 +72,10 @@ def test_here_scripts_run_in_sh_whatever_they_hold() -> None:
 
 def test_here_a_hang_is_ended_with_its_children(tmp_path: Path) -> None:
     file = tmp_path / "pid"
+    stubborn = "trap '' TERM; while :; do sleep 1; done"
+    script = f'echo so far; sh -c "{stubborn}" & echo $! >{file}; wait'
     with Target.parse(None) as here, pytest.raises(TargetTimeout) as caught:
-        stubborn = "trap '' TERM; while :; do sleep 1; done"
-        here.run(f'echo so far; sh -c "{stubborn}" & echo $! >{file}; wait', timeout=2)
+        here.run(script, timeout=2)
     assert caught.value.stdout == "so far\n"
     status = Path(f"/proc/{file.read_text().strip()}/stat")
     ends = time.monotonic() + 20
