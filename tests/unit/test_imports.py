@@ -24,15 +24,16 @@ ALLOWED: dict[str, set[str]] = {
     "config": FOUNDATION | SETTINGS,
     "logs": FOUNDATION | SETTINGS,
     "keys": {"errors"},
-    "metrics": FOUNDATION | {"chat", "engines.base"},
+    "metrics": FOUNDATION | {"answer", "engines.base"},
     "models": FOUNDATION | SETTINGS,
     "engines": FOUNDATION | {"models"},
     "prompt": FOUNDATION | {"models", "engines.base"},
     "supervise": FOUNDATION | SETTINGS | {"engines", "models"},
-    "chat": FOUNDATION | SETTINGS | {"prompt", "engines.base", "models"},
+    "answer": FOUNDATION | {"prompt", "engines.base", "models"},
+    "chat": FOUNDATION | SETTINGS | {"answer", "prompt", "engines.base", "models"},
     "api": FOUNDATION
     | SETTINGS
-    | {"chat", "prompt", "engines.base", "models", "logs", "metrics"}
+    | {"answer", "chat", "prompt", "engines.base", "models", "logs", "metrics"}
     | {"keys"},
     # Several API processes: each is what `api` is, and their parent has the engine.
     "workers": FOUNDATION

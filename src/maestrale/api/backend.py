@@ -6,12 +6,13 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
+from maestrale.answer import Answer
 from maestrale.api.admission import RETRY_AFTER, Admission
 from maestrale.api.body import BodyReader
 from maestrale.api.errors import quoted
 from maestrale.api.history import Events, History
 from maestrale.api.rate import RateLimiter
-from maestrale.chat import Answer, ChatService
+from maestrale.chat import ChatService
 from maestrale.config import Settings
 from maestrale.engines.base import Engine, EngineHealth
 from maestrale.errors import ModelNotFound, Unavailable

@@ -9,12 +9,13 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from maestrale.answer import Answer, LogprobEntry, Options, Piece
 from maestrale.api.backend import Backend
 from maestrale.api.chunks import Chunks
 from maestrale.api.context import context_of
 from maestrale.api.schemas import ChatRequest
 from maestrale.api.sse import AnswerResponse, encode, while_connected
-from maestrale.chat import Answer, ChatService, LogprobEntry, Options, Piece
+from maestrale.chat import ChatService
 from maestrale.errors import InvalidRequest
 from maestrale.prompt.messages import ToolCall
 

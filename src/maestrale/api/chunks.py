@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from maestrale.answer import Answer
 from maestrale.api.sse import encode
-from maestrale.chat import Answer, ChatService
+from maestrale.chat import ChatService
 
 
 class Chunks:

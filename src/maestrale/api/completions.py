@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from maestrale.answer import LogprobEntry, Piece
 from maestrale.api.backend import Backend
 from maestrale.api.chunks import Chunks
 from maestrale.api.context import context_of
 from maestrale.api.schemas import CompletionRequest
 from maestrale.api.sse import AnswerResponse, while_connected
-from maestrale.chat import LogprobEntry, Piece
 
 
 def routes(backend: Backend) -> list[Route]:

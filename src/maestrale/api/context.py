@@ -9,7 +9,7 @@ from typing import cast
 
 from starlette.types import Scope
 
-from maestrale.chat import Answer
+from maestrale.answer import Answer
 from maestrale.keys import Key
 
 SCOPE_KEY = "maestrale.request"

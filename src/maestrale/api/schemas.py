@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from maestrale.answer import Options
 from maestrale.api.tools import MAX_CALLS_IN_MESSAGE, MAX_TOOLS, CallBody, past_calls, tool_use
-from maestrale.chat import ANY_OBJECT, Options
+from maestrale.chat import ANY_OBJECT
 from maestrale.engines.base import Constraint, Sampling
 from maestrale.errors import InvalidRequest, UnsupportedParameter
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults

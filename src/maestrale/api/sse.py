@@ -15,11 +15,11 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from maestrale.answer import Answer, Piece
 from maestrale.api.admission import RETRY_AFTER
 from maestrale.api.backend import Backend
 from maestrale.api.context import context_of
 from maestrale.api.errors import ClientDisconnected, as_api_error
-from maestrale.chat import Answer, Piece
 from maestrale.errors import MaestraleError, Unavailable
 from maestrale.logs import LOGGER
 

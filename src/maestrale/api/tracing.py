@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from starlette.types import Scope
 
 from maestrale import __version__
+from maestrale.answer import Answer
 from maestrale.api.context import RequestContext
 from maestrale.api.request_log import finish_reason
-from maestrale.chat import Answer
 from maestrale.errors import SettingsError
 
 if TYPE_CHECKING:
