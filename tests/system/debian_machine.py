@@ -27,8 +27,8 @@ from system.docker_engine import CACHE, debian
 
 GPU_FOLDER = "sys/bus/pci/devices/0000:00:05.0"
 A5000 = "0x2231"
-# Beside the base: an SSH server, and what fetches and reads keys.
-EXTRAS = ("ca-certificates", "curl", "gnupg", "openssh-server")
+# Beside the base: an SSH server, what fetches and reads keys, and what reads user-data.
+EXTRAS = ("ca-certificates", "cloud-init", "curl", "gnupg", "openssh-server")
 
 
 def base() -> Path:

@@ -31,6 +31,7 @@ REBOOT_NEEDED = 3  # exit code
     "tag, or ==VERSION. Default: what this maestrale came from.",
 )
 @click.option("--no-proof", is_flag=True, help="Don't run a container at the end.")
+@click.option("--cloud-init", is_flag=True, help="Print user-data that does it at first boot.")
 @click.option("-i", "--identity", type=click.Path(path_type=Path), help="SSH: the private key.")
 @click.option("-p", "--port", type=click.IntRange(1, 65535), help="SSH: the port.")
 @click.option(
@@ -70,6 +71,13 @@ def command(target: str | None, **given: Any) -> int:
     options = read_options(
         given["cpu"], given["nvidia_repository"], given["nvidia_key"], given["wait_for_apt"]
     )
+    if given["cloud_init"]:
+        if target is not None or given["dry_run"] or given["reboot"]:
+            raise SettingsError("--cloud-init prints text for a machine to come: no TARGET.")
+        from maestrale.machine.setup.cloud_init import user_data
+
+        click.echo(user_data(options, given["source"]), nl=False)
+        return 0
     if given["verbose"] and not given["dry_run"]:
         raise SettingsError("--verbose goes with --dry-run.")
     try:

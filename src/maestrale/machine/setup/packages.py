@@ -127,10 +127,10 @@ CONTRIB = (
 
 
 def cuda_repository(folder: str, arch: str) -> Repository:
-    """NVIDIA's repository with the driver. `arch` is uname's: x86_64 or aarch64."""
+    """NVIDIA's repository with the driver. `arch` is uname's, x86_64 or aarch64, or the folder."""
     uri = (
         "https://developer.download.nvidia.com/compute/cuda/repos/"
-        f"{folder}/{CUDA_ARCHITECTURES[arch]}"
+        f"{folder}/{CUDA_ARCHITECTURES.get(arch, arch)}"
     )
     return Repository(
         "maestrale-nvidia-cuda", f"{uri}/", "/", f"{uri}/3bf863cc.pub", CUDA_FINGERPRINT

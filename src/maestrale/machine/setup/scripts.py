@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -35,7 +36,7 @@ def refresh(repositories: Sequence[Repository]) -> str:
     """
     script = f'said=$({APT} update 2>&1); rc=$?; printf "%s\\n" "$said"'
     for each in repositories:
-        where = shlex.quote(each.uri.partition("$")[0].rstrip("/"))
+        where = shlex.quote(re.split("[$@]", each.uri)[0].rstrip("/"))
         file = shlex.quote(each.source_file)
         # What can't be trusted is taken out again: it would spoil every later update.
         script += (
@@ -63,16 +64,19 @@ def install(names: Sequence[str], choices: Sequence[Choice] = ()) -> str:
     return f'{script}; {APT} install --no-install-recommends "$@"'
 
 
+# Keeps what `url` gives as `file` only if it is one key, with our fingerprint; in its own shell.
+FETCH_KEY = (
+    "umask 022; new=$(mktemp -d) && trap 'rm -rf \"$new\"' EXIT; "
+    'curl -fsSL --retry 2 --connect-timeout 15 -o "$new/key" "$url" || '
+    f'{{ echo "{KEY_UNREACHABLE}: $url" >&2; exit 1; }}; '
+    'found=$(gpg --homedir "$new" --batch --show-keys --with-colons "$new/key" 2>/dev/null | '
+    f"awk -F: {shlex.quote(PRIMARY_FINGERPRINTS)}); "
+    f'[ "$found" = "$fingerprint" ] || {{ echo "{KEY_WRONG}: $found" >&2; exit 1; }}; '
+    f'mkdir -p {KEY_FOLDER} && cp "$new/key" "$file" && chmod 644 "$file"'
+)
+
+
 def fetch_key(repository: Repository) -> str:
     """Fetch the key, and keep it only if it is the one key with our fingerprint."""
     url, file = shlex.quote(repository.key_url), shlex.quote(repository.key_file)
-    return (
-        "umask 022; new=$(mktemp -d) && trap 'rm -rf \"$new\"' EXIT; "
-        f"curl -fsSL --retry 2 --connect-timeout 15 -o $new/key {url} || "
-        f'{{ echo "{KEY_UNREACHABLE}: {repository.key_url}" >&2; exit 1; }}; '
-        "found=$(gpg --homedir $new --batch --show-keys --with-colons $new/key 2>/dev/null | "
-        'awk -F: \'$1 == "pub" {p = 1} $1 == "sub" {p = 0} $1 == "fpr" && p {print $10; p = 0}\'); '
-        f'[ "$found" = {repository.fingerprint} ] || '
-        f'{{ echo "{KEY_WRONG}: $found" >&2; exit 1; }}; '
-        f"mkdir -p {KEY_FOLDER} && cp $new/key {file} && chmod 644 {file}"
-    )
+    return f"url={url}; file={file}; fingerprint={repository.fingerprint}; {FETCH_KEY}"
