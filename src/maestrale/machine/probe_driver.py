@@ -37,7 +37,7 @@ CUDA_OF_BRANCH = {
 }
 # Packages whose version is the driver's; the dots keep container-toolkit packages out.
 _PACKAGES = re.compile(
-    r"(nvidia-driver(-\d+)?(-server)?(-open)?|nvidia-headless-\d+(-server)?(-open)?|cuda-drivers.*"
+    r"(nvidia-driver(-\d+|-cuda)?(-server)?(-open)?|nvidia-headless-(no-dkms-)?\d+.*|cuda-drivers.*"
     r"|nvidia-open(-\d+)?|nvidia-kernel-(open-)?(dkms|common).*|nvidia-(dkms|utils)-\d+.*)"
 )
 

@@ -77,6 +77,16 @@ def test_a_cpu_machine_needs_docker_alone() -> None:
             id="old driver",
         ),
         pytest.param(
+            {
+                "nvidia_module": machines.MODULE_470,
+                "nvidia_smi": machines.SMI_470,
+                "modinfo": "470.256.02",
+                "packages": ("ii  docker.io 28.2.2-0ubuntu1", 1),
+            },
+            {"driver": ("problem", "sudo nvidia-uninstall")},
+            id="old driver from NVIDIA's installer",
+        ),
+        pytest.param(
             {"nvidia_smi": ("", 124), "gpus": ("", 1)},
             {"driver": ("problem", "sudo reboot")},
             id="nvidia-smi hangs",
@@ -105,7 +115,22 @@ def test_a_cpu_machine_needs_docker_alone() -> None:
         ),
         pytest.param(
             {"docker_info": (machines.failed_info(machines.DENIED), 1), "docker_socket": "socket"},
-            {"docker": ("problem", "sudo usermod -aG docker ubuntu")},
+            {"docker": ("warning", "sudo usermod -aG docker ubuntu")},
+            id="docker with sudo only, as setup leaves it",
+        ),
+        pytest.param(
+            {
+                "docker_info": (machines.failed_info(machines.DENIED), 1),
+                "docker_socket": "socket",
+                "sudo": ("sudo: a password is required", 1),
+            },
+            {
+                "docker": ("problem", "sudo usermod -aG docker ubuntu"),
+                "rights": (
+                    "warning",
+                    'echo "ubuntu ALL=(ALL) NOPASSWD:ALL" | sudo tee /etc/sudoers.d/maestrale',
+                ),
+            },
             id="docker without permission",
         ),
         pytest.param(
@@ -125,12 +150,15 @@ def test_a_cpu_machine_needs_docker_alone() -> None:
         ),
         pytest.param(
             {"docker_info": machines.docker_info(version="18.09.1")},
-            {"docker": ("problem", SETUP)},
+            {"docker": ("problem", "sudo apt-get remove docker-ce docker-engine docker")},
             id="docker too old",
         ),
         pytest.param(
             {"docker": "podman version 4.9.3", "docker_info": '{"host":{"arch":"amd64"}}'},
-            {"docker": ("problem", SETUP), "container-toolkit": ("warning", SETUP)},
+            {
+                "docker": ("problem", "sudo apt-get remove podman-docker"),
+                "container-toolkit": ("warning", SETUP),
+            },
             id="podman under the name docker",
         ),
         pytest.param(
@@ -337,7 +365,11 @@ def test_secure_boot_keeps_the_driver_out() -> None:
 
 def test_secure_boot_is_a_warning_before_a_driver_is_installed() -> None:
     text = recorded(
-        *NO_DRIVER, secure_boot="efi\n   6   0   0   0   1", packages=("", 1), **NOT_LOADED
+        *NO_DRIVER,
+        os=OS["debian-12"],
+        secure_boot="efi\n   6   0   0   0   1",
+        packages=("", 1),
+        **NOT_LOADED,
     )
     assert notable(text)["secure-boot"] == ("warning", "")
     assert notable(recorded(secure_boot="efi\n   6   0   0   0   1")) == {}
@@ -370,6 +402,51 @@ def test_distributions(name: str, known: bool) -> None:
     assert findings(bare)["system"].state == ("ok" if known else "problem")
     # Where everything is there already, a distribution unknown to setup is no hindrance.
     assert findings(recorded(os=OS[name]))["system"].state == ("ok" if known else "warning")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"os": OS["debian-13"]},
+        {"os": OS["fedora-42"]},
+        {"kernel": "Linux\n5.15.167.4-microsoft-standard-WSL2\nx86_64", "drm": ("/dev/dxg", 2)},
+    ],
+    ids=["debian 13", "fedora", "wsl"],
+)
+def test_setup_is_no_remedy_where_it_would_refuse(
+    changed: dict[str, str | tuple[str, int]],
+) -> None:
+    text = recorded(*NO_DRIVER, *NO_DOCKER, "toolkit", packages=("", 1), **changed)
+    found = findings(text)
+    assert found["docker"].state == "problem"
+    assert {one.command for one in found.values()} & {SETUP} == set()
+
+
+@pytest.mark.parametrize("name", ["ubuntu-22.04", "ubuntu-24.04", "debian-12"])
+@pytest.mark.parametrize("old", [False, True], ids=["no driver", "old driver"])
+def test_setup_agrees_where_it_is_the_remedy(name: str, old: bool) -> None:
+    """The two read the same facts; what doctor sends to setup, setup takes."""
+    from maestrale.machine.setup.plan import Options, make_plan
+
+    kernel = "6.1.0-31-amd64" if name == "debian-12" else "6.8.0-51-generic"
+    changed: dict[str, str | tuple[str, int]] = {
+        "os": OS[name],
+        "kernel": f"Linux\n{kernel}\nx86_64",
+        "packages": ("ii  nvidia-driver-470 470.256.02-0ubuntu1" if old else "", 1),
+    }
+    if old:
+        changed |= {
+            "nvidia_module": machines.MODULE_470,
+            "nvidia_smi": machines.SMI_470,
+            "modinfo": "470.256.02",
+        }
+    text = recorded(*NO_DOCKER, "toolkit", *(() if old else NO_DRIVER), **changed)
+    cured = {check for check, (_, command) in notable(text).items() if command == SETUP}
+    assert cured == {"driver", "docker", "container-toolkit"}
+    plan = make_plan(read_facts(text), Options())
+    assert plan.docker
+    assert plan.driver
+    assert plan.toolkit
 
 
 def test_arm64_has_no_flags_to_judge() -> None:

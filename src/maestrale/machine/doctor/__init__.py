@@ -34,11 +34,15 @@ _CHECKS: tuple[Callable[[MachineFacts, Asked], Finding], ...] = (
 
 def examine(facts: MachineFacts, asked: Asked) -> list[Finding]:
     """One finding for each check, always all of them, in a fixed order."""
-    return [_typed(check(facts, asked), facts) for check in _CHECKS]
+    return [_typed(check(facts, asked), facts, asked) for check in _CHECKS]
 
 
-def _typed(finding: Finding, facts: MachineFacts) -> Finding:
-    """Root types commands without sudo, which may not even be there."""
-    if not facts.is_root:
-        return finding
-    return replace(finding, command=finding.command.replace("sudo ", ""))
+def _typed(finding: Finding, facts: MachineFacts, asked: Asked) -> Finding:
+    """The command as it can be typed on this machine, by this user."""
+    command, remedy = finding.command, finding.remedy
+    if command == asked.setup and not system.known_to_setup(facts):
+        # `setup` would refuse.
+        command, remedy = "", f"{remedy.rstrip('.')} by hand; docs/machine.md says what, and why."
+    if facts.is_root:  # where there may be no sudo
+        command = command.replace("sudo ", "")
+    return replace(finding, command=command, remedy=remedy)

@@ -15,6 +15,13 @@ _CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemc
 
 def docker(facts: MachineFacts, asked: Asked) -> Finding:
     found = facts.docker
+    if facts.wsl and not found.installed:
+        return Finding(
+            "docker",
+            "problem",
+            "There is no Docker here. Under WSL it is Docker Desktop's, with the toolkit in it.",
+            "Install Docker Desktop in Windows, and switch on its WSL integration.",
+        )
     if not found.installed:
         return Finding(
             "docker",
@@ -28,8 +35,8 @@ def docker(facts: MachineFacts, asked: Asked) -> Finding:
             "docker",
             "problem",
             f"The command docker is Podman's ({found.version}), which the service is not made for.",
-            "Put Docker in its place.",
-            asked.setup,
+            "Remove that name for it, then set the machine up.",
+            "sudo apt-get remove podman-docker",
         )
     if found.failure == "timeout":
         return Finding(
@@ -41,11 +48,21 @@ def docker(facts: MachineFacts, asked: Asked) -> Finding:
         )
     if found.running and not found.access:
         user = facts.user or "$USER"
+        add = "Add the user to its group (whose members can become root), and log in again."
+        if facts.sudo == "passwordless":
+            return Finding(
+                "docker",
+                "warning",
+                f"Docker {found.version} runs; {user} may use it with sudo only, as setup leaves "
+                "it.",
+                f"Type sudo before docker. Or: {add[0].lower()}{add[1:]}",
+                f"sudo usermod -aG docker {user}",
+            )
         return Finding(
             "docker",
             "problem",
             f"Docker {found.version} runs, but {user} may not use it.",
-            "Add the user to its group (whose members can become root), and log in again.",
+            add,
             f"sudo usermod -aG docker {user}",
         )
     if not found.running:
@@ -57,13 +74,14 @@ def docker(facts: MachineFacts, asked: Asked) -> Finding:
             "sudo systemctl enable --now docker" if facts.systemd else "sudo service docker start",
         )
     if parse_version(found.server) < MIN_DOCKER_VERSION:
+        ours = "docker.io" in facts.packages
         return Finding(
             "docker",
             "problem",
             f"Docker {found.server} is too old: GPUs are given to containers from "
             f"{dotted(MIN_DOCKER_VERSION)} on.",
-            "Install a newer one.",
-            asked.setup,
+            "Install a newer one." if ours else "Remove it, then set the machine up.",
+            asked.setup if ours else "sudo apt-get remove docker-ce docker-engine docker",
         )
     if found.host and not found.host.startswith("unix://"):
         return Finding(

@@ -127,12 +127,14 @@ def secure_boot(facts: MachineFacts, asked: Asked) -> Finding:
             "Enrol the key that signed it; confirm it on the console at the next start.",
             "sudo mokutil --import /var/lib/dkms/mok.pub && sudo reboot",
         )
+    if facts.os.id == "ubuntu":
+        return Finding("secure-boot", "ok", "On; the driver that setup installs is signed.")
     return Finding(
         "secure-boot",
         "warning",
-        "On: the driver must be signed with a key that the firmware knows.",
-        "Turn it off in the machine's firmware or the cloud's settings, or be ready to enrol a "
-        "key on the console.",
+        "On: a driver that is built here is not signed, and would not be loaded.",
+        "Switch it off in the machine's firmware or the cloud's settings before setting up, or "
+        "use Ubuntu, whose driver is signed.",
     )
 
 
@@ -221,6 +223,10 @@ def _broken(facts: MachineFacts, found: Driver, asked: Asked) -> Finding:
 def _newer(facts: MachineFacts, asked: Asked) -> tuple[str, str]:
     if facts.wsl:
         return "Update NVIDIA's driver in Windows, then restart WSL from there.", "wsl --shutdown"
+    if not any(name.startswith(("nvidia-", "libnvidia-")) for name in facts.packages):
+        return "It came from NVIDIA's installer: remove it with its own, then set up.", (
+            "sudo nvidia-uninstall"
+        )
     return f"Install branch {DRIVER_BRANCH}.", asked.setup
 
 

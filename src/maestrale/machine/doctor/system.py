@@ -10,6 +10,12 @@ from maestrale.machine.requirements import SUPPORTED_DISTRIBUTIONS
 _ARCHITECTURES = ("x86_64", "aarch64")
 
 
+def known_to_setup(facts: MachineFacts) -> bool:
+    """Whether `setup` takes this machine; it has more reasons to refuse (see its plan.py)."""
+    known = (facts.os.id, facts.os.version) in SUPPORTED_DISTRIBUTIONS
+    return known and facts.arch in _ARCHITECTURES and not facts.wsl
+
+
 def operating_system(facts: MachineFacts, asked: Asked) -> Finding:
     name = facts.os.name or facts.os.id or "an unknown Linux"
     place = f" on {facts.provider}" if facts.provider else ""
