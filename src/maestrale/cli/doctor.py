@@ -69,6 +69,7 @@ def command(
     its remedy. Exit code 0: no problem. 1: a problem, or the machine could not be looked at.
     """
     from maestrale.cli.doctor_hub import hub_findings
+    from maestrale.cli.doctor_server import server_findings
     from maestrale.machine.doctor import Asked, examine, verdict
     from maestrale.machine.probe import gather
     from maestrale.machine.target import Target
@@ -93,7 +94,11 @@ def command(
     asked = Asked(
         "" if machine.local else machine.name, settings.port, None if machine.local else began
     )
-    findings = [*examine(facts, asked), *hub_findings(facts, hub, settings, machine.local)]
+    findings = [
+        *examine(facts, asked),
+        *hub_findings(facts, hub, settings, machine.local),
+        *server_findings(settings, machine.local),
+    ]
     if as_json:
         click.echo(json.dumps(_document(target, facts, findings), indent=2))
     else:

@@ -132,7 +132,8 @@ class Parent:
 
     @property
     def max_num_seqs(self) -> int:
-        return self._attach.info.max_num_seqs if self._attach is not None else 1
+        engine = self.backend.engine  # it may grow and shrink
+        return engine.describe().max_num_seqs if engine is not None else 1
 
     def note(self, event: Event) -> None:
         self.backend.events.add(event)

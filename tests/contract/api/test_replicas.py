@@ -1,18 +1,20 @@
-"""An engine that stands for several: /status.json and /metrics tell of each."""
+"""An engine that stands for several: /status.json, /metrics and doctor tell of each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import api_app
-from api_app import api
+from api_app import api, api_in_thread, make_settings
+from hostile_keys import KEY
+from maestrale.cli.doctor_server import server_findings
 from maestrale.engines.base import EngineStats, ReplicaStatus
 from maestrale.engines.scripted import ScriptedEngine
-
-pytestmark = pytest.mark.anyio
+from serving import free_port
 
 
 def replica(name: str, state: str, host: str, running: int, tokens: int) -> ReplicaStatus:
@@ -29,6 +31,7 @@ class Several(ScriptedEngine):
         return [replica("b", "draining", "node-2", 1, 70), replica("a", "up", "node-1", 3, 500)]
 
 
+@pytest.mark.anyio
 async def test_each_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_app, "ScriptedEngine", Several)
     async with api() as server:
@@ -50,7 +53,34 @@ async def test_each_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["maestrale_replica_generation_tokens_total", "b"] == 70
 
 
+@pytest.mark.anyio
 async def test_one_engine_has_none() -> None:
     async with api() as server:
         assert (await server.client.get("/status.json")).json()["replicas"] == []
         assert "maestrale_replica" not in (await server.client.get("/metrics")).text
+
+
+def test_no_server_is_no_finding() -> None:
+    assert server_findings(make_settings(port=free_port()), True) == []
+
+
+def test_the_server_and_each_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_app, "ScriptedEngine", Several)
+    with api_in_thread() as url:
+        settings = make_settings(port=urlsplit(url).port)
+        server, first, second = server_findings(settings, True)
+        assert server_findings(settings, False) == []
+    assert server.state == first.state == second.state == "ok"
+    assert "ready" in server.what
+    assert first.what.startswith("a on node-1: up, 3 running")
+    assert second.what.startswith("b on node-2: draining, 1 running")
+
+
+def test_a_server_with_a_key_is_asked_with_ours() -> None:
+    keyed = make_settings(api_key=(KEY,), host="0.0.0.0")
+    with api_in_thread(settings=keyed) as url:
+        port = urlsplit(url).port
+        (refused,) = server_findings(make_settings(port=port), True)
+        (told,) = server_findings(make_settings(port=port, api_key=(KEY,)), True)
+    assert "MAESTRALE_API_KEY" in refused.what
+    assert "ready" in told.what

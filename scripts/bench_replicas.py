@@ -1,0 +1,284 @@
+"""What replicas on Ray Serve give and cost, on this machine. Needs the extra ray.
+
+    scripts/bench-replicas scale [--replicas 1 2 4 8 16 32] [--api-workers N]
+    scripts/bench-replicas hop
+    scripts/bench-replicas model [--streams 8]
+
+scale: the scripted engine at a fixed speed, so that a replica is a known number of tokens/s: the
+throughput of many against so many times that. CPU time for a token, part by part, tells which
+part gives way first.
+hop: one engine behind the API process directly, and the same as one replica: CPU time for a token
+and for a request, and the time of a request of one token, alone and sequential.
+model: the bundled model with one core: one replica, and two with a core each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from bench_frontend import children_of, cpu_seconds, free_port
+
+SPEED = 20  # tokens/s of one sequence
+SEQUENCES = 4  # decoded at once by one replica
+WORDS = " The wind blows from the north along the valley to the sea."
+
+
+def serve(port: str, flags: list[str], script: str) -> None:
+    """In a process of its own: the server; with a script, on the scripted engine."""
+    from msgspec.structs import replace
+
+    from maestrale.api import hosting, server
+    from maestrale.config import load_settings
+
+    given = {"port": port, "log_level": "warning", "max_waiting": "4096"}
+    given |= dict(flag.split("=", 1) for flag in flags)
+    if script:
+        plain = hosting.engine_config
+        options = json.loads(script)
+        hosting.engine_config = lambda *args: replace(plain(*args), options=options)
+        given["engine"] = "scripted"
+    server.run(load_settings(given, {}, None))
+
+
+class Server:
+    """One server with these settings; its processes by what they are."""
+
+    def __init__(self, script: dict | None = None, cores: set[int] | None = None, **flags) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._folder = tempfile.TemporaryDirectory(prefix="mst-bench-")
+        self._log = Path(self._folder.name, "log")
+        command = [sys.executable, __file__, "serve", "--port", str(self.port)]
+        command += ["--script", json.dumps(script) if script else ""]
+        command += ["--flags", *(f"{name}={value}" for name, value in flags.items())]
+        if cores is not None:
+            command = ["taskset", "-c", ",".join(map(str, sorted(cores))), *command]
+        import subprocess
+
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def __enter__(self) -> Server:
+        begun = time.monotonic()
+        while time.monotonic() - begun < 400:
+            if self.process.poll() is not None:
+                raise SystemExit(f"the server did not start:\n{self._log.read_text()[-2000:]}")
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()
+                return self
+            time.sleep(0.2)
+        self.__exit__()
+        raise SystemExit("the server did not start in time")
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(60)
+        except Exception:
+            self.process.kill()
+        self._folder.cleanup()
+
+    def wait_for_replicas(self, count: int) -> None:
+        """Until so many are up."""
+        begun = time.monotonic()
+        while time.monotonic() - begun < 400:
+            up = [each for each in self.status()["replicas"] if each["state"] == "up"]
+            if len(up) >= count:
+                return
+            time.sleep(0.5)
+        raise SystemExit(f"{count} replicas did not come up:\n{self._log.read_text()[-2000:]}")
+
+    def status(self) -> dict:
+        with urllib.request.urlopen(f"{self.url}/status.json", timeout=30) as answer:
+            return json.load(answer)
+
+    def parts(self) -> dict[str, list[int]]:
+        """The process ids of each part."""
+        replicas = self.status()["replicas"]
+        workers = children_of(self.process.pid, "workers.worker")
+        engines = [each["engine_pid"] for each in replicas] or children_of(
+            self.process.pid, "supervise.worker"
+        )
+        found = {"api": workers or [self.process.pid], "engine": engines}
+        if workers:
+            found["parent"] = [self.process.pid]
+        if replicas:
+            found["replica"] = [each["pid"] for each in replicas]
+            known = {pid for pids in found.values() for pid in pids} | {self.process.pid}
+            found["ray"] = [pid for pid in descendants(self.process.pid) if pid not in known]
+        return found
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below this one."""
+    found = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += [int(child), *descendants(int(child))]
+    return found
+
+
+def spent(parts: dict[str, list[int]]) -> dict[str, float]:
+    """CPU seconds of each part so far; those of a process that is gone are not in it."""
+    seconds = {}
+    for name, pids in parts.items():
+        seconds[name] = 0.0
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                seconds[name] += cpu_seconds([pid])
+    return seconds
+
+
+def body(model: str, tokens: int, words: str = "Speak.") -> bytes:
+    request = {
+        "model": model, "max_tokens": tokens, "ignore_eos": True, "stream": True,
+        "messages": [{"role": "user", "content": words}], "temperature": 0,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    return json.dumps(request).encode()
+
+
+async def ask(url: str, bodies: list[bytes]) -> list:
+    """All at once. Raises: SystemExit for one that failed."""
+    from maestrale.bench.client import Client, Target
+
+    client = Client(Target(url), timeout=300)
+    try:
+        answers = await asyncio.gather(*map(client.ask, bodies))
+    finally:
+        client.close()
+    for answer in answers:
+        if answer.error:
+            raise SystemExit(f"a stream failed: {answer.error}")
+    return answers
+
+
+def run(url: str, bodies: list[bytes]) -> list:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(ask(url, bodies))
+
+
+def tokens_of(answers: list) -> int:
+    return sum(answer.usage.completion_tokens for answer in answers if answer.usage)
+
+
+def median_ttft(answers: list) -> float:
+    return statistics.median(each.first_token - each.started for each in answers)
+
+
+def costs(before: dict[str, float], after: dict[str, float], units: float) -> str:
+    return "  ".join(f"{k} {(after[k] - before[k]) / units * 1e6:.0f}" for k in before)
+
+
+def scale(options: argparse.Namespace) -> None:
+    print(f"load average before: {os.getloadavg()[0]:.1f}, cores: {os.cpu_count()}")
+    print("replicas streams  tokens/s  of linear  first token   µs of CPU a token")
+    script = {"text": WORDS, "tokens_per_second": str(SPEED)}
+    for count in options.replicas:
+        flags = {"replicas": count, "max_num_seqs": SEQUENCES, "api_workers": options.api_workers}
+        # The places of all replicas together are what the queue lets in.
+        with Server(script, **flags) as server:
+            server.wait_for_replicas(count)
+            model = server.status()["models"][0]
+            streams, each = count * SEQUENCES, SPEED * options.seconds
+            run(server.url, [body(model, SPEED) for _ in range(streams)])  # warm
+            parts = server.parts()
+            before, begun = spent(parts), time.perf_counter()
+            answers = run(server.url, [body(model, each) for _ in range(streams)])
+            seconds = time.perf_counter() - begun
+            tokens = tokens_of(answers)
+            print(
+                f"{count:8} {streams:7} {tokens / seconds:9.0f} "
+                f"{tokens / seconds / (streams * SPEED):9.1%} "
+                f"{median_ttft(answers) * 1000:9.0f} ms   {costs(before, spent(parts), tokens)}",
+                flush=True,
+            )
+
+
+def hop(options: argparse.Namespace) -> None:
+    print(f"load average before: {os.getloadavg()[0]:.1f}, cores: {os.cpu_count()}")
+    script = {"text": WORDS, "tokens_per_second": "100"}
+    for name, flags in (("no Ray", {}), ("one replica", {"replicas": 1})):
+        with Server(script, max_num_seqs=64, **flags) as server:
+            model = server.status()["models"][0]
+            one = [body(model, 1)]
+            run(server.url, one * 8)
+            parts = server.parts()
+            before = spent(parts)
+            times = []
+            for _ in range(options.requests):
+                (answer,) = run(server.url, one)
+                times.append((answer.first_token - answer.started) * 1000)
+            requests = costs(before, spent(parts), options.requests)
+            before = spent(parts)
+            answers = run(server.url, [body(model, 500) for _ in range(options.streams)])
+            tokens = costs(before, spent(parts), tokens_of(answers))
+            quantiles = statistics.quantiles(times, n=20)
+            print(f"{name}: a request of one token {statistics.median(times):.1f} ms "
+                  f"(95 %: {quantiles[-1]:.1f})")  # fmt: skip
+            print(f"  µs of CPU a request: {requests}")
+            print(f"  µs of CPU a token, {options.streams} streams: {tokens}", flush=True)
+
+
+def model(options: argparse.Namespace) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    print(f"load average before: {os.getloadavg()[0]:.1f}, cores: {len(cores)}")
+    for count in (1, 2):
+        with Server(replicas=count, threads=1) as server:
+            server.wait_for_replicas(count)
+            if count == 1:  # one core for the one replica; two take one each
+                for pid in server.parts()["engine"]:
+                    for task in Path(f"/proc/{pid}/task").iterdir():
+                        os.sched_setaffinity(int(task.name), cores[-1:])
+            name = server.status()["models"][0]
+            places = [f"Tell me about place number {index}." for index in range(options.streams)]
+            run(server.url, [body(name, 8, place) for place in places])
+            begun = time.perf_counter()
+            answers = run(server.url, [body(name, 64, place) for place in places])
+            seconds = time.perf_counter() - begun
+            print(
+                f"{count} replica(s), a core each: {tokens_of(answers) / seconds:.1f} tokens/s at "
+                f"{options.streams} streams, first token {median_ttft(answers) * 1000:.0f} ms",
+                flush=True,
+            )
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("scale")
+    one.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    one.add_argument("--seconds", type=int, default=10, help="of each answer")
+    one.add_argument("--api-workers", type=int, default=1, metavar="N")
+    one = commands.add_parser("hop")
+    one.add_argument("--requests", type=int, default=200)
+    one.add_argument("--streams", type=int, default=16)
+    one = commands.add_parser("model")
+    one.add_argument("--streams", type=int, default=8)
+    one = commands.add_parser("serve", help=argparse.SUPPRESS)
+    one.add_argument("--port")
+    one.add_argument("--script", default="")
+    one.add_argument("--flags", nargs="*", default=[])
+    options = parser.parse_args()
+    if options.command == "serve":
+        serve(options.port, options.flags, options.script)
+    else:
+        {"scale": scale, "hop": hop, "model": model}[options.command](options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""doctor's findings about the server that runs on this machine: its processes and replicas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from maestrale.config import Settings
+from maestrale.logs import one_line
+from maestrale.machine.doctor.findings import Finding
+
+TIMEOUT = 3.0
+_LOG = "Look at the server's log; it says why."
+
+
+def server_findings(settings: Settings, local: bool) -> list[Finding]:
+    """None where no maestrale answers at the port; else the server, and each of its replicas.
+
+    Another machine's server is not asked: its own doctor does that.
+    """
+    if not local:
+        return []
+    status = _status(settings)
+    if isinstance(status, Finding):
+        return [status]
+    if status is None:
+        return []
+    return [_server(status, settings.port), *map(_replica, status.get("replicas", []))]
+
+
+def _status(settings: Settings) -> dict[str, Any] | Finding | None:
+    import httpx
+
+    url = f"http://127.0.0.1:{settings.port}/status.json"
+    headers = {"authorization": f"Bearer {settings.api_key[0]}"} if settings.api_key else {}
+    try:
+        answer = httpx.get(url, headers=headers, timeout=TIMEOUT, trust_env=False)
+        if answer.status_code == 401:
+            return Finding(
+                "server",
+                "ok",
+                f"The server on port {settings.port} asks for a key; with MAESTRALE_API_KEY set "
+                "doctor tells what it runs.",
+            )
+        body = answer.json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    ours = answer.status_code == 200 and isinstance(body, dict) and "api_processes" in body
+    return body if ours else None
+
+
+def _server(status: dict[str, Any], port: int) -> Finding:
+    state, now = status["state"], status.get("now") or {}
+    names = ", ".join(status.get("models", [])) or "no model yet"
+    what = f"maestrale on port {port}: {names}; {state}"
+    if now:
+        what += f"; {now['running']} running, {now['waiting']} waiting"
+    if len(status["api_processes"]) > 1:
+        what += f"; {len(status['api_processes'])} API processes"
+    what = one_line(f"{what}.")
+    if state == "dead":
+        return Finding("server", "problem", what, _LOG)
+    if state == "degraded":
+        return Finding("server", "warning", what, "Its engine is being replaced: wait a moment.")
+    return Finding("server", "ok", what)
+
+
+def _replica(each: dict[str, Any]) -> Finding:
+    where = f" on {each['host']}" if each["host"] else ""
+    what = one_line(
+        f"{each['name']}{where}: {each['state']}, {each['running']} running, "
+        f"{each['waiting']} waiting, {each['generation_tokens']} tokens so far."
+    )
+    if each["state"] == "lost":
+        return Finding("replica", "warning", what, f"Ray Serve replaces it. If it stays: {_LOG}")
+    return Finding("replica", "ok", what)
