@@ -164,6 +164,11 @@ async def ask(url: str, bodies: list[bytes]) -> list:
     return answers
 
 
+def various(model: str, tokens: int, count: int) -> list[bytes]:
+    """So many requests that differ from the start: equal ones would be kept together."""
+    return [body(model, tokens, f"{index}: tell me about that.") for index in range(count)]
+
+
 def run(url: str, bodies: list[bytes]) -> list:
     import uvloop
 
@@ -194,10 +199,10 @@ def scale(options: argparse.Namespace) -> None:
             server.wait_for_replicas(count)
             model = server.status()["models"][0]
             streams, each = count * SEQUENCES, SPEED * options.seconds
-            run(server.url, [body(model, SPEED) for _ in range(streams)])  # warm
+            run(server.url, various(model, SPEED, streams))  # warm
             parts = server.parts()
             before, begun = spent(parts), time.perf_counter()
-            answers = run(server.url, [body(model, each) for _ in range(streams)])
+            answers = run(server.url, various(model, each, streams))
             seconds = time.perf_counter() - begun
             tokens = tokens_of(answers)
             print(
@@ -224,7 +229,7 @@ def hop(options: argparse.Namespace) -> None:
                 times.append((answer.first_token - answer.started) * 1000)
             requests = costs(before, spent(parts), options.requests)
             before = spent(parts)
-            answers = run(server.url, [body(model, 500) for _ in range(options.streams)])
+            answers = run(server.url, various(model, 500, options.streams))
             tokens = costs(before, spent(parts), tokens_of(answers))
             quantiles = statistics.quantiles(times, n=20)
             print(f"{name}: a request of one token {statistics.median(times):.1f} ms "

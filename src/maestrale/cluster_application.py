@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+NOT_HERE = "prepared-by-each-node"
+"""In the place of the model's folder: no such folder, so a replica prepares the model itself."""
+
 
 def build(args: dict[str, Any]) -> Any:
     """The Ray Serve application. Raises: SettingsError for what is no setting."""
@@ -17,7 +20,7 @@ def build(args: dict[str, Any]) -> Any:
     from maestrale.config import load_settings
     from maestrale.engines.ray_serve.deployment import application
 
-    # "auto": the cluster that this runs on, whose nodes prepare the model themselves.
+    # "auto": the cluster that this runs on.
     settings = load_settings({**args, "ray_address": "auto"}, {}, None)
-    config = engine_config(settings, "")
+    config = engine_config(settings, NOT_HERE)
     return application(config, cluster_options(settings, config))
