@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -279,6 +280,7 @@ def main() -> None:
     one.add_argument("--script", default="")
     one.add_argument("--flags", nargs="*", default=[])
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers end with it
     if options.command == "serve":
         serve(options.port, options.flags, options.script)
     else:
