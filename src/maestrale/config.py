@@ -102,6 +102,33 @@ def default_history_file(environment: Mapping[str, str] | None = None) -> Path |
     return folder / "maestrale" / "chat-history"
 
 
+def default_machines_dir(environment: Mapping[str, str] | None = None) -> Path:
+    """`$XDG_STATE_HOME/maestrale/machines`: what `create` made, and SkyPilot's own records.
+
+    Raises: SettingsError when this user has no home folder at all.
+    """
+    history = default_history_file(environment)
+    if history is None:
+        raise SettingsError("This user has no home folder: set XDG_STATE_HOME.")
+    return history.with_name("machines")
+
+
+def default_data_dir(environment: Mapping[str, str] | None = None) -> Path:
+    """`$XDG_DATA_HOME/maestrale`, or `~/.local/share/maestrale`.
+
+    Raises: SettingsError when this user has no home folder at all.
+    """
+    environment = os.environ if environment is None else environment
+    folder = Path(environment.get("XDG_DATA_HOME", ""))
+    if not folder.is_absolute():
+        home = environment.get("HOME", "")
+        try:
+            folder = (Path(home) if home else Path.home()) / ".local" / "share"
+        except RuntimeError as error:
+            raise SettingsError("This user has no home folder: set XDG_DATA_HOME.") from error
+    return folder / "maestrale"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All that `maestrale serve` can be told. Flags carry vLLM's names where vLLM has one."""

@@ -17,17 +17,26 @@ MaestraleError                     what the command line prints as one clear mes
 │   ├── NoSudo                     the user may not become root without typing a password
 │   ├── TargetUnusable             logged in, but there is no POSIX shell that works
 │   ├── TargetTimeout              a command on the machine took too long
-│   └── SetupError                 a machine can't be set up
-│       ├── SetupRefused           something there is in the way; nothing was changed
-│       ├── UnsupportedMachine     its distribution, processor or kind is not one of ours
-│       ├── GpuTooOld              the image's CUDA has nothing for this GPU
-│       ├── SecureBootOn           the kernel would refuse the driver's module
-│       ├── PackagesLocked         another program installs packages, and goes on doing so
-│       ├── DiskFull               too little room on the machine
-│       ├── NoNetwork              a package repository can't be reached from the machine
-│       ├── RepositoryRefused      not signed, or by another key than NVIDIA's
-│       ├── PackagesBroken         apt or dpkg can't do what is asked
-│       └── ProofFailed            all is installed, and yet no container works
+│   ├── SetupError                 a machine can't be set up
+│   │   ├── SetupRefused           something there is in the way; nothing was changed
+│   │   ├── UnsupportedMachine     its distribution, processor or kind is not one of ours
+│   │   ├── GpuTooOld              the image's CUDA has nothing for this GPU
+│   │   ├── SecureBootOn           the kernel would refuse the driver's module
+│   │   ├── PackagesLocked         another program installs packages, and goes on doing so
+│   │   ├── DiskFull               too little room on the machine
+│   │   ├── NoNetwork              a package repository can't be reached from the machine
+│   │   ├── RepositoryRefused      not signed, or by another key than NVIDIA's
+│   │   ├── PackagesBroken         apt or dpkg can't do what is asked
+│   │   └── ProofFailed            all is installed, and yet no container works
+│   └── CloudError                 a cloud doesn't give, or didn't give, the machine asked for
+│       ├── NoSkyPilot             SkyPilot's environment can't be made
+│       ├── NoCredentials          the cloud doesn't accept this account
+│       ├── NoSuchOffer            no cloud sells such a machine
+│       ├── NoCapacity             it is sold, but none is free
+│       ├── QuotaExceeded          the account may not have it
+│       ├── CloudUnreachable       no answer from the cloud
+│       ├── CloudRefused           any other refusal, in the cloud's words
+│       └── HalfMade               the machine is there, and costs, but doesn't serve yet
 ├── SourceError                    what a machine is to install can't be had or made
 ├── ServiceError                   systemd, or the unit that is asked for, is not as it must be
 ├── EngineError                    the engine can't start, or stopped working
@@ -185,6 +194,42 @@ class PackagesBroken(SetupError):
 
 class ProofFailed(SetupError):
     """All is installed, and yet a container doesn't work as it should."""
+
+
+class CloudError(MachineError):
+    """A cloud doesn't give, or didn't give, the machine that was asked for."""
+
+
+class NoSkyPilot(CloudError):
+    """SkyPilot's own environment can't be made or used."""
+
+
+class NoCredentials(CloudError):
+    """There are no credentials for the cloud, or it doesn't accept them."""
+
+
+class NoSuchOffer(CloudError):
+    """No cloud, or not the one named, sells such a machine."""
+
+
+class NoCapacity(CloudError):
+    """The machine is sold, but none is free right now."""
+
+
+class QuotaExceeded(CloudError):
+    """The account's quota doesn't allow the machine."""
+
+
+class CloudUnreachable(CloudError):
+    """The cloud, or SkyPilot's catalogue, can't be reached."""
+
+
+class CloudRefused(CloudError):
+    """The cloud, or SkyPilot, refuses for another reason; the message has its words."""
+
+
+class HalfMade(CloudError):
+    """The machine is there and costs money, but doesn't serve yet: the message says what to do."""
 
 
 class EngineError(MaestraleError):

@@ -36,6 +36,8 @@ EXTRAS = {
 SHARED = {"opentelemetry": {name for name in EXTRAS if name.startswith("opentelemetry-")}}
 # Not installed where these tests run, nor locked: torch comes with vllm.
 UNLOCKED = {"vllm": "vllm", "torch": "vllm"}
+# Imported by the one file that runs in SkyPilot's own environment.
+APART = {"sky"}
 GROUPS = {
     name_of(requirement)
     for requirements in PYPROJECT["dependency-groups"].values()
@@ -52,7 +54,7 @@ def imported_distributions() -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 modules.add(node.module.partition(".")[0])
     providers = importlib.metadata.packages_distributions()
-    foreign = modules - set(sys.stdlib_module_names) - {"maestrale"}
+    foreign = modules - set(sys.stdlib_module_names) - {"maestrale"} - APART
     shared = {name for module in foreign & set(SHARED) for name in SHARED[module]}
     shared |= {UNLOCKED[module] for module in foreign & set(UNLOCKED)}
     alone = foreign - set(SHARED) - set(UNLOCKED)

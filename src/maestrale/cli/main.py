@@ -34,6 +34,7 @@ COMMANDS = {
         "maestrale.cli.doctor:command",
         "Tell what a machine has and lacks, each with its remedy.",
     ),
+    "create": ("maestrale.cli.create:command", "Make a cloud machine that serves."),
     "plan": ("maestrale.cli.plan:command", "Tell what fits on a GPU or here, before fetching."),
     "pull": ("maestrale.cli.pull:command", "Fetch a model from the Hugging Face hub."),
     "render": ("maestrale.cli.render:command", "Show the exact prompt and token ids of a request."),

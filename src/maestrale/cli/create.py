@@ -1,0 +1,166 @@
+"""`maestrale create`: a cloud machine that serves, and what comes after it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from maestrale import config
+from maestrale.errors import SettingsError
+
+if TYPE_CHECKING:
+    from maestrale.machine.cloud.flow import Tools
+    from maestrale.machine.cloud.wanted import Wanted
+
+DEFAULT_NAME = "maestrale"
+SSH_SECONDS = 300.0  # from the cloud's "it runs" to the first login
+# The gist's, on its GPU. Without a GPU the bundled model serves.
+GPU_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@click.command("create")
+@click.option("--name", default=DEFAULT_NAME, show_default=True, help="What to call the machine.")
+@click.option("--cloud", help="paperspace, do, lambda, aws, gcp, azure, runpod or kubernetes.")
+@click.option("--gpu", default="A5000", show_default=True, help="As A5000, A100:2; or none.")
+@click.option("--region", default="", help="Where, in the cloud's words. Default: the cheapest.")
+@click.option("--disk", type=click.IntRange(30, 10000), default=100, show_default=True, help="GB.")
+@click.option("--spot", is_flag=True, help="Cheaper, but the cloud may take it away at any time.")
+@click.option(
+    "--autostop",
+    type=click.IntRange(5, 100000),
+    metavar="MINUTES",
+    help="Stop it (delete it, where a cloud can't stop) after so long without a request.",
+)
+@click.option("--image", default="", help="Start from a snapshot of a machine that is set up.")
+@click.option("--source", help="What it installs: checkout, wheel, git URL, image, ==VERSION.")
+@click.option("--model", help=f"Model to serve. Default with a GPU: {GPU_MODEL}.")
+@click.option("--domain", default="", help="Serve this domain by HTTPS, with its own certificate.")
+@click.option("--dry-run", is_flag=True, help="Print the task file for SkyPilot and the offers.")
+@click.option("--yes", is_flag=True, help="Don't ask before money is spent.")
+@click.option("--list", "listing", is_flag=True, help="The machines made here, and their state.")
+@click.option("--connect", metavar="NAME", help="Open the tunnel to a machine, and keep it.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="The tunnel's end here.")
+@click.option("--stop", metavar="NAME", help="Stop a machine; its disk stays.")
+@click.option("--start", metavar="NAME", help="Start it again.")
+@click.option("--down", metavar="NAME", help="Delete a machine with all that costs.")
+def command(
+    name: str,
+    cloud: str | None,
+    gpu: str,
+    region: str,
+    disk: int,
+    spot: bool,
+    autostop: int | None,
+    image: str,
+    source: str | None,
+    model: str | None,
+    domain: str,
+    dry_run: bool,
+    yes: bool,
+    listing: bool,
+    connect: str | None,
+    port: int,
+    stop: str | None,
+    start: str | None,
+    down: str | None,
+) -> int:
+    """Make a cloud machine that serves a model, with SkyPilot.
+
+    Shows what the clouds offer and what it costs, and asks; then brings the machine up, sets it
+    up, starts the service with a key, and verifies it through an SSH tunnel. Run again, it goes
+    on where it stopped. Docs: docs/create.md.
+    """
+    from maestrale.cli import create_run
+    from maestrale.machine.cloud.providers import PROVIDERS, find_provider, gpu_name, region_name
+    from maestrale.machine.cloud.wanted import Wanted, check
+
+    acts = [one for one in (connect, stop, start, down) if one is not None]
+    if len(acts) + listing > 1 or (dry_run and (acts or listing)):
+        raise SettingsError("One at a time: --list, --connect, --stop, --start, --down, --dry-run.")
+    if listing:
+        return create_run.show_list(_tools(None, ""))
+    if acts:
+        tools = _tools(None, acts[0])
+        if down is not None:
+            return create_run.delete(down, tools, yes)
+        if stop is not None:
+            return create_run.stop(stop, tools)
+        if start is not None:
+            return create_run.start(start, tools, port)
+        return create_run.connect(acts[0], tools, port)
+    provider = find_provider(cloud) if cloud else None
+    accelerator, count = ("", 0) if gpu.lower() == "none" else gpu_name(gpu)
+    wanted = Wanted(
+        name=name,
+        clouds=(provider,) if provider else tuple(PROVIDERS.values()),
+        gpu=accelerator,
+        count=count,
+        region=region_name(provider, region) if provider else region,
+        disk=disk,
+        spot=spot,
+        autostop=autostop or 0,
+        image=image,
+        source=source or "",
+        model=model or (GPU_MODEL if accelerator else ""),
+        domain=domain,
+    )
+    check(wanted)
+    create_run.check_source(wanted)
+    if not (dry_run or yes) and not sys.stdin.isatty():
+        raise SettingsError(
+            "Nothing was made: this spends money, and there is no terminal to ask at. Say --yes, "
+            "or look first with --dry-run."
+        )
+    tools = _tools(wanted, name, ask=not yes)
+    if dry_run:
+        return create_run.dry_run(wanted, tools)
+    return create_run.create(wanted, tools, port)
+
+
+def _tools(wanted: Wanted | None, name: str, *, ask: bool = False) -> Tools:
+    from maestrale.cli.create_run import CloudSteps
+    from maestrale.machine.cloud import environment, paperspace
+    from maestrale.machine.cloud.flow import Tools
+    from maestrale.machine.cloud.pilot import Pilot
+    from maestrale.machine.cloud.providers import PROVIDERS
+    from maestrale.machine.cloud.records import Book
+    from maestrale.machine.cloud.wanted import possible
+
+    book = Book(config.default_machines_dir(os.environ))
+    log = book.log_path(name) if name else book.folder / "skypilot.log"
+    if wanted is not None:
+        # A cloud whose client is large is looked at without it, but for one that was named.
+        extras = {one.extra for one in possible(wanted)} if wanted.cloud else set()
+    else:
+        record = book.find(name) if name else None
+        extras = {PROVIDERS[record.cloud].extra} if record else set()
+    given = os.environ.get("MAESTRALE_CLOUD_PYTHON")
+    data = config.default_data_dir(os.environ)
+    python = Path(given) if given else environment.ensure(data, extras, _say)
+    home = Path(os.environ.get("HOME") or Path.home())
+    url = os.environ.get("MAESTRALE_PAPERSPACE_URL", paperspace.URL)
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    steps = CloudSteps(_say, token)
+    return Tools(
+        pilot=Pilot(python, book.folder / "skypilot", log, os.environ),
+        book=book,
+        steps=steps,
+        say=_say,
+        confirm=_confirm if ask else lambda question: True,
+        paperspace=lambda: paperspace.Paperspace(paperspace.read_key(home), url),
+        image=wanted.source if wanted is not None else "",
+        secrets=(("HF_TOKEN", token),) if token else (),
+        ssh_seconds=SSH_SECONDS,
+    )
+
+
+def _confirm(question: str) -> bool:
+    return click.confirm(question, err=True)

@@ -1,0 +1,101 @@
+"""What the user asked `create` for, and what of it can't be had, said before anything else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from maestrale.errors import SettingsError
+from maestrale.machine.cloud.providers import PROVIDERS, Provider
+
+DEFAULT_DISK = 100  # GB: driver, image and a 7B model take about 60
+DEFAULT_GPU = "A5000"  # the gist's
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A machine to make. `gpu` is SkyPilot's name, empty for a machine without one; `disk` in GB;
+    `autostop` in minutes without a request, 0: never; `image` a machine image to start from."""
+
+    name: str
+    clouds: tuple[Provider, ...]
+    gpu: str
+    count: int
+    region: str = ""
+    disk: int = DEFAULT_DISK
+    spot: bool = False
+    autostop: int = 0
+    image: str = ""
+    source: str = ""
+    model: str = ""
+    domain: str = ""
+
+    @property
+    def cloud(self) -> Provider | None:
+        """The one cloud that was named, if one was."""
+        return self.clouds[0] if len(self.clouds) == 1 else None
+
+
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
+_DOMAIN = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]", re.I)
+
+
+def check(wanted: Wanted) -> None:
+    """Raises: SettingsError for what no cloud, or not the one named, can do."""
+    if not _NAME.fullmatch(wanted.name):
+        raise SettingsError(
+            f"{wanted.name!r} can't be a machine's name: lower-case letters, digits and hyphens, "
+            "beginning with a letter, at most 40."
+        )
+    if wanted.domain and not _DOMAIN.fullmatch(wanted.domain):
+        raise SettingsError(
+            f"--domain {wanted.domain}: that is no domain name, as api.example.com."
+        )
+    one = wanted.cloud
+    if one is None:
+        for flag, given in (("--image", wanted.image), ("--region", wanted.region)):
+            if given:
+                raise SettingsError(
+                    f"{flag} means something only in one cloud: name it by --cloud."
+                )
+        return
+    if wanted.spot and not one.spot:
+        others = ", ".join(name for name, other in PROVIDERS.items() if other.spot)
+        raise SettingsError(
+            f"{one.title} has no spot machines (by SkyPilot). Leave --spot out, or take another "
+            f"cloud: {others}."
+        )
+    if wanted.image and not one.image:
+        what = (
+            "the container image is given by --source"
+            if one.container
+            else "it can't start "
+            "from an image (by SkyPilot): set the machine up afresh, without --image"
+        )
+        raise SettingsError(f"--image with {one.title}: {what}.")
+    if wanted.image and one.name == "aws" and not wanted.region:
+        raise SettingsError("An AMI belongs to one region of AWS: name it by --region.")
+    if one.disks and wanted.disk not in one.disks:
+        sizes = ", ".join(map(str, one.disks))
+        raise SettingsError(f"--disk {wanted.disk}: {one.title} has disks of {sizes} GB.")
+    if one.container and wanted.domain:
+        raise SettingsError(
+            f"--domain needs ports 80 and 443 of a machine; {one.title} runs a container. Use the "
+            "tunnel (maestrale create --connect NAME), or your cluster's own ingress."
+        )
+
+
+def possible(wanted: Wanted) -> tuple[Provider, ...]:
+    """Of the clouds asked for, those that can do what is wanted.
+
+    Without `--cloud`, machines only: a container needs an image that its cloud can fetch.
+    """
+    if wanted.cloud is not None:
+        return wanted.clouds
+    return tuple(
+        one
+        for one in wanted.clouds
+        if not one.container
+        and (one.spot or not wanted.spot)
+        and (not one.disks or wanted.disk in one.disks)
+    )
