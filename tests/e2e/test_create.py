@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,7 +78,9 @@ def machine(
 
 
 @pytest.mark.model
-def test_from_offer_to_verified_and_deleted(machine: CloudMachine, run: Callable[..., Run]) -> None:
+def test_from_offer_to_verified_and_deleted(
+    machine: CloudMachine, run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     create = run(machine)
     code, out, err = create(*CPU)
     assert code == 0, err
@@ -102,15 +103,18 @@ def test_from_offer_to_verified_and_deleted(machine: CloudMachine, run: Callable
 
     # The printed curl line works as it stands, through the printed tunnel.
     port = free_port()
+    proved: list[str] = []
+    monkeypatch.setattr("maestrale.cli.create_run.verify", lambda url, key: proved.append(key))
     code, out, err = again = create(*CPU, "--port", str(port))
     assert code == 0, again
     assert "going on" in err
     assert "it runs already" in err
+    assert proved == [key]
     tunnel_line = next(line for line in out.splitlines() if "or: ssh" in line)
     tunnel = subprocess.Popen(shlex.split(tunnel_line.partition("or: ")[2]))
     try:
         line = out[out.index("  curl ") : out.index("\n\nKey:")]
-        assert "hello" not in ask(line, port)
+        assert ask(line, port)
     finally:
         tunnel.terminate()
         tunnel.wait(10)
@@ -231,22 +235,22 @@ def test_a_service_that_fails_shows_its_log(
     broken.write_text(json.dumps(settings))
 
 
-def test_an_interrupted_launch_says_how_to_delete(
-    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_launch_says_how_to_delete(run: Callable[..., Run], tmp_path: Path) -> None:
     create = run(fail="slow")
     launching = tmp_path / "cloud" / "launching"
-
-    def interrupt() -> None:
-        import _thread
-
-        while not launching.exists():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "maestrale", "create", *CPU],
+        env={**clean_environment(), **create.cloud.variables()},
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    with process, process.stderr:
+        ends = time.monotonic() + 120
+        while not launching.exists() and time.monotonic() < ends:
             time.sleep(0.1)
-        _thread.interrupt_main()
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    code, _out, err = create(*CPU)
-    assert code == 130
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read().decode()
+        assert process.wait(60) == 130
     assert "Interrupted. The machine maestrale may be there (state: INIT)" in err
     assert "maestrale create --down maestrale" in err
 

@@ -38,6 +38,8 @@ class CloudSteps:
         show = Terminal()
         self._say(f"Setting up {target.name} ...")
         done = whole.set_up(target, whole.Request(reboot=True, proof=False), show)
+        if done.reboot_needed:
+            raise MachineError(f"{target.name} was rebooted, and its driver still wants a reboot.")
         self._gpu = done.gpu
         if wanted.gpu and not done.gpu:
             raise MachineError(
@@ -45,8 +47,9 @@ class CloudSteps:
                 f"maestrale doctor {target.name}"
             )
         source = Source.parse(wanted.source or None)
-        kind = "cuda" if done.gpu else "cpu"
-        self._image = proof.provide_image(target, source, kind, report=show)
+        self._image = proof.provide_image(
+            target, source, "cuda" if done.gpu else "cpu", report=show
+        )
 
     def start(self, target: Target, wanted: Wanted, key: str) -> None:
         secrets = {task.KEY: key, **({"HF_TOKEN": self._token} if self._token else {})}
