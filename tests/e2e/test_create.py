@@ -281,7 +281,7 @@ def test_dry_run_prints_the_task_file_and_makes_nothing(run: Callable[..., Run])
     [
         (("--cloud", "paperspace", "--spot", "--yes"), "no spot machines"),
         (("--cloud", "lambda", "--image", "x", "--yes"), "can't start"),
-        (("--cloud", "runpod", "--yes"), "target 'pod'"),
+        (("--cloud", "runpod", "--yes"), "such an image is made"),
         (("--cloud", "nowhere", "--yes"), "not known"),
         (("--cloud", "do"), "Say --yes"),
         (("--list", "--down", "x"), "One at a time"),
