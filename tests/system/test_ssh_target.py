@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -25,6 +28,7 @@ from maestrale.errors import (
     TargetUnreachable,
     TargetUnusable,
 )
+from maestrale.machine import target as target_module
 from maestrale.machine.probe import gather
 from maestrale.machine.target import Target
 from serving import clean_environment, free_port
@@ -157,6 +161,43 @@ def test_a_key_with_a_passphrase_is_not_asked_for(server: SshServer, tmp_path: P
         one.run("true")
 
 
+def test_a_port_that_is_no_ssh_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_module, "CONNECT_SECONDS", 1)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        Target.parse(f"me@127.0.0.1:{silent.getsockname()[1]}") as machine,
+        pytest.raises(TargetUnreachable, match="no answer on port"),
+    ):
+        machine.run("true")
+    with HTTPServer(("127.0.0.1", 0), _Hello) as web:
+        thread = threading.Thread(target=web.handle_request)
+        thread.start()
+        with (
+            Target.parse(f"me@127.0.0.1:{web.server_port}") as machine,
+            pytest.raises(TargetUnreachable, match="closed the connection"),
+        ):
+            machine.run("true")
+        thread.join()
+
+
+def test_a_close_ends_the_process_that_holds_the_connection(server: SshServer) -> None:
+    def holders(folder: str) -> int:
+        found = 0
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                found += folder.encode() in entry.read_bytes()
+        return found
+
+    with server.target() as machine:
+        machine.run("true")
+        folder = str(machine._control_folder())
+        assert holders(folder) == 1
+    ends = time.monotonic() + 20
+    while holders(folder) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert holders(folder) == 0
+
+
 def test_after_a_close_a_new_connection_is_made(server: SshServer) -> None:
     machine = server.target()
     assert machine.run("echo one").stdout == "one\n"
@@ -267,6 +308,25 @@ def test_doctor_as_a_user_without_rights(server: SshServer) -> None:
     assert found["rights"]["state"] == "warning"
     assert found["system"]["state"] in ("ok", "warning", "problem")
     assert done.stderr == ""
+
+
+@as_root
+@pytest.mark.parametrize("user", ["65534", "61009"], ids=["nobody", "no such user"])
+def test_doctor_here_as_a_user_without_a_home(user: str) -> None:
+    done = subprocess.run(
+        ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "env", "-i",
+         f"PYTHONPATH={clean_environment()['PYTHONPATH']}", "HF_HUB_OFFLINE=1",
+         sys.executable, "-m", "maestrale", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )  # fmt: skip
+    if "Permission denied" in done.stderr or "No module named" in done.stderr:
+        pytest.skip("the sources can't be read by others here")
+    assert done.stderr == ""
+    found = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
+    assert found["rights"]["state"] == "warning"
+    assert found["network"]["state"] == "ok"  # nothing was asked
 
 
 def test_doctor_says_in_one_line_why_it_can_not_look(server: SshServer) -> None:

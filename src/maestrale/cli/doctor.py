@@ -74,8 +74,9 @@ def command(
     from maestrale.machine.probe import gather
     from maestrale.machine.target import Target
 
-    settings = config.load_settings({"model": model, "port": service_port}, os.environ)
-    hub = config.hub_settings(os.environ)
+    environment = _environment()
+    settings = config.load_settings({"model": model, "port": service_port}, environment)
+    hub = config.hub_settings(environment)
     machine = Target.parse(
         target,
         port=port,
@@ -106,6 +107,15 @@ def command(
 
         show(machine.name, facts, findings, asked.setup)
     return 1 if verdict(findings) == "problem" else 0
+
+
+def _environment() -> dict[str, str]:
+    """With a home folder for users who have none: settings name files in it; none is made."""
+    try:
+        Path.home()
+    except RuntimeError:
+        return {**os.environ, "HOME": "/nonexistent"}
+    return dict(os.environ)
 
 
 def _document(target: str | None, facts: MachineFacts, findings: list[Finding]) -> dict[str, Any]:

@@ -10,31 +10,27 @@ import contextlib
 import re
 import shlex
 import shutil
-import socket
-import subprocess
 import tarfile
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, BinaryIO, Self, cast
+from typing import BinaryIO, Self, cast
 
 from maestrale.errors import (
     MachineError,
     NoSudo,
     SettingsError,
     TargetTimeout,
-    TargetUnreachable,
     TargetUnusable,
 )
 from maestrale.machine import ssh_errors
-from maestrale.machine.processes import Completed, OutOfTime, end_group, run_program, scratch
+from maestrale.machine.processes import Completed, OutOfTime, run_program, scratch
+from maestrale.machine.tunnel import CONNECT_SECONDS, tunnel
 
 __all__ = ["Completed", "Target"]
 
-CONNECT_SECONDS = 15
 # The client's messages in the words that ssh_errors.py looks for.
 _SSH = ("env", "LC_ALL=C", "LANGUAGE=C", "ssh")
 _BEGINS = "@@maestrale-begins"  # whatever a login script prints stands before it
@@ -188,22 +184,9 @@ class Target:
         if self.local:
             yield remote_port
             return
-        port = _free_port(local_port)
-        way = f"127.0.0.1:{port}:127.0.0.1:{remote_port}"
-        extra = ["-S", "none", "-o", "ExitOnForwardFailure=yes", "-N", "-L", way]
-        with scratch() as err:
-            process = subprocess.Popen(  # noqa: S603
-                [*self.ssh(shared=False), *extra, self.login],
-                stdin=subprocess.DEVNULL,
-                stdout=err,
-                stderr=err,
-                start_new_session=True,
-            )
-            try:
-                self._wait_for_tunnel(process, port, err)
-                yield port
-            finally:
-                end_group(process)
+        command = [*self.ssh(shared=False), "-S", "none"]
+        with tunnel(command, self.login, local_port, remote_port, self._explained) as port:
+            yield port
 
     def ssh(self, *, shared: bool = True) -> list[str]:
         """The client's command line up to the host; `shared`: over the one connection."""
@@ -230,11 +213,9 @@ class Target:
         """End the shared connection. The next command makes a new one: use it after a reboot."""
         if self._folder is None:
             return
-        path = f"ControlPath={self._folder}/%C"
-        where = ["-p", str(self.port)] if self.port else []
-        with contextlib.suppress(OSError, OutOfTime):
-            arguments = [*_SSH, "-o", path, *where, "-O", "exit", self.login]
-            run_program(arguments, timeout=5.0)
+        # With the same options: the socket's name is made of what they come to.
+        with contextlib.suppress(OSError, OutOfTime, MachineError):
+            run_program([*self.ssh(), "-O", "exit", self.login], timeout=5.0)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
 
@@ -295,18 +276,6 @@ class Target:
                 self._folder = tempfile.mkdtemp(prefix="maestrale-", dir="/tmp")
         return self._folder
 
-    def _wait_for_tunnel(self, process: subprocess.Popen[bytes], port: int, err: IO[bytes]) -> None:
-        ends = time.monotonic() + CONNECT_SECONDS + 5
-        while time.monotonic() < ends:
-            if process.poll() is not None:
-                err.seek(0)
-                said = err.read().decode("utf-8", "replace")
-                raise self._explained(said)
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
-                return
-            time.sleep(0.05)
-        raise TargetUnreachable(f"No tunnel to {self.name} came up within {CONNECT_SECONDS + 5} s.")
-
 
 def _whole(script: str) -> str:
     """The script as one compound command: sh reads all of it before a command can eat the rest."""
@@ -317,16 +286,3 @@ def _client() -> tuple[str, ...]:
     if shutil.which("ssh") is None:
         raise ssh_errors.no_client()
     return _SSH
-
-
-def _free_port(wanted: int) -> int:
-    """Raises: MachineError when `wanted` is taken."""
-    with socket.socket() as one:
-        try:
-            one.bind(("127.0.0.1", wanted))
-        except OSError as error:
-            raise MachineError(
-                f"Port {wanted} of this machine is taken, so there can be no tunnel through it. "
-                "Choose another one."
-            ) from error
-        return int(one.getsockname()[1])
