@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # What a machine is and has. Reads only; plain POSIX sh, busybox's too; needs no rights.
 #   probe [ADDRESS OF THE HUB] [PORT OF THE SERVICE]
 # Each section: "@@ NAME", what the commands wrote, "@@= STATUS". facts.py reads it. Sections whose
