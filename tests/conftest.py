@@ -8,11 +8,15 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from maestrale.config import BUNDLED_MODEL, default_cache_dir
 from serving import ROOT, Server, serving
+
+if TYPE_CHECKING:
+    from ray_cluster import RayCluster
 
 A_DAY = 86_400.0
 
@@ -61,6 +65,15 @@ def hf_model(cache_dir: Path, hf_folder: Path) -> Path:
     from maestrale.models.resolve import prepare
 
     return prepare(str(hf_folder), cache_dir, lambda message, fraction: None, engine="vllm")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    """A Ray cluster, shared by all tests of the session."""
+    from ray_cluster import RayCluster
+
+    with RayCluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -38,12 +38,19 @@ class Answer:
 class RunningEngine:
     """Start one, run requests on it from plain code, stop it."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        build: Callable[[EngineConfig], Engine] = build_engine,
+        lag: float = 0.0,
+    ) -> None:
+        """`lag`: for how many seconds its stats may be behind."""
         self.config = config
+        self.lag = lag
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
-        self.engine: Engine = build_engine(config)
+        self.engine: Engine = build(config)
         try:
             self.do(self.engine.start(), START_SECONDS)
         except BaseException:
@@ -66,6 +73,7 @@ class RunningEngine:
         """The stats once nothing runs any more."""
 
         async def settle() -> EngineStats:
+            await asyncio.sleep(self.lag)
             for _ in range(500):
                 stats = self.engine.stats()
                 if not stats.running and not stats.waiting:

@@ -178,7 +178,6 @@ def cluster_options(settings: Settings, config: EngineConfig) -> ClusterOptions:
         revision=settings.revision,
         cpus=float(config.threads or 1),
         gpus=(settings.tensor_parallel_size or 1) * pipeline if on_gpu else 0,
-        pipeline=pipeline if on_gpu else 1,
         pin=here and most > 1,
     )
 

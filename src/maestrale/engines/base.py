@@ -180,8 +180,9 @@ class EngineStats(Struct, frozen=True, kw_only=True):
 class ReplicaStatus(Struct, frozen=True, kw_only=True):
     """One of the engines behind an engine, as the status page and the metrics show it.
 
-    `state`: joining, up, draining or lost. `in_flight`: requests of this API process that it
-    has; `stats` counts all of them. `node` is the cluster's id of the node, `host` its name.
+    `state`: joining, up, foreign (another model's), draining or lost. `in_flight`: requests of
+    this API process that it has; `stats` counts all of them. `node` is the cluster's id of the
+    node, `host` its name.
     """
 
     name: str

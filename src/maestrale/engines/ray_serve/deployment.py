@@ -33,7 +33,7 @@ def deploy(config: EngineConfig, options: ClusterOptions) -> None:
 
     Raises: EngineError when no node can ever hold a replica.
     """
-    _check_room(placement(options)[0], options)
+    _check_room(resources(options))
     target = serve.RunTarget(
         target=application(config, options), name=options.app, route_prefix=None
     )
@@ -42,7 +42,7 @@ def deploy(config: EngineConfig, options: ClusterOptions) -> None:
 
 def application(config: EngineConfig, options: ClusterOptions) -> serve.Application:
     """The replicas, as Ray Serve deploys them."""
-    bundles, strategy = placement(options)
+    wanted = resources(options)
     spec = ReplicaSpec(
         config=config,
         model=options.model,
@@ -58,8 +58,6 @@ def application(config: EngineConfig, options: ClusterOptions) -> serve.Applicat
     counted: dict[str, Any] = {"num_replicas": options.least}
     if options.most > options.least:
         counted = {"autoscaling_config": autoscaling(options, sequences)}
-    if len(bundles) > 1:
-        counted |= {"placement_group_bundles": bundles, "placement_group_strategy": strategy}
     deployment = serve.deployment(
         EngineReplica,
         name=DEPLOYMENT,
@@ -71,7 +69,7 @@ def application(config: EngineConfig, options: ClusterOptions) -> serve.Applicat
         health_check_timeout_s=HEALTH_TIMEOUT,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=options.drain,
-        ray_actor_options={"num_cpus": bundles[0]["CPU"], "num_gpus": bundles[0].get("GPU", 0)},
+        ray_actor_options={"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0)},
         request_router_config=RequestRouterConfig(
             request_router_class=PrefixRouter, initial_backoff_s=0.02, max_backoff_s=0.2
         ),
@@ -97,34 +95,27 @@ def autoscaling(options: ClusterOptions, sequences: int) -> AutoscalingConfig:
     )
 
 
-def placement(options: ClusterOptions) -> tuple[list[dict[str, float]], str]:
-    """What Ray reserves for one replica: (bundles, strategy).
-
-    The GPUs of one stage of the pipeline share a node. Without a pipeline the whole replica is
-    one bundle; with one, its stages may lie on several nodes, near each other where possible.
+def resources(options: ClusterOptions) -> dict[str, float]:
+    """What Ray reserves for one replica, all of it on one node: the engine process and the
+    processes that vLLM starts for its parallel parts see just these GPUs.
     """
-    if options.pipeline <= 1:
-        bundle = {"CPU": options.cpus}
-        if options.gpus:
-            bundle["GPU"] = float(options.gpus)
-        return [bundle], "STRICT_PACK"
-    each = options.gpus / options.pipeline
-    return [{"CPU": options.cpus, "GPU": each} for _ in range(options.pipeline)], "PACK"
+    wanted = {"CPU": options.cpus}
+    if options.gpus:
+        wanted["GPU"] = float(options.gpus)
+    return wanted
 
 
-def _check_room(bundles: list[dict[str, float]], options: ClusterOptions) -> None:
-    """Raises: EngineError when no node could hold a bundle even if it were idle."""
+def _check_room(wanted: dict[str, float]) -> None:
+    """Raises: EngineError when no node could hold a replica even if it were idle."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for bundle in bundles:
-        if not any(all(node.get(k, 0) >= v for k, v in bundle.items()) for node in nodes):
-            wanted = ", ".join(f"{v:g} {k}" for k, v in bundle.items())
-            largest = "; ".join(
-                f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes
-            )
-            raise EngineError(
-                f"No node of the cluster has room for a replica, which takes {wanted}. The nodes "
-                f"have: {largest}. Lower --threads, or add a larger node."
-            )
+    if any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
+        return
+    asked = ", ".join(f"{v:g} {k}" for k, v in wanted.items())
+    there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
+    raise EngineError(
+        f"No node of the cluster has room for a replica, which takes {asked}. The nodes have: "
+        f"{there}. Ask for less (--threads, --tensor-parallel-size), or add a larger node."
+    )
 
 
 def handle(app: str) -> DeploymentHandle[Any]:
@@ -155,6 +146,12 @@ def reason(message: str) -> str:
         return str(found[-1]).strip()
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
+
+
+def deployed_at(app: str) -> float | None:
+    """When it was deployed last, by whomever; None: it isn't there. Blocks."""
+    status = serve.status().applications.get(app)
+    return None if status is None else float(status.last_deployed_time_s)
 
 
 def remove(app: str) -> None:

@@ -91,6 +91,7 @@ class RayServeEngine:
         self._sessions = 0
         self._runs = 0
         self._handle: Any = None
+        self._deployed: float | None = None  # when, if it was this process that did
         self._directory: Directory = directory(options.app)
         self._links: dict[str, ReplicaLink] = {}
         self._closing: set[ReplicaLink] = set()  # drained, or broken; not yet gone
@@ -128,7 +129,7 @@ class RayServeEngine:
             self._directory.on_replicas = lambda names: _call(loop, self._replicas_are, names)
             self._directory.on_routed = lambda wire, name: _call(loop, self._routed, wire, name)
             if self._options.owner:
-                await asyncio.to_thread(deployment.deploy, self._config, self._options)
+                await self._deploy(self._config)
             self._handle = await asyncio.to_thread(deployment.handle, self._options.app)
             self._tender = asyncio.create_task(self._tend())
             await self._until_first()
@@ -213,6 +214,21 @@ class RayServeEngine:
         finally:
             self._forget(flight)
 
+    async def change(self, config: EngineConfig) -> None:
+        """A rolling change: Ray Serve replaces replica after replica by one of `config`.
+
+        Requests in flight end where they began; those after it go to the old replicas while there
+        are any, so each answer is of one configuration. Returns once the change has begun.
+        Raises: EngineError when Ray Serve can't take it.
+        """
+        try:
+            await self._deploy(config)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"Ray Serve failed: {type(error).__name__}: {error}") from error
+        self._config = config
+
     # What else the API wants to know
 
     @property
@@ -262,6 +278,13 @@ class RayServeEngine:
         """For the link: its replica has said what it is."""
         assert link.hello is not None
         info = link.hello.info
+        if link.hello.model != self._options.model:
+            link.state = "foreign"
+            logger.warning(
+                "The replica on %s serves %s now, not %s: it gets no requests from here.",
+                *(link.hello.host, link.hello.model, self._options.model),
+            )
+            return
         self._infos[info.fingerprint] = info
         if self._info is None or not self._usable_of(self._info.fingerprint, but=link):
             if self._info is not None and self._info.fingerprint != info.fingerprint:
@@ -556,14 +579,21 @@ class RayServeEngine:
         forget_directory(self._options.app)
 
     def _disconnect(self) -> None:
-        if self._options.owner and self._options.address is not None and self._handle is not None:
+        if self._deployed is not None and self._options.address is not None:
             from maestrale.engines.ray_serve import deployment
 
             with contextlib.suppress(Exception):  # the cluster may be gone; so is the application
-                deployment.remove(self._options.app)
+                if deployment.deployed_at(self._options.app) == self._deployed:
+                    deployment.remove(self._options.app)  # else it is another server's by now
         self._runtime.leave()
 
     # Within
+
+    async def _deploy(self, config: EngineConfig) -> None:
+        from maestrale.engines.ray_serve import deployment
+
+        await asyncio.to_thread(deployment.deploy, config, self._options)
+        self._deployed = await asyncio.to_thread(deployment.deployed_at, self._options.app)
 
     def _all_links(self) -> list[ReplicaLink]:
         return [*self._links.values(), *self._closing]

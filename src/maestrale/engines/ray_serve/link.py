@@ -19,7 +19,7 @@ PING = 3.0
 SILENCE = 10.0
 """Seconds without a word after which a replica counts as cut off."""
 LONGEST_TICK = 1.0
-LinkState = Literal["joining", "up", "draining", "lost"]
+LinkState = Literal["joining", "up", "foreign", "draining", "lost"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class ReplicaLink:
         self.hello: Hello | None = None
         self.stats = EngineStats()
         self.wires: set[str] = set()
+        self._before = EngineStats()  # what is to be left out of the counters
         self._stream = stream
         self._directory = directory
         self._owner = owner
@@ -66,7 +67,7 @@ class ReplicaLink:
         """`elapsed` seconds passed. After a pause of our own nobody is blamed for the silence."""
         self._silent += min(elapsed, LONGEST_TICK)
         self._since_ping += elapsed
-        if self.state in ("up", "draining") and self._silent > SILENCE:
+        if self.state in ("up", "foreign", "draining") and self._silent > SILENCE:
             self._lose(f"it gave no sign of life for {SILENCE:.0f} seconds", False)
         elif self._since_ping >= PING:
             self._since_ping = 0.0
@@ -74,7 +75,7 @@ class ReplicaLink:
 
     def drain(self) -> None:
         """No new requests for it; the stream ends with the last one."""
-        if self.state == "up":
+        if self.state in ("up", "foreign"):
             self.state = "draining"
 
     def bye(self) -> None:
@@ -117,11 +118,11 @@ class ReplicaLink:
             case Delta() | RequestFailed():
                 self._owner.link_said(self, message)
             case Beat(stats, held):
-                assert self.hello is not None
-                self.stats = sum_stats(stats, self.hello.base, -1)
+                self.stats = sum_stats(self._before, stats)
                 self._owner.link_held(self, held)
             case Hello():
                 self.hello = message
+                self._before = sum_stats(EngineStats(), message.base, -1)
                 self.state = "up"
                 self._owner.link_up(self)
             case Lost(reason):

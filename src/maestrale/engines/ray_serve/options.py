@@ -14,9 +14,10 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
 
     `address` None: a Ray of our own on this machine, gone with the server. `app`: the Ray Serve
     application's name; API processes with the same one share the replicas. `owner`: this process
-    deploys it and takes it away at the end. `token_file`: the cluster's token; None: where Ray
-    looks for it. `cpus` and `gpus`: what Ray reserves for one replica. `drain`: seconds that a
-    replica which is taken away has for its requests.
+    deploys it, and takes it away at the end unless another one has deployed it anew. `token_file`:
+    the cluster's token; None: where Ray looks for it. `cpus` and `gpus`: what Ray reserves for
+    one replica, on one node. `drain`: seconds that a replica which is taken away has for its
+    requests.
     """
 
     model: str
@@ -31,7 +32,6 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     cache_dir: str | None = None
     cpus: float = 1.0
     gpus: int = 0
-    pipeline: int = 1
     api_processes: int = 1
     drain: float = 600.0
     upscale_delay: float = 5.0

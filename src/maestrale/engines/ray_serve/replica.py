@@ -52,9 +52,9 @@ class EngineReplica:
         self._sessions: dict[str, Session] = {}  # by API process
         self._owner: dict[str, Session] = {}  # by wire id
         try:
-            config = await asyncio.to_thread(
-                _config_here, msgspec.msgpack.decode(spec, type=ReplicaSpec)
-            )
+            decoded = msgspec.msgpack.decode(spec, type=ReplicaSpec)
+            self._model = decoded.model
+            config = await asyncio.to_thread(_config_here, decoded)
             self._process = EngineProcess(config, Patience(), self._take, lambda: bool(self._owner))
             self._info = await self._process.start()
         except MaestraleError as error:
@@ -130,7 +130,13 @@ class EngineReplica:
     def _hello(self) -> Hello:
         node = ray.get_runtime_context().get_node_id()
         return Hello(
-            self._info, node, platform.node(), os.getpid(), self._process.pid, self._process.stats
+            self._model,
+            self._info,
+            node,
+            platform.node(),
+            os.getpid(),
+            self._process.pid,
+            self._process.stats,
         )
 
     def _drop(self, session: Session) -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,14 @@ def require_ray() -> None:
 
 
 class Runtime:
-    """This process's connection to Ray. One at a time in a process."""
+    """This process's connection to Ray: one at a time, which engines on one cluster share."""
+
+    _lock = threading.Lock()
+    _users: list[Runtime] = []
 
     def __init__(self, options: ClusterOptions) -> None:
         self._options = options
         self._folder: str | None = None
-        self._joined = False
 
     def join(self) -> None:
         """Start Ray here, or join the cluster; Ray Serve runs when this returns. Blocks.
@@ -54,29 +57,41 @@ class Runtime:
         Raises: EngineError that says what is wrong and what to do.
         """
         require_ray()
+        with self._lock:
+            if self._users:
+                address = self._users[0]._options.address
+                if address is None or address != self._options.address:
+                    raise EngineError("This process is connected to another Ray cluster already.")
+            else:
+                self._join()
+            self._users.append(self)
+
+    def _join(self) -> None:
         set_environment(self._options)
         import ray
         from ray import serve
 
         for name in ("ray", "ray.serve"):  # what matters of it we say ourselves
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        if ray.is_initialized():
-            raise EngineError("This process is connected to a Ray cluster already.")
         if self._options.address is None:
             self._start(ray)
         else:
             self._connect(ray, self._options.address)
-        self._joined = True
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
 
     def leave(self) -> None:
         """Disconnect; a Ray of our own ends, and its files are removed. Blocks."""
-        if self._joined:
-            import ray
+        with self._lock:
+            if self in self._users:
+                self._users.remove(self)
+                if not self._users:
+                    import ray
 
-            self._joined = False
-            ray.shutdown()
+                    ray.shutdown()
+        self._clean()
+
+    def _clean(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -137,7 +152,8 @@ def _alive(pid: int) -> bool:
 
 
 def _why_not_joined(address: str, error: Exception) -> str:
-    text = str(error)
+    cause = error.__cause__ or error.__context__
+    text = f"{error} {cause}"
     if "ersion mismatch" in text:
         return (
             f"The Ray cluster at {address} runs other versions than this machine: "

@@ -43,6 +43,7 @@ class ReplicaSpec(Struct, frozen=True, kw_only=True):
 class Hello(Struct, tag=True, frozen=True):
     """The first message of a stream: what the replica is, and where."""
 
+    model: str
     info: EngineInfo
     node: str
     host: str
