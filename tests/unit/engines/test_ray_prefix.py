@@ -104,3 +104,12 @@ def test_a_request_that_was_taken_back_is_not_routed() -> None:
 def test_round_robin_takes_turns_whatever_the_cache() -> None:
     one = told("round_robin")
     assert {route(one, str(number)) for number in range(4)} == {"a", "b"}
+
+
+def test_requests_that_come_together_find_each_others_beginnings() -> None:
+    one = told()
+    for number in range(6):
+        one.wanted[str(number)] = Wanted(tuple(range(100)), "x")
+    chosen = {one.choose(str(number), frozenset("abc")) for number in range(6)}
+    assert len(chosen) == 1
+    assert one.seats[chosen.pop() or ""].load == 6

@@ -63,7 +63,10 @@ class Directory:
             seat.load = load
 
     def choose(self, wire_id: str, present: frozenset[str]) -> str | None:
-        """The replica for a request, of those `present`; None: there is none for it now."""
+        """The replica for a request, of those `present`; None: there is none for it now.
+
+        It counts as there at once: requests that come together must find each other's beginnings.
+        """
         with self.lock:
             wanted = self.wanted.get(wire_id)
             if wanted is None:
@@ -80,16 +83,16 @@ class Directory:
                 return sorted(seats)[self.turn % len(seats)]
             loads = {name: seat.load for name, seat in seats.items()}
             capacity = min(seat.capacity for seat in seats.values())
-            return pick(loads, self.table.matches(wanted.prompt, seats), capacity, self.turn)
+            seen = self.table.matches(wanted.prompt, seats)
+            chosen = pick(loads, seen, capacity, self.turn)
+            self.table.add(wanted.prompt, chosen)
+            seats[chosen].load += 1
+            return chosen
 
     def routed(self, wire_id: str, replica: str) -> None:
         """The replica has it."""
         with self.lock:
-            wanted = self.wanted.pop(wire_id, None)
-            if wanted is not None:
-                self.table.add(wanted.prompt, replica)
-                if replica in self.seats:
-                    self.seats[replica].load += 1
+            self.wanted.pop(wire_id, None)
         self.on_routed(wire_id, replica)
 
 
