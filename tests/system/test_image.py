@@ -21,7 +21,7 @@ from maestrale.machine.source import Source, build_command
 from serving import ROOT, clean_environment, free_port
 from system.docker_engine import Engine, debian, docker_engine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 CPU_LIMIT = 1_200_000_000  # bytes
 # What a build behind a proxy or a mirror needs to be told.
