@@ -78,6 +78,7 @@ def machine(
 
 
 @pytest.mark.model
+@pytest.mark.timeout(900)  # the whole of verify, on a machine that may be busy
 def test_from_offer_to_verified_and_deleted(
     machine: CloudMachine, run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

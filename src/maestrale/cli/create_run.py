@@ -191,10 +191,10 @@ def connect(name: str, tools: Tools, port: int) -> int:
     """Hold the tunnel until Ctrl-C or until it breaks."""
     with tools.pilot, after.connected(name, tools, port) as (record, there):
         url = f"http://127.0.0.1:{there}"
-        click.echo(f"{name} answers at {url} (web page and API) until you press Ctrl-C.")
-        click.echo(f"Key: {record.key}")
-        click.echo(curl(url, record.key, record.model))
         try:
+            click.echo(f"{name} answers at {url} (web page and API) until you press Ctrl-C.")
+            click.echo(f"Key: {record.key}")
+            click.echo(curl(url, record.key, record.model))
             while True:
                 time.sleep(2.0)
                 with socket.create_connection(("127.0.0.1", there), 5.0):
