@@ -165,7 +165,7 @@ def test_the_whole_has_a_limit_and_keeps_what_it_has(
     fake(tmp_path, "nvidia-ctk", "exec sleep 100")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with Target.parse(None) as here:
-        facts = gather(here, timeout=4)
+        facts = gather(here, timeout=8)
     assert facts.kernel == platform.release()
     assert facts.unanswered == ("toolkit",)
 
