@@ -17,7 +17,11 @@ from typing import Any
 
 import pytest
 
+from maestrale.errors import ProofFailed
+from maestrale.machine.setup.proof import prove
+from maestrale.machine.setup.run import Outcome
 from maestrale.machine.source import Source, build_command
+from maestrale.machine.target import Target
 from serving import ROOT, clean_environment, free_port
 from system.docker_engine import Engine, debian, docker_engine
 
@@ -48,6 +52,16 @@ GIST_CURL = """curl --location 'http://staticIP:8000/v1/chat/completions' \\
 """
 # So that the first start doesn't measure which weights are faster; one test leaves it out.
 QUICK = ("--env", "MAESTRALE_WEIGHT_FORMAT=int8")
+
+
+class Silent:
+    """A report that nobody reads."""
+
+    def note(self, line: str) -> None: ...
+
+    def begin(self, doing: str) -> None: ...
+
+    def end(self, outcome: Outcome) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +256,21 @@ def test_without_any_network(engine: Engine, image: str) -> None:
         assert int(size) < 1000
     finally:
         engine.start("rm", "--force", "--volumes", "alone")
+
+
+def test_setup_takes_its_answer_for_proof(
+    engine: Engine, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in engine.environment().items():
+        monkeypatch.setenv(name, value)
+    report = Silent()
+    proof = prove(Target.parse(None), Source("image", image), gpu=False, report=report)
+    assert re.fullmatch(
+        rf"the image {re.escape(image)} answers \(smollm2-135m-instruct: .+\)\.", proof
+    )
+    assert engine.docker("ps", "--quiet", "--filter", f"ancestor={image}") == ""
+    with pytest.raises(ProofFailed, match="no container sees the GPU"):
+        prove(Target.parse(None), Source("image", image), gpu=True, report=report)
 
 
 def test_a_volume_it_cannot_write(engine: Engine, image: str, tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ def make_plan(facts: MachineFacts, options: Options) -> Plan:
     if not gpus:
         return Plan(distribution, (), docker, notes=notes)
     recipe = known.RECIPES[(facts.os.id, facts.os.version)]
-    installs, more = _driver_is_due(facts)
+    words = _words(facts)
+    user_space = tuple(each.format(**words) for each in recipe.user_space)
+    installs, more = _driver_is_due(facts, user_space)
     driver: tuple[str, ...] = ()
     modules: tuple[Choice, ...] = ()
     if installs:
@@ -84,8 +86,7 @@ def make_plan(facts: MachineFacts, options: Options) -> Plan:
                 "machine's firmware (in a cloud: an option of the machine), or use Ubuntu, whose "
                 "modules are signed. Nothing was changed."
             )
-        words = _words(facts)
-        driver = tuple(each.format(**words) for each in recipe.user_space)
+        driver = user_space
         modules = (_filled(recipe.modules, words, facts),)
         if facts.nvswitches:
             modules += (_filled(recipe.fabric_manager, words, facts),)
@@ -206,16 +207,20 @@ def _usable_gpus(facts: MachineFacts) -> tuple[str, ...]:
     return tuple(gpu.title for gpu in usable)
 
 
-def _driver_is_due(facts: MachineFacts) -> tuple[bool, tuple[str, ...]]:
+def _driver_is_due(
+    facts: MachineFacts, user_space: tuple[str, ...]
+) -> tuple[bool, tuple[str, ...]]:
     """Whether a driver is to be installed; and notes."""
     driver = facts.driver
-    ours = any(name.startswith(("nvidia-driver-cuda", "nvidia-utils-")) for name in facts.packages)
     if driver is None or not driver.version:
         return True, ()
     version = driver.installed or driver.version
     if needs.driver_suffices(version):
-        if ours and str(needs.DRIVER_BRANCH) == version.partition(".")[0]:
-            return True, ()  # ours, perhaps half done: the steps look at each package
+        ours = set(user_space) & set(facts.packages)
+        works = driver.answers and needs.driver_suffices(driver.loaded)
+        # Ours, perhaps half done: the steps look at each package.
+        if (ours == set(user_space)) if works else ours:
+            return True, ()
         return False, (f"NVIDIA's driver {version} is there, and stays.",)
     packaged = any(name.startswith(("nvidia-", "libnvidia-")) for name in facts.packages)
     if not packaged:
