@@ -364,3 +364,23 @@ def test_nowhere_to_write(unwritable: Checkout, tmp_path: Path) -> None:
     code, _, err = unwritable.run()
     assert code == 1
     assert "set XDG_DATA_HOME" in err
+
+
+def test_setup_brings_its_extra_once(checkout: Checkout, installed: Path) -> None:
+    shutil.copytree(installed, checkout.root / ".venv", symlinks=True)
+    checkout.give("python3", PYTHON)
+    line = make_wheel(checkout.wheels, "more", "1.0", {"more/__init__.py": ""})
+    (checkout.root / "requirements-machine.lock").write_text(line)
+
+    def has_it() -> bool:
+        return any((checkout.root / ".venv/lib").glob("*/site-packages/more"))
+
+    assert checkout.run()[0] == 0  # the copied environment becomes this checkout's
+    for arguments in (("serve",), ("setup", "--help"), ("setup", "--cloud-init")):
+        code, _, err = checkout.run(*arguments)
+        assert (code, has_it()) == (0, False), err
+    code, out, err = checkout.run("setup", "root@host", "--dry-run")
+    assert (code, has_it()) == (0, True), err
+    assert json.loads(out)["arguments"] == ["setup", "root@host", "--dry-run"]
+    assert "installing the extra 'machine'" in err
+    assert checkout.run("setup")[2] == ""

@@ -28,6 +28,7 @@ DISTRIBUTIONS: dict[str, dict[str, Any]] = {
     "ubuntu-24.04": {"kernel": "Linux\n6.8.0-51-generic\nx86_64"},
     "debian-12": {"kernel": "Linux\n6.1.0-41-amd64\nx86_64"},
 }
+DOCKER_UNIT = "Id=docker.service\nSubState={}\nUnitFileState=enabled\n"
 UBUNTU_PACKAGES = (
     "ca-certificates curl gnupg docker.io apparmor nvidia-headless-no-dkms-580-server-open "
     "nvidia-utils-580-server linux-modules-nvidia-580-server-open-generic nvidia-container-toolkit"
@@ -60,7 +61,7 @@ class Recorded(Target):
             ("dpkg --audit", self.faults),
             ("dpkg -l", "".join(f"ii  {name}  1.0  all  text\n" for name in self.packages.split())),
             ("daemon.json", self.files.get("daemon.json", "")),
-            ("systemctl show", f"Id=docker.service\nSubState={self.docker}\n"),
+            ("systemctl show", DOCKER_UNIT.format(self.docker)),
         ):
             if sign in script:
                 return Completed(0, answer, "")
