@@ -300,3 +300,67 @@ def test_what_the_gist_names_is_asked_for_at_the_hub(engine: Engine, image: str)
     assert said.returncode == 1
     assert "hub" in said.stderr
     assert "Traceback" not in said.stderr
+
+
+SYSTEMD = """
+FROM {image}
+USER root
+RUN apt-get update && apt-get install -y --no-install-recommends dbus systemd systemd-sysv
+ENTRYPOINT ["/sbin/init"]
+"""
+# What systemd needs to be the first process in a container, short of --privileged.
+FIRST = (
+    *("--cap-add", "SYS_ADMIN", "--cap-add", "SYS_PTRACE", "--cap-add", "NET_ADMIN"),
+    *("--security-opt", "seccomp=unconfined"),
+    *("--security-opt", "apparmor=unconfined", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw"),
+    *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp", "--env", "container=docker"),
+)
+
+
+def test_as_a_service_of_a_real_systemd(engine: Engine, image: str) -> None:
+    """The image's own installation, in the hardened unit: it serves, comes back, and goes."""
+    dockerfile = SYSTEMD.format(image=image)
+    build = ("build", "--quiet", "--network", "host", "--tag", "with-systemd", "-")
+    engine.docker(*build, input=dockerfile)
+    engine.docker("run", "--detach", "--name", "systemd", *FIRST, "with-systemd")
+
+    def inside(command: str, code: int = 0) -> str:
+        # As on a machine: without the image's own settings.
+        clear = "unset $(env | sed -n 's/=.*//; /^MAESTRALE_/p') XDG_CACHE_HOME XDG_CONFIG_HOME; "
+        done = engine.start("exec", "systemd", "sh", "-c", clear + command)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def healthy() -> None:
+        ask = "python -c 'import urllib.request as u; u.urlopen(\"http://127.0.0.1:8000/health\")'"
+        deadline = time.monotonic() + 120
+        while engine.start("exec", "systemd", "sh", "-c", ask).returncode != 0:
+            assert time.monotonic() < deadline, inside("journalctl --no-pager -u maestrale")
+            time.sleep(0.5)
+
+    try:
+        asked = ("exec", "systemd", "systemctl", "is-system-running", "--wait")
+        deadline = time.monotonic() + 60
+        while (done := engine.start(*asked)).stdout.strip() not in ("running", "degraded"):
+            if time.monotonic() > deadline:
+                pytest.skip(f"systemd can't run in a container here: {done.stdout}{done.stderr}")
+            time.sleep(1)
+        said = inside("maestrale service install --host 0.0.0.0 --weight-format int8")
+        (key,) = re.findall(r"API key \(.*\): (\S+)", said)
+        unit = "/etc/systemd/system/maestrale.service"
+        assert key not in inside(f"cat {unit}")
+        assert inside("stat -c '%a %U' /etc/maestrale/maestrale.env").strip() == "600 root"
+        healthy()
+        assert "ActiveState     active" in inside("maestrale service status")
+        assert "--replace" in inside("maestrale service install", code=1)
+        inside("kill -9 $(systemctl show --property MainPID --value maestrale)")
+        time.sleep(1)
+        healthy()
+        assert inside("systemctl show --property NRestarts --value maestrale").strip() == "1"
+        inside("systemctl stop maestrale")
+        assert inside("systemctl show --property Result --value maestrale").strip() == "success"
+        assert "is removed" in inside("maestrale service uninstall")
+        inside(f"test ! -e {unit} && test ! -e /etc/maestrale/maestrale.env")
+        assert "There is no service" in inside("maestrale service status", code=1)
+    finally:
+        engine.start("rm", "--force", "--volumes", "systemd")
