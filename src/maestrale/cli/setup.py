@@ -142,7 +142,7 @@ class Terminal:
         self._doing = ""
         took = f" ({outcome.seconds:.0f} s)" if outcome.seconds >= 1 else ""
         if outcome.changed:
-            click.echo(f"  {click.style('changed', fg='green')}  {outcome.doing}{took}")
+            click.echo(f"  {click.style('changed  ', fg='green')}  {outcome.doing}{took}")
         else:
             click.echo(f"  {click.style('as it was', dim=True)}  {outcome.doing}")
 

@@ -50,8 +50,7 @@ def steps(plan: Plan, *, systemd: bool) -> list[Step]:
         wanted = {"names": every, "choices": plan.driver_modules}
         wanted["repositories"] = plan.repositories
         for each in plan.repositories:
-            source = {"path": each.source_file, "text": each.source}
-            step(f"Repository {each.uri}", ops.text_file, **source)
+            step(f"Repository {each.uri}", ops.repository_source, repository=each)
         step("Package lists", ops.package_lists, **wanted)
     if plan.docker:
         step(f"Docker: {', '.join(plan.docker)}", ops.packages, names=plan.docker)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
 from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.api.facts import FactBase
+
+from maestrale.machine.setup.packages import Repository
 
 
 class PackageFaults(FactBase[list[str]]):
@@ -56,6 +59,24 @@ class KeyFingerprints(FactBase[list[str]]):
                 found.append(fields[9])
                 primary = False
         return found
+
+
+class OtherSources(FactBase[list[str]]):
+    """The files of apt's sources that name a repository, but for the one that we write."""
+
+    default = list
+
+    def command(self, repository: Repository) -> StringCommand:
+        where = re.split("[$]", repository.uri)[0].rstrip("/")
+        mine = repository.source_file.rpartition("/")[2]
+        return StringCommand(
+            f"grep -rlF --include=*.list --include=*.sources --exclude={mine}",
+            QuoteString(where),
+            "/etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null || true",
+        )
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        return [line for line in output if line]
 
 
 class DockerRuntimes(FactBase[list[str]]):

@@ -16,6 +16,7 @@ from maestrale.machine.setup.machine_facts import (
     DockerRuntimes,
     FileText,
     KeyFingerprints,
+    OtherSources,
     PackageFaults,
 )
 from maestrale.machine.setup.packages import Choice, Repository
@@ -50,6 +51,18 @@ def repository_key(repository: Repository) -> Commands:
         host.noop(f"{repository.key_file} is NVIDIA's")
         return
     yield StringCommand(scripts.fetch_key(repository))
+
+
+@operation()
+def repository_source(repository: Repository) -> Commands:
+    """A repository in apt's sources, unless another file there names it already.
+
+    Two files that name one repository with two keys would stop apt altogether.
+    """
+    if host.get_fact(OtherSources, repository=repository):
+        host.noop(f"{repository.uri} is there already")
+        return
+    yield from text_file._inner(repository.source_file, repository.source)
 
 
 @operation()

@@ -48,6 +48,7 @@ class Recorded(Target):
     faults: str = ""
     keys: dict[str, str] = field(default_factory=dict)
     docker: str = "dead"
+    named_by: str = ""
 
     def run(
         self,
@@ -59,6 +60,7 @@ class Recorded(Target):
     ) -> Completed:
         for sign, answer in (
             ("dpkg --audit", self.faults),
+            ("grep -rlF", self.named_by),
             ("dpkg -l", "".join(f"ii  {name}  1.0  all  text\n" for name in self.packages.split())),
             ("daemon.json", self.files.get("daemon.json", "")),
             ("systemctl show", DOCKER_UNIT.format(self.docker)),
@@ -164,6 +166,13 @@ def test_a_file_or_a_key_that_someone_changed_is_put_right() -> None:
     key, pin = changes("debian-12", machine)
     assert key.startswith("Key of https://developer.download.nvidia.com/")
     assert pin == "Driver branch pinned"
+
+
+def test_a_repository_that_another_file_names_is_not_named_twice() -> None:
+    # Two keys for one repository would stop apt altogether.
+    machine = Recorded(named_by="/etc/apt/sources.list.d/nvidia-container-toolkit.list\n")
+    assert not [doing for doing in changes("ubuntu-24.04", machine) if "Repository" in doing]
+    assert [doing for doing in changes("ubuntu-24.04", Recorded()) if "Repository" in doing]
 
 
 def test_a_stopped_docker_is_started() -> None:
