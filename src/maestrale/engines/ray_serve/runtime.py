@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from pathlib import Path
@@ -26,6 +27,7 @@ INSTALL_RAY = (
     "again. For one engine on this machine leave --replicas and --ray-address out."
 )
 NAMESPACE = "maestrale"
+KNOCK_SECONDS = 5.0
 PREFIX = "mst"  # of the folder's name; the process's number follows
 OBJECT_STORE = 100 * 2**20  # bytes; messages between us are small and don't go through it
 LONGEST_SOCKET_FOLDER = 40
@@ -118,6 +120,7 @@ class Runtime:
             ) from error
 
     def _connect(self, ray: Any, address: str) -> None:
+        _knock(address)
         try:
             ray.init(
                 address=address,
@@ -151,6 +154,17 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def _knock(address: str) -> None:
+    """Raises: EngineError when nobody listens there. Ray itself would try on for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise EngineError(f"--ray-address {address}: an address and a port are needed (6379).")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(_why_not_joined(address, error)) from error
+
+
 def _why_not_joined(address: str, error: Exception) -> str:
     cause = error.__cause__ or error.__context__
     text = f"{error} {cause}"
@@ -160,7 +174,12 @@ def _why_not_joined(address: str, error: Exception) -> str:
             f"{_first_line(error)} Install the same maestrale, and so the same Ray and Python, on "
             "every node."
         )
-    if "uthentication" in text or "token" in text.lower():
+    if "no authentication token was found" in text or "find an authentication token" in text:
+        return (
+            f"A token is needed for the Ray cluster at {address}. Give the file that holds it with "
+            "--ray-token-file (or set RAY_AUTH_TOKEN)."
+        )
+    if "nauthenticated" in text or "InvalidAuthToken" in text or "AuthenticationError" in text:
         return (
             f"The Ray cluster at {address} did not accept the token. Give the file that holds the "
             "cluster's token with --ray-token-file (or set RAY_AUTH_TOKEN)."
