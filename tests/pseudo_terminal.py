@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 # Colours, cursor movements, modes: what a terminal swallows.
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]|\r")
@@ -44,6 +45,16 @@ class PseudoTerminal:
     def control(self, letter: str) -> None:
         """Press Ctrl and a letter."""
         self.type(chr(ord(letter.upper()) - 64))
+
+    def settle(self) -> None:
+        """Wait till the program waits, as people do. Between writing its prompt and reading, the
+        terminal still echoes, and readline notes a signal at the next key only.
+        """
+        asleep = 0
+        while asleep < 5 and self.process.poll() is None:
+            state = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            asleep = asleep + 1 if state == "S" else 0
+            time.sleep(0.02)
 
     def wait_for(self, pattern: str, timeout: float = 60.0) -> str:
         """Wait until what is new on the screen matches; what follows counts as new.

@@ -58,7 +58,7 @@ class RunningEngine:
             raise
         self.info: EngineInfo = self.engine.describe()
 
-    def do(self, work: Coroutine[Any, Any, T], timeout: float = 120) -> T:
+    def do(self, work: Coroutine[Any, Any, T], timeout: float = 280) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
 
     def run(self, *requests: GenerationRequest) -> list[Answer]:

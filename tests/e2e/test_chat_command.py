@@ -71,6 +71,7 @@ def test_a_conversation(chat: PseudoTerminal) -> None:
     chat.wait_for("a new conversation")
     chat.enter("/history")
     chat.wait_for("(?s)nothing was said yet.*?> ")
+    chat.settle()
     chat.control("d")
     assert chat.wait_for_end() == 0
 
@@ -86,6 +87,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(chat: PseudoTerminal, serve
         time.sleep(0.1)
     chat.enter("/history")
     assert "lion" in chat.wait_for(r"(?s)user: Tell a long story.*?assistant: .*?> ")
+    chat.settle()
     chat.control("c")  # at the prompt it does nothing but say how to leave
     chat.wait_for("Ctrl-D or /quit leaves")
     chat.enter("/max 5")
@@ -126,14 +128,17 @@ def test_lines_are_edited_and_remembered(
     chat.wait_for("/system")
     chat.enter("Be curt.")
     chat.wait_for("system prompt: Be curt.")
-    chat.wait_for("> ")  # from here on keys are read one by one
+    chat.wait_for("> ")
+    chat.settle()  # from here on keys are read one by one
     chat.type("/sXeed 3\x1b[D\x1b[D\x1b[D\x1b[D\x1b[D\x7f\r")  # five to the left, backspace
     chat.wait_for("seed 3 for each answer")
     chat.wait_for("> ")
     chat.enter('"""')
     chat.wait_for(r"\. ")
+    chat.settle()
     chat.control("c")
     chat.wait_for("(?s)leaves.*?> ")
+    chat.settle()
     chat.control("d")
     assert chat.wait_for_end() == 0
     kept = tmp_path / ".local/state/maestrale/chat-history"
@@ -141,6 +146,7 @@ def test_lines_are_edited_and_remembered(
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     with in_terminal([*CHAT, server.url], home) as next_time:
         next_time.wait_for("> ")
+        next_time.settle()
         next_time.type("\x1b[A\x1b[A")  # up, twice
         next_time.wait_for("/seed 3")
 

@@ -23,7 +23,8 @@ from maestrale.errors import EngineError, MaestraleError
 from ray_cluster import RayCluster, up, wait_until
 from running_engine import Answer, RunningEngine, collect
 
-pytestmark = pytest.mark.slow
+# A replica takes half a minute to come on a busy machine, and some tests wait for several.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STREAMS = 16
 TOKENS = 60
 PACE = 40  # tokens a second of each stream

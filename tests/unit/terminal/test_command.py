@@ -74,6 +74,7 @@ async def test_a_model_cannot_write_to_the_terminal_what_it_likes() -> None:
                 one.wait_for("> ")
                 one.enter("Hello")
                 one.wait_for("(?s)(tokens/s|seed).*?> ")
+                one.settle()
                 one.control("d")
                 one.wait_for_end()
                 return one.raw
