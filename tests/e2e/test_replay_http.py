@@ -101,9 +101,8 @@ def same(reply: Reply, undisturbed: Reply) -> None:
         {"response_format": FORMAT, "max_tokens": 120},
         {"n": 2, "temperature": 1.2},
         {"logprobs": True, "top_logprobs": 3, "presence_penalty": 0.5},
-        {"stop": ["."], "max_tokens": 60},
     ],
-    ids=["sampled", "greedy", "mid-JSON", "n=2", "logprobs", "stop string"],
+    ids=["sampled", "greedy", "mid-JSON", "n=2", "logprobs"],
 )
 async def test_killed_mid_stream(
     server: Server, client: httpx.AsyncClient, fields: dict[str, Any]
@@ -116,6 +115,19 @@ async def test_killed_mid_stream(
     assert restarts(server) == before + 1
     if "response_format" in fields:
         assert set(json.loads(reply.choices[0].text)) == {"title", "year", "cast"}
+
+
+async def test_killed_before_a_stop_string(server: Server, client: httpx.AsyncClient) -> None:
+    text = (await ask(client, body())).choices[0].text
+    # Of the second half, so that the engine dies before it.
+    cuts = (text[at : at + 4] for at in range(len(text) // 2, len(text) - 4))
+    stop = next(cut for cut in cuts if text.index(cut) >= len(text) // 2)
+    undisturbed = await ask(client, body(stop=[stop]))
+    assert undisturbed.choices[0].finish_reason == "stop"
+    reply = await ask(client, body(stop=[stop]), kill_at(server, 6))
+    same(reply, undisturbed)
+    assert reply.choices[0].text == text[: text.index(stop)]
+    assert reply.comments
 
 
 async def test_killed_twice_within_a_stream(server: Server, client: httpx.AsyncClient) -> None:

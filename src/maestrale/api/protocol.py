@@ -65,6 +65,9 @@ class HttpLimits:
     write_window: float = 120.0
     linger: float = 2.0
     """After an early answer: how long the rest of the request is read and thrown away."""
+    last_request: float = 0.5
+    """When the server ends: how long a connection that is owed nothing may still bring a request.
+    One is often on its way, and closing at once would reset it unread."""
 
 
 class _Phase(enum.Enum):
@@ -162,7 +165,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         self._shutting_down = True
-        super().shutdown()
+        if not self._owes_no_answer() or self._failed or self.transport.is_closing():
+            super().shutdown()
+        elif self._phase is _Phase.BETWEEN:
+            self._unset_keepalive_if_required()
+            self._start_timer(self.limits.last_request, self._head_is_late)
 
     def pause_writing(self) -> None:
         super().pause_writing()

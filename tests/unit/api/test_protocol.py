@@ -169,6 +169,25 @@ def server(shared: Running) -> Iterator[Running]:
     wait_until(lambda: not shared.server.server_state.tasks)
 
 
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("before", [b"", GET + b"\r\n", GET], ids=["new", "idle", "half a head"])
+def test_a_request_on_its_way_when_the_server_ends_is_answered(loop: str, before: bytes) -> None:
+    running = Running(HttpLimits(last_request=2.0), loop)
+    with running.connect() as client, running.connect():
+        client.sendall(before)
+        if before.endswith(b"\r\n\r\n"):
+            assert client.recv(10_000).startswith(b"HTTP/1.1 200")
+        wait_until(lambda: running.connections == 2)
+        running.server.should_exit = True
+        time.sleep(0.3)
+        client.sendall(b"\r\n" if before == GET else GET + b"\r\n")
+        answer = read_to_end(client)
+    assert statuses(answer) == [200]
+    assert b"connection: close" in answer.lower()
+    running.thread.join(10)
+    assert not running.thread.is_alive()
+
+
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_is_400_and_closed(server: Running, case: str) -> None:
     answer = server.exchange(MALFORMED[case])
