@@ -38,6 +38,7 @@ MaestraleError                     what the command line prints as one clear mes
 │       ├── CloudRefused           any other refusal, in the cloud's words
 │       └── HalfMade               the machine is there, and costs, but doesn't serve yet
 ├── SourceError                    what a machine is to install can't be had or made
+│   └── BadSource                  --source names nothing that could be (a SettingsError too)
 ├── ServiceError                   systemd, or the unit that is asked for, is not as it must be
 ├── EngineError                    the engine can't start, or stopped working
 │   ├── EngineDied                 the engine process is gone; requests may be replayed
@@ -106,6 +107,10 @@ class CannotBench(MaestraleError):
 
 class SourceError(MaestraleError):
     """What a machine is to install (`--source`) can't be understood, had or made."""
+
+
+class BadSource(SourceError, SettingsError):
+    """`--source` names nothing that a machine could install: it was called wrongly."""
 
 
 class ServiceError(MaestraleError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from maestrale import config
 from maestrale.errors import SettingsError
@@ -51,7 +52,9 @@ def _say(text: str) -> None:
 @click.option("--stop", metavar="NAME", help="Stop a machine; its disk stays.")
 @click.option("--start", metavar="NAME", help="Start it again.")
 @click.option("--down", metavar="NAME", help="Delete a machine with all that costs.")
+@click.pass_context
 def command(
+    context: click.Context,
     name: str,
     cloud: str | None,
     gpu: str,
@@ -79,15 +82,23 @@ def command(
     on where it stopped. Docs: docs/create.md.
     """
     from maestrale.cli import create_run
+    from maestrale.machine.cloud.after import find
     from maestrale.machine.cloud.providers import PROVIDERS, find_provider, gpu_name, region_name
+    from maestrale.machine.cloud.records import Book
     from maestrale.machine.cloud.wanted import Wanted, check
 
     acts = [one for one in (connect, stop, start, down) if one is not None]
     if len(acts) + listing > 1 or (dry_run and (acts or listing)):
         raise SettingsError("One at a time: --list, --connect, --stop, --start, --down, --dry-run.")
+    given = _given(context)
+    book = Book(config.default_machines_dir(os.environ))
     if listing:
+        if not any(book.all()):
+            click.echo("No machine was made here.")
+            return 0
         return create_run.show_list(_tools(None, ""))
     if acts:
+        find(book, acts[0])
         tools = _tools(None, acts[0])
         if down is not None:
             return create_run.delete(down, tools, yes)
@@ -113,6 +124,8 @@ def command(
         domain=domain,
     )
     check(wanted)
+    if provider is not None and provider.name == "kubernetes" and "disk" in given:
+        raise SettingsError("--disk with Kubernetes: a pod has its node's disk. Leave it out.")
     create_run.check_source(wanted)
     if not (dry_run or yes) and not sys.stdin.isatty():
         raise SettingsError(
@@ -123,6 +136,30 @@ def command(
     if dry_run:
         return create_run.dry_run(wanted, tools)
     return create_run.create(wanted, tools, port)
+
+
+# What else may be said with each of these; the rest would mean nothing.
+_WITH = {"listing": (), "connect": ("port",), "stop": (), "start": ("port",), "down": ("yes",)}
+
+
+def _given(context: click.Context) -> set[str]:
+    """The names of what was given. Raises: SettingsError for empty texts and what doesn't fit."""
+    given = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    flags = {one.name: one.opts[0] for one in context.command.params}
+    for name in sorted(given):
+        value = context.params[name]
+        if isinstance(value, str) and not value.strip():
+            raise SettingsError(f"{flags[name]}: a text is needed, but {value!r} was given.")
+    for act in given & set(_WITH):
+        if others := sorted(flags[name] for name in given - {act, *_WITH[act]}):
+            raise SettingsError(
+                f"{flags[act]} is for a machine that was made: it takes no {', '.join(others)}."
+            )
+    return given
 
 
 def _tools(wanted: Wanted | None, name: str, *, ask: bool = False) -> Tools:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
-from maestrale.errors import MachineError, SettingsError
+from maestrale import config
+from maestrale.errors import MachineError, ModelError, NoSuchOffer, SettingsError
 from maestrale.machine.cloud import after, flow, offers, task
 from maestrale.machine.cloud.flow import Tools
 from maestrale.machine.cloud.providers import CATALOGUE_ROWS, PROVIDERS
@@ -102,7 +105,8 @@ def check_source(wanted: Wanted) -> None:
 def dry_run(wanted: Wanted, tools: Tools) -> int:
     """Print the task file that SkyPilot would get, after its own parser took it."""
     with tools.pilot:
-        market = offers.ask(tools.pilot, wanted)
+        check_model(wanted, tools.say, refuse=False)
+        market = _market(wanted, tools)
         flow.show(market, tools.say)
         offer = market.offers[0]
         text = task.task_yaml(wanted, offer, image=tools.image)
@@ -121,8 +125,48 @@ def dry_run(wanted: Wanted, tools: Tools) -> int:
     return 0
 
 
+def _market(wanted: Wanted, tools: Tools) -> offers.Market:
+    """The offers; of Kubernetes, without a cluster, one that a cluster could make."""
+    try:
+        return offers.ask(tools.pilot, wanted)
+    except NoSuchOffer as error:
+        if wanted.cloud is None or wanted.cloud.name != "kubernetes":
+            raise
+        tools.say(f"{error}\nThe task file is for a cluster that has.")
+        any_node = offers.Offer(
+            "kubernetes", wanted.region, "", wanted.gpu, wanted.count, None, None, False, 0.0
+        )
+        return offers.Market((any_node,), {})
+
+
+def check_model(wanted: Wanted, say: Callable[[str], None], *, refuse: bool) -> None:
+    """Say before money is spent that the hub won't give the model to this account.
+
+    Raises: ModelError, with `refuse`; SettingsError for a path.
+    """
+    from maestrale.cli.doctor_hub import model_finding
+
+    if wanted.model and Path(wanted.model).expanduser().exists():
+        raise SettingsError(
+            f"--model {wanted.model} is a file or folder here, and the machine would not have it: "
+            "name a model on the hub."
+        )
+    settings = config.load_settings(
+        {"model": wanted.model or config.BUNDLED_MODEL}, {"HOME": "/nonexistent"}, Path(os.devnull)
+    )
+    hub = config.hub_settings(os.environ)
+    found = model_finding(settings, hub, "vllm" if wanted.gpu else "openvino")
+    if found.state == "problem" and refuse:
+        raise ModelError(f"{found.what} {found.remedy}\nNothing was made.")
+    if found.state == "warning":
+        say(f"Whether this account may have the model is not known: {found.what}")
+    elif found.state == "problem":
+        say(f"The model: {found.what} {found.remedy}".strip())
+
+
 def create(wanted: Wanted, tools: Tools, port: int) -> int:
     """Make it, prove it, print how to use it."""
+    check_model(wanted, tools.say, refuse=True)
     with tools.pilot:
         record = flow.create(wanted, tools)
     if record is None:

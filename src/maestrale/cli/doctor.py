@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maestrale import config
+from maestrale.cli.ranges import Seconds
+from maestrale.errors import MachineError
 
 if TYPE_CHECKING:
     from maestrale.machine.doctor import Finding
@@ -46,7 +48,7 @@ SCHEMA = 1  # of --json; findings may be added within it, nothing changes its me
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(5, 600),
+    type=Seconds(5, 600),
     default=90.0,
     show_default=True,
     help="Seconds for looking at the machine, in all.",
@@ -84,14 +86,19 @@ def command(
         accept_new=accept_new_host_key,
         options=ssh_options,
     )
-    with machine:
-        began = time.time()
-        facts = gather(
-            machine,
-            hub="" if hub.offline else hub.endpoint,
-            service_port=settings.port,
-            timeout=timeout,
-        )
+    try:
+        with machine:
+            began = time.time()
+            facts = gather(
+                machine,
+                hub="" if hub.offline else hub.endpoint,
+                service_port=settings.port,
+                timeout=timeout,
+            )
+    except MachineError as error:
+        if as_json:
+            click.echo(json.dumps(_not_seen(target, error), indent=2))
+        raise
     asked = Asked(
         "" if machine.local else machine.name, settings.port, None if machine.local else began
     )
@@ -116,6 +123,18 @@ def _environment() -> dict[str, str]:
     except RuntimeError:
         return {**os.environ, "HOME": "/nonexistent"}
     return dict(os.environ)
+
+
+def _not_seen(target: str | None, error: MachineError) -> dict[str, Any]:
+    """--json of a machine that could not be looked at: one finding, and no facts."""
+    finding = {"check": "connection", "state": "problem", "what": str(error)}
+    return {
+        "schema": SCHEMA,
+        "target": target,
+        "verdict": "problem",
+        "findings": [{**finding, "remedy": None, "command": None}],
+        "facts": {},
+    }
 
 
 def _document(target: str | None, facts: MachineFacts, findings: list[Finding]) -> dict[str, Any]:

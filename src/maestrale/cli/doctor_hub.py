@@ -21,7 +21,7 @@ def hub_findings(
 ) -> list[Finding]:
     """Two findings: token, model."""
     engine = "vllm" if has_nvidia(facts) and not too_old(facts) else "openvino"
-    model = _model(settings, hub, engine, facts, local)
+    model = model_finding(settings, hub, engine, local=local, machine_token=facts.token)
     return [_token(facts, hub, local, asked=not hub.offline), model]
 
 
@@ -44,9 +44,15 @@ def _token(facts: MachineFacts, hub: HubSettings, local: bool, *, asked: bool) -
     return Finding("token", "ok", f"{source}: {hub.endpoint} knows it as {name}'s.{there}")
 
 
-def _model(
-    settings: Settings, hub: HubSettings, engine: str, facts: MachineFacts, local: bool
+def model_finding(
+    settings: Settings,
+    hub: HubSettings,
+    engine: str,
+    *,
+    local: bool = False,
+    machine_token: str = "",
 ) -> Finding:
+    """Whether the account here may have the model. `machine_token`: where the machine has one."""
     from maestrale.models.access import check_access
     from maestrale.models.catalog import find_model
     from maestrale.models.hub import Hub
@@ -86,11 +92,11 @@ def _model(
     except HubUnreachable as error:
         return _refused("model", error, warn=True)
     except AccessDenied as error:
-        if hub.token is None and facts.token and not local:
+        if hub.token is None and machine_token and not local:
             return Finding(
                 "model",
                 "ok",
-                f"{repo} is gated; the machine has a token ({facts.token}), which is not read "
+                f"{repo} is gated; the machine has a token ({machine_token}), which is not read "
                 "from here, so access was not tried.",
             )
         return _refused("model", error)

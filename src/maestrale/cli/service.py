@@ -13,6 +13,7 @@ from maestrale import config
 from maestrale.errors import ServiceError, SettingsError
 from maestrale.keys import new_key
 from maestrale.machine import service
+from maestrale.machine.source import is_image
 from maestrale.machine.unit import SECRETS, Container, Program, environment_file, unit
 
 NAME = click.option("--name", default="maestrale", show_default=True, help="The service's name.")
@@ -104,6 +105,7 @@ def status(name: str) -> int:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[SERVE OPTIONS]...")
 def print_(name: str, image: str | None, gpus: bool, options: tuple[str, ...]) -> None:
     """Show the unit that 'install' would write."""
+    service.unit_path(name)
     settings, given = read_options(options)
     how = _how(settings, image, gpus, given)
     words = serve_words(settings, given, image is not None)
@@ -185,6 +187,10 @@ def _how(
 ) -> Container | Program:
     if image is None:
         return Program.running(gpus=gpus, low_port=0 < settings.port < 1024)
+    if not is_image(image):
+        raise SettingsError(
+            f"--container {image!r} is no image's name: those are as maestrale:0.1.0-cpu."
+        )
     for name in given:
         if config.field_type(name) is Path:
             raise ServiceError(

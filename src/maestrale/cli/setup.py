@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from maestrale.cli.ranges import Seconds
 from maestrale.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -50,13 +52,14 @@ REBOOT_NEEDED = 3  # exit code
 )
 @click.option(
     "--wait-for-apt",
-    type=click.FloatRange(0, 86400),
+    type=Seconds(0, 86400),
     default=300.0,
     metavar="SECONDS",
     help="Wait so long while another program installs packages. Default: 300.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="With --dry-run: the commands as well.")
-def command(target: str | None, **given: Any) -> int:
+@click.pass_context
+def command(context: click.Context, /, target: str | None, **given: Any) -> int:
     """Set up a machine: NVIDIA's driver, Docker, the container toolkit; what is there stays.
 
     TARGET is user@host[:port], over SSH; without it, this machine. Ubuntu 22.04, 24.04 and
@@ -72,14 +75,18 @@ def command(target: str | None, **given: Any) -> int:
         given["cpu"], given["nvidia_repository"], given["nvidia_key"], given["wait_for_apt"]
     )
     if given["cloud_init"]:
-        if target is not None or given["dry_run"] or given["reboot"]:
-            raise SettingsError("--cloud-init prints text for a machine to come: no TARGET.")
+        _only_for_text(context)
         from maestrale.machine.setup.cloud_init import user_data
 
         click.echo(user_data(options, given["source"]), nl=False)
         return 0
     if given["verbose"] and not given["dry_run"]:
         raise SettingsError("--verbose goes with --dry-run.")
+    if given["no_proof"] and given["source"] is not None:
+        raise SettingsError(
+            "--source says what the image of the proof is made of, and --no-proof makes none: "
+            "leave one of them out."
+        )
     try:
         import pyinfra  # noqa: F401
     except ImportError as error:
@@ -99,11 +106,34 @@ def command(target: str | None, **given: Any) -> int:
         return _set_up(machine, given, options)
 
 
+# What --cloud-init goes with.
+_IN_USER_DATA = ("cloud_init", "source", "cpu", "nvidia_repository", "nvidia_key")
+
+
+def _only_for_text(context: click.Context) -> None:
+    """Raises: SettingsError when --cloud-init comes with what user-data can't do."""
+    others = [
+        parameter
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.name not in _IN_USER_DATA
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if others:
+        names = ", ".join(
+            max(one.opts, key=len) if isinstance(one, click.Option) else "TARGET" for one in others
+        )
+        raise SettingsError(
+            "--cloud-init prints text for a machine to come, which needs no one logged in: it "
+            f"takes no {names}."
+        )
+
+
 def _set_up(machine: Target, given: dict[str, Any], options: Any) -> int:
     from maestrale.machine.setup import whole
     from maestrale.machine.source import Source
 
-    source = Source.parse(given["source"]) if given["source"] else None
+    source = Source.parse(given["source"]) if given["source"] is not None else None
     show = Terminal()
     request = whole.Request(
         options,
@@ -173,7 +203,10 @@ def _own_command() -> list[str]:
 
 
 def _own_environment() -> dict[str, str]:
-    names = ("PYTHONPATH", "PYTHONSAFEPATH", "HOME", "PIP_INDEX_URL", "HTTPS_PROXY")
+    names = [
+        *("PYTHONPATH", "PYTHONSAFEPATH", "HOME", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE"),
+        *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_CERT"),
+    ]
     return {name: os.environ[name] for name in names if name in os.environ}
 
 

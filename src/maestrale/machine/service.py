@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from maestrale.errors import ServiceError
+from maestrale.errors import ServiceError, SettingsError
 from maestrale.machine.unit import Container, Program, environment_file, environment_text
 
 UNIT_FOLDER = Path("/etc/systemd/system")
@@ -21,9 +21,9 @@ COMMAND_SECONDS = 120.0
 
 
 def unit_path(name: str) -> Path:
-    """Where the unit lies. Raises: ServiceError for an odd name."""
+    """Where the unit lies. Raises: SettingsError for an odd name."""
     if not NAME.fullmatch(name):
-        raise ServiceError(
+        raise SettingsError(
             f"{name!r} can't be a service's name: small letters, digits and '-', a letter first."
         )
     return UNIT_FOLDER / f"{name}.service"

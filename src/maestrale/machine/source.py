@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from maestrale.errors import SourceError
+from maestrale.errors import BadSource, SourceError
 
 Kind = Literal["checkout", "wheel", "git", "image", "published"]
 Target = Literal["cpu", "cuda"]
@@ -76,13 +76,13 @@ class Source:
     def parse(cls, text: str | None) -> Source:
         """What `--source` means; None is whatever this program itself was installed from.
 
-        Raises: SourceError that says what would work.
+        Raises: BadSource that says what would work; SourceError for None.
         """
         if text is None:
             return installed_from()
         text = text.strip()
         if not text or text.startswith("-"):
-            raise SourceError(f"--source {text!r} is no source. {WHAT_WORKS}")
+            raise BadSource(f"--source {text!r} is no source. {WHAT_WORKS}")
         published = _PUBLISHED.fullmatch(text)
         if published:
             return cls("published", published["version"])
@@ -97,20 +97,20 @@ class Source:
         hint = ""
         if image and "/" in text and not text.endswith(".whl"):
             hint = f" If it is an image, give its tag: {text}:latest."
-        raise SourceError(f"--source {text}: there is no such file or folder.{hint} {WHAT_WORKS}")
+        raise BadSource(f"--source {text}: there is no such file or folder.{hint} {WHAT_WORKS}")
 
     @classmethod
     def _of_path(cls, path: Path) -> Source:
         if path.is_dir():
             if not is_checkout(path):
-                raise SourceError(
+                raise BadSource(
                     f"--source {path} is a folder, but no checkout of maestrale: it has no "
                     "pyproject.toml of that name, or no deploy/docker/Dockerfile."
                 )
             return cls("checkout", str(path.resolve()))
         if path.suffix == ".whl":
             return cls("wheel", str(path.resolve()))
-        raise SourceError(f"--source {path} is no wheel: its name doesn't end in .whl.")
+        raise BadSource(f"--source {path} is no wheel: its name doesn't end in .whl.")
 
     def stage(self, folder: Path) -> Staged:
         """Put all that the machine needs into the empty `folder`; for an image that is nothing.
@@ -156,6 +156,11 @@ def is_checkout(folder: Path) -> bool:
         is not None
         and (folder / "deploy/docker/Dockerfile").is_file()
     )
+
+
+def is_image(text: str) -> bool:
+    """Whether an image could have this name: HOST/NAME:TAG, of which NAME is enough."""
+    return _IMAGE.fullmatch(text) is not None
 
 
 def is_git_url(text: str) -> bool:

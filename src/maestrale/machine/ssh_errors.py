@@ -40,6 +40,11 @@ _UNREACHABLE = (
         "It may still be starting, or bar this address for too many logins: wait a minute.",
     ),
     (
+        "command-line",
+        "the SSH client does not take the --ssh-option ({last})",
+        "man ssh_config lists what there is.",
+    ),
+    (
         "Bad configuration option",
         "the SSH client's options are wrong",
         "See ~/.ssh/config and --ssh-option.",
@@ -93,9 +98,8 @@ def explain(stderr: str, host: str, port: int, login: str, *, identity: str = ""
         )
     for sign, what, remedy in _UNREACHABLE:
         if sign in stderr:
-            return TargetUnreachable(
-                f"Can't reach {host}: {what.format(port=port)}. {remedy.format(port=port)}"
-            )
+            told = what.format(port=port, last=_last_line(stderr).rstrip("."))
+            return TargetUnreachable(f"Can't reach {host}: {told}. {remedy.format(port=port)}")
     said = _last_line(stderr) or "it said nothing"
     return TargetUnreachable(
         f"The SSH connection to {host} failed: {said} To see all of it: {command} -v"

@@ -69,25 +69,40 @@ class Target:
         Raises: SettingsError when it is none of these, or the port is given twice.
         """
         if text is None:
-            if port is not None or identity is not None:
-                raise SettingsError("--port and --identity are for a machine over SSH: name it.")
+            given = {
+                "--port": port is not None,
+                "--identity": identity is not None,
+                "--accept-new-host-key": accept_new,
+                "--ssh-option": bool(options),
+            }
+            if named := [name for name, is_given in given.items() if is_given]:
+                verb = "is" if len(named) == 1 else "are"
+                raise SettingsError(
+                    f"{' and '.join(named)} {verb} for a machine over SSH: name it, as user@host."
+                )
             return cls()
+        for option in options:
+            if not re.fullmatch(r"[A-Za-z]+\s*[= ]\s*\S.*", option):
+                raise SettingsError(
+                    f"--ssh-option {option!r}: works are ssh's own options as KEY=VALUE, such as "
+                    "ProxyJump=user@host."
+                )
         rest = text.removeprefix("ssh://").removesuffix("/") if "://" in text else text
         user, at, address = rest.rpartition("@")
         bracketed = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?", address)
         plain = re.fullmatch(r"([^:]+):(\d+)", address)
         found = bracketed or plain
-        host, given = (found[1], found[2]) if found else (address, None)
+        host, its_port = (found[1], found[2]) if found else (address, None)
         sound = _HOST.fullmatch(host) and (_NAME.fullmatch(user) if at else True)
         if not sound or user.startswith("-"):
             raise SettingsError(
                 f"{text[:80]!r} names no machine. Works: user@host, user@host:port, or nothing "
                 "for this machine."
             )
-        if given is not None and port is not None and int(given) != port:
-            raise SettingsError(f"{text!r} names port {given}, and --port says {port}.")
-        number = int(given) if given is not None else port or 0
-        if not 0 <= number <= 65535:
+        if its_port is not None and port is not None and int(its_port) != port:
+            raise SettingsError(f"{text!r} names port {its_port}, and --port says {port}.")
+        number = int(its_port) if its_port is not None else port or 0
+        if not 0 <= number <= 65535 or (its_port is not None and number == 0):
             raise SettingsError(f"{number} is no port: they go from 1 to 65535.")
         if identity is not None and not identity.expanduser().is_file():
             raise SettingsError(f"--identity: there is no file {identity}.")

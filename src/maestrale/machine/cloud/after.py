@@ -11,11 +11,12 @@ from maestrale.machine.cloud import task
 from maestrale.machine.cloud.flow import Tools, machine
 from maestrale.machine.cloud.providers import PROVIDERS
 from maestrale.machine.cloud.records import STOPPED, UP, Book, Login, Record
+from maestrale.machine.cloud.wanted import is_name
 
 
 def find(book: Book, name: str) -> Record:
     """The record. Raises: SettingsError, naming those there are."""
-    record = book.find(name)
+    record = book.find(name) if is_name(name) else None
     if record is None:
         names = ", ".join(one.name for one in book.all())
         raise SettingsError(

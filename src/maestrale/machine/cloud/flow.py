@@ -77,10 +77,10 @@ def create(wanted: Wanted, tools: Tools) -> Record | None:
         if record is None:
             return None
     else:
-        _same(wanted, record)
+        check_same(wanted, record)
         tools.say(f"{record.name} was begun before, on {PROVIDERS[record.cloud].title}: going on.")
     with leaving_behind(record, tools):
-        record = _launch(wanted, record, tools)
+        record = replace(_launch(wanted, record, tools), model=wanted.model)
         with machine(record, tools.book) as target:
             reach(target, tools.ssh_seconds, tools.say)
             if not PROVIDERS[record.cloud].container:
@@ -132,6 +132,10 @@ def _begin(wanted: Wanted, tools: Tools) -> Record | None:
             domain=wanted.domain,
             autostop=wanted.autostop,
             deletes=task.deletes(wanted, offer),
+            count=wanted.count,
+            disk=wanted.disk,
+            spot=wanted.spot,
+            image=wanted.image,
         )
     )
 
@@ -173,15 +177,31 @@ def costs(wanted: Wanted, offer: Offer) -> list[str]:
     return lines
 
 
-def _same(wanted: Wanted, record: Record) -> None:
+def check_same(wanted: Wanted, record: Record) -> None:
     """Raises: SettingsError when the name is taken by a machine of another kind."""
     clouds = {one.name for one in wanted.clouds}
-    if record.cloud not in clouds or (wanted.gpu and record.gpu != wanted.gpu):
-        raise SettingsError(
-            f"There is a machine {record.name} already: {record.gpu or 'no GPU'} on "
-            f"{PROVIDERS[record.cloud].title}. Choose another --name, or delete it: "
-            f"maestrale create --down {record.name}"
-        )
+    same_gpu = record.gpu.lower() == wanted.gpu.lower() and record.count == wanted.count
+    ways = f"Choose another --name, or delete it: maestrale create --down {record.name}"
+    title = PROVIDERS[record.cloud].title
+    if record.cloud not in clouds or not same_gpu:
+        gpu = f"{record.count} x {record.gpu}" if record.gpu else "no GPU"
+        raise SettingsError(f"There is a machine {record.name} already: {gpu} on {title}. {ways}")
+    fixed = [
+        ("--region", record.region.lower(), (wanted.region or record.region).lower()),
+        ("--disk", record.disk, wanted.disk),
+        ("--spot", record.spot, wanted.spot),
+        ("--autostop", record.autostop, wanted.autostop),
+        ("--image", record.image, wanted.image),
+        ("--domain", record.domain, wanted.domain),
+    ]
+    if PROVIDERS[record.cloud].container:
+        fixed.append(("--model", record.model, wanted.model))
+    for flag, was, now in fixed:
+        if was != now:
+            raise SettingsError(
+                f"The machine {record.name} was made with {flag} {was or 'left out'}, which can't "
+                f"be changed afterwards: say the same again to go on. {ways}"
+            )
 
 
 def _launch(wanted: Wanted, record: Record, tools: Tools) -> Record:

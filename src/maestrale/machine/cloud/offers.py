@@ -30,10 +30,10 @@ class Offer:
     def line(self) -> str:
         """What it is, in one line, with its price."""
         gpu = f"{self.count} x {self.gpu}, " if self.gpu else ""
-        size = f"{self.cpus or 0:g} vCPUs, {self.memory or 0:g} GiB"
+        size = f"{self.cpus or 0:g} vCPUs, {self.memory or 0:g} GiB" if self.cpus else "any size"
         place = f" in {self.region}" if self.region else ""
         spot = ", spot" if self.spot else ""
-        what = f"{PROVIDERS[self.cloud].title} {self.instance}{place}"
+        what = f"{PROVIDERS[self.cloud].title} {self.instance}".strip() + place
         return f"{what}: {gpu}{size}{spot}, {self.cost()}"
 
     def cost(self) -> str:
@@ -77,9 +77,15 @@ def ask(pilot: Pilot, wanted: Wanted) -> Market:
 
 def _problem(cloud: str, wanted: Wanted, kind: str, why: str) -> str:
     title = PROVIDERS[cloud].title
-    machine = f"{wanted.count} x {wanted.gpu}" if wanted.gpu else "a machine without GPU"
+    machine = f"{wanted.count} x {wanted.gpu}" if wanted.gpu else "machine without a GPU"
+    room = machine if wanted.gpu else f"a {machine}"
     spot = " as spot" if wanted.spot else ""
     where = f" in {wanted.region}" if wanted.region else ""
+    if kind == "no-offer" and cloud == "kubernetes":
+        return (
+            f"Kubernetes: no cluster that SkyPilot sees from here has room for {room}{where}. "
+            f"It wants {PROVIDERS[cloud].key}. {why}"
+        ).strip()
     if kind == "no-offer":
         return f"{title} has no {machine}{spot}{where} (by SkyPilot's catalogue). {why}".strip()
     if kind == "network":

@@ -147,7 +147,9 @@ def gpu_name(text: str) -> tuple[str, int]:
     name, colon, count = text.strip().partition(":")
     plain = name.replace(" ", "").replace("_", "")
     if not plain.replace("-", "").isalnum() or (colon and not count.isdigit()) or count == "0":
-        raise SettingsError(f"--gpu {text}: works are a name and how many, as in A5000 or A100:2.")
+        raise SettingsError(
+            f"--gpu {text!r}: works are a name and how many, as in A5000 or A100:2."
+        )
     return _GPUS.get(plain.upper(), plain), int(count or 1)
 
 

@@ -46,6 +46,10 @@ class Record:
     domain: str = ""
     autostop: int = 0
     deletes: bool = False  # what autostop does
+    count: int = 0  # of GPUs
+    disk: int = 0  # GB
+    spot: bool = False
+    image: str = ""
     made: float = field(default_factory=time.time)
 
 

@@ -40,9 +40,14 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _DOMAIN = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]", re.I)
 
 
+def is_name(text: str) -> bool:
+    """Whether a machine can be called that."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check(wanted: Wanted) -> None:
     """Raises: SettingsError for what no cloud, or not the one named, can do."""
-    if not _NAME.fullmatch(wanted.name):
+    if not is_name(wanted.name):
         raise SettingsError(
             f"{wanted.name!r} can't be a machine's name: lower-case letters, digits and hyphens, "
             "beginning with a letter, at most 40."

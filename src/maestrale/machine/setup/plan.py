@@ -65,7 +65,7 @@ class Plan:
 def make_plan(facts: MachineFacts, options: Options) -> Plan:
     """Raises: UnsupportedMachine, GpuTooOld, SecureBootOn, DiskFull, SetupRefused."""
     distribution = _distribution(facts, options.cpu)
-    _check_disk(facts)
+    _check_disk(facts, options.cpu)
     docker, notes = _docker(facts)
     if facts.container:
         notes += (f"This looks like a container ({facts.container}): Docker may not start in it.",)
@@ -114,6 +114,11 @@ def read_options(
     """From the command line. Raises: SettingsError."""
     if bool(repository) != bool(key):
         raise SettingsError("--nvidia-repository and --nvidia-key belong together: give both.")
+    if cpu and repository:
+        raise SettingsError(
+            "--cpu installs nothing of NVIDIA's, so --nvidia-repository means nothing with it: "
+            "leave one of them out."
+        )
     text = ""
     if repository is not None and key is not None:
         if not re.fullmatch(r"(https?|file)://[^\s]+", repository):
@@ -123,7 +128,8 @@ def read_options(
         try:
             text = key.expanduser().read_text("ascii")
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"--nvidia-key: {key} can't be read as text: {error}.") from error
+            why = getattr(error, "strerror", None) or "it is not text"
+            raise SettingsError(f"--nvidia-key: {key} can't be read: {why}.") from error
         if "-----BEGIN PGP PUBLIC KEY BLOCK-----" not in text:
             raise SettingsError(
                 f"--nvidia-key: {key} is no armoured public key. gpg --armor --export makes one."
@@ -159,9 +165,10 @@ def _distribution(facts: MachineFacts, cpu: bool) -> str:
     return name
 
 
-def _check_disk(facts: MachineFacts) -> None:
+def _check_disk(facts: MachineFacts, cpu: bool) -> None:
     disk = facts.disk_of("/")
-    missing = not facts.docker.installed
+    no_driver = facts.driver is None or not facts.driver.version
+    missing = not facts.docker.installed or (bool(facts.nvidia_gpus) and not cpu and no_driver)
     if disk is not None and missing and disk.free < needs.SETUP_DISK_BYTES:
         raise DiskFull(
             f"The disk has {disk.free / 2**30:.1f} GiB free at {disk.mount}; set-up needs "

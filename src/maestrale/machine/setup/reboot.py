@@ -51,6 +51,16 @@ def reboot_reason(facts: MachineFacts) -> str:
     return f"the running kernel, {facts.kernel}, has not loaded the driver"
 
 
+def reboot_to_come(facts: MachineFacts) -> str:
+    """Why a driver that is yet to be installed will need a reboot; empty where it may need none."""
+    driver = facts.driver
+    if "nouveau" in facts.modules:
+        return reboot_reason(facts)
+    if driver is not None and driver.loaded and not driver_suffices(driver.loaded):
+        return f"driver {driver.loaded} is loaded, and a newer one takes its place at a boot"
+    return ""
+
+
 def still_not(target: Target, facts: MachineFacts) -> SetupError:
     """The error for a driver that doesn't work even after a reboot."""
     said = facts.driver.failure if facts.driver is not None else "no driver is found"
@@ -90,9 +100,10 @@ def reboot_and_wait(target: Target, *, limit: float = REBOOT_SECONDS) -> float:
     )
 
 
-def resume_unit(command: Sequence[str], environment: dict[str, str]) -> str:
-    """A unit that runs `command` at the next boot, once: it takes itself away first."""
-    words = " ".join(shlex.quote(word.replace("%", "%%")) for word in command)
+def resume_unit(command: Sequence[str], environment: dict[str, str], folder: str = "/") -> str:
+    """A unit that runs `command` in `folder` at the next boot, once: it takes itself away first."""
+    # systemd reads % and $ even within quotes.
+    words = " ".join(shlex.quote(word.replace("%", "%%").replace("$", "$$")) for word in command)
     variables = "".join(
         f'Environment="{name}={value.replace("%", "%%")}"\n' for name, value in environment.items()
     )
@@ -100,7 +111,7 @@ def resume_unit(command: Sequence[str], environment: dict[str, str]) -> str:
         "# Written by maestrale setup --reboot; removes itself.\n"
         "[Unit]\nDescription=maestrale setup goes on after the reboot\n"
         "Wants=network-online.target\nAfter=network-online.target docker.service\n\n"
-        f"[Service]\nType=oneshot\n{variables}"
+        f"[Service]\nType=oneshot\nWorkingDirectory=-{folder.replace('%', '%%')}\n{variables}"
         f"ExecStartPre=/bin/rm -f {UNIT_FILE} /etc/systemd/system/multi-user.target.wants/{UNIT}\n"
         f"ExecStart={words}\nTimeoutStartSec=2h\n\n"
         "[Install]\nWantedBy=multi-user.target\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from maestrale.machine.facts import MachineFacts
 from maestrale.machine.probe import gather
@@ -51,6 +52,8 @@ def set_up(target: Target, request: Request, report: Report) -> Result:
         report.note(f"  {line}")
     if request.dry_run:
         outcomes = preview(target, facts, plan)
+        if plan.gpu and (reason := reboot.reboot_to_come(facts)):
+            report.note(f"  A reboot will be needed: {reason}. --reboot does it.")
         _tell_preview(outcomes, report)
         return Result(outcomes, plan.gpu)
     outcomes = apply(target, facts, plan, request.options, report)
@@ -104,7 +107,9 @@ def _driver_is_up(target: Target, request: Request, report: Report) -> bool:
         return False
     if target.local:
         report.note(f"Rebooting: {reason}. It goes on by itself; 'journalctl -u {reboot.UNIT}'.")
-        reboot.reboot_here(target, reboot.resume_unit(request.resume, request.resume_environment))
+        # Relative paths in the command mean the same after the reboot.
+        unit = reboot.resume_unit(request.resume, request.resume_environment, str(Path.cwd()))
+        reboot.reboot_here(target, unit)
         return False
     report.note(f"Rebooting {target.name}: {reason} ...")
     seconds = reboot.reboot_and_wait(target)

@@ -70,3 +70,9 @@ def test_the_unit_that_goes_on_after_a_reboot() -> None:
     assert "ExecStart='/opt/a b/python' -m maestrale setup\n" in text
     assert 'Environment="PYTHONPATH=/x%%y"' in text
     assert "--reboot" not in text.partition("[Unit]")[2]
+
+
+def test_paths_and_signs_mean_the_same_after_a_reboot() -> None:
+    text = resume_unit(["python", "--source", "./my$dir"], {}, "/srv/50% off")
+    assert "WorkingDirectory=-/srv/50%% off\n" in text
+    assert "ExecStart=python --source './my$$dir'\n" in text

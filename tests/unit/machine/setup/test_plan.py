@@ -19,6 +19,7 @@ from maestrale.errors import (
 from maestrale.machine.probe import read_facts
 from maestrale.machine.setup.packages import CUDA_FINGERPRINT, TOOLKIT_FINGERPRINT
 from maestrale.machine.setup.plan import Options, Plan, kernel_flavour, make_plan, read_options
+from maestrale.machine.setup.reboot import reboot_to_come
 
 PCI = "0000:00:05.0 0x10de {} 0x030200 -"
 FRESH: dict[str, Any] = {"pci": PCI.format("0x2231"), "packages": (NOT_FOUND, 1)}
@@ -145,6 +146,17 @@ def test_secure_boot_is_refused_only_where_modules_are_unsigned() -> None:
 def test_a_full_disk_is_refused_before_anything_is_done() -> None:
     with pytest.raises(DiskFull, match=r"3\.0 GiB free"):
         fresh(disks=disks(3))
+    # Docker is there; the driver needs room as well.
+    with pytest.raises(DiskFull, match=r"3\.0 GiB free"):
+        plan(*NO_DRIVER, **{**FRESH, "disks": disks(3)})
+    plan(*NO_DRIVER, options=Options(cpu=True), **{**FRESH, "disks": disks(3)})
+
+
+def test_a_reboot_to_come_is_told_beforehand() -> None:
+    without = read_facts(recorded(*NO_DRIVER, **FRESH))
+    assert reboot_to_come(without) == ""
+    free = read_facts(recorded(*NO_DRIVER, **FRESH, modules="nouveau 3096576 1 - Live 0x0"))
+    assert "the kernel uses nouveau" in reboot_to_come(free)
 
 
 def test_a_foreign_kernel_must_bring_its_headers() -> None:
@@ -189,6 +201,10 @@ def test_the_mirrors_options(tmp_path: Path) -> None:
     for wrong in (("http://m", None), (None, key), ("mirror", key), ("http://m", tmp_path / "no")):
         with pytest.raises(SettingsError):
             read_options(False, wrong[0], wrong[1], 1.0)
+    with pytest.raises(SettingsError, match="--cpu"):
+        read_options(True, "http://m", key, 1.0)
+    with pytest.raises(SettingsError, match="can't be read: No such file or directory"):
+        read_options(False, "http://m", tmp_path / "no", 1.0)
     key.write_text("binary")
     with pytest.raises(SettingsError, match="armoured"):
         read_options(False, "http://m", key, 1.0)
