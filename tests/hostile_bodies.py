@@ -67,6 +67,7 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "min_p 2": ({"min_p": 2}, "min_p"),
     "presence_penalty 3": ({"presence_penalty": 3}, "presence_penalty"),
     "repetition_penalty 0": ({"repetition_penalty": 0}, "repetition_penalty"),
+    "repetition_penalty 1e-300": ({"repetition_penalty": 1e-300}, "repetition_penalty"),
     "n 0": ({"n": 0}, "n"),
     "n 1,000,000": ({"n": 1_000_000}, "n"),
     "max_tokens -1": ({"max_tokens": -1}, "max_tokens"),
@@ -138,6 +139,22 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
         "response_format.json_schema.schema",
     ),
     "response_format unknown": ({"response_format": {"type": "xml"}}, "response_format.type"),
+    "a schema with json_object": (
+        {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+        "response_format.type",
+    ),
+    "an unknown field in a text": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "zork": 1}]}]},
+        "messages[0].content[0].zork",
+    ),
+    "an image in a text": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "x", "image_url": 1}]}
+            ]
+        },
+        "messages[0].content[0].image_url",
+    ),
     "ignore_eos with JSON": (
         {"ignore_eos": True, "response_format": {"type": "json_object"}},
         "ignore_eos",

@@ -155,7 +155,7 @@ def decode(raw: bytes | bytearray, type_: type[T]) -> T:
         raw.decode()  # parts that nobody reads must be UTF-8 too
         result: T = _decoder(type_).decode(raw)
     except msgspec.ValidationError as error:
-        raise of_validation(error) from None
+        raise of_validation(error, type_) from None
     except UnicodeDecodeError:
         raise InvalidRequest("The body is not UTF-8.", code="invalid_json") from None
     except msgspec.DecodeError as error:

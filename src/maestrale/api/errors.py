@@ -9,6 +9,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from maestrale.api.allowed import allowed_at
 from maestrale.errors import (
     ApiError,
     ConstraintError,
@@ -74,8 +75,8 @@ def as_api_error(error: Exception, path: str = "") -> ApiError:
     )
 
 
-def of_validation(error: msgspec.ValidationError) -> InvalidRequest:
-    """A body of valid JSON that is not what the route takes; `param` names the field."""
+def of_validation(error: msgspec.ValidationError, type_: type[msgspec.Struct]) -> InvalidRequest:
+    """A body of valid JSON that is not `type_`, what the route takes; `param` names the field."""
     text = str(error)
     where = _WHERE.match(text)
     what, path = (where["what"], where["path"]) if where else (text, "$")
@@ -91,7 +92,9 @@ def of_validation(error: msgspec.ValidationError) -> InvalidRequest:
     if not path:
         return InvalidRequest(f"The body must be a JSON object: {what}.")
     param = quoted(path)
-    return InvalidRequest(f"'{param}' is not valid: {quoted(what)}.", param=param)
+    allowed = allowed_at(type_, path) if what.startswith("Invalid enum value") else ()
+    choice = f" It can be {', '.join(map(repr, allowed))}." if allowed else ""
+    return InvalidRequest(f"'{param}' is not valid: {quoted(what)}.{choice}", param=param)
 
 
 def quoted(text: str) -> str:

@@ -74,6 +74,9 @@ UNSUPPORTED_FIELDS = {
     "suffix": "the model can't fill in the middle",
 }
 
+# Of a part of a message's content that is text; the caches need no marks.
+TEXT_PART_FIELDS = {"type", "text", "cache_control", "prompt_cache_breakpoint"}
+
 NULL = Raw(b"null")
 _CANONICAL_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -84,6 +87,8 @@ def _null() -> Raw:
 
 Probability = Annotated[float, Meta(gt=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+# Smaller ones would leave the range of 32-bit logits.
+RepetitionPenalty = Annotated[float, Meta(ge=1e-6, le=10)]
 TokenCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = StopText | Annotated[list[StopText], Meta(max_length=MAX_STOPS)]
@@ -98,11 +103,28 @@ class Body(Struct, kw_only=True, forbid_unknown_fields=True):
     """What every request body is: strict, and without unknown fields."""
 
 
-class ContentPart(Struct, kw_only=True):
-    """One part of a message's content. Only text can be read; nothing is ever fetched."""
+class ContentPart(Body, kw_only=True):
+    """One part of a message's content. Only text can be read; nothing is ever fetched.
+
+    What other types carry is known, so that it is the type that is refused.
+    """
 
     type: str
     text: str | None = None
+    cache_control: Raw = msgspec.field(default_factory=_null)
+    prompt_cache_breakpoint: Raw = msgspec.field(default_factory=_null)
+    image_url: Raw = msgspec.field(default_factory=_null)
+    video_url: Raw = msgspec.field(default_factory=_null)
+    audio_url: Raw = msgspec.field(default_factory=_null)
+    input_audio: Raw = msgspec.field(default_factory=_null)
+    document_url: Raw = msgspec.field(default_factory=_null)
+    document_name: Raw = msgspec.field(default_factory=_null)
+    file: Raw = msgspec.field(default_factory=_null)
+    file_id: Raw = msgspec.field(default_factory=_null)
+    detail: Raw = msgspec.field(default_factory=_null)
+    refusal: Raw = msgspec.field(default_factory=_null)
+    reference_ids: Raw = msgspec.field(default_factory=_null)
+    thinking: Raw = msgspec.field(default_factory=_null)
 
 
 class Message(Body, kw_only=True):
@@ -157,7 +179,7 @@ class SamplingFields(Body, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     logit_bias: Biases | None = None
     seed: int | None = None
     random_seed: int | None = None
@@ -265,7 +287,15 @@ class SamplingFields(Body, kw_only=True):
     def constraint(self) -> Constraint | None:
         """What `response_format` constrains decoding to. Raises: InvalidRequest."""
         form = self.response_format
-        if form is None or form.type == "text":
+        if form is None:
+            return None
+        if form.json_schema is not None and form.type != "json_schema":
+            raise InvalidRequest(
+                f"'json_schema' has no effect with type '{form.type}'; for an answer by the "
+                "schema the type is 'json_schema'.",
+                param="response_format.type",
+            )
+        if form.type == "text":
             return None
         if form.type == "json_object":
             return ANY_OBJECT
@@ -468,6 +498,13 @@ def _text(content: str | list[ContentPart], param: str) -> str:
             )
         if part.text is None:
             raise InvalidRequest("'text' is required.", param=f"{param}.content[{index}].text")
+        for name in part.__struct_fields__:
+            if name not in TEXT_PART_FIELDS and is_given(getattr(part, name)):
+                raise InvalidRequest(
+                    f"'{name}' is not a field of text.",
+                    param=f"{param}.content[{index}].{name}",
+                    code="unknown_field",
+                )
         texts.append(part.text)
     return "".join(texts)
 

@@ -26,6 +26,8 @@ def routes(backend: Backend) -> list[Route]:
             tokens = await service.encode_chat(
                 plain_messages(body.messages), prefix=bool(body.messages[-1].prefix), tools=tools
             )
+        elif body.tools:
+            raise InvalidRequest("'tools' are for 'messages', not for a 'prompt'.", param="tools")
         else:
             add_bos = body.add_special_tokens is not False
             tokens = await service.encode_text(body.prompt or "", add_bos=add_bos)

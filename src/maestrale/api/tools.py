@@ -125,7 +125,7 @@ def _read_tool(raw: Raw, param: str) -> ToolSpec:
             )
         tool = msgspec.json.decode(raw, type=ToolBody)
     except msgspec.ValidationError as error:
-        inner = of_validation(error)
+        inner = of_validation(error, ToolBody)
         where = f"{param}.{inner.param}" if inner.param else param
         raise InvalidRequest(f"{param}: {inner.message}", param=where, code=inner.code) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

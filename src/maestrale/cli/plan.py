@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from maestrale.models.gpus import Gpu
 
 WEIGHT_TYPES = ("bf16", "fp8", "int8", "int4")
+LEAST_MEMORY = 64 << 20  # less is a size whose unit was forgotten
+GPU_ONLY = (
+    "gpu_memory_utilization",
+    "tensor_parallel_size",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "kv_cache_dtype",
+    "enforce_eager",
+)
+CPU_ONLY = ("memory", "kv_cache_memory", "deterministic")
 
 
 @click.command("plan")
@@ -39,7 +49,8 @@ WEIGHT_TYPES = ("bf16", "fp8", "int8", "int4")
 @click.option("--enforce-eager", is_flag=True, help="Without CUDA graphs.")
 @click.option("--revision", metavar="NAME", help="Of a model on the hub.")
 @click.option("--json", "as_json", is_flag=True, help="For programs; sizes in bytes.")
-def command(model: str, as_json: bool, **given: Any) -> None:
+@click.pass_context
+def command(context: click.Context, model: str, as_json: bool, **given: Any) -> None:
     """Tell what fits: weights, KV cache, the longest context, how many users.
 
     MODEL is as for 'serve'. Nothing is downloaded but a config.json, and not that for known
@@ -49,8 +60,9 @@ def command(model: str, as_json: bool, **given: Any) -> None:
     from maestrale.models.describe import describe
 
     settings = config.load_settings({}, os.environ)
-    described = describe(model, config.hub_settings(os.environ), given["revision"])
     gpu = _gpu(given)
+    _check_kind(context, gpu)
+    described = describe(model, config.hub_settings(os.environ), given["revision"])
     plans = _plans(described, gpu, given, settings)
     plan = plans[_weight_type(described, gpu, given["dtype"])]
     if as_json:
@@ -73,11 +85,12 @@ def _gpu(given: dict[str, Any]) -> Gpu | None:
     from maestrale.models.gpus import TABLE, Gpu, find_gpu, nvidia_gpus
 
     name, memory = given["gpu"], given["gpu_memory"]
-    if given["cpu"] and (name or memory):
+    is_gpu = name is not None or memory is not None
+    if given["cpu"] and is_gpu:
         raise SettingsError("Give --cpu, or a GPU.")
-    if given["cpu"] or (given["memory"] and not name and not memory):
+    if given["cpu"] or (given["memory"] is not None and not is_gpu):
         return None
-    if name:
+    if name is not None:
         gpu = find_gpu(name)
         if gpu is None:
             raise SettingsError(
@@ -85,19 +98,41 @@ def _gpu(given: dict[str, Any]) -> Gpu | None:
                 "give --gpu-memory."
             )
         return gpu if memory is None else Gpu(gpu.name, _size("--gpu-memory", memory))
-    if memory:
+    if memory is not None:
         return Gpu(f"GPU with {memory}", _size("--gpu-memory", memory))
     own = nvidia_gpus()
     return own[0] if own else None
 
 
-def _size(flag: str, text: str) -> int:
+def _check_kind(context: click.Context, gpu: Gpu | None) -> None:
+    """Refuse what would have no effect. Raises: SettingsError."""
+    for name in CPU_ONLY if gpu is not None else GPU_ONLY:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            flag = f"--{name.replace('_', '-')}"
+            if gpu is None:
+                raise SettingsError(
+                    f"{flag} is for a GPU, and this plan is for a CPU; add --gpu or --gpu-memory."
+                )
+            flag = "--[no-]deterministic" if name == "deterministic" else flag
+            raise SettingsError(
+                f"{flag} is for a CPU, and this plan is for {gpu.name}; leave it out, or add --cpu "
+                "and no GPU."
+            )
+
+
+def _size(flag: str, text: str, least: int = LEAST_MEMORY) -> int:
     from maestrale.setting_values import parse_size
 
     try:
-        return parse_size(text)
+        size = parse_size(text)
     except ValueError as error:
         raise SettingsError(f"{flag}: {error}, but {text[:60]!r} was given.") from error
+    if size < least:
+        meant = f" Was {text}GiB meant?" if text.isdigit() and size else ""
+        raise SettingsError(
+            f"{flag}: {text!r} is {size:,} bytes; at least {least >> 20} MiB are needed.{meant}"
+        )
+    return size
 
 
 def _plans(
@@ -129,14 +164,16 @@ def _plans(
             )
             for name, kind in VLLM_TYPES.items()
         }
-    memory = _size("--memory", given["memory"]) if given["memory"] else available_memory()
+    memory = given["memory"]
+    memory = available_memory() if memory is None else _size("--memory", memory)
     cache = given["kv_cache_memory"]
+    cache = settings.kv_cache_bytes if cache is None else _size("--kv-cache-memory", cache, 1 << 20)
     return {
         name: plan_cpu(
             described.name,
             described.shape,
             memory,
-            _size("--kv-cache-memory", cache) if cache else settings.kv_cache_bytes,
+            cache,
             deterministic=given["deterministic"],
             weight_type=kind,
             weights=described.weights if name == stated else None,

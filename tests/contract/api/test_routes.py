@@ -122,6 +122,8 @@ async def test_tokenize_and_back() -> None:
         back = await server.client.post("/detokenize", json={"tokens": answer.json()["tokens"]})
         assert back.json() == {"prompt": "aé"}
         check_error(await server.client.post("/tokenize", json={}), 400, "prompt")
+        tools = {"prompt": "a", "tools": [{"function": {"name": "f"}}]}
+        check_error(await server.client.post("/tokenize", json=tools), 400, "tools")
         check_error(await server.client.post("/detokenize", json={"tokens": [257]}), 400, "tokens")
         check_error(await server.client.post("/detokenize", json={"tokens": ["a"]}), 400)
 

@@ -29,8 +29,24 @@ def test_the_field_is_named(body: bytes, param: str | None, code: str) -> None:
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("body", "values"),
+    [
+        (b'{"messages":[{"role":"User"}]}', "'assistant', 'developer', 'system', 'tool', 'user'"),
+        (
+            b'{"messages":[{"role":"user"}],"response_format":{"type":"regex"}}',
+            "'json_object', 'json_schema', 'text'",
+        ),
+    ],
+)
+def test_what_a_field_can_be_is_told(body: bytes, values: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"It can be {values}."):
+        decode(body, ChatRequest)
+
+
 def test_a_clients_long_text_is_not_repeated_whole() -> None:
-    error = of_validation(msgspec.ValidationError(f"Object contains unknown field `{'x' * 5000}`"))
+    wrong = msgspec.ValidationError(f"Object contains unknown field `{'x' * 5000}`")
+    error = of_validation(wrong, ChatRequest)
     assert len(error.message) < 200
     assert quoted("short") == "short"
 
