@@ -6,7 +6,6 @@ The hub is asked from here, with the token that is here: a token on another mach
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from maestrale.config import Settings
 from maestrale.errors import AccessDenied, HubUnreachable, ModelError
@@ -57,6 +56,7 @@ def model_finding(
     from maestrale.models.catalog import find_model
     from maestrale.models.hub import Hub
     from maestrale.models.hub_names import DEFAULT_REVISION
+    from maestrale.models.local import local_path
     from maestrale.models.resolve import CPU_ENGINE, remote_source
     from maestrale.models.snapshot import cached_files
     from maestrale.models.wanted import wanted_files
@@ -65,9 +65,9 @@ def model_finding(
     known = find_model(model)
     if known is not None and engine == CPU_ENGINE and known.package_file:
         return Finding("model", "ok", f"{known.short_name} comes with maestrale.")
-    if known is None and local and Path(model).expanduser().exists():
-        return Finding("model", "ok", f"{model} is on this machine.")
     try:
+        if known is None and local and local_path(model) is not None:
+            return Finding("model", "ok", f"{model} is on this machine.")
         repo, variant = remote_source(model, known, engine)
     except ModelError as error:
         return _refused("model", error)

@@ -50,7 +50,7 @@ CPU_ONLY = ("memory", "kv_cache_memory", "deterministic")
 @click.option("--revision", metavar="NAME", help="Of a model on the hub.")
 @click.option("--json", "as_json", is_flag=True, help="For programs; sizes in bytes.")
 @click.pass_context
-def command(context: click.Context, model: str, as_json: bool, **given: Any) -> None:
+def command(context: click.Context, /, model: str, as_json: bool, **given: Any) -> None:
     """Tell what fits: weights, KV cache, the longest context, how many users.
 
     MODEL is as for 'serve'. Nothing is downloaded but a config.json, and not that for known

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import click
 
@@ -35,7 +34,10 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     from maestrale.api.progress import Progress
     from maestrale.engines.choose import EngineChoice, choose_engine
     from maestrale.models.catalog import find_model
+    from maestrale.models.describe import describe
+    from maestrale.models.local import local_path
     from maestrale.models.meter import shown_bytes
+    from maestrale.models.prepared import METADATA_FILE
     from maestrale.models.resolve import CPU_ENGINE, prepare, remote_source
 
     settings = config.load_settings({"model": model, "revision": revision}, os.environ)
@@ -48,7 +50,10 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     if known is not None and choice.name == CPU_ENGINE and known.package_file:
         click.echo(f"{known.name} comes with maestrale: there is nothing to fetch.")
         return
-    if known is None and Path(model).expanduser().exists():
+    path = None if known is not None else local_path(model)
+    if path is not None:
+        if not (path / METADATA_FILE).is_file():
+            describe(model, config.hub_settings(os.environ))  # or say that it is no model
         click.echo(f"{model} is on this machine: there is nothing to fetch.")
         return
     hub = config.hub_settings(os.environ)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
 from maestrale.errors import EngineError
 from maestrale.models.gpus import nvidia_gpus
+from maestrale.models.local import local_path
 
 CPU, GPU = "openvino", "vllm"
 INSTALL_VLLM = (
@@ -38,10 +38,12 @@ def choose_engine(setting: str, model: str) -> EngineChoice:
         require_vllm()
     if setting != "auto":
         return EngineChoice(setting, "as --engine says")
-    path = Path(model).expanduser()
-    if path.suffix.lower() == ".gguf":
+    if model.lower().endswith(".gguf"):
         return EngineChoice(CPU, "it reads GGUF files")
-    if (path / "openvino_model.xml").is_file() or (path / "maestrale.json").is_file():
+    path = local_path(model)
+    if path is not None and any(
+        (path / name).is_file() for name in ("openvino_model.xml", "maestrale.json")
+    ):
         return EngineChoice(CPU, "the folder holds an OpenVINO model")
     gpus = nvidia_gpus()
     if not gpus:

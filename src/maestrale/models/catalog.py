@@ -45,7 +45,8 @@ def unknown_model(name: str) -> str:
     """What to say of a name that stands for nothing, with those that may be meant."""
     near = closest_names(name)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"There is no model {name!r}: no known name, no file, no folder.{hint}"
+    shown = name if len(name) <= 100 else name[:100] + "…"
+    return f"There is no model {shown!r}: no known name, no file, no folder.{hint}"
 
 
 def packaged_weights(model: KnownModel) -> Path | None:

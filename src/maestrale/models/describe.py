@@ -12,6 +12,7 @@ from maestrale.hub_settings import HubSettings
 from maestrale.models.architecture import Architecture, from_config, gguf_shape
 from maestrale.models.catalog import find_model, unknown_model
 from maestrale.models.hub_names import DEFAULT_REVISION, hub_name
+from maestrale.models.local import local_path
 
 _BITS = {"fp8": "fp8", "awq": "int4", "gptq": "int4", "compressed-tensors": None}
 
@@ -35,11 +36,11 @@ def describe(model: str, hub: HubSettings, revision: str | None = None) -> Descr
     known = find_model(model)
     if known is not None:
         return Described(known.name, known.architecture, "the catalogue")
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return describe_folder(path)
-    if path.is_file():
-        return describe_gguf(path)
+    path = local_path(model)
+    if path is not None:
+        if not path.is_dir() and not path.is_file():
+            raise ModelError(f"{path} is neither a file nor a folder.")
+        return describe_folder(path) if path.is_dir() else describe_gguf(path)
     found = hub_name(model)
     if found is None:
         raise ModelError(unknown_model(model))
@@ -51,7 +52,9 @@ def describe_folder(path: Path) -> Described:
     from maestrale.models.hf_folder import read_json
 
     if not (path / "config.json").is_file():
-        raise ModelError(f"{path} is no model folder: it lacks config.json.")
+        inside = sorted(path.glob("*.gguf"))
+        hint = f" It holds a GGUF file; name that: {inside[0]}" if inside else ""
+        raise ModelError(f"{path} is no model folder: it lacks config.json.{hint}")
     config = read_json(path / "config.json")
     files = [*path.glob("*.safetensors"), *path.glob("openvino_model.bin")]
     files = [file for file in files if not file.name.startswith("consolidated")] or files

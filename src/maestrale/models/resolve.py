@@ -11,6 +11,7 @@ from maestrale.models.catalog import KnownModel, find_model, unknown_model
 from maestrale.models.convert import Progress, convert_gguf
 from maestrale.models.hf_folder import prepare_folder
 from maestrale.models.hub_names import hub_name
+from maestrale.models.local import local_path
 from maestrale.models.packaged import weights_of
 from maestrale.models.prepared import METADATA_FILE, load_prepared
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
@@ -47,20 +48,20 @@ def prepare(
     if engine != GPU_ENGINE:
         engine = CPU_ENGINE  # the scripted one, say
     known = find_model(model)
-    path = Path(model).expanduser()
+    path = None if known is not None else local_path(model)
     try:
         if known is not None and engine == CPU_ENGINE:
             weights = weights_of(known, cache_dir, progress)
             if weights is not None:
                 return _prepare_gguf(weights, known.short_name, cache_dir, progress, known.sampling)
-        if known is None and path.exists():
+        if path is not None:
             return _prepare_path(path, cache_dir, progress, engine)
         repo, variant = remote_source(model, known, engine)
         return _prepare_remote(
             repo, variant, model, cache_dir, progress, engine, revision, hub or hub_settings()
         )
     except OSError as error:
-        where = error.filename or path
+        where = error.filename or model
         raise ModelError(f"Can't prepare {model}: {where}: {error.strerror}.") from error
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
 import struct
 import time
 from pathlib import Path
 
 import pytest
 
+from maestrale.config import hub_settings
 from maestrale.errors import ModelDoesNotFit, ModelError
+from maestrale.models.describe import describe
 from maestrale.models.prepared import PreparedModel
 from maestrale.models.resolve import prepare
 from maestrale.models.safetensors_file import count_parameters
@@ -176,3 +180,29 @@ def test_what_fits_is_let_through() -> None:
     check_cpu(PREPARED, 0, None, 1 << 30, deterministic=True)
     assert "4,064 tokens" in shortened(PREPARED, 4064)
     assert shortened(PREPARED, 32768) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "name is empty"),
+        (" ", "name is empty"),
+        ("org/none.gguf", "There is no file org/none.gguf here"),
+        ("folder", "is no model folder: it lacks config.json. It holds a GGUF file"),
+        ("pipe", "neither a file nor a folder"),
+        ("~nobody-of-that-name/x", "There is no model"),
+        ("x" * 5000, "There is no model '" + "x" * 100 + "…'"),
+        ("a\0b", "There is no model"),
+    ],
+)
+def test_names_of_nothing_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a b.gguf").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ModelError, match=re.escape(said)):
+        describe(name, hub_settings({"HOME": str(tmp_path)}))
+    with pytest.raises(ModelError):
+        prepare(name, tmp_path / "cache", quiet)

@@ -1,0 +1,30 @@
+"""Whether a model's name is that of a file or folder on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maestrale.errors import ModelError
+
+
+def local_path(model: str) -> Path | None:
+    """The file or folder that `model` names; None where nothing of that name is here.
+
+    Raises: ModelError when it can only be meant for one, and is none, or can't be looked at.
+    """
+    if not model.strip():
+        raise ModelError("The model's name is empty. maestrale serve --help tells what works.")
+    try:
+        path = Path(model).expanduser()
+        if path.exists():
+            return path
+    except PermissionError as error:
+        raise ModelError(f"{model} can't be read: {error.strerror}.") from error
+    except (OSError, RuntimeError, ValueError):  # too long, a home of nobody, a null character
+        return None
+    if path.suffix.lower() == ".gguf":
+        raise ModelError(
+            f"There is no file {model} here (in {Path.cwd()}). A GGUF file on the hub is "
+            "ORG/NAME:VARIANT, such as bartowski/Mistral-7B-Instruct-v0.3-GGUF:Q4_K_M."
+        )
+    return None
