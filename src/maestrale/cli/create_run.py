@@ -178,6 +178,7 @@ def create(wanted: Wanted, tools: Tools, port: int) -> int:
 
 def summary(record: Record, tools: Tools, port: int) -> str:
     """What a person needs from now on."""
+    port = port or task.PORT
     login = record.login
     assert login is not None
     where = f"{PROVIDERS[record.cloud].title} {record.instance}".strip()

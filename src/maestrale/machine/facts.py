@@ -163,5 +163,10 @@ class MachineFacts:
         return next((disk for disk in self.disks if disk.path == path), None)
 
     @property
+    def in_container(self) -> bool:
+        """Whether this is the inside of a container, such as our image: Docker is on its host."""
+        return bool(self.container) and not self.docker.installed
+
+    @property
     def nvidia_gpus(self) -> tuple[PciGpu, ...]:
         return tuple(gpu for gpu in self.gpus if gpu.vendor == "nvidia")

@@ -480,7 +480,17 @@ def test_a_container_is_told_from_its_host() -> None:
     text = recorded(
         *NO_DRIVER, *NO_DOCKER, "toolkit", virtualisation="docker", packages=("", 1), **NO_GPU
     )
-    assert notable(text)["system"] == ("warning", "maestrale doctor USER@HOST")
+    # Our image is such a container: nothing in it is wrong.
+    assert notable(text) == {"system": ("warning", "maestrale doctor USER@HOST")}
+
+
+def test_a_container_needs_only_to_be_given_the_gpus() -> None:
+    inside = {"virtualisation": "docker", "packages": ("", 1)}
+    text = recorded(*NO_DRIVER, *NO_DOCKER, "toolkit", **inside)
+    found = findings(text)
+    assert (found["driver"].state, found["driver"].command) == ("problem", "")
+    assert "--gpus all" in found["driver"].remedy
+    assert notable(recorded(*NO_DOCKER, "toolkit", **inside)).keys() == {"system"}
 
 
 def test_other_gpus_are_named_and_not_used() -> None:

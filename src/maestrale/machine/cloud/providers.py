@@ -20,6 +20,7 @@ class Provider:
     spot: bool = False
     stops: bool = True
     image: str = ""  # what `--image` names there; empty: it can't start from one
+    image_form: str = ""  # what that looks like, as a regular expression
     static: str = ""  # how the address stays; empty: it changes when the machine is stopped
     extra: str = "cloud"  # the extra that brings the cloud's own client
     key: str = ""  # how to give credentials
@@ -33,7 +34,8 @@ PROVIDERS = {
         Provider(
             "paperspace",
             "Paperspace",
-            image="a template's id",
+            image="a template's id (as t04azgph)",
+            image_form=r"t[a-z0-9]{2,}",
             static="a static address is asked for",
             key='make an API key in the console and write {"apiKey": "..."} to '
             "~/.paperspace/config.json",
@@ -45,6 +47,7 @@ PROVIDERS = {
             "do",
             "DigitalOcean",
             image="a snapshot's number",
+            image_form=r"\d+",
             key="make an API token in the control panel, then: doctl auth init",
             snapshot="doctl compute droplet-action snapshot DROPLET --snapshot-name NAME",
         ),
@@ -60,6 +63,7 @@ PROVIDERS = {
             "AWS",
             spot=True,
             image="an AMI's id (ami-...), with --region",
+            image_form=r"ami-[0-9a-f]+",
             extra="cloud-aws",
             key="aws configure",
             snapshot="aws ec2 create-image --instance-id ID --name NAME",
@@ -69,6 +73,7 @@ PROVIDERS = {
             "Google Cloud",
             spot=True,
             image="an image's path (projects/PROJECT/global/images/NAME)",
+            image_form=r"projects/[^/\s]+/global/(images|machineImages)/(family/)?[^/\s]+",
             extra="cloud-gcp",
             key="gcloud auth application-default login; gcloud config set project PROJECT",
             snapshot="gcloud compute images create NAME --source-disk DISK --source-disk-zone ZONE",
@@ -78,6 +83,7 @@ PROVIDERS = {
             "Azure",
             spot=True,
             image="an image's id (a gallery's: /subscriptions/.../images/NAME)",
+            image_form=r"/\S+|[^\s:]+(:[^\s:]+){3}",
             extra="cloud-azure",
             key="az login; az account set -s SUBSCRIPTION",
             snapshot="az vm generalize, then az sig image-version create (a gallery's image)",

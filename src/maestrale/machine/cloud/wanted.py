@@ -78,6 +78,8 @@ def check(wanted: Wanted) -> None:
             "from an image (by SkyPilot): set the machine up afresh, without --image"
         )
         raise SettingsError(f"--image with {one.title}: {what}.")
+    if wanted.image and not re.fullmatch(one.image_form, wanted.image):
+        raise SettingsError(f"--image {wanted.image}: {one.title} takes {one.image}.")
     if wanted.image and one.name == "aws" and not wanted.region:
         raise SettingsError("An AMI belongs to one region of AWS: name it by --region.")
     if one.disks and wanted.disk not in one.disks:

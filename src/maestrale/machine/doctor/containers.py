@@ -22,6 +22,8 @@ def docker(facts: MachineFacts, asked: Asked) -> Finding:
             "There is no Docker here. Under WSL it is Docker Desktop's, with the toolkit in it.",
             "Install Docker Desktop in Windows, and switch on its WSL integration.",
         )
+    if facts.in_container:
+        return Finding("docker", "ok", "Not looked for: it belongs on the container's host.")
     if not found.installed:
         return Finding(
             "docker",
@@ -109,6 +111,8 @@ def toolkit(facts: MachineFacts, asked: Asked) -> Finding:
     check = "container-toolkit"
     if not has_nvidia(facts) or too_old(facts):
         return Finding(check, "ok", "None is needed without a GPU that the image can use.")
+    if facts.in_container:
+        return Finding(check, "ok", "Not looked for: it belongs on the container's host.")
     if not facts.toolkit:
         return Finding(
             check,

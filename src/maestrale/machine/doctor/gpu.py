@@ -89,6 +89,16 @@ def driver(facts: MachineFacts, asked: Asked) -> Finding:
         return Finding("driver", "ok", "None is needed without an NVIDIA GPU.")
     if too_old(facts):
         return Finding("driver", "ok", "None that the image could use exists for this GPU.")
+    if facts.in_container and (found is None or not found.answers):
+        return Finding(
+            "driver",
+            "problem",
+            "None answers in this container: it was not given the GPUs, or its host lacks a part.",
+            "Start the container with --gpus all; doctor on the host tells what that lacks.",
+        )
+    if facts.in_container and found is not None and not driver_suffices(found.version):
+        what = f"The host's is NVIDIA {found.version}; {_NEED}."
+        return Finding("driver", "problem", what, "Set the host up: maestrale setup USER@HOST")
     if found is None:
         return _no_driver(facts, asked)
     if not found.answers:

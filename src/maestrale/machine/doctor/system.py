@@ -27,11 +27,12 @@ def operating_system(facts: MachineFacts, asked: Asked) -> Finding:
             f"{what}. There are images and packages for x86_64 and aarch64 only.",
             "Use a 64-bit machine with an x86 or ARM processor.",
         )
-    if facts.container and not facts.docker.installed:
+    if facts.in_container:
+        kind = f" ({facts.container})" if facts.container != "container" else ""
         return Finding(
             "system",
             "warning",
-            f"{what}, inside a container ({facts.container}). Driver, Docker and the service "
+            f"{what}, inside a container{kind}. Driver, Docker and the service "
             "belong on its host, of which only little can be seen from here.",
             "Run doctor on the host.",
             "maestrale doctor USER@HOST",
@@ -73,6 +74,8 @@ def rights(facts: MachineFacts, asked: Asked) -> Finding:
             "Allow it without one while you set up, or log in as root.",
             f'echo "{user} ALL=(ALL) NOPASSWD:ALL" | sudo tee /etc/sudoers.d/maestrale',
         )
+    if facts.in_container:
+        return Finding("rights", "ok", f"Logged in as {user}; a container is not set up inside.")
     missing = "there is no sudo" if facts.sudo == "absent" else "may not use sudo"
     return Finding(
         "rights",
