@@ -687,7 +687,8 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
         if path is not None and not path.is_file():
             raise SettingsError(f"{sources[name]}: there is no file {path}.")
     if settings.cache_dir.exists() and not settings.cache_dir.is_dir():
-        raise SettingsError(f"{sources['cache_dir']}: {settings.cache_dir} is not a folder.")
+        source = sources.get("cache_dir", flag("cache_dir"))
+        raise SettingsError(f"{source}: {settings.cache_dir} is not a folder.")
     for name in ("api_key", "key_file"):
         if settings.no_auth and getattr(settings, name):
             raise SettingsError(

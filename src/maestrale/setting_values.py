@@ -75,7 +75,10 @@ def _texts(value: object) -> tuple[str, ...]:
         if not isinstance(item, str):
             raise ValueError("a text or a list of texts is needed")
         several += [part.strip() for part in item.split(",")]
-    return tuple(part for part in several if part)
+    parts = tuple(part for part in several if part)
+    if several and not parts:
+        raise ValueError("a text is needed")
+    return parts
 
 
 _BY_TYPE: Mapping[Any, Callable[[object], Any]] = {

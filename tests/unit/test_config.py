@@ -199,6 +199,8 @@ def test_several_values_by_repeating_and_by_commas() -> None:
         ({"flags": {"allowed_origins": ("example.org",)}}, ["--allowed-origins", "https://"]),
         ({"flags": {"allowed_origins": ("http://a/b",)}}, ["--allowed-origins", "'http://a/b'"]),
         ({"file": Path("none.toml")}, ["none.toml"]),
+        ({"flags": {"api_key": ("",)}}, ["--api-key", "text"]),
+        ({"flags": {"served_model_name": (" , ",)}}, ["--served-model-name", "text"]),
     ],
 )
 def test_a_wrong_value_is_told_by_source_and_remedy(
@@ -238,6 +240,11 @@ def test_a_key_is_never_repeated(key: str) -> None:
 def test_cache_dir_without_home_is_the_users_own() -> None:
     assert load_settings({}, {}).cache_dir == Path.home() / ".cache/maestrale"
     assert load_settings({}, {"HOME": ""}).cache_dir == Path.home() / ".cache/maestrale"
+
+
+def test_a_file_where_the_cache_would_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "maestrale").write_text("")
+    assert "--cache-dir" in refusal(environment={"XDG_CACHE_HOME": str(tmp_path)})
 
 
 def test_cache_dir_follows_xdg_only_when_absolute() -> None:

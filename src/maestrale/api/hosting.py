@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, TypeVar
 from maestrale.api.admission import Admission
 from maestrale.api.progress import Progress
 from maestrale.chat import ANY_OBJECT
-from maestrale.config import Settings
+from maestrale.config import Settings, engines_of, flag
 from maestrale.engines.base import Engine, EngineConfig
-from maestrale.errors import MaestraleError
+from maestrale.errors import MaestraleError, SettingsError
 from maestrale.logs import LOGGER
 from maestrale.models.prepared import PreparedModel
 from maestrale.supervise.process import Restarts, SupervisedEngine
@@ -58,6 +58,12 @@ class EngineHost:
         choice = choose_engine(self.settings.engine, self.settings.model)
         if self.settings.engine == "auto":
             LOGGER.info("%s", choice.line)
+        for name in self.settings.engine_options:
+            if choice.name not in engines_of(name):
+                raise SettingsError(
+                    f"{flag(name)} is for --engine {' or '.join(engines_of(name))}, and here the "
+                    f"engine is {choice.name} ({choice.why}): leave it out."
+                )
         settings = dataclasses.replace(self.settings, engine=choice.name)
         folder = await in_thread(
             lambda: prepare(

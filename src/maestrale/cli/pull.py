@@ -35,7 +35,7 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     from maestrale.engines.choose import EngineChoice, choose_engine
     from maestrale.models.catalog import find_model
     from maestrale.models.describe import describe
-    from maestrale.models.local import local_path
+    from maestrale.models.local import local_path, refuse_revision
     from maestrale.models.meter import shown_bytes
     from maestrale.models.prepared import METADATA_FILE
     from maestrale.models.resolve import CPU_ENGINE, prepare, remote_source
@@ -48,10 +48,12 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     click.echo(choice.line, err=True)
     known = find_model(model)
     if known is not None and choice.name == CPU_ENGINE and known.package_file:
+        refuse_revision(model, revision)
         click.echo(f"{known.name} comes with maestrale: there is nothing to fetch.")
         return
     path = None if known is not None else local_path(model)
     if path is not None:
+        refuse_revision(model, revision)
         if not (path / METADATA_FILE).is_file():
             describe(model, config.hub_settings(os.environ))  # or say that it is no model
         click.echo(f"{model} is on this machine: there is nothing to fetch.")

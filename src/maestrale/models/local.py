@@ -7,6 +7,15 @@ from pathlib import Path
 from maestrale.errors import ModelError
 
 
+def refuse_revision(model: str, revision: str | None) -> None:
+    """For a model that no hub is asked for. Raises: ModelError."""
+    if revision is not None:
+        raise ModelError(
+            f"--revision {revision} is for models on the hub, and {model} is on this machine: "
+            "leave it out."
+        )
+
+
 def local_path(model: str) -> Path | None:
     """The file or folder that `model` names; None where nothing of that name is here.
 

@@ -11,7 +11,7 @@ from maestrale.models.catalog import KnownModel, find_model, unknown_model
 from maestrale.models.convert import Progress, convert_gguf
 from maestrale.models.hf_folder import prepare_folder
 from maestrale.models.hub_names import hub_name
-from maestrale.models.local import local_path
+from maestrale.models.local import local_path, refuse_revision
 from maestrale.models.packaged import weights_of
 from maestrale.models.prepared import METADATA_FILE, load_prepared
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
@@ -53,8 +53,10 @@ def prepare(
         if known is not None and engine == CPU_ENGINE:
             weights = weights_of(known, cache_dir, progress)
             if weights is not None:
+                refuse_revision(model, revision)
                 return _prepare_gguf(weights, known.short_name, cache_dir, progress, known.sampling)
         if path is not None:
+            refuse_revision(model, revision)
             return _prepare_path(path, cache_dir, progress, engine)
         repo, variant = remote_source(model, known, engine)
         return _prepare_remote(

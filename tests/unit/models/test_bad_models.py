@@ -182,6 +182,13 @@ def test_what_fits_is_let_through() -> None:
     assert shortened(PREPARED, 32768) == ""
 
 
+def test_a_revision_of_what_is_here_is_refused(tmp_path: Path) -> None:
+    weights = write_tiny_mistral(tmp_path / "tiny.gguf")
+    for model in (str(weights), "smollm2-135m-instruct"):
+        with pytest.raises(ModelError, match="--revision v2 is for models on the hub"):
+            prepare(model, tmp_path, quiet, revision="v2")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
