@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+WARM_AFTER = 1.0  # seconds for which the first requests have the processor to themselves
+
 
 class EngineHost:
     """One model's engine and vetting processes: `prepare`, `start`, and `close` in any state."""
@@ -159,6 +161,7 @@ class EngineHost:
 
 
 async def _warm(vetter: ConstraintVetter) -> None:
+    await asyncio.sleep(WARM_AFTER)
     try:
         await vetter.vet(ANY_OBJECT)
     except MaestraleError as error:

@@ -124,9 +124,21 @@ def serve(
         return
     if image is not None:
         raise click.UsageError("--image is for --emit-kuberay.")
-    from maestrale.api.server import run
+    from maestrale.supervise.early import begun_engine
 
-    run(settings)
+    with begun_engine(likely_engine(settings)):
+        from maestrale.api.server import run
+
+        run(settings)
+
+
+def likely_engine(settings: config.Settings) -> str | None:
+    """The engine whose process can be begun before the model was looked at, if any."""
+    if settings.replica_range is not None:  # Ray starts them
+        return None
+    if settings.engine == "auto":  # a GPU's is looked for later
+        return None if Path("/proc/driver/nvidia").exists() else "openvino"
+    return settings.engine if settings.engine == "openvino" else None
 
 
 command = ServeCommand(

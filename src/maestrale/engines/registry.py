@@ -36,8 +36,18 @@ def build_engine(config: EngineConfig) -> Engine:
 
     Raises: SettingsError for an unknown name or an option that the engine doesn't know.
     """
-    module, _, attribute = ENGINES[engine_name(config.engine)].partition(":")
-    return cast(Engine, getattr(importlib.import_module(module), attribute)(config))
+    return import_engine(config.engine)(config)
+
+
+def import_engine(setting: str) -> Callable[[EngineConfig], Engine]:
+    """What makes the engine that a setting means, its module imported.
+
+    Raises: SettingsError for an unknown name.
+    """
+    module, _, attribute = ENGINES[engine_name(setting)].partition(":")
+    return cast(
+        Callable[[EngineConfig], Engine], getattr(importlib.import_module(module), attribute)
+    )
 
 
 def tuned(config: EngineConfig, progress: Callable[[str, float | None], None]) -> EngineConfig:

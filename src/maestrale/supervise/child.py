@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -21,6 +20,7 @@ import msgspec
 
 from maestrale.errors import EngineError
 from maestrale.supervise.channel import Channel
+from maestrale.supervise.early import Begun, begin
 
 LINES_KEPT = 20
 REAP_SECONDS = 10.0
@@ -44,10 +44,13 @@ class Child:
         *,
         pass_fds: Sequence[int] = (),
         own_output: bool = False,
+        begun: Begun | None = None,
     ) -> None:
         """`kind`: the union of the messages that it sends. `pass_fds`: what it inherits besides
-        its socket. `own_output`: it writes to our terminal or log itself.
+        its socket. `own_output`: it writes to our terminal or log itself. `begun`: it runs
+        already.
         """
+        self._begun = begun
         self._pass_fds = pass_fds
         self._own_output = own_output
         self._module = module
@@ -84,27 +87,16 @@ class Child:
         await self._channel.open(ours)
 
     def _spawn(self) -> socket.socket:
-        with contextlib.ExitStack() as unless_started:
-            ours, theirs = socket.socketpair()
-            unless_started.enter_context(ours)
-            with theirs:
-                fd = theirs.fileno()
-                self._popen = subprocess.Popen(  # noqa: S603 - no input of anybody's
-                    # -P: what lies in the current folder is never imported
-                    [sys.executable, "-P", "-m", self._module, "--fd", str(fd)],
-                    pass_fds=[fd, *self._pass_fds],
-                    stdin=subprocess.DEVNULL,
-                    stdout=None if self._own_output else subprocess.PIPE,
-                    stderr=None if self._own_output else subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            unless_started.pop_all()
+        begun = self._begun or begin(
+            self._module, pass_fds=self._pass_fds, own_output=self._own_output
+        )
+        self._popen = begun.popen
         if self._popen.stdout is not None:
             self._reader = threading.Thread(
                 target=self._read_lines, args=(self._popen.stdout,), daemon=True
             )
             self._reader.start()
-        return ours
+        return begun.ours
 
     def send(self, message: msgspec.Struct) -> None:
         """Raises: EngineError when the message is too long. A dead child hears nothing."""

@@ -12,6 +12,7 @@ from typing import Any
 from maestrale.engines.base import EngineConfig, EngineInfo, EngineStats, GenerationRequest
 from maestrale.errors import EngineError
 from maestrale.supervise.child import Child
+from maestrale.supervise.early import WORKER, take_engine
 from maestrale.supervise.messages import (
     Abort,
     Delta,
@@ -44,7 +45,8 @@ class EngineProcess:
         self._on_message = on_message
         self._busy = busy
         self._watchdog = Watchdog(patience)
-        self._child = Child("maestrale.supervise.worker", FromWorker, self._take, engine_log)
+        begun = take_engine(config.engine)
+        self._child = Child(WORKER, FromWorker, self._take, engine_log, begun=begun)
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._watch: asyncio.Task[None] | None = None
         self._failed = ""

@@ -1,6 +1,6 @@
 """The engine process: builds one engine, runs what it is sent, and never outlives its parent.
 
-    python -m maestrale.supervise.worker --fd N
+    python -m maestrale.supervise.worker --fd N [--engine NAME]
 
 `N` is its end of the socket pair. The first message is the EngineConfig. The engine and the
 requests live on the event loop of the main thread; two threads own the socket, so heartbeats
@@ -33,7 +33,7 @@ from maestrale.engines.base import (
     GenerationRequest,
     Sampling,
 )
-from maestrale.engines.registry import build_engine
+from maestrale.engines.registry import build_engine, import_engine
 from maestrale.errors import ConstraintError, EngineDied, EngineError, MaestraleError
 from maestrale.supervise.channel import blocking_messages, frames, pack
 from maestrale.supervise.leash import take_leash
@@ -226,8 +226,13 @@ async def serve(sock: socket.socket) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
-    sock = take_leash(parser.parse_args().fd, "maestrale-engine")
+    parser.add_argument("--engine", help="most likely this one: import it before the config comes")
+    options = parser.parse_args()
+    sock = take_leash(options.fd, "maestrale-engine")
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    if options.engine is not None:
+        with contextlib.suppress(Exception):  # `serve` meets it again, and tells it
+            import_engine(options.engine)
     asyncio.run(serve(sock))
 
 
