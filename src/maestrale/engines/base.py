@@ -164,6 +164,9 @@ class EngineStats(Struct, frozen=True, kw_only=True):
     preemptions: int = 0
     prefix_cache_queries: int = 0  # in tokens
     prefix_cache_hits: int = 0  # in tokens
+    # Tokens guessed ahead, and those of them that were right.
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     # Steps by their number of tokens (see `StepTokens`), and the tokens of all steps.
     step_tokens: tuple[int, ...] = ()
     step_tokens_sum: int = 0

@@ -113,6 +113,16 @@ class EngineCollector(Collector):
             ("vllm:num_preemptions", "Sequences put back to wait.", stats.preemptions),
             ("vllm:prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries),
             ("vllm:prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits),
+            (
+                "vllm:spec_decode_num_draft_tokens",
+                "Tokens guessed ahead.",
+                stats.draft_tokens,
+            ),
+            (
+                "vllm:spec_decode_num_accepted_tokens",
+                "Guessed tokens that were right.",
+                stats.accepted_tokens,
+            ),
             ("maestrale_engine_restarts", "Engine processes replaced.", stats.restarts),
             (
                 "maestrale_replayed_requests",

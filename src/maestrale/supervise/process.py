@@ -35,6 +35,7 @@ CLOSE_SECONDS = 5.0
 _TOTALS = (
     *("steps", "prompt_tokens", "generation_tokens", "preemptions"),
     *("prefix_cache_queries", "prefix_cache_hits", "step_tokens_sum"),
+    *("draft_tokens", "accepted_tokens"),
 )
 
 logger = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from maestrale.engines.base import EngineConfig, GenerationRequest, Sampling
 from maestrale.engines.openvino.engine import OpenVINOEngine
 from maestrale.engines.openvino.graph import StepInput
+from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.engines.registry import build_engine
 from maestrale.errors import EngineDied, EngineError, ModelError
 from running_engine import RunningEngine
@@ -78,6 +80,71 @@ def test_a_folder_that_is_no_model_is_refused_at_start(tmp_path: Path) -> None:
 def test_options_of_other_engines_are_refused() -> None:
     with pytest.raises(EngineError, match="crash_at_token"):
         build_engine(EngineConfig(engine="openvino", model_dir="", options={"crash_at_token": "1"}))
+
+
+@pytest.fixture(scope="module")
+def roomy(small: EngineConfig) -> Iterator[RunningEngine]:
+    engine = RunningEngine(msgspec.structs.replace(small, kv_cache_bytes=200 << 20))
+    yield engine
+    engine.stop()
+
+
+def chanting(number: int) -> GenerationRequest:
+    """One whose answer repeats itself, so that guesses are often right."""
+    prompt = tuple(range(300 + number, 312 + number)) * 6
+    return GenerationRequest(
+        request_id=str(number), prompt=prompt, max_tokens=60, seed=number, logprobs=2,
+        sampling=Sampling(temperature=0.3),
+    )  # fmt: skip
+
+
+def test_guesses_change_the_steps_and_not_a_bit_of_the_answer(roomy: RunningEngine) -> None:
+    before = roomy.settled()
+    requests = [chanting(number) for number in range(3)]
+    alone = [roomy.run(one)[0] for one in requests]
+    after = roomy.settled()
+    accepted = after.accepted_tokens - before.accepted_tokens
+    assert 0 < accepted < after.draft_tokens - before.draft_tokens
+    tokens = sum(len(answer.tokens) for answer in alone)
+    assert after.steps - before.steps < tokens
+    # Beside others nothing is guessed.
+    together = roomy.run(*requests)
+    for one, other in zip(alone, together, strict=True):
+        assert one.tokens == other.tokens
+        assert one.logprobs == other.logprobs
+
+
+def test_a_replay_computes_several_forced_tokens_in_a_step(roomy: RunningEngine) -> None:
+    plain = roomy.run(request(21, max_tokens=60))[0]
+    forced = msgspec.structs.replace(
+        request(21, max_tokens=60), forced=tuple(plain.tokens[:40]), request_id="again"
+    )
+    before = roomy.settled().steps
+    assert roomy.run(forced)[0].tokens == plain.tokens
+    assert roomy.settled().steps - before < 40
+
+
+def test_an_answer_is_in_the_cache_when_its_follow_up_comes(
+    roomy: RunningEngine, small: EngineConfig
+) -> None:
+    first = roomy.run(request(31, length=70, max_tokens=100))[0]
+    prompt = (*first.request.prompt, *first.tokens, 500, 501, 502)
+    follow_up = GenerationRequest(
+        request_id="follow-up", prompt=prompt, max_tokens=20, seed=1, logprobs=2
+    )
+    computed = 170 // BLOCK_SIZE * BLOCK_SIZE
+    deadline = time.monotonic() + 30
+    while (answer := roomy.run(follow_up)[0]).cached_tokens < computed:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+        prompt = (*prompt[:-1], prompt[-1] + 1)  # its own end is never the cached part
+        follow_up = msgspec.structs.replace(follow_up, prompt=prompt)
+    fresh = RunningEngine(msgspec.structs.replace(small, kv_cache_bytes=200 << 20))
+    undisturbed = fresh.run(follow_up)[0]
+    fresh.stop()
+    assert undisturbed.cached_tokens == 0
+    assert answer.tokens == undisturbed.tokens
+    assert answer.logprobs == undisturbed.logprobs
 
 
 @pytest.mark.slow

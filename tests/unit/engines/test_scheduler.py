@@ -234,6 +234,79 @@ def test_exact_keeps_generated_tokens_out_of_the_prefix_cache() -> None:
     assert follow_up.cached_tokens == BLOCK_SIZE
 
 
+def rehearse(under_test: Scheduler) -> int:
+    """All that is left to be rehearsed; how many blocks that took."""
+    blocks = 0
+    while chunks := under_test.rehearse():
+        assert [chunk.count for chunk in chunks] == [BLOCK_SIZE]
+        assert not any(chunk.wants_logits for chunk in chunks)
+        under_test.commit(chunks)
+        blocks += 1
+    return blocks
+
+
+def answered(under_test: Scheduler, prompt: int, answer: int) -> ScheduledSequence:
+    one = sequence(prompt)
+    under_test.add(one)
+    while len(one.tokens) < prompt + answer:
+        step(under_test)
+    under_test.finish(one)
+    return one
+
+
+def test_an_answer_is_rehearsed_for_its_follow_up() -> None:
+    under_test = scheduler(exact=True)
+    first = answered(under_test, BLOCK_SIZE + 5, 3 * BLOCK_SIZE)
+    assert under_test.rehearsals
+    assert rehearse(under_test) == 3
+    assert not under_test.rehearsals
+    assert under_test.blocks.in_use == 0
+    follow_up = ScheduledSequence(tokens=[*first.tokens, 1, 2], prompt_length=len(first.tokens) + 2)
+    under_test.add(follow_up)
+    step(under_test)
+    assert follow_up.cached_tokens == 4 * BLOCK_SIZE
+
+
+def test_nothing_is_rehearsed_where_the_answer_is_cached_as_it_is() -> None:
+    for settings in ({"exact": False}, {"exact": True, "caching": False}):
+        under_test = scheduler(**settings)
+        answered(under_test, BLOCK_SIZE, BLOCK_SIZE)
+        assert not under_test.rehearsals
+
+
+def test_a_rehearsal_takes_no_block_that_is_in_use() -> None:
+    under_test = scheduler(blocks=5, exact=True)
+    answered(under_test, BLOCK_SIZE, 2 * BLOCK_SIZE + 5)
+    running = sequence(3 * BLOCK_SIZE, start=900)
+    under_test.add(running)
+    step(under_test)
+    assert rehearse(under_test) == 1, "of five blocks three run, and one is the prompt's"
+    assert len(running.blocks) == 3
+    assert under_test.blocks.in_use == 3
+
+
+class Guessing(ScheduledSequence):
+    """Always guesses as many as it may, and is never right."""
+
+    def draft(self, most: int, *, alone: bool) -> list[int]:
+        return [0] * most
+
+
+def test_guesses_stay_within_the_budget_and_the_blocks() -> None:
+    under_test = scheduler(budget=10)
+    first = Guessing(tokens=list(range(BLOCK_SIZE - 4)), prompt_length=BLOCK_SIZE - 4)
+    second = Guessing(tokens=list(range(50, 52)), prompt_length=2)
+    under_test.add(first)
+    for _ in range(3):
+        assert all(not chunk.drafts for chunk in step(under_test)), "while it is in prefill"
+    (chunk,) = step(under_test)
+    assert len(chunk.drafts) == 3, "its block has room for three more"
+    under_test.add(second)
+    for _ in range(8):
+        assert sum(chunk.rows for chunk in step(under_test)) <= 10
+    assert first.computed == len(first.tokens) - 1
+
+
 def test_everything_ends_and_every_block_comes_back_whatever_arrives() -> None:
     chance = random.Random(5)
     for round_ in range(20):

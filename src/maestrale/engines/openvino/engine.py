@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maestrale import __version__
 from maestrale.engines import constraint as constraints
@@ -37,9 +39,11 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.constraint import TokenConstraint, compile_constraint
 from maestrale.engines.openvino.cpu import cpu_identity
+from maestrale.engines.openvino.drafting import PromptLookup
 from maestrale.engines.openvino.generation import Generation
 from maestrale.engines.openvino.graph import PagedModel, StepInput
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
+from maestrale.engines.openvino.rehearsal import PAUSE
 from maestrale.engines.openvino.scheduler import Chunk, Scheduler
 from maestrale.engines.openvino.tuning import OPTIONS, chosen
 from maestrale.engines.requests import check_request
@@ -90,6 +94,8 @@ class OpenVINOEngine:
         self._drained.set()
         # Written by the step thread only.
         self._steps = self._prompt_tokens = self._generation_tokens = 0
+        self._draft_tokens = self._accepted_tokens = 0
+        self._busy_until = 0.0
         self._step_tokens = StepTokens()
 
     async def start(self) -> None:
@@ -232,6 +238,8 @@ class OpenVINOEngine:
             preemptions=scheduler.preemptions,
             prefix_cache_queries=scheduler.prefix_queries,
             prefix_cache_hits=scheduler.prefix_hits,
+            draft_tokens=self._draft_tokens,
+            accepted_tokens=self._accepted_tokens,
             step_tokens=self._step_tokens.counts,
             step_tokens_sum=self._step_tokens.sum,
         )
@@ -247,7 +255,13 @@ class OpenVINOEngine:
         if request.constraint is not None:
             compiled = await self._compile(request.constraint)
         self._check_alive()
-        generation = Generation(request, compiled, self._vocabulary.eos_token_ids)
+        generation = Generation(
+            request,
+            compiled,
+            self._vocabulary.eos_token_ids,
+            # A single row is padded to two in deterministic mode: one guess is free.
+            PromptLookup(shortest=1 if self._config.deterministic else 2),
+        )
         self._active.add(generation)
         self._drained.clear()
         self._order("add", generation)
@@ -297,8 +311,10 @@ class OpenVINOEngine:
     def _run(self) -> None:
         try:
             while self._take_orders():
-                results = self._step()
-                if results:
+                chunks = self._scheduler.schedule()
+                if not chunks:
+                    self._rehearse()
+                elif results := self._step(chunks):
                     self._loop.call_soon_threadsafe(self._deliver, results)
         except Exception as error:
             logger.exception("A step failed.")
@@ -310,7 +326,12 @@ class OpenVINOEngine:
         scheduler = self._scheduler
         with self._inbox_filled:
             while not (self._inbox or self._stopped or scheduler.running or scheduler.waiting):
-                self._inbox_filled.wait()
+                pause = None
+                if scheduler.rehearsals:
+                    pause = self._busy_until + PAUSE - time.monotonic()
+                    if pause <= 0:
+                        break
+                self._inbox_filled.wait(pause)
             orders, self._inbox = self._inbox, []
             stopped = self._stopped
         for kind, generation in orders:
@@ -321,30 +342,57 @@ class OpenVINOEngine:
                 scheduler.remove(generation)
         return not stopped
 
-    def _step(self) -> list[_Result]:
+    def _step(self, chunks: list[Chunk]) -> list[_Result]:
         """Run one step of the model; returns what it produced."""
-        chunks = self._scheduler.schedule()
-        if not chunks:
-            return []
-        chosen = [_generation(chunk) for chunk in chunks if chunk.wants_logits]
+        wanting = [chunk for chunk in chunks if chunk.wants_logits]
         step = _step_input(chunks)
         logits = self._model.infer(step)
         self._scheduler.commit(chunks)
         results: list[_Result] = []
-        for row, generation in zip(logits, chosen, strict=True):
+        first = 0
+        for chunk in wanting:
+            rows = logits[first : first + 1 + len(chunk.drafts)]
+            first += len(rows)
+            results += self._advance(chunk, rows)
+        self._generation_tokens += len(results)
+        self._step_tokens.add(len(step.token_ids))
+        self._steps += 1
+        self._busy_until = time.monotonic()
+        return results
+
+    def _advance(self, chunk: Chunk, rows: NDArray[np.float32]) -> list[_Result]:
+        """Choose tokens from `rows` [1 + drafts, vocab] for as long as the guesses were right."""
+        generation = _generation(chunk)
+        results: list[_Result] = []
+        right = 0
+        for row, guess in zip(rows, (*chunk.drafts, None), strict=True):
             try:
                 delta = generation.advance(row)
             except ConstraintError as error:
                 self._scheduler.remove(generation)
                 results.append((generation, error))
-                continue
-            if delta.finish_reason is not None:
-                self._scheduler.remove(generation)
+                break
             results.append((generation, delta))
-        self._generation_tokens += len(results)
-        self._step_tokens.add(len(step.token_ids))
-        self._steps += 1
+            if delta.finish_reason is not None:
+                self._scheduler.finish(generation)
+                break
+            if delta.token_ids != (guess,):
+                break
+            # The guess is a token now, and its keys and values lie in the cache.
+            generation.computed += 1
+            right += 1
+        if chunk.drafts:
+            generation.learn(len(chunk.drafts), right)
+            self._draft_tokens += len(chunk.drafts)
+            self._accepted_tokens += right
         return results
+
+    def _rehearse(self) -> None:
+        """Use a moment in which nobody waits."""
+        chunks = self._scheduler.rehearse()
+        if chunks:
+            self._model.infer(_step_input(chunks))
+            self._scheduler.commit(chunks)
 
     # On the event loop again.
 
@@ -381,15 +429,20 @@ def _step_input(chunks: Sequence[Chunk]) -> StepInput:
     for chunk in chunks:
         sequence = chunk.sequence
         start, end = sequence.computed, sequence.computed + chunk.count
-        tokens += sequence.tokens[start:end]
-        positions += range(start, end)
-        past.append(start)
-        begins.append(len(tokens))
-        blocks += sequence.blocks[: -(-end // BLOCK_SIZE)]
-        block_begins.append(len(blocks))
-        longest = max(longest, end)
-        if chunk.wants_logits:
-            rows.append(len(tokens) - 1)
+        # A guess is a sequence of one token over the same blocks, one position further on.
+        pieces = [sequence.tokens[start:end], *([guess] for guess in chunk.drafts)]
+        for piece in pieces:
+            end = start + len(piece)
+            tokens += piece
+            positions += range(start, end)
+            past.append(start)
+            begins.append(len(tokens))
+            blocks += sequence.blocks[: -(-end // BLOCK_SIZE)]
+            block_begins.append(len(blocks))
+            longest = max(longest, end)
+            if chunk.wants_logits:
+                rows.append(len(tokens) - 1)
+            start = end
     return StepInput(
         token_ids=np.array(tokens, np.int64),
         positions=np.array(positions, np.int64),

@@ -14,6 +14,7 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.constraint import TokenConstraint
 from maestrale.engines.mailbox import Mailbox
+from maestrale.engines.openvino.drafting import PromptLookup
 from maestrale.engines.openvino.scheduler import ScheduledSequence
 
 
@@ -25,6 +26,7 @@ class Generation(ScheduledSequence):
         request: GenerationRequest,
         constraint: TokenConstraint | None,
         eos_token_ids: tuple[int, ...],
+        lookup: PromptLookup,
     ) -> None:
         super().__init__(
             tokens=list(request.prompt),
@@ -34,6 +36,7 @@ class Generation(ScheduledSequence):
         self.request = request
         self.mailbox = Mailbox()  # touched on the event loop only
         self._constraint = constraint
+        self._lookup = lookup
         self._eos = frozenset(eos_token_ids)
         self._stops = frozenset(request.stop_token_ids)
         ends = self._stops | self._eos if constraint else self._stops
@@ -72,6 +75,20 @@ class Generation(ScheduledSequence):
             cached_tokens=self.cached_tokens,
             waited=0.0 if position else self.waited,
         )
+
+    def draft(self, most: int, *, alone: bool) -> list[int]:
+        """What a replay forces; else a guess, where no other sequence pays for it."""
+        most = min(most, self.request.max_tokens - self.generated - 1)
+        if most < 1:
+            return []
+        forced = self.request.forced[self.generated : self.generated + most]
+        if forced:
+            return list(forced)
+        return self._lookup.guess(self.tokens, most) if alone else []
+
+    def learn(self, offered: int, right: int) -> None:
+        """Of `offered` guesses in the last step, so many were right."""
+        self._lookup.learn(offered, right)
 
     def _take(self, token: int) -> FinishReason | None:
         self.tokens.append(token)

@@ -10,7 +10,7 @@ random stream goes by position, so its answer is the same).
 Attention rounds differently for a chunk of one token than for more. Where results must not
 depend on the schedule (`exact`), a token is therefore always computed the same way: those of the
 prompt in chunks of two or more, generated ones singly, also when they are computed again; and
-only the prompt's blocks enter the prefix cache.
+only the prompt's blocks enter the prefix cache (see `rehearsal.py` for the answers).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
+from maestrale.engines.openvino.drafting import MAX_DRAFT
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest, block_digest
+from maestrale.engines.openvino.rehearsal import Rehearsals
 
 MIN_CHUNK = 2  # tokens of a prompt computed at once
 PREFILL_SHARE = 16  # tokens of a step's budget that sequences which generate leave to prompts
@@ -44,6 +46,11 @@ class ScheduledSequence:
     digests: list[Digest] = field(default_factory=list)
     published: int = 0  # blocks entered in the prefix cache (or taken from it)
     claimed: list[Digest] = field(default_factory=list)
+    silent: bool = False  # computed for the prefix cache only: nobody wants its logits
+
+    def draft(self, most: int, *, alone: bool) -> list[int]:
+        """Up to `most` guesses at the tokens after the last; where not `alone`, only good ones."""
+        return []
 
     @property
     def prefill_left(self) -> int:
@@ -58,14 +65,24 @@ class ScheduledSequence:
 
 @dataclass(frozen=True)
 class Chunk:
-    """`count` tokens of a sequence to compute in this step, from its `computed` on."""
+    """`count` tokens of a sequence to compute in this step, from its `computed` on.
+
+    After a single one `drafts` may follow: tokens that are guessed, each computed singly too.
+    """
 
     sequence: ScheduledSequence
     count: int
+    drafts: tuple[int, ...] = ()
 
     @property
     def wants_logits(self) -> bool:
-        return self.sequence.computed + self.count == len(self.sequence.tokens)
+        """Of the last token, and of each guessed one."""
+        sequence = self.sequence
+        return not sequence.silent and sequence.computed + self.count == len(sequence.tokens)
+
+    @property
+    def rows(self) -> int:
+        return self.count + len(self.drafts)
 
 
 class Scheduler:
@@ -81,6 +98,7 @@ class Scheduler:
         exact: bool,
     ) -> None:
         self.blocks = BlockManager(num_blocks)
+        self.rehearsals = Rehearsals(self.blocks)
         # Each running sequence takes at least one token of the step's budget.
         self.max_running = max(1, min(max_num_seqs, max_num_batched_tokens - PREFILL_SHARE))
         self._exact = exact
@@ -108,6 +126,12 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
+    def finish(self, sequence: ScheduledSequence) -> None:
+        """Forget a sequence that came to its end, and remember its answer for follow-ups."""
+        if self._exact and self._prefix_caching:
+            self.rehearsals.add(sequence.tokens, sequence.digests)
+        self.remove(sequence)
+
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step; empty only when nothing is waiting or running."""
         self._admit()
@@ -116,7 +140,30 @@ class Scheduler:
             if sequence in self.running and self._make_room(sequence, 1, chunks):
                 chunks.append(Chunk(sequence, 1))
         self._schedule_prefills(self._budget - len(chunks), chunks)
+        self._add_drafts(chunks)
         return chunks
+
+    def rehearse(self) -> list[Chunk]:
+        """For when `schedule` has nothing: the next block of an answer, if any is missing."""
+        found = self.rehearsals.next()
+        if found is None:
+            return []
+        tokens, digests, cached = found
+        for shared in cached:
+            self.blocks.share(shared)
+        block = self.blocks.allocate()
+        assert block is not None
+        sequence = ScheduledSequence(
+            tokens=tokens,
+            prompt_length=len(tokens),
+            prefill_length=len(tokens),
+            computed=len(cached) * BLOCK_SIZE,
+            blocks=[*cached, block],
+            digests=digests,
+            published=len(cached),
+            silent=True,
+        )
+        return [Chunk(sequence, BLOCK_SIZE)]
 
     def commit(self, chunks: SequenceOf[Chunk]) -> None:
         """Record that `chunks` were computed, and enter the blocks they filled in the cache."""
@@ -134,6 +181,22 @@ class Scheduler:
                 if self._claims.get(digest) is sequence:
                     del self._claims[digest]
             sequence.published = max(sequence.published, full)
+            if sequence.silent:
+                self._free(sequence)
+
+    def _add_drafts(self, chunks: list[Chunk]) -> None:
+        """Let sequences that generate guess ahead, within the budget and their own blocks."""
+        left = self._budget - sum(chunk.count for chunk in chunks)
+        for index, chunk in enumerate(chunks):
+            sequence = chunk.sequence
+            if sequence.prefill_left or not chunk.wants_logits:
+                continue
+            room = len(sequence.blocks) * BLOCK_SIZE - len(sequence.tokens)
+            most = min(MAX_DRAFT, left, room)
+            drafts = sequence.draft(most, alone=len(chunks) == 1) if most > 0 else []
+            if drafts:
+                chunks[index] = Chunk(sequence, chunk.count, tuple(drafts))
+                left -= len(drafts)
 
     def _schedule_prefills(self, budget: int, chunks: list[Chunk]) -> None:
         """Share the budget among running sequences in prefill."""
