@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256, help="of each answer")
     parser.add_argument("--pace", type=int, default=0, help="tokens/s of each stream; 0: no limit")
     parser.add_argument("--api-workers", type=int, default=1, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg")
     parser.add_argument("--serve", metavar="PORT", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -200,6 +202,8 @@ def main() -> None:
                 *map("{:9.1f}".format, spent),
                 flush=True,
             )
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n")
         if options.plot:
             plot(rows, options.plot)
     finally:

@@ -1,6 +1,6 @@
 """Measures maestrale and its peers in one run, and writes docs/benchmarks.md.
 
-scripts/bench-peers              everything: about 40 minutes once all peers are installed
+scripts/bench-peers              everything: about 35 minutes once all peers are installed
 scripts/bench-peers --quick      ours, GenAI and llama.cpp if it is there: about 5 minutes;
                                  fails when a ratio fell well below the recorded one
 """
@@ -12,18 +12,22 @@ import json
 import os
 import shlex
 import signal
+import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 from bench_peers import report
-from bench_peers.peers import PEERS, ROOT, Context
-from bench_peers.rounds import FULL, QUICK, Plan, Rounds, limits
+from bench_peers.cells import Failed
+from bench_peers.peers import PEERS, ROOT, Context, Peer
+from bench_peers.rounds import FULL, QUICK, Plan, Rounds, front_end, limits
 
 TOLERATED = 0.75
 """--quick fails when a ratio is below this share of the recorded one."""
 REFERENCES = ("genai", "llamacpp-q4_1")
 QUICK_PEERS = ("ours", "ours-fast", *REFERENCES)
+BESIDE = 60.0  # seconds for the limits and the front end
 RECORD = ROOT / "docs" / "benchmarks.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 
@@ -37,6 +41,7 @@ def main() -> int:
             streams=plan.streams,
             json_repeats=plan.json_repeats,
             disturbed_rounds=min(plan.disturbed_rounds, options.rounds),
+            disturbed_rounds_of_peers=plan.disturbed_rounds_of_peers,
         )
     context = _context(options)
     keys = options.peers or (QUICK_PEERS if options.quick else tuple(peer.key for peer in PEERS))
@@ -54,14 +59,23 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     begun = time.perf_counter()
     told = report.facts(plan.rounds, shlex.join(["scripts/bench-peers", *sys.argv[1:]]))
+    _say(f"{', '.join(peer.key for peer in peers)}: about {_minutes(plan, peers)} min")
     found_limits = limits(context)
     _say(f"limits: {found_limits}")
+    streamed: list[float] = []
+    try:
+        streamed = front_end(logs)
+        _say(f"front end alone, 128 clients: {statistics.median(streamed):.0f} tokens/s")
+    except (Failed, subprocess.SubprocessError) as error:
+        _say(str(error))
     try:
         rounds.run()
     except KeyboardInterrupt:
         _say("interrupted: the report has the rounds so far")
     found_limits = {name: max(value, found_limits[name]) for name, value in limits(context).items()}
-    _say(f"measured for {time.perf_counter() - begun:.0f} s")
+    told["seconds"] = time.perf_counter() - begun
+    told["front_end"] = streamed
+    _say(f"measured for {told['seconds'] / 60:.0f} min")
     page = report.as_markdown(rounds.found, found_limits, told)
     if options.out or not options.quick:
         out = Path(options.out) if options.out else PAGE
@@ -72,6 +86,17 @@ def main() -> int:
         print(page)
         return _compare(rounds)
     return 0
+
+
+def _minutes(plan: Plan, peers: list[Peer]) -> int:
+    """By the seconds that a round of each took in the recorded run; a minute where none did."""
+    try:
+        recorded = json.loads(RECORD.read_text())["peers"]
+    except (OSError, ValueError, KeyError):
+        recorded = {}
+    each = {key: statistics.mean(one["seconds"]) for key, one in recorded.items() if one["seconds"]}
+    seconds = sum(plan.rounds_of(peer) * each.get(peer.key, 60.0) for peer in peers)
+    return round((seconds + BESIDE) / 60)
 
 
 def _compare(rounds: Rounds) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -60,9 +61,10 @@ async def streams(asker: Asker, count: int, tokens: int) -> Numbers:
 
 
 async def article(asker: Asker, reader: int) -> Numbers:
-    """Time to first token of an article, and of a follow-up about it."""
+    """Time to first token of an article, and of a follow-up asked once the answer was read."""
     messages = questions.long(reader)
     first = await asker.ask(messages, 16)
+    await asyncio.sleep(questions.READING_SECONDS)
     messages += [questions.assistant(first.text), questions.user(questions.FOLLOW_UP)]
     second = await asker.ask(messages, 16)
     prompt = first.usage.prompt_tokens if first.usage else 0
@@ -70,6 +72,7 @@ async def article(asker: Asker, reader: int) -> Numbers:
         "article_tokens": prompt,
         "article_ttft": _ttft(first),
         "follow_up_ttft": _ttft(second),
+        "follow_up_ratio": _ttft(second) / _ttft(first),
         "prefill_tokens_per_second": prompt / _ttft(first),
     }
 
@@ -99,7 +102,7 @@ async def fairness(asker: Asker, reader: int, running: int = 4, articles: int = 
         prompts = [questions.long(reader + number) for number in range(articles)]
         await asyncio.gather(*(asker.ask(messages, 2) for messages in prompts))
 
-    pauses, calm = await _pauses(asker, running, disturb)
+    calm, pauses = await _pauses(asker, running, disturb)
     return {
         "prefill_pause_p99": percentile(pauses, 99),
         "prefill_pause_median": percentile(pauses, 50),
@@ -110,20 +113,30 @@ async def fairness(asker: Asker, reader: int, running: int = 4, articles: int = 
 
 
 async def schema_stall(asker: Asker, number: int) -> Numbers:
-    """The longest pause of running streams while a large new schema is compiled."""
+    """The longest pause of running streams while a large new schema is compiled.
 
-    async def disturb() -> None:
-        response_format = questions.other_schema(number)
-        await asker.ask([questions.user("Give me numbers.")], 8, response_format=response_format)
+    Beside it, the longest while the same prompt runs without a schema: what any request costs.
+    """
 
-    pauses, calm = await _pauses(asker, 4, disturb)
-    return {"schema_pause_max": pauses[-1], "schema_stall": pauses[-1] / percentile(calm, 50)}
+    async def ask(topic: str, **fields: Any) -> None:
+        await asker.ask([questions.user(f"Give me {topic}.")], 8, **fields)
+
+    response_format = questions.other_schema(number)
+    _, plain, compiled = await _pauses(
+        asker,
+        4,
+        lambda: ask("letters"),
+        lambda: ask("numbers", response_format=response_format),
+    )
+    return {
+        "schema_pause_max": compiled[-1],
+        "plain_pause_max": plain[-1],
+        "schema_stall": compiled[-1] / plain[-1],
+    }
 
 
-async def _pauses(
-    asker: Asker, running: int, disturb: Callable[[], Any]
-) -> tuple[list[float], list[float]]:
-    """(pauses during `disturb`, pauses before it), both ascending, of streams that run on."""
+async def _pauses(asker: Asker, running: int, *works: Callable[[], Any]) -> list[list[float]]:
+    """Pauses of streams that run on, ascending: before, and during each of `works` in turn."""
     answers: list[Exchange] = []
     over = asyncio.Event()
 
@@ -138,22 +151,23 @@ async def _pauses(
     # A first answer each is what the calm is measured on.
     while len(answers) < running and not any(map(asyncio.Task.done, streams_running)):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
-    await asyncio.sleep(0.3)
-    begun = time.perf_counter()
+    marks = [0.0]
     try:
-        await disturb()
+        for work in works:
+            await asyncio.sleep(0.3)
+            marks.append(time.perf_counter())
+            await work()
     finally:
-        ended = time.perf_counter()
+        marks.append(time.perf_counter())
         over.set()
         results = await asyncio.gather(*streams_running, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
-    during = sorted(_gaps(answers, begun, ended))
-    calm = sorted(_gaps(answers, 0.0, begun))
-    if not during or not calm:
+    pauses = [sorted(_gaps(answers, *window)) for window in itertools.pairwise(marks)]
+    if not all(pauses):
         raise Failed("no pause to measure: the running streams gave nothing meanwhile")
-    return during, calm
+    return pauses
 
 
 def _gaps(answers: Iterable[Exchange], begin: float, end: float) -> Iterable[float]:

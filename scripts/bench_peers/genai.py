@@ -96,6 +96,7 @@ def main() -> None:
     messages = questions.long(job["reader"])
     prompt = pipeline.encode(messages)
     produced, ttft = pipeline.run([prompt], 16)
+    time.sleep(questions.READING_SECONDS)
     text = pipeline._encoder.decode(produced[0])
     messages += [questions.assistant(text), questions.user(questions.FOLLOW_UP)]
     _, follow_up = pipeline.run([pipeline.encode(messages)], 16)
@@ -103,6 +104,7 @@ def main() -> None:
         "article_tokens": len(prompt),
         "article_ttft": ttft,
         "follow_up_ttft": follow_up,
+        "follow_up_ratio": follow_up / ttft,
         "prefill_tokens_per_second": len(prompt) / ttft,
     }
     rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()

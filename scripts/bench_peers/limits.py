@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -68,15 +69,29 @@ def matrix_product(weights: str) -> float:
 
 
 def model_size(model_xml: Path) -> tuple[int, int, int]:
-    """(number of weights, those of the output layer, all their bytes) of the prepared model."""
-    shapes = [
-        op.output(0).get_shape()
+    """(weights that a token is multiplied with, those of the output layer, all their bytes).
+
+    An embedding of its own is left out: a token reads one row of it. One that is the output
+    layer, too, counts.
+    """
+    sizes = [
+        (op.output(0).get_shape(), op.output(0).get_element_type().bitwidth)
         for op in ov.Core().read_model(model_xml).get_ops()
-        if op.get_type_name() == "Constant"
+        if op.get_type_name() == "Constant" and not _only_looked_up(op)
     ]
     # Scales and zero points end in 1: one for each group of weights.
-    sizes = [int(np.prod(one)) for one in shapes if len(one) >= 2 and one[-1] > 1]
-    return sum(sizes), max(sizes), model_xml.with_suffix(".bin").stat().st_size
+    numbers = [int(np.prod(shape)) for shape, _ in sizes if len(shape) >= 2 and shape[-1] > 1]
+    bytes_ = sum(int(np.prod(shape)) * bits // 8 for shape, bits in sizes)
+    return sum(numbers), max(numbers), bytes_
+
+
+def _only_looked_up(op: Any) -> bool:
+    """Whether rows are taken from this constant (in whatever form), and nothing else is done."""
+    if op.get_type_name() == "Gather":
+        return True
+    users = [target.get_node() for target in op.output(0).get_target_inputs()]
+    through = ("Constant", "Convert", "Multiply", "Subtract", "Reshape")
+    return op.get_type_name() in through and bool(users) and all(map(_only_looked_up, users))
 
 
 def main() -> None:

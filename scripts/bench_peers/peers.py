@@ -44,9 +44,12 @@ class Peer:
     key: str
     title: str
     quantisation: str
+    """The form of weights and of the KV cache."""
     prepare: Callable[[Context], Server]
     keeps_running: bool = False
     """It starts so slowly that it is stopped (SIGSTOP) between the rounds, not ended."""
+    rounds: int | None = None
+    """At most so many: it takes long."""
     in_process: dict[str, bool] | None = None
     """Not a server: OpenVINO GenAI. Whether `deterministic`, whether on `repacked` weights."""
 
@@ -166,12 +169,19 @@ PEERS = (
         "Q4_0 requantised (repacked when loaded), f16 KV",
         _llamacpp("Q4_0"),
     ),
-    Peer("xllamacpp", "llama.cpp server, xllamacpp's wheel", "the Q4_1 GGUF, f16 KV", _xllamacpp),
+    Peer(
+        "xllamacpp",
+        "llama.cpp server, xllamacpp's wheel",
+        "the Q4_1 GGUF, f16 KV",
+        _xllamacpp,
+        rounds=2,
+    ),
     Peer(
         "vllm",
         "vLLM server, CPU build",
         "float32 safetensors from the GGUF, f32 KV",
         _vllm,
         keeps_running=True,
+        rounds=2,
     ),
 )

@@ -10,6 +10,8 @@ from maestrale.bench.scenarios import JSON_ONLY, article, turns_of
 Message = dict[str, Any]
 
 TOPICS = ("Rome", "the sea", "bread", "chess", "rain", "tea", "music", "volcanoes")
+READING_SECONDS = 2.0
+"""Between the end of an answer and the follow-up, for every peer alike."""
 LENGTHS = (30, 40, 50, 60, 70, 80, 90, 120)
 
 

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench_peers.floors import MODES, NO_STALL, ahead, reached
+from bench_peers.questions import READING_SECONDS
 from bench_peers.rounds import Found
 
 GIB, MIB = 2**30, 2**20
@@ -43,10 +45,11 @@ SPEED = (
     Column("follow_up_ttft", "follow-up TTFT, s", _plain, more_is_better=False),
 )
 OTHER = (
+    Column("follow_up_ratio", "follow-up : article TTFT", _plain, more_is_better=False),
     Column("json_ratio", "JSON : free text, time per token", _plain, more_is_better=False),
     Column("fairness", "pause p99 : median while 4 articles arrive", _plain, more_is_better=False),
     Column("prefill_pause_max", "longest such pause, ms", _ms, more_is_better=False),
-    Column("schema_stall", "longest pause while a schema is compiled : calm median", _plain,
+    Column("schema_stall", "longest pause while a schema is compiled : with no schema", _plain,
            more_is_better=False),
     Column("cold_start", "start to first token, s", _plain, more_is_better=False),
     Column("pss", "memory (PSS), MiB", lambda value: f"{value / MIB:.0f}", more_is_better=False),
@@ -77,6 +80,7 @@ def as_json(
                 "version": one.version,
                 "command": one.command,
                 "problems": one.problems,
+                "seconds": one.seconds,
                 "medians": {
                     name: statistics.median(values)
                     for name, values in one.numbers.items()
@@ -131,17 +135,28 @@ def as_markdown(
         f"{told['date']}, `{told['command']}`: {told['cpu']}, {told['cores']} cores "
         f"({', '.join(told['features']) or 'no vector extensions of note'}), "
         f"{told['memory'] / GIB:.0f} GiB, {told['system']}. Load average before: "
-        f"{told['load_before']:.1f}.\n",
-        f"Model: SmolLM2-135M-Instruct. {told['rounds']} rounds; in each the peers run one after "
+        f"{told['load_before']:.1f}. It took {told.get('seconds', 0) / 60:.0f} minutes.\n",
+        f"Model: SmolLM2-135M-Instruct. {_rounds(told['rounds'])}; in each the peers run one after "
         "the other, alone, started anew (vLLM, whose start takes a minute, is stopped with SIGSTOP "
         "between its rounds). All get the same requests at temperature 0. Cells are medians over "
-        "the rounds, with the lowest and highest below them.\n",
+        f"the rounds, with the lowest and highest below them. {_fewer(there, told)}\n",
+        "A peer's row names the form of its weights and of its KV cache. Ours runs with "
+        "`--weight-format int8` fixed, so that the measurement at a model's first start, which "
+        "chooses between that and the GGUF's own 4 bits, plays no part here. llama.cpp's f16 KV "
+        "cache is its default. The two GenAI rows set what our deterministic mode sets.\n",
+        "## What was to be reached\n",
+        _reached(found, told),
         "## Speed\n",
         f"Streams: answers of equal length begun at once; first request to last token. Article: "
-        f"{tokens:.0f} tokens, in nobody's cache; then a question about it.\n",
+        f"{tokens:.0f} tokens, in nobody's cache. Follow-up: a question about it, asked of every "
+        f"peer alike {READING_SECONDS:g} s after the first answer's end, as a reader would (ours "
+        "uses such a pause to get its cache ready).\n",
         _table(there, SPEED),
         "\n## Everything else\n",
+        "Memory: of all processes of a server, at a round's end. JSON and pauses are measured in "
+        "fewer rounds of the peers than of ours.\n",
         _table(there, OTHER),
+        _front_end(told),
         "\n## Ratios\n",
         "Above 1: maestrale is quicker (for times, too).\n",
         _ratios(found, there),
@@ -157,6 +172,58 @@ def as_markdown(
     if missing:
         parts += ["\n## What failed\n", "\n".join(missing), ""]
     return "\n".join(parts) + "\n"
+
+
+def _rounds(count: int) -> str:
+    return "One round" if count == 1 else f"{count} rounds"
+
+
+def _front_end(told: Mapping[str, Any]) -> str:
+    streamed = told.get("front_end")
+    if not streamed:
+        return ""
+    return (
+        "\nThe front end alone (`scripts/bench-frontend --streams 128`: the scripted engine, which "
+        "never waits; one core for the API process, the other for engine and clients): "
+        f"{statistics.median(streamed):,.0f} tokens/s to 128 clients ({min(streamed):,.0f} to "
+        f"{max(streamed):,.0f} in {_rounds(len(streamed)).lower()}). "
+        "[performance.md](performance.md) has 1 to 512 streams.\n"
+    )
+
+
+def _fewer(there: list[Found], told: Mapping[str, Any]) -> str:
+    fewer = [
+        f"{one.peer.title} {one.peer.rounds}"
+        for one in there
+        if one.peer.rounds is not None and one.peer.rounds < told["rounds"]
+    ]
+    return f"Fewer rounds, as they take long: {', '.join(fewer)}." if fewer else ""
+
+
+def _reached(found: Mapping[str, Found], told: Mapping[str, Any]) -> str:
+    streamed = told.get("front_end")
+    rows = list(reached(found, statistics.median(streamed) if streamed else None))
+    lines = [
+        "Ratios of medians, ours to theirs (of a time, below 1 is quicker). llama.cpp's best row "
+        "is the best of all its rows in each cell. That no stream stalls while a schema is "
+        f"compiled is read as: the longest pause is at most {NO_STALL} times that beside the same "
+        "request without a schema.\n",
+        _row("mode", "what", "floor", "reached", "kept"),
+        _row("---", "---", "---:", "---:", "---"),
+        *(_row(*row.cells) for row in rows),
+    ]
+    done = [row for row in rows if row.value is not None]
+    kept = sum(row.verdict == "yes" for row in done)
+    lines.append(f"\n{kept} of {len(done)} measured floors are kept.\n")
+    for key, mode in MODES.items():
+        behind, compared = ahead(found, key)
+        if compared:
+            told_behind = f"; behind in {', '.join(behind)}" if behind else ""
+            lines.append(
+                f"Against the best of all other rows in each cell, {mode}: ahead in "
+                f"{compared - len(behind)} of {compared}{told_behind}.\n"
+            )
+    return "\n".join(lines)
 
 
 def _name(one: Found) -> str:

@@ -24,6 +24,7 @@ from maestrale.bench.client import Client, Target
 
 START_SECONDS = 1200.0
 CELL_SECONDS = 240.0
+FRONT_END_ROUNDS = 5
 ENVIRONMENT = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'scripts'}"}
 
 
@@ -36,11 +37,31 @@ class Plan:
     """(streams at once, tokens of each answer)"""
     json_repeats: int
     disturbed_rounds: int
-    """Rounds with the cells in which something disturbs running streams: they take long."""
+    """Rounds of ours with the cells in which something disturbs running streams: they take long."""
+    disturbed_rounds_of_peers: int = 0
+
+    def rounds_of(self, peer: Peer) -> int:
+        return min(self.rounds, peer.rounds or self.rounds)
+
+    def is_disturbed(self, peer: Peer, number: int) -> bool:
+        """Whether round `number` (from 0) of this peer has those cells, and JSON."""
+        if is_ours(peer):
+            return number < self.disturbed_rounds
+        return peer.rounds is None and number < self.disturbed_rounds_of_peers
 
 
-FULL = Plan(rounds=5, streams=((1, 128), (8, 64), (32, 64)), json_repeats=3, disturbed_rounds=3)
-QUICK = Plan(rounds=2, streams=((1, 64), (8, 32), (32, 16)), json_repeats=1, disturbed_rounds=0)
+FULL = Plan(
+    rounds=5,
+    streams=((1, 128), (8, 64), (32, 64)),
+    json_repeats=2,
+    disturbed_rounds=5,
+    disturbed_rounds_of_peers=1,
+)
+QUICK = Plan(rounds=2, streams=((1, 64), (8, 32), (32, 16)), json_repeats=1, disturbed_rounds=1)
+
+
+def is_ours(peer: Peer) -> bool:
+    return peer.key.startswith("ours")
 
 
 @dataclass
@@ -52,6 +73,8 @@ class Found:
     command: str = ""
     numbers: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     problems: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """What its rounds took, all told."""
 
     def add(self, numbers: cells.Numbers) -> None:
         for name, value in numbers.items():
@@ -105,14 +128,28 @@ class Rounds:
                 running.stop()
 
     def run(self) -> None:
+        begun = time.perf_counter()
         try:
             for number in range(self._plan.rounds):
                 for peer in self._peers:
-                    if peer.key in self._servers:
+                    if peer.key in self._servers and number < self._plan.rounds_of(peer):
                         self._measure(peer, number)
+                left = self._seconds_left(number + 1)
+                self._context.say(
+                    f"round {number + 1} of {self._plan.rounds} done after "
+                    f"{(time.perf_counter() - begun) / 60:.0f} min; about {left / 60:.0f} to go"
+                )
         finally:
             for running, _ in self._kept.values():
                 running.stop()
+
+    def _seconds_left(self, done: int) -> float:
+        """By what each peer's last round took."""
+        return sum(
+            (self._plan.rounds_of(found.peer) - done) * found.seconds[-1]
+            for found in self.found.values()
+            if found.seconds and self._plan.rounds_of(found.peer) > done
+        )
 
     def _measure(self, peer: Peer, number: int) -> None:
         found, begun = self.found[peer.key], time.perf_counter()
@@ -123,12 +160,13 @@ class Rounds:
                 with self._serving(peer) as (running, client, numbers):
                     found.add(numbers)
                     server = self._servers[peer.key]
-                    self._cells(cells.Asker(client, server.model), found, number)
+                    self._cells(cells.Asker(client, server.model), found, peer, number)
                     memory = running.memory()
                     found.add({"pss": memory.pss, "rss": memory.rss})
         except (cells.Failed, subprocess.SubprocessError, OSError) as error:
             found.problems.append(f"round {number + 1}: {error}")
         seconds = time.perf_counter() - begun
+        found.seconds.append(seconds)
         speed = found.numbers["tokens_per_second_8"][-1:] or [float("nan")]
         self._context.say(
             f"round {number + 1}, {peer.key}: {seconds:.0f} s, {speed[0]:.0f} tok/s at 8"
@@ -173,14 +211,16 @@ class Rounds:
                 raise cells.Failed(f"it did not start: {running.last_words()}")
             time.sleep(0.02)
 
-    def _cells(self, asker: cells.Asker, found: Found, number: int) -> None:
+    def _cells(self, asker: cells.Asker, found: Found, peer: Peer, number: int) -> None:
         plan = self._plan
         work: list[Callable[[], Any]] = [
             *(lambda s=s, t=t: cells.streams(asker, s, t) for s, t in plan.streams),  # type: ignore[misc]
             lambda: cells.article(asker, 1000 + number),
-            lambda: cells.json(asker, plan.json_repeats),
         ]
-        if number < plan.disturbed_rounds:
+        disturbed = plan.is_disturbed(peer, number)
+        if disturbed or is_ours(peer):
+            work.append(lambda: cells.json(asker, plan.json_repeats))
+        if disturbed:
             work.append(lambda: cells.fairness(asker, 2000 + 10 * number))
             work.append(lambda: cells.schema_stall(asker, number))
         for cell in work:
@@ -212,9 +252,12 @@ class Rounds:
 
 def limits(context: Context) -> cells.Numbers:
     """What the machine can do at most; see limits.py."""
+    from maestrale.engines.openvino.repack import GRAPH, save_repacked
+
+    folder = save_repacked(context.prepared) or context.prepared  # what ours runs on
     command = [sys.executable, "-m", "bench_peers.limits"]
     done = subprocess.run(
-        [*command, str(context.prepared / "openvino_model.xml")],
+        [*command, str(folder / GRAPH)],
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
@@ -223,6 +266,23 @@ def limits(context: Context) -> cells.Numbers:
     )
     numbers: cells.Numbers = json.loads(done.stdout.strip().splitlines()[-1])
     return numbers
+
+
+def front_end(folder: Path) -> list[float]:
+    """Tokens/s that the API process streams to 128 clients from an engine that never waits."""
+    rows = folder / "front-end.json"
+    command = [sys.executable, str(ROOT / "scripts" / "bench_frontend.py"), "--json", str(rows)]
+    done = subprocess.run(
+        [*command, "--streams", *["128"] * FRONT_END_ROUNDS],
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=CELL_SECONDS,
+    )
+    if done.returncode:
+        raise cells.Failed(f"bench-frontend failed: {done.stderr.strip()[-200:]}")
+    return [row["tokens"] / row["seconds"] for row in json.loads(rows.read_text())]
 
 
 def _run(work: Callable[[], Any], client: Client) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +112,56 @@ def test_questions_of_two_series_have_none_in_common() -> None:
     assert questions.long(1)[0]["content"][:9] != questions.long(2)[0]["content"][:9]
     assert questions.structured()[1]["type"] == "json_schema"
     assert json.dumps(questions.other_schema(1)) != json.dumps(questions.other_schema(2))
+
+
+def test_floors_are_judged_by_the_medians_and_the_best_of_llama_cpp() -> None:
+    from bench_peers.floors import ahead, reached
+
+    both = found()
+    both["llamacpp-q4_1"].add({"tokens_per_second_1": 120.0, "article_ttft": 8.0})
+    both["llamacpp-q4_0"].add({"tokens_per_second_1": 110.0, "article_ttft": 2.5})
+    both["ours"].add({"cold_start": 2.4})
+    rows = {(row.of, row.what): row for row in reached(both, 19_000.0)}
+
+    same = rows["deterministic", "1 stream, against llama.cpp on the same GGUF"]
+    assert same.value == pytest.approx(100 / 120)
+    assert same.cells[2:] == ("≥ 0.90", "0.83", "**no**")
+    best = rows["deterministic", "article TTFT, against llama.cpp's best row"]
+    assert best.value == pytest.approx(2.0 / 2.5)
+    assert best.verdict == "**no**"
+    assert rows["deterministic", "start to first token, s"].verdict == "yes"
+    assert rows["fast", "start to first token, s"].verdict == "not measured"
+    assert rows["API process", "front end alone: tokens/s streamed to 128 clients"].cells[2:] == (
+        *("≥ 20,000", "19,000"),
+        "**no**",
+    )
+    assert ahead(both, "ours") == (["1 stream (0.83)"], 2)
+
+
+def test_slow_peers_run_fewer_rounds_and_ours_is_disturbed_in_each() -> None:
+    from bench_peers.peers import PEERS
+    from bench_peers.rounds import FULL
+
+    peers = {peer.key: peer for peer in PEERS}
+    assert FULL.rounds_of(peers["ours"]) == FULL.rounds == 5
+    assert FULL.rounds_of(peers["vllm"]) < FULL.rounds
+    assert all(FULL.is_disturbed(peers["ours"], number) for number in range(FULL.rounds))
+    assert not FULL.is_disturbed(peers["llamacpp-q4_1"], 1)
+    assert not FULL.is_disturbed(peers["vllm"], 0)
+
+
+def test_an_embedding_that_is_only_looked_up_is_no_weight_of_a_product(tmp_path: Path) -> None:
+    import numpy as np
+    import openvino as ov
+    from bench_peers.limits import model_size
+    from openvino import opset13 as ops
+
+    ids = ops.parameter([-1], np.int64)
+    embedding = ops.convert(ops.constant(np.ones((50, 8), np.int8)), "f32")
+    rows = ops.gather(embedding, ids, ops.constant(np.int64(0)))
+    output = ops.constant(np.ones((60, 8), np.float32))
+    product = ops.matmul(rows, output, False, True)
+    ov.save_model(ov.Model([product], [ids]), tmp_path / "model.xml", compress_to_fp16=False)
+    weights, head, size = model_size(tmp_path / "model.xml")
+    assert (weights, head) == (480, 480)
+    assert 1920 <= size < 1920 + 400
