@@ -32,6 +32,8 @@ def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("setup --source=", "is no source"),
         ("setup --no-proof --source ==1.0", "leave one of them out"),
         ("setup host --cloud-init", "takes no TARGET"),
+        ("setup --cloud-init --source git@example.org:me/m.git", "a public address only"),
+        ("setup --cloud-init --source https://me:secret@example.org/m.git", "a public address"),
         ("setup --cloud-init --no-proof --port 22", "takes no --no-proof, --port"),
         ("setup --cloud-init --wait-for-apt 9 --verbose", "takes no --wait-for-apt, --verbose"),
         ("create --list --gpu H100", "takes no --gpu"),

@@ -29,6 +29,7 @@ _GPU_OPTIONS = " --gpus all --ipc host"
 # What only the machine knows; the shell puts it in.
 _KERNEL, _FLAVOUR, _IMAGE = "@KERNEL@", "@FLAVOUR@", "@IMAGE@"
 _CUDA = "@CUDA@"  # the folder of the architecture, in NVIDIA's repositories
+_PUBLIC = re.compile(r"https://[^@\s]+")  # an address without a user or a password in it
 
 
 def user_data(options: Options, source: str | None) -> str:
@@ -97,6 +98,12 @@ def _image_script(source: str | None) -> tuple[str, list[str]]:
         return f"image={shlex.quote(found.value)}\ndocker pull --quiet $image || exit 1\n", []
     if found.kind == "git":
         address, reference = split_reference(found.value.removeprefix("git+"))
+        if not _PUBLIC.fullmatch(address):
+            raise SettingsError(
+                "--source: a machine that starts has no key and no password, and user-data should "
+                "hold none, so it can clone from a public address only: "
+                "git+https://HOST/PATH.git@REF."
+            )
         get = f"git clone --quiet {shlex.quote(address)} /src"
         if reference:
             get += f" && git -C /src checkout --quiet {shlex.quote(reference)} --"
@@ -128,7 +135,7 @@ def _origin(checkout: Path) -> str:
         return ""
     address, commit = said
     # An address with a password in it is not for user-data.
-    return f"git+{address}@{commit}" if re.fullmatch(r"https://[^@\s]+", address) and commit else ""
+    return f"git+{address}@{commit}" if _PUBLIC.fullmatch(address) and commit else ""
 
 
 def _script(options: Options, image: str) -> str:
