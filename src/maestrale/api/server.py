@@ -170,13 +170,13 @@ class _Run:
     async def load(self) -> None:
         """Prepare the model, start its engine, and let requests in."""
         from maestrale.models.load_vocabulary import load_vocabulary
-        from maestrale.prompt.encode import encoder_for
+        from maestrale.prompt.encode import encoder_for, read_template
 
         settings = self.settings
         with Progress(self._tell) as progress:
             folder, prepared, config = await self.host.prepare(progress)
             progress.update("Starting the engine", None)
-            template = settings.chat_template.read_text() if settings.chat_template else None
+            template = read_template(settings.chat_template)
             engine, encoder, vocabulary = await asyncio.gather(
                 self.host.start(config),
                 in_thread(lambda: encoder_for(folder, template, settings.tool_call_parser)),

@@ -57,7 +57,7 @@ def _encoder(model: str | None, chat_template: Path | None) -> PromptEncoder:
     """Raises: ModelError, SettingsError."""
     from maestrale.models.catalog import find_model
     from maestrale.models.resolve import prepare
-    from maestrale.prompt.encode import encoder_for, encoder_for_name
+    from maestrale.prompt.encode import encoder_for, encoder_for_name, read_template
 
     settings = config.load_settings({"model": model}, os.environ)
     known = find_model(settings.model)
@@ -69,8 +69,7 @@ def _encoder(model: str | None, chat_template: Path | None) -> PromptEncoder:
             )
         return encoder_for_name(settings.model)
     folder = prepare(settings.model, settings.cache_dir, _say)
-    source = chat_template.read_text("utf-8") if chat_template is not None else None
-    return encoder_for(folder, source)
+    return encoder_for(folder, read_template(chat_template))
 
 
 def _say(phase: str, fraction: float | None) -> None:

@@ -91,6 +91,16 @@ def encoder_for(
     )
 
 
+def read_template(path: Path | None) -> str | None:
+    """The source of `--chat-template`, if one is given. Raises: ModelError."""
+    try:
+        return None if path is None else path.read_text("utf-8")
+    except OSError as error:
+        raise ModelError(f"The template {path} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is no template: it is not UTF-8.") from error
+
+
 def encoder_for_name(name: str) -> PromptEncoder:
     """The encoder of a known Mistral model; its weights need not be on this machine.
 

@@ -140,7 +140,7 @@ class Commands:
         """FILE|write the conversation, as the body of a request"""
         if not arguments:
             raise CannotChat("/save needs the name of a file.")
-        path = Path(arguments).expanduser()
+        path = Path(arguments)
         self._conversation.save(path)
         return f"saved in {path}"
 
@@ -148,7 +148,7 @@ class Commands:
         """FILE|go on with a saved conversation"""
         if not arguments:
             raise CannotChat("/load needs the name of a file.")
-        self._conversation.load(Path(arguments).expanduser())
+        self._conversation.load(Path(arguments))
         return f"{len(self._conversation.messages)} messages"
 
     def _do_quit(self, arguments: str) -> str:

@@ -68,18 +68,22 @@ class Conversation:
         try:
             body = {**self.body(), "stream": False}
             del body["stream_options"]
-            path.write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n")
+            text = json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+            path.expanduser().write_text(text, encoding="utf-8")
         except OSError as error:
             raise CannotChat(f"{path} can't be written: {error.strerror}.") from error
+        except (RuntimeError, ValueError) as error:  # a home of nobody, a null character
+            raise CannotChat(f"{path} can't be written: {error}.") from error
 
     def load(self, path: Path) -> None:
         """Go on with messages that `save` wrote. Raises: CannotChat; nothing is changed then."""
         try:
-            messages = json.loads(path.read_text())["messages"]
+            messages = json.loads(path.expanduser().read_text("utf-8"))["messages"]
             read = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
+            json.dumps(read, ensure_ascii=False).encode()  # no half of a character
         except OSError as error:
             raise CannotChat(f"{path} can't be read: {error.strerror}.") from error
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RuntimeError) as error:
             raise CannotChat(f"{path} holds no conversation that /save wrote.") from error
         system = [m["content"] for m in read if m["role"] == "system"]
         self.system = "\n\n".join(system) or None
@@ -91,13 +95,15 @@ def read_schema(text: str) -> dict[str, Any]:
     source = text.strip()
     if not source.startswith("{"):
         try:
-            source = Path(source).expanduser().read_text()
-        except (OSError, ValueError) as error:
+            source = Path(source).expanduser().read_text("utf-8")
+        except (OSError, ValueError, RuntimeError) as error:
             raise CannotChat(
                 f"{text.strip()[:80]!r} is neither a JSON schema nor a file that can be read."
             ) from error
     try:
         schema = json.loads(source)
+    except RecursionError as error:
+        raise CannotChat("The schema is nested too deep.") from error
     except ValueError as error:
         raise CannotChat(f"The schema is no JSON: {error}.") from error
     if not isinstance(schema, dict):

@@ -74,7 +74,10 @@ class ChatServer:
                 continue
             self._check(answer)
             try:
-                return [str(each["id"]) for each in answer.json()["data"]]
+                names = [str(each["id"]) for each in answer.json()["data"]]
+                if names:
+                    return names
+                raise CannotChat(f"{self.url} serves no model.")
             except (ValueError, LookupError, TypeError) as error:
                 raise CannotChat(
                     f"{self.url} answers, but not as a chat API: {answer.text[:80]!r}. "
@@ -98,15 +101,11 @@ class ChatServer:
                     self._check(answer)
                 outcome.seed = answer.headers.get("x-seed", "")
                 for event in _events(answer):
-                    _note(event, outcome)
-                    for choice in event.get("choices", ()):
-                        text = choice.get("delta", {}).get("content") or ""
-                        outcome.finish_reason = choice.get("finish_reason") or outcome.finish_reason
-                        if text:
-                            if outcome.first_token is None:
-                                outcome.first_token = time.perf_counter() - begun
-                            outcome.text.append(text)
-                            yield text
+                    if text := _note(event, outcome):
+                        if outcome.first_token is None:
+                            outcome.first_token = time.perf_counter() - begun
+                        outcome.text.append(text)
+                        yield text
         finally:
             outcome.seconds = time.perf_counter() - begun
 
@@ -147,19 +146,34 @@ def _events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
             return
         try:
             event = json.loads(data)
-        except ValueError as error:
-            raise CannotChat(f"The answer is broken: {data[:80]!r}.") from error
-        if "error" in event:
-            raise CannotChat(str(event["error"].get("message", event["error"])))
+        except (ValueError, RecursionError) as error:
+            raise _broken(data) from error
+        if not isinstance(event, dict):
+            raise _broken(data)
+        if told := event.get("error"):
+            raise CannotChat(str(told.get("message", told) if isinstance(told, dict) else told))
         yield event
     raise CannotChat("The answer was cut off: the server closed the connection.")
 
 
-def _note(event: dict[str, Any], outcome: Outcome) -> None:
-    usage = event.get("usage")
-    if usage:
-        outcome.prompt_tokens = usage.get("prompt_tokens", 0)
-        outcome.completion_tokens = usage.get("completion_tokens", 0)
+def _note(event: dict[str, Any], outcome: Outcome) -> str:
+    """The text of an event; the rest goes to `outcome`. Raises: CannotChat for another shape."""
+    try:
+        usage = event.get("usage")
+        if usage:
+            outcome.prompt_tokens = int(usage.get("prompt_tokens") or 0)
+            outcome.completion_tokens = int(usage.get("completion_tokens") or 0)
+        text = ""
+        for choice in event.get("choices") or ():
+            text += (choice.get("delta") or {}).get("content") or ""
+            outcome.finish_reason = str(choice.get("finish_reason") or outcome.finish_reason)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _broken(json.dumps(event)) from error
+    return text
+
+
+def _broken(data: str) -> CannotChat:
+    return CannotChat(f"The answer is broken: {data[:80]!r}.")
 
 
 def _message(answer: httpx.Response) -> str:

@@ -126,13 +126,13 @@ class Worker:
     async def _attach(self, message: Attach) -> None:
         """Load what text needs, and answer requests from then on."""
         from maestrale.models.load_vocabulary import load_vocabulary
-        from maestrale.prompt.encode import encoder_for
+        from maestrale.prompt.encode import encoder_for, read_template
 
         await self._made.wait()
         assert self._backend is not None
         settings, folder = self._backend.settings, Path(message.folder)
         try:
-            template = settings.chat_template.read_text() if settings.chat_template else None
+            template = read_template(settings.chat_template)
             encoder, vocabulary = await asyncio.gather(
                 in_thread(lambda: encoder_for(folder, template, settings.tool_call_parser)),
                 in_thread(lambda: load_vocabulary(folder)),
