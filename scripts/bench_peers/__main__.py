@@ -72,7 +72,12 @@ def main() -> int:
         rounds.run()
     except KeyboardInterrupt:
         _say("interrupted: the report has the rounds so far")
-    found_limits = {name: max(value, found_limits[name]) for name, value in limits(context).items()}
+    try:
+        again = limits(context)
+    except (subprocess.SubprocessError, KeyboardInterrupt):
+        _say("the limits are those measured before the rounds")
+    else:
+        found_limits = {name: max(value, found_limits[name]) for name, value in again.items()}
     told["seconds"] = time.perf_counter() - begun
     told["front_end"] = streamed
     _say(f"measured for {told['seconds'] / 60:.0f} min")

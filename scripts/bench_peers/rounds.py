@@ -163,8 +163,8 @@ class Rounds:
                     self._cells(cells.Asker(client, server.model), found, peer, number)
                     memory = running.memory()
                     found.add({"pss": memory.pss, "rss": memory.rss})
-        except (cells.Failed, subprocess.SubprocessError, OSError) as error:
-            found.problems.append(f"round {number + 1}: {error}")
+        except Exception as error:
+            found.problems.append(f"round {number + 1}: {_told(error)}")
         seconds = time.perf_counter() - begun
         found.seconds.append(seconds)
         speed = found.numbers["tokens_per_second_8"][-1:] or [float("nan")]
@@ -226,8 +226,8 @@ class Rounds:
         for cell in work:
             try:
                 found.add(_run(cell, asker.client))
-            except cells.Failed as error:
-                found.problems.append(f"round {number + 1}: {error}")
+            except Exception as error:
+                found.problems.append(f"round {number + 1}: {_told(error)}")
 
     def _without_server(self, how: dict[str, bool], number: int) -> cells.Numbers:
         job = {
@@ -248,6 +248,10 @@ class Rounds:
             raise cells.Failed(f"GenAI ended with {done.returncode}: {done.stderr.strip()[-200:]}")
         numbers: cells.Numbers = json.loads(done.stdout.strip().splitlines()[-1])
         return numbers
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, cells.Failed) else f"{type(error).__name__}: {error}"
 
 
 def limits(context: Context) -> cells.Numbers:
