@@ -3,6 +3,7 @@
     scripts/bench-replicas scale [--replicas 1 2 4 8 16 32] [--api-workers N]
     scripts/bench-replicas hop
     scripts/bench-replicas model [--streams 8]
+    scripts/bench-replicas routing [--chats 8] [--turns 4]
 
 scale: the scripted engine at a fixed speed, so that a replica is a known number of tokens/s: the
 throughput of many against so many times that. CPU time for a token, part by part, tells which
@@ -10,6 +11,9 @@ part gives way first.
 hop: one engine behind the API process directly, and the same as one replica: CPU time for a token
 and for a request, and the time of a request of one token, alone and sequential.
 model: the bundled model with one core: one replica, and two with a core each.
+routing: the bundled model, two replicas with a core each: conversations whose questions follow up
+on what was said, by --replica-routing prefix and round_robin: the share of prompt tokens found in
+the prefix cache, and the time to the first token of the follow-ups.
 """
 
 from __future__ import annotations
@@ -252,12 +256,97 @@ def model(options: argparse.Namespace) -> None:
             name = server.status()["models"][0]
             places = [f"Tell me about place number {index}." for index in range(options.streams)]
             run(server.url, [body(name, 8, place) for place in places])
-            begun = time.perf_counter()
-            answers = run(server.url, [body(name, 64, place) for place in places])
+            parts = server.parts()
+            before, begun = spent(parts), time.perf_counter()
+            answers = run(server.url, [body(name, options.tokens, place) for place in places])
             seconds = time.perf_counter() - begun
+            cores_used = {k: (spent(parts)[k] - before[k]) / seconds for k in parts}
             print(
                 f"{count} replica(s), a core each: {tokens_of(answers) / seconds:.1f} tokens/s at "
-                f"{options.streams} streams, first token {median_ttft(answers) * 1000:.0f} ms",
+                f"{options.streams} streams, first token {median_ttft(answers) * 1000:.0f} ms; "
+                "cores in use: " + "  ".join(f"{k} {v:.2f}" for k, v in cores_used.items()),
+                flush=True,
+            )
+
+
+SUBJECTS = ("harbour", "mountain", "orchard", "library", "railway", "theatre", "island", "market")
+
+
+def opening(number: int) -> list[dict[str, str]]:
+    """The beginning of a conversation that no other shares, some 300 tokens of it."""
+    subject = f"{SUBJECTS[number % len(SUBJECTS)]} {number}"
+    facts = " ".join(f"Fact {fact} of the {subject}: {WORDS.strip()}" for fact in range(15))
+    return [{"role": "system", "content": f"You know the {subject}. {facts}"}]
+
+
+async def converse(client, model: str, number: int, turns: int) -> list[float]:
+    """One conversation, question after answer; seconds to the first token of each follow-up."""
+    messages, waits = opening(number), []
+    for turn in range(turns):
+        messages.append({"role": "user", "content": f"Question {turn}: what is told of it?"})
+        request = {
+            "model": model, "messages": messages, "max_tokens": 16, "temperature": 0,
+            "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        answer = await client.ask(json.dumps(request).encode(), keep_text=True)
+        if answer.error:
+            raise SystemExit(f"a stream failed: {answer.error}")
+        messages.append({"role": "assistant", "content": answer.text})
+        if turn:
+            waits.append(answer.first_token - answer.started)
+    return waits
+
+
+def converse_all(url: str, model: str, chats: int, turns: int, at_once: int) -> list[float]:
+    """All conversations, `at_once` at a time."""
+    import uvloop
+
+    from maestrale.bench.client import Client, Target
+
+    async def go() -> list[float]:
+        client, places = Client(Target(url), timeout=300), asyncio.Semaphore(at_once)
+
+        async def one(number: int) -> list[float]:
+            async with places:
+                return await converse(client, model, number, turns)
+
+        try:
+            return [
+                wait for waits in await asyncio.gather(*map(one, range(chats))) for wait in waits
+            ]
+        finally:
+            client.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(go())
+
+
+def cache_counts(server: Server) -> list[tuple[int, int]]:
+    """(prompt tokens found in the cache, looked up) of each replica."""
+    time.sleep(1.5)  # two beats: what replicas say of themselves is half a second old
+    return [
+        (each["prefix_cache_hits"], each["prefix_cache_queries"])
+        for each in server.status()["replicas"]
+    ]
+
+
+def routing(options: argparse.Namespace) -> None:
+    print(f"load average before: {os.getloadavg()[0]:.1f}, cores: {os.cpu_count()}")
+    for way in ("round_robin", "prefix"):
+        with Server(replicas=2, threads=1, replica_routing=way) as server:
+            server.wait_for_replicas(2)
+            name = server.status()["models"][0]
+            run(server.url, [body(name, 8, f"{index}. Speak.") for index in range(4)])  # warm
+            before = cache_counts(server)
+            waits = converse_all(server.url, name, options.chats, options.turns, options.at_once)
+            after = cache_counts(server)
+            hits = sum(each[0] for each in after) - sum(each[0] for each in before)
+            asked = sum(each[1] for each in after) - sum(each[1] for each in before)
+            slow = statistics.quantiles(waits, n=20)[-1]
+            print(
+                f"{way:12} {len(waits)} follow-ups: {hits / asked:.1%} of {asked} prompt tokens "
+                f"found in the cache, first token {statistics.median(waits) * 1000:.0f} ms "
+                f"(95 %: {slow * 1000:.0f})",
                 flush=True,
             )
 
@@ -275,6 +364,11 @@ def main() -> None:
     one.add_argument("--streams", type=int, default=16)
     one = commands.add_parser("model")
     one.add_argument("--streams", type=int, default=8)
+    one.add_argument("--tokens", type=int, default=192, help="of each answer")
+    one = commands.add_parser("routing")
+    one.add_argument("--chats", type=int, default=8, help="conversations")
+    one.add_argument("--turns", type=int, default=4, help="questions of each")
+    one.add_argument("--at-once", type=int, default=4, help="conversations at the same time")
     one = commands.add_parser("serve", help=argparse.SUPPRESS)
     one.add_argument("--port")
     one.add_argument("--script", default="")
@@ -284,7 +378,7 @@ def main() -> None:
     if options.command == "serve":
         serve(options.port, options.flags, options.script)
     else:
-        {"scale": scale, "hop": hop, "model": model}[options.command](options)
+        {"scale": scale, "hop": hop, "model": model, "routing": routing}[options.command](options)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Owner(Protocol):
     """Who is told."""
 
     def link_up(self, link: ReplicaLink) -> None: ...
-    def link_said(self, link: ReplicaLink, message: Delta | RequestFailed) -> None: ...
+    def link_said(self, message: Delta | RequestFailed) -> None: ...
     def link_held(self, link: ReplicaLink, wire_ids: tuple[str, ...]) -> None: ...
     def link_lost(self, link: ReplicaLink, reason: str, engine_died: bool) -> None: ...
 
@@ -116,7 +116,7 @@ class ReplicaLink:
             return
         match message:
             case Delta() | RequestFailed():
-                self._owner.link_said(self, message)
+                self._owner.link_said(message)
             case Beat(stats, held):
                 self.stats = sum_stats(self._before, stats)
                 self._owner.link_held(self, held)
