@@ -15,6 +15,7 @@ from typing import Any
 
 from maestrale import __version__, config
 from maestrale.config import Settings
+from maestrale.engines.ray_serve.options import app_name
 from maestrale.errors import SettingsError
 
 APPLICATION = "maestrale.cluster_application:build"
@@ -88,7 +89,7 @@ def _ray_service(settings: Settings, image: str) -> dict[str, Any]:
         "http_options": {"host": "0.0.0.0", "port": PROXY_PORT},  # noqa: S104 - see the policy
         "applications": [
             {
-                "name": NAME,
+                "name": app_name(settings.model, settings.revision),
                 "route_prefix": None,
                 "import_path": APPLICATION,
                 "args": {**replica_settings(settings), "replicas": f"{least}-{most}"},

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     | SETTINGS
     | {"api", "chat", "prompt", "engines.base", "engines.mailbox", "models", "logs", "metrics"}
     | {"supervise"},
-    "kuberay": FOUNDATION | SETTINGS,
+    "kuberay": FOUNDATION | SETTINGS | {"engines.ray_serve.options"},
     # What a cluster deploys: the replicas alone.
     "cluster_application": SETTINGS | {"api.hosting", "engines"},
     "verify": FOUNDATION | SETTINGS,

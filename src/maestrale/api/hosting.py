@@ -170,7 +170,7 @@ async def _warm(vetter: ConstraintVetter) -> None:
 
 def cluster_options(settings: Settings, config: EngineConfig) -> ClusterOptions:
     """What the settings ask of Ray, for replicas with engines of this `config`."""
-    from maestrale.engines.ray_serve.options import ClusterOptions
+    from maestrale.engines.ray_serve.options import ClusterOptions, app_name
 
     least, most = settings.replica_range or (1, 1)
     pipeline = settings.pipeline_parallel_size or 1
@@ -181,6 +181,7 @@ def cluster_options(settings: Settings, config: EngineConfig) -> ClusterOptions:
         least=least,
         most=most,
         address=settings.ray_address,
+        app=app_name(settings.model, settings.revision),
         owner=not settings.ray_join,
         token_file=settings.ray_token_file,
         routing=settings.replica_routing,

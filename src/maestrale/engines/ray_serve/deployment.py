@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 import maestrale
 from maestrale.engines.base import EngineConfig
-from maestrale.engines.ray_serve.options import DEFAULT_SEQUENCES, ClusterOptions
+from maestrale.engines.ray_serve.options import APP, DEFAULT_SEQUENCES, ClusterOptions
 from maestrale.engines.ray_serve.replica import EngineReplica, StartFailed
 from maestrale.engines.ray_serve.router import PrefixRouter
 from maestrale.engines.ray_serve.runtime import ray_version
@@ -28,9 +28,10 @@ HEALTH_PERIOD = 1.0
 HEALTH_TIMEOUT = 10.0
 
 
-def deploy(config: EngineConfig, options: ClusterOptions) -> None:
+def deploy(config: EngineConfig, options: ClusterOptions) -> list[str]:
     """Ask Ray Serve for the replicas; they start after this returns. Blocks for a moment.
 
+    Returns the other applications of ours on the cluster, which take room there.
     Raises: EngineError when no node can ever hold a replica.
     """
     _check_room(resources(options))
@@ -38,6 +39,12 @@ def deploy(config: EngineConfig, options: ClusterOptions) -> None:
         target=application(config, options), name=options.app, route_prefix=None
     )
     serve.run_many([target], wait_for_applications_running=False)
+    return [name for name in _applications() if name != options.app]
+
+
+def _applications() -> list[str]:
+    """Ours, on this cluster."""
+    return sorted(name for name in serve.status().applications if name.startswith(APP))
 
 
 def application(config: EngineConfig, options: ClusterOptions) -> serve.Application:
@@ -123,7 +130,12 @@ def handle(app: str) -> DeploymentHandle[Any]:
     try:
         return serve.get_deployment_handle(DEPLOYMENT, app)
     except Exception as error:
-        raise EngineError(f"There is no application {app} on the Ray cluster.") from error
+        there = ", ".join(_applications()) or "none"
+        raise EngineError(
+            f"There is no application {app} on the Ray cluster (of maestrale's there: {there}). "
+            "--ray-join takes the replicas that another server deployed for the same --model and "
+            "--revision; start that one first, or leave --ray-join out."
+        ) from error
 
 
 def trouble(app: str) -> tuple[str, bool]:

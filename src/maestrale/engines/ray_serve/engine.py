@@ -113,6 +113,8 @@ class RayServeEngine:
         if self._fleet.info is None:
             return EngineHealth("starting", "The replicas are loading the model.")
         if not self._fleet.usable():
+            if self._fleet.foreign():
+                return EngineHealth("dead", self._another_model())
             return EngineHealth(
                 "degraded", "All replicas stopped and are restarted; requests wait."
             )
@@ -159,6 +161,8 @@ class RayServeEngine:
             raise Unavailable(self._traffic.gave_up, retry_after=5)
         if self._fleet.info is None:
             raise Unavailable("The replicas are still loading the model.", retry_after=2)
+        if self._fleet.foreign():
+            raise Unavailable(self._another_model(), retry_after=5)
         flight = self._traffic.begin(request)
         try:
             while True:
@@ -206,6 +210,12 @@ class RayServeEngine:
 
     # Within
 
+    def _another_model(self) -> str:
+        return (
+            f"The replicas of this cluster serve {self._fleet.foreign()} now, not "
+            f"{self._options.model}."
+        )
+
     async def _tend(self) -> None:
         loop = asyncio.get_running_loop()
         last = loop.time()
@@ -231,6 +241,8 @@ class RayServeEngine:
                 reason, given_up = await asyncio.to_thread(deployment.trouble, self._options.app)
                 if given_up:
                     raise EngineError(f"No replica could start: {reason or 'no reason was given.'}")
+                if self._fleet.foreign():
+                    raise EngineError(self._another_model())
                 if reason and reason != said:
                     said = reason
                     logger.warning("A replica can't start yet: %s", reason)
@@ -274,7 +286,9 @@ class RayServeEngine:
     async def _deploy(self, config: EngineConfig) -> None:
         from maestrale.engines.ray_serve import deployment
 
-        await asyncio.to_thread(deployment.deploy, config, self._options)
+        others = await asyncio.to_thread(deployment.deploy, config, self._options)
+        if others:
+            logger.info("The cluster also runs replicas for others: %s.", ", ".join(others))
         self._deployed = await asyncio.to_thread(deployment.deployed_at, self._options.app)
 
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class Passenger(Protocol):
     """Who has requests on replicas, and is told what becomes of those."""
 
-    def replica_up(self) -> None: ...
+    def replicas_changed(self) -> None: ...
     def replica_said(self, message: Delta | RequestFailed) -> None: ...
     def is_wanted(self, wire_id: str) -> bool: ...
     def replica_lost(self, wire_ids: set[str], reason: str, engine_died: bool) -> None: ...
@@ -66,15 +66,19 @@ class Fleet:
         """Those that take new requests."""
         return self.usable_of(self.info.fingerprint) if self.info is not None else []
 
-    def usable_of(self, fingerprint: str, but: ReplicaLink | None = None) -> list[ReplicaLink]:
+    def usable_of(self, fingerprint: str) -> list[ReplicaLink]:
         return [
             link
             for link in self._links.values()
-            if link is not but
-            and link.state == "up"
+            if link.state == "up"
             and link.hello is not None
             and link.hello.info.fingerprint == fingerprint
         ]
+
+    def foreign(self) -> str:
+        """The other model that replicas serve, where that is all they do."""
+        models = [link.hello.model for link in self._links.values() if link.hello is not None]
+        return models[0] if models and self._model not in models else ""
 
     def named(self, name: str) -> ReplicaLink | None:
         """Also one that drains."""
@@ -103,6 +107,8 @@ class Fleet:
                 del self._links[name]
                 self._closing.add(link)
                 self._leave_if_done(link)
+        self._settle()
+        self._passenger.replicas_changed()
         for name in names:
             if name not in self._links:
                 self._open(name)
@@ -161,24 +167,18 @@ class Fleet:
             )
             return
         self.infos[info.fingerprint] = info
-        if self.info is None or not self.usable_of(self.info.fingerprint, but=link):
-            if self.info is not None and self.info.fingerprint != info.fingerprint:
-                logger.warning("New requests go to engines of fingerprint %s.", info.fingerprint)
-            self.info = info
-        elif info.fingerprint != self.info.fingerprint:
-            logger.warning(
-                "The replica on %s has another fingerprint (%s) than the others (%s): it gets no "
-                "requests, as its answers might differ.",
-                *(link.hello.host, info.fingerprint, self.info.fingerprint),
-            )
         logger.info("A replica is ready on %s (process %d).", link.hello.host, link.hello.pid)
         self.first.set()
         seat = Seat(info.fingerprint, info.max_num_seqs, link.stats.running)
         self._directory.seat(link.name, seat)
-        if not self._was_up:
-            self._was_up = True
-            self._tell(False)
-        self._passenger.replica_up()
+        self._settle()
+        if self.info is not None and self.info.fingerprint != info.fingerprint:
+            logger.warning(
+                "The replica on %s has another fingerprint (%s) than the others (%s): it gets no "
+                "requests while those are as many, as its answers might differ.",
+                *(link.hello.host, info.fingerprint, self.info.fingerprint),
+            )
+        self._passenger.replicas_changed()
 
     def link_lost(self, link: ReplicaLink, reason: str, engine_died: bool) -> None:
         """Its requests go elsewhere, now."""
@@ -194,10 +194,9 @@ class Fleet:
                 *(link.hello.host, reason, len(lost)),
             )
             self.losses += 1
+        self._settle()
         self._passenger.replica_lost(lost, reason, engine_died)
-        if self._was_up and not self.usable():
-            self._was_up = False
-            self._tell(True)
+        self._passenger.replicas_changed()
         if not self.stopping:
             asyncio.get_running_loop().call_later(REJOIN, self._rejoin, link.name)
 
@@ -211,6 +210,26 @@ class Fleet:
     def link_said(self, message: Delta | RequestFailed) -> None:
         self._passenger.replica_said(message)
 
-    def _tell(self, paused: bool) -> None:
-        for listener in self._listeners:
-            listener(paused)
+    # Within
+
+    def _settle(self) -> None:
+        """After each change: where new requests go, and whether there is such a replica.
+
+        They go to the fingerprint that most replicas have; the present one, if others only equal
+        it. So a rolling change moves them over once, when half of the replicas are new.
+        """
+        counts: dict[str, int] = {}
+        for link in self._links.values():
+            if link.state == "up" and link.hello is not None:
+                fingerprint = link.hello.info.fingerprint
+                counts[fingerprint] = counts.get(fingerprint, 0) + 1
+        now = self.info.fingerprint if self.info is not None else ""
+        if counts:
+            best = max(counts, key=lambda name: (counts[name], name == now))
+            if now and best != now:
+                logger.warning("New requests go to engines of fingerprint %s.", best)
+            self.info = self.infos[best]
+        if bool(counts) != self._was_up:
+            self._was_up = bool(counts)
+            for listener in self._listeners:
+                listener(not self._was_up)

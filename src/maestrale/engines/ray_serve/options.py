@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from msgspec import Struct
 
+APP = "maestrale"
 DEFAULT_SEQUENCES = 64
+LONGEST_NAME = 80
 
 
 class ClusterOptions(Struct, frozen=True, kw_only=True):
@@ -24,7 +27,7 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     least: int
     most: int
     address: str | None = None
-    app: str = "maestrale"
+    app: str = APP
     owner: bool = True
     token_file: Path | None = None
     routing: str = "prefix"
@@ -37,3 +40,9 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     upscale_delay: float = 5.0
     downscale_delay: float = 60.0
     pin: bool = False
+
+
+def app_name(model: str, revision: str | None) -> str:
+    """The application of a model: servers of one model share it, those of others don't touch it."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{model}-{revision or ''}").strip("-.")
+    return f"{APP}-{name[-LONGEST_NAME:]}"

@@ -128,11 +128,19 @@ class Traffic:
 
     # For the fleet
 
-    def replica_up(self) -> None:
-        """What waits may go."""
-        self.gave_up = ""
+    def replicas_changed(self) -> None:
+        """What waits may go; what is on its way to replicas that are all gone goes anew."""
+        if self.fleet.usable():
+            self.gave_up = ""
         for flight in tuple(self._flights.values()):
-            if not flight.wire_id:
+            if flight.wire_id and not flight.replica:
+                if self.fleet.usable_of(flight.entry.fingerprint):
+                    continue
+                if flight.call is not None:
+                    flight.call.cancel()  # if it has arrived after all, `routed` aborts it
+                flight.runs -= 1
+                self._unwire(flight)
+            if not flight.wire_id and not self.gave_up:
                 self._submit(flight)
 
     def replica_lost(self, wire_ids: set[str], reason: str, engine_died: bool) -> None:
