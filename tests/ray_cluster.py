@@ -18,9 +18,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+import msgspec
 
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.ray_serve.engine import RayServeEngine
@@ -113,6 +115,28 @@ class RayCluster:
         running = RunningEngine(config, build, LAG)
         wait_until(lambda: len(up(running)) >= options.least)
         return running
+
+    @contextlib.contextmanager
+    def server(self, config: EngineConfig, **more: Any) -> Iterator[str]:
+        """Another engine, in a process of its own; gives what it said of its start."""
+        given = [msgspec.msgpack.encode(each).hex() for each in (config, self.options(**more))]
+        with subprocess.Popen(
+            [sys.executable, str(HERE / "ray_server.py"), *given],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log("server"),
+            env=self.environment,
+        ) as process:
+            assert process.stdout is not None
+            try:
+                yield process.stdout.readline().decode().strip()
+            finally:
+                process.communicate(timeout=60)
+
+    def replicas(self, app: str) -> int:
+        """How many are up, by Ray Serve's word. Needs an engine that is connected."""
+        status = importlib.import_module("ray.serve").status().applications.get(app)
+        return status.deployments["engine"].replica_states.get("RUNNING", 0) if status else 0
 
     def second_node(self, cpus: int) -> Node:
         """Another node, in the namespace where that works."""

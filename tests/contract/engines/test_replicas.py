@@ -222,6 +222,29 @@ def test_a_rolling_change_under_load_loses_and_changes_nothing(
         running.stop()
 
 
+def test_a_second_server_takes_over_and_one_that_fails_changes_nothing(
+    ray_cluster: RayCluster, calm: list[Answer]
+) -> None:
+    running = ray_cluster.engine(config(fingerprint="first"), least=2, cpus=0.1, app="shared")
+    try:
+        with ray_cluster.server(config(fail_start="By script."), least=2, app="shared") as said:
+            assert said.startswith("failed: No replica could start:")
+            assert "By script." in said
+        wait_until(lambda: [each.fingerprint for each in up(running)] == ["first"] * 2)
+        other = ray_cluster.server(config(fingerprint="other"), least=2, cpus=0.1, app="shared")
+        with other as said:
+            assert said == "up: other"
+            wait_until(lambda: [each.fingerprint for each in up(running)] == ["other"] * 2)
+            assert tokens([running.run(request(0))[0]]) == tokens(calm[:1])
+            assert running.engine.stats().replayed == 0
+            running.stop()
+            assert ray_cluster.replicas("shared") == 2
+        assert ray_cluster.replicas("shared") == 0
+    finally:
+        if not running.loop.is_closed():
+            running.stop()
+
+
 def test_a_node_that_is_cut_off_and_one_that_dies(
     ray_cluster: RayCluster, calm: list[Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

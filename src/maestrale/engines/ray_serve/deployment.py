@@ -8,7 +8,9 @@ from typing import Any
 
 import msgspec
 import ray
+from msgspec import Struct
 from ray import serve
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
@@ -22,24 +24,61 @@ from maestrale.engines.ray_serve.wire import DEPLOYMENT, ReplicaSpec
 from maestrale.errors import EngineError
 
 ATTEMPTS = 3
+KEYS = b"maestrale"
+"""The namespace of what is noted on the cluster."""
 BUSY_SHARE = 0.7
 """Of what a replica decodes at once: with more than that on each, another one is started."""
 HEALTH_PERIOD = 1.0
 HEALTH_TIMEOUT = 10.0
 
 
-def deploy(config: EngineConfig, options: ClusterOptions) -> list[str]:
+class Deployed(Struct, frozen=True):
+    """What was deployed last, and by which API process: noted on the cluster."""
+
+    api: str
+    config: EngineConfig
+    options: ClusterOptions
+
+
+def deploy(wanted: Deployed) -> Deployed | None:
     """Ask Ray Serve for the replicas; they start after this returns. Blocks for a moment.
 
-    Returns the other applications of ours on the cluster, which take room there.
+    Returns what was there before, which they replace, if anything was.
     Raises: EngineError when no node can ever hold a replica.
     """
+    options = wanted.options
     _check_room(resources(options))
+    before = deployed(options.app)
     target = serve.RunTarget(
-        target=application(config, options), name=options.app, route_prefix=None
+        target=application(wanted.config, options, wanted.api),
+        name=options.app,
+        route_prefix=None,
     )
     serve.run_many([target], wait_for_applications_running=False)
-    return [name for name in _applications() if name != options.app]
+    # Ray Serve's own time of deployment stays that of the first.
+    note = msgspec.msgpack.encode(msgspec.structs.replace(wanted, options=_portable(options)))
+    _internal_kv_put(_key(options.app), note, overwrite=True, namespace=KEYS)
+    return before
+
+
+def deployed(app: str) -> Deployed | None:
+    """What servers deployed last. Blocks."""
+    note = _internal_kv_get(_key(app), namespace=KEYS)
+    if note is None or app not in serve.status().applications:
+        return None
+    try:
+        return msgspec.msgpack.decode(note, type=Deployed)
+    except msgspec.DecodeError:  # by another version
+        return None
+
+
+def _portable(options: ClusterOptions) -> ClusterOptions:
+    return msgspec.structs.replace(options, token_file=None)
+
+
+def others(app: str) -> list[str]:
+    """The applications of ours beside this one, which take room on the cluster. Blocks."""
+    return [name for name in _applications() if name != app]
 
 
 def _applications() -> list[str]:
@@ -47,8 +86,8 @@ def _applications() -> list[str]:
     return sorted(name for name in serve.status().applications if name.startswith(APP))
 
 
-def application(config: EngineConfig, options: ClusterOptions) -> serve.Application:
-    """The replicas, as Ray Serve deploys them."""
+def application(config: EngineConfig, options: ClusterOptions, api: str = "") -> serve.Application:
+    """The replicas, as Ray Serve deploys them; `api` is the process that does."""
     wanted = resources(options)
     spec = ReplicaSpec(
         config=config,
@@ -60,6 +99,7 @@ def application(config: EngineConfig, options: ClusterOptions) -> serve.Applicat
         cache_dir=options.cache_dir,
         tune=options.address is not None,
         pin=options.pin,
+        deployed_by=api,
     )
     sequences = config.max_num_seqs or DEFAULT_SEQUENCES
     counted: dict[str, Any] = {"num_replicas": options.least}
@@ -160,12 +200,11 @@ def reason(message: str) -> str:
     return lines[-1][:300] if lines else ""
 
 
-def deployed_at(app: str) -> float | None:
-    """When it was deployed last, by whomever; None: it isn't there. Blocks."""
-    status = serve.status().applications.get(app)
-    return None if status is None else float(status.last_deployed_time_s)
-
-
 def remove(app: str) -> None:
     """Take the application away; its replicas end. Blocks."""
     serve.delete(app)
+    _internal_kv_del(_key(app), namespace=KEYS)
+
+
+def _key(app: str) -> bytes:
+    return f"deployed-by:{app}".encode()

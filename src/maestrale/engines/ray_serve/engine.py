@@ -14,7 +14,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -35,6 +35,9 @@ from maestrale.engines.ray_serve.status import status_of
 from maestrale.engines.ray_serve.traffic import Traffic
 from maestrale.errors import EngineError, MaestraleError, Unavailable
 from maestrale.supervise.process import sum_stats
+
+if TYPE_CHECKING:
+    from maestrale.engines.ray_serve.deployment import Deployed
 
 TICK = 0.5
 LOOK = 1.0  # seconds between two looks at what Ray Serve says while no replica is up
@@ -59,11 +62,12 @@ class RayServeEngine:
         self._config = config
         self._options = options
         self._runtime = Runtime(options)
-        self._deployed: float | None = None  # when, if it was this process that did
+        self._deployed = False  # by this process
+        self._before: Deployed | None = None  # what that replaced
         self._directory: Directory = directory(options.app)
-        api = uuid.uuid4().hex[:12]
-        self._traffic = Traffic(api, self._directory, most_failures, failure_window)
-        self._fleet = Fleet(options.model, api, self._directory, self._traffic)
+        self._api = uuid.uuid4().hex[:12]
+        self._traffic = Traffic(self._api, self._directory, most_failures, failure_window)
+        self._fleet = Fleet(options.model, self._api, self._directory, self._traffic)
         self._traffic.fleet = self._fleet
         self._tender: asyncio.Task[None] | None = None
         self._closer: asyncio.Task[None] | None = None
@@ -74,7 +78,8 @@ class RayServeEngine:
     async def start(self) -> None:
         """Start or join Ray, deploy the replicas; ready when the first one is.
 
-        Raises: EngineError with the reason. What was deployed is taken away again.
+        Raises: EngineError with the reason. What was deployed is taken away again; if it was to
+        replace the replicas of another server, that one gets them back.
         """
         loop, fleet, traffic = asyncio.get_running_loop(), self._fleet, self._traffic
         try:
@@ -85,6 +90,7 @@ class RayServeEngine:
             self._directory.on_replicas = lambda names: _call(loop, fleet.replicas_are, names)
             self._directory.on_routed = lambda wire, name: _call(loop, traffic.routed, wire, name)
             if self._options.owner:
+                fleet.awaited = self._api
                 await self._deploy(self._config)
             fleet.handle = await asyncio.to_thread(deployment.handle, self._options.app)
             self._tender = asyncio.create_task(self._tend())
@@ -275,21 +281,31 @@ class RayServeEngine:
         forget_directory(self._options.app)
 
     def _disconnect(self) -> None:
-        if self._deployed is not None and self._options.address is not None:
+        if self._deployed and self._options.address is not None:
             from maestrale.engines.ray_serve import deployment
 
             with contextlib.suppress(Exception):  # the cluster may be gone; so is the application
-                if deployment.deployed_at(self._options.app) == self._deployed:
-                    deployment.remove(self._options.app)  # else it is another server's by now
+                there = deployment.deployed(self._options.app)
+                if there is None or there.api != self._api:
+                    pass  # it is another server's by now
+                elif self._before is not None and not self._fleet.first.is_set():
+                    deployment.deploy(self._before)
+                else:
+                    deployment.remove(self._options.app)
         self._runtime.leave()
 
     async def _deploy(self, config: EngineConfig) -> None:
         from maestrale.engines.ray_serve import deployment
 
-        others = await asyncio.to_thread(deployment.deploy, config, self._options)
+        wanted = deployment.Deployed(self._api, config, self._options)
+        before = await asyncio.to_thread(deployment.deploy, wanted)
+        if before is not None and before.api != self._api:
+            self._before = before
+            logger.info("The replicas of another server are replaced, one after another.")
+        self._deployed = True
+        others = await asyncio.to_thread(deployment.others, self._options.app)
         if others:
-            logger.info("The cluster also runs replicas for others: %s.", ", ".join(others))
-        self._deployed = await asyncio.to_thread(deployment.deployed_at, self._options.app)
+            logger.info("The cluster also has replicas of %s.", ", ".join(others))
 
 
 async def _awaited(response: Any) -> None:

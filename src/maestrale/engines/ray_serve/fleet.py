@@ -41,7 +41,8 @@ class Fleet:
     def __init__(self, model: str, api: str, directory: Directory, passenger: Passenger) -> None:
         self.info: EngineInfo | None = None
         self.infos: dict[str, EngineInfo] = {}  # by fingerprint
-        self.first = asyncio.Event()  # a replica was up
+        self.first = asyncio.Event()
+        self.awaited = ""  # by whom that one must have been deployed; "": whomever
         self.losses = 0
         self.stopping = False
         self.handle: Any = None  # Ray Serve's, of the deployment
@@ -168,7 +169,8 @@ class Fleet:
             return
         self.infos[info.fingerprint] = info
         logger.info("A replica is ready on %s (process %d).", link.hello.host, link.hello.pid)
-        self.first.set()
+        if self.awaited in ("", link.hello.deployed_by):
+            self.first.set()
         seat = Seat(info.fingerprint, info.max_num_seqs, link.stats.running)
         self._directory.seat(link.name, seat)
         self._settle()

@@ -53,7 +53,7 @@ class EngineReplica:
         self._owner: dict[str, Session] = {}  # by wire id
         try:
             decoded = msgspec.msgpack.decode(spec, type=ReplicaSpec)
-            self._model = decoded.model
+            self._model, self._deployed_by = decoded.model, decoded.deployed_by
             config = await asyncio.to_thread(_config_here, decoded)
             self._process = EngineProcess(config, Patience(), self._take, lambda: bool(self._owner))
             self._info = await self._process.start()
@@ -137,6 +137,7 @@ class EngineReplica:
             os.getpid(),
             self._process.pid,
             self._process.stats,
+            self._deployed_by,
         )
 
     def _drop(self, session: Session) -> None:

@@ -23,7 +23,7 @@ class ReplicaSpec(Struct, frozen=True, kw_only=True):
     then the node prepares `model` itself, in `cache_dir`, or its own where that is None.
 
     `version` is the API's; `tune` leaves what `config` leaves open to the node; `pin` gives the
-    engine `config.threads` cores of its own.
+    engine `config.threads` cores of its own. `deployed_by` is the API process that asked for it.
     """
 
     config: EngineConfig
@@ -35,6 +35,7 @@ class ReplicaSpec(Struct, frozen=True, kw_only=True):
     cache_dir: str | None = None
     tune: bool = False
     pin: bool = False
+    deployed_by: str = ""
 
 
 # replica → API process
@@ -51,6 +52,8 @@ class Hello(Struct, tag=True, frozen=True):
     engine_pid: int
     base: EngineStats
     """Where the counters stand at the stream's beginning."""
+    deployed_by: str = ""
+    """The API process whose settings it has."""
 
 
 class Beat(Struct, tag=True, frozen=True):
