@@ -157,8 +157,10 @@ def _alive(pid: int) -> bool:
 def _knock(address: str) -> None:
     """Raises: EngineError when nobody listens there. Ray itself would try on for minutes."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise EngineError(f"--ray-address {address}: an address and a port are needed (6379).")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise EngineError(
+            f"--ray-address {address}: an address and a port are needed, as in 10.0.0.1:6379."
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
     except (OSError, OverflowError) as error:
