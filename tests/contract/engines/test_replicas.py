@@ -117,8 +117,8 @@ def test_a_thousand_cancelled_at_once_are_gone_from_the_replicas(pair: RunningEn
         tasks = [asyncio.create_task(one(number)) for number in range(1000)]
         while begun < 120:  # as many as both engines decode at once, all but a few
             await asyncio.sleep(0.05)
-        await asyncio.sleep(1)
-        assert sum(replica.stats.running for replica in pair.engine.replicas()) >= 100  # type: ignore[attr-defined]
+        while sum(replica.stats.running for replica in pair.engine.replicas()) < 100:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.05)
         for task in tasks:
             task.cancel()
         since = time.monotonic()
