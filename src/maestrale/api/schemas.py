@@ -74,6 +74,16 @@ UNSUPPORTED_FIELDS = {
     "suffix": "the model can't fill in the middle",
 }
 
+# What some of them say when they ask for what is done anyway: accepted.
+NEUTRAL_VALUES = {
+    "best_of": b"1",
+    "suffix": b'""',
+    "reasoning_effort": b'"none"',
+    "verbosity": b'"medium"',
+    "function_call": b'"none"',
+    "chat_template_kwargs": b"{}",
+}
+
 # Of a part of a message's content that is text; the caches need no marks.
 TEXT_PART_FIELDS = {"type", "text", "cache_control", "prompt_cache_breakpoint"}
 
@@ -217,7 +227,8 @@ class SamplingFields(Body, kw_only=True):
     def check_fields(self) -> None:
         """Refuse what can't be done, and what is too large to be ignored in good faith."""
         for name, reason in UNSUPPORTED_FIELDS.items():
-            if is_given(getattr(self, name, NULL)):
+            value = getattr(self, name, NULL)
+            if is_given(value) and not self._is_neutral(name, value):
                 raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", param=name)
         for name in IGNORED_FIELDS:
             value = getattr(self, name, None)
@@ -225,6 +236,11 @@ class SamplingFields(Body, kw_only=True):
                 raise InvalidRequest(
                     f"'{name}' is larger than {MAX_IGNORED_BYTES} bytes.", param=name
                 )
+
+    def _is_neutral(self, name: str, value: Raw) -> bool:
+        if name == "best_of" and self.n is not None:
+            return bytes(value) == b"%d" % self.n  # the best `n` of `n` are all of them
+        return bytes(value) == NEUTRAL_VALUES.get(name)
 
     def options(self, max_n: int, defaults: SamplingDefaults, **more: Any) -> Options:
         """What chat.py needs to know. `more` is what only one of the two routes has.

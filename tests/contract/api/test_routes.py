@@ -98,6 +98,8 @@ async def test_completions(prompt: Any, choices: int) -> None:
         ({"prompt": "a", "echo": True}, "echo"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "best_of": 3}, "best_of"),
+        ({"prompt": "a", "best_of": 3, "n": 2}, "best_of"),
+        ({"prompt": "a", "best_of": True}, "best_of"),
         ({"prompt": "a", "logprobs": 100}, "logprobs"),
     ],
 )
@@ -106,6 +108,21 @@ async def test_bad_completions(fields: dict[str, Any], param: str) -> None:
         answer = await server.client.post("/v1/completions", json=fields)
         error = check_error(answer, 400)
         assert error["param"].startswith(param.removesuffix("[...]"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"best_of": 1, "echo": False, "suffix": ""},
+        {"best_of": 2, "n": 2},
+        {"best_of": None, "suffix": None},
+    ],
+)
+async def test_what_asks_for_nothing_is_accepted(fields: dict[str, Any]) -> None:
+    async with api() as server:
+        answer = await server.client.post("/v1/completions", json={"prompt": "a", **fields})
+        assert answer.status_code == 200
+        assert len(answer.json()["choices"]) == fields.get("n", 1)
 
 
 async def test_tokenize_and_back() -> None:
