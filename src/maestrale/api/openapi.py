@@ -120,7 +120,9 @@ def render(base: str) -> str:
         if body is not None:
             parts.append(_fields(document["components"]["schemas"][body.__name__]))
     parts.append("<h2>Accepted, and without effect</h2>" + _pairs(IGNORED_FIELDS))
-    parts.append("<h2>Refused, but where they ask for what is done anyway</h2>" + _pairs(UNSUPPORTED_FIELDS))
+    parts.append(
+        "<h2>Refused, but where they ask for what is done anyway</h2>" + _pairs(UNSUPPORTED_FIELDS)
+    )
     return "".join(parts)
 
 

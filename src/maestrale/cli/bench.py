@@ -26,6 +26,7 @@ from maestrale.bench.load import Generator, Point, points
 from maestrale.bench.progress import Progress
 from maestrale.bench.results import Report, measure
 from maestrale.bench.workloads import NAMES, Conversation, Options, adjusted, conversations
+from maestrale.cli.ranges import FiniteRange
 from maestrale.errors import CannotBench, CannotVerify, MaestraleError
 from maestrale.verify.preflight import first_model
 from maestrale.verify.runner import Options as VerifyOptions
@@ -103,7 +104,7 @@ class Range(click.ParamType[Any]):
 )
 @click.option(
     "--duration",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     metavar="SECONDS",
     help="Length of each load. [30, without --requests]",
 )
@@ -140,7 +141,7 @@ class Range(click.ParamType[Any]):
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     default=300.0,
     show_default=True,
     help="Longest time for one request and its answer, in seconds.",

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from maestrale.cli.ranges import FiniteRange
 from maestrale.config import default_history_file
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -25,7 +26,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
     help="Answers in JSON: a schema, a file with one, or 'any' (/json).",
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same answers again (/seed).")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="0 to 2 (/temperature).")
+@click.option("--temperature", type=FiniteRange(0, 2), help="0 to 2 (/temperature).")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer (/max)."
 )

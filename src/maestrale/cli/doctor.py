@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maestrale import config
-from maestrale.cli.ranges import Seconds
+from maestrale.cli.ranges import FiniteRange
 from maestrale.errors import MachineError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ SCHEMA = 1  # of --json; findings may be added within it, nothing changes its me
 )
 @click.option(
     "--timeout",
-    type=Seconds(5, 600),
+    type=FiniteRange(5, 600),
     default=90.0,
     show_default=True,
     help="Seconds for looking at the machine, in all.",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maestrale import config
+from maestrale.cli.ranges import FiniteRange
 from maestrale.errors import ModelDoesNotFit, SettingsError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ CPU_ONLY = ("memory", "kv_cache_memory", "deterministic")
 @click.option(
     "--deterministic/--no-deterministic", default=True, help="For the CPU: as for 'serve'."
 )
-@click.option("--gpu-memory-utilization", type=click.FloatRange(0.05, 1.0), default=0.9)
+@click.option("--gpu-memory-utilization", type=FiniteRange(0.05, 1.0), default=0.9)
 @click.option("--tensor-parallel-size", type=click.IntRange(1, 64), default=1)
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Default: vLLM's.")
 @click.option("--max-num-seqs", type=click.IntRange(1), help="Default: vLLM's.")

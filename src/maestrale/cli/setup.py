@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from maestrale.cli.ranges import Seconds
+from maestrale.cli.ranges import FiniteRange
 from maestrale.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ REBOOT_NEEDED = 3  # exit code
 )
 @click.option(
     "--wait-for-apt",
-    type=Seconds(0, 86400),
+    type=FiniteRange(0, 86400),
     default=300.0,
     metavar="SECONDS",
     help="Wait so long while another program installs packages. Default: 300.",

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from maestrale.cli.ranges import FiniteRange
 from maestrale.errors import CannotVerify, MaestraleError
 from maestrale.verify import report
 from maestrale.verify.bundled import bundled_collection, bundled_environment
@@ -32,14 +33,14 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--folder", multiple=True, help="Only this folder or request. May be repeated.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     default=300.0,
     show_default=True,
     help="Longest time for one request and its answer, in seconds.",
 )
 @click.option(
     "--connect-timeout",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     default=10.0,
     show_default=True,
     help="Longest time to connect, in seconds.",
