@@ -69,6 +69,7 @@ def install(
     click.echo(f"{path} is installed and started. Its log: journalctl -fu {name}")
     if secrets.made:
         click.echo(f"API key (shown this once; it is in {environment_file(name)}): {secrets.made}")
+    service.check_start(name)
 
 
 @command.command("uninstall")

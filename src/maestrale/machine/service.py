@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ BOOTED = Path("/run/systemd/system")  # exists where systemd is what runs the ma
 NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 MARK = "Description=maestrale, a chat API"
 COMMAND_SECONDS = 120.0
+WATCH_SECONDS = 6.0  # after its start: wrong settings and models show by then
 
 
 def unit_path(name: str) -> Path:
@@ -129,6 +131,21 @@ def install(name: str, text: str, secrets: Mapping[str, str]) -> None:
     _systemctl("daemon-reload")
     _systemctl("enable", f"{name}.service")
     _systemctl("restart", f"{name}.service")
+
+
+def check_start(name: str) -> None:
+    """Watch its first seconds. Raises: ServiceError with the end of its log when it ends."""
+    deadline = time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < deadline:
+        state = status(name)
+        if state.get("ActiveState") == "failed" or state.get("NRestarts", "0") != "0":
+            log = _run(["journalctl", "--no-pager", "--output=cat", "-n8", "-u", name])
+            raise ServiceError(
+                f"The service {name} is installed, and ends as soon as it is started:\n"
+                f"{log.stdout.strip()}\nInstall it again with other options and --replace, or "
+                f"take it away: maestrale service uninstall --name {name}"
+            )
+        time.sleep(0.5)
 
 
 def uninstall(name: str) -> list[Path]:

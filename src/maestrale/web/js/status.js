@@ -81,7 +81,7 @@ function show(status) {
     $("#tiles").replaceChildren(
       tile("Running", count(now.running), `of ${engine.max_num_seqs}`),
       tile("Waiting", count(now.waiting)),
-      tile("KV cache", percent(now.kv_cache_usage), "", `of ${count(engine.kv_capacity_tokens)} tokens`, now.kv_cache_usage),
+      tile("KV cache", percent(now.kv_cache_usage), "", `of ${count(engine.kv_capacity_tokens)} tokens${status.replicas?.length > 1 ? " each" : ""}`, now.kv_cache_usage),
       tile("Tokens out", rate(now.generation_tokens_per_second), "/s"),
       tile("Tokens in", rate(now.prompt_tokens_per_second), "/s"),
       tile("First token", seconds(ttft?.p50), "", spread(ttft, minutes)),
