@@ -353,9 +353,9 @@ kind=cpu
 [ -z "$gpu" ] || kind=cuda
 image=maestrale:first-boot-$kind
 context=$(mktemp -d /var/tmp/maestrale-XXXXXX)
+trap 'rm -rf "$context"' EXIT
 docker run --rm -v "$context:/context" debian:12.12-slim sh -c INSIDE || fail "can't be fetched"
 DOCKER_BUILDKIT=1 docker build --quiet --target $kind --tag $image "$context" || exit 1
-rm -rf "$context"
 """
 _STAGE = (
     "import sys; from pathlib import Path; from maestrale.machine.source import Source; "
