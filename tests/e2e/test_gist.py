@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,30 +12,10 @@ import httpx
 import pytest
 
 from e2e_clients import TIMEOUT, strict_openai
+from gist import BODY, NAME, post
 from serving import Server, serving
 
 pytestmark = pytest.mark.model
-
-NAME = "mistralai/Mistral-7B-Instruct-v0.2"
-COMMAND = """curl --location 'http://staticIP:8000/v1/chat/completions' \\
---header 'Content-Type: application/json' \\
---data '{
-  "model": "mistralai/Mistral-7B-Instruct-v0.2",
-  "messages": [
-    {
-      "role": "user",
-      "content": "Keep your answers to 20 words or less. What is the plot of movie Lion king ? "
-    }
-  ],
-  "temperature": 0.7,
-  "top_p": 1,
-  "max_tokens": 512,
-  "stream": false,
-  "safe_prompt": false,
-  "random_seed": 1337
-}'
-"""
-BODY = COMMAND.partition("--data '")[2].rpartition("'")[0]
 
 
 @pytest.fixture(scope="module")
@@ -46,29 +24,8 @@ def renamed(cache_dir: Path, prepared_model: Path) -> Iterator[Server]:
         yield running
 
 
-def post(server: Server) -> dict[str, Any]:
-    """Run the gist's command; where there is no curl, send what it would send."""
-    if shutil.which("curl"):
-        command = COMMAND.replace("http://staticIP:8000", server.url)
-        result = subprocess.run(
-            ["/bin/sh", "-c", command], capture_output=True, check=True, timeout=TIMEOUT
-        )
-        answer: dict[str, Any] = json.loads(result.stdout)
-        return answer
-    headers = {"Content-Type": "application/json", "User-Agent": "curl/7.88.1", "Accept": "*/*"}
-    response = httpx.post(
-        f"{server.url}/v1/chat/completions",
-        content=BODY.replace("\n", ""),
-        headers=headers,
-        timeout=TIMEOUT,
-    )
-    assert response.status_code == 200
-    parsed: dict[str, Any] = response.json()
-    return parsed
-
-
 def test_the_gists_curl(renamed: Server) -> None:
-    body = post(renamed)
+    body = post(renamed.url)
     # The fields that the gist shows, and their types.
     assert isinstance(body["id"], str)
     assert body["object"] == "chat.completion"
@@ -88,7 +45,7 @@ def test_the_gists_curl(renamed: Server) -> None:
         httpx.Client(base_url=renamed.url, timeout=TIMEOUT) as client,
         ThreadPoolExecutor() as pool,
     ):
-        second = pool.submit(post, renamed)
+        second = pool.submit(post, renamed.url)
         counted = client.post("/v1/chat/completions", json={**sent, "logprobs": True}).json()
         prompt = client.post("/tokenize", json={"model": NAME, "messages": sent["messages"]}).json()
     again = second.result()

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import gist
 from maestrale.errors import ProofFailed
 from maestrale.machine.setup.proof import prove
 from maestrale.machine.setup.run import Outcome
@@ -32,25 +33,6 @@ CPU_LIMIT = 1_200_000_000  # bytes
 # What a build behind a proxy or a mirror needs to be told.
 BUILD_ARGUMENTS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-GIST_NAME = "mistralai/Mistral-7B-Instruct-v0.2"
-GIST_CURL = """curl --location 'http://staticIP:8000/v1/chat/completions' \\
---header 'Content-Type: application/json' \\
---data '{
-  "model": "mistralai/Mistral-7B-Instruct-v0.2",
-  "messages": [
-    {
-      "role": "user",
-      "content": "Keep your answers to 20 words or less. What is the plot of movie Lion king ? "
-    }
-  ],
-  "temperature": 0.7,
-  "top_p": 1,
-  "max_tokens": 512,
-  "stream": false,
-  "safe_prompt": false,
-  "random_seed": 1337
-}'
-"""
 # So that the first start doesn't measure which weights are faster; one test leaves it out.
 QUICK = ("--env", "MAESTRALE_WEIGHT_FORMAT=int8")
 
@@ -126,11 +108,12 @@ class Container:
             time.sleep(0.3)
 
     def ask(self, body: dict[str, Any], key: str) -> dict[str, Any]:
-        request = urllib.request.Request(
-            f"{self.url}/v1/chat/completions",
-            json.dumps({"model": GIST_NAME, **body}).encode(),
-            {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
-        )
+        sent = json.dumps({"model": gist.NAME, **body}).encode()
+        return self.get("/v1/chat/completions", key, sent)
+
+    def get(self, path: str, key: str, body: bytes | None = None) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        request = urllib.request.Request(self.url + path, body, headers)
         with urllib.request.urlopen(request, timeout=120) as answer:
             found: dict[str, Any] = json.load(answer)
         return found
@@ -173,7 +156,7 @@ def container(engine: Engine, image: str, publishes: bool) -> Iterator[Container
     locked = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL")
     locked += ("--security-opt", "no-new-privileges", "--volume", "kept:/data")
     token = ("-e", "HF_TOKEN=hf_unused")
-    serve = ("--host", "0.0.0.0", "--port", str(inside), "--served-model-name", GIST_NAME)
+    serve = ("--host", "0.0.0.0", "--port", str(inside), "--served-model-name", gist.NAME)
     options = ("--detach", "--name", "gist", *network, *locked, *token, *QUICK)
     engine.docker("run", *options, image, *serve)
     running = Container(engine, "gist", port)
@@ -197,16 +180,9 @@ def test_its_size_user_and_labels(engine: Engine, image: str) -> None:
 
 
 def test_the_gists_request_word_for_word(container: Container, engine: Engine) -> None:
-    command = GIST_CURL.replace("http://staticIP:8000", container.url)
-    command = command.replace(
-        "curl ", f"curl --header 'Authorization: Bearer {container.key()}' ", 1
-    )
-    done = subprocess.run(
-        ["/bin/sh", "-c", command], capture_output=True, text=True, timeout=120, check=True
-    )
-    answer = json.loads(done.stdout)
-    assert answer["model"] == GIST_NAME
-    assert answer["choices"][0]["finish_reason"] == "stop"
+    answer = gist.post(container.url, container.key())
+    assert answer["model"] == gist.NAME
+    assert answer["choices"][0]["finish_reason"] in ("stop", "length")
     assert answer["choices"][0]["message"]["content"].strip()
     assert container.inspect(".Config.User") == "10001:10001"
 
@@ -241,7 +217,10 @@ def test_stop_lets_answers_end_and_a_restart_keeps_the_key(container: Container)
     long = {**HELLO, "max_tokens": 100, "stop": [], "temperature": 0}
     asking = threading.Thread(target=lambda: answers.append(container.ask(long, key)))
     asking.start()
-    time.sleep(0.5)
+    deadline = time.monotonic() + 60
+    while container.get("/load", key) != {"server_load": 1}:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     container.engine.docker("stop", container.name)
     asking.join(60)
     assert answers, container.log()
@@ -319,7 +298,7 @@ def test_what_the_gist_names_is_asked_for_at_the_hub(engine: Engine, image: str)
     """The gist's line as it stands: without a network it says so, with exit code 1."""
     said = engine.start(
         *("run", "--rm", "--network", "none", "-e", "HF_TOKEN=hf_x", "-p", "127.0.0.1::8000"),
-        *(image, "--host", "0.0.0.0", "--model", GIST_NAME),
+        *(image, "--host", "0.0.0.0", "--model", gist.NAME),
     )
     assert said.returncode == 1
     assert "hub" in said.stderr
