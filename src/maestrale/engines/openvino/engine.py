@@ -232,7 +232,8 @@ class OpenVINOEngine:
             steps=self._steps,
             running=len(scheduler.running),
             waiting=len(scheduler.waiting) + arriving,
-            kv_cache_usage=blocks.in_use / blocks.num_blocks,
+            # A rehearsal's blocks are nobody's.
+            kv_cache_usage=blocks.in_use / blocks.num_blocks if scheduler.running else 0.0,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             preemptions=scheduler.preemptions,
