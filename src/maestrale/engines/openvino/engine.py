@@ -43,7 +43,7 @@ from maestrale.engines.openvino.drafting import PromptLookup
 from maestrale.engines.openvino.generation import Generation
 from maestrale.engines.openvino.graph import PagedModel, StepInput
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
-from maestrale.engines.openvino.rehearsal import PAUSE
+from maestrale.engines.openvino.rehearsal import LONGEST, PAUSE
 from maestrale.engines.openvino.scheduler import Chunk, Scheduler
 from maestrale.engines.openvino.tuning import OPTIONS, chosen
 from maestrale.engines.requests import check_request
@@ -53,6 +53,7 @@ from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.models.vocabulary import Vocabulary
 
 DEFAULT_MAX_NUM_SEQS = 64
+MANY_ROWS = 8  # the weights' own share of a step no longer dominates
 COMPILED_CONSTRAINTS = 32  # kept for the next request with the same one
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class OpenVINOEngine:
         self._steps = self._prompt_tokens = self._generation_tokens = 0
         self._draft_tokens = self._accepted_tokens = 0
         self._busy_until = 0.0
+        self._row_seconds = 0.0  # for a token, in the last step that had many
         self._step_tokens = StepTokens()
 
     async def start(self) -> None:
@@ -328,7 +330,7 @@ class OpenVINOEngine:
         with self._inbox_filled:
             while not (self._inbox or self._stopped or scheduler.running or scheduler.waiting):
                 pause = None
-                if scheduler.rehearsals:
+                if scheduler.rehearsals and BLOCK_SIZE * self._row_seconds <= LONGEST:
                     pause = self._busy_until + PAUSE - time.monotonic()
                     if pause <= 0:
                         break
@@ -347,7 +349,10 @@ class OpenVINOEngine:
         """Run one step of the model; returns what it produced."""
         wanting = [chunk for chunk in chunks if chunk.wants_logits]
         step = _step_input(chunks)
+        begun = time.monotonic()
         logits = self._model.infer(step)
+        if len(step.token_ids) >= MANY_ROWS:
+            self._row_seconds = (time.monotonic() - begun) / len(step.token_ids)
         self._scheduler.commit(chunks)
         results: list[_Result] = []
         first = 0

@@ -14,6 +14,7 @@ from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest
 
 KEPT = 8  # answers that wait to be computed again; the newest is the likeliest to go on
 PAUSE = 0.25  # seconds of idleness before it begins: a program asks again sooner, a reader later
+LONGEST = 0.25  # seconds for a block: who asks meanwhile waits; slower machines don't rehearse
 
 
 class Rehearsals:
