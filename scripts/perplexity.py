@@ -16,8 +16,9 @@ import numpy as np
 
 from maestrale.config import BUNDLED_MODEL, default_cache_dir
 from maestrale.engines.openvino.cpu import available_cores
-from maestrale.engines.openvino.graph import PagedModel, StepInput
+from maestrale.engines.openvino.graph import PagedModel
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
+from maestrale.engines.openvino.step import StepInput
 from maestrale.models.resolve import prepare
 from maestrale.prompt.encode import encoder_for
 

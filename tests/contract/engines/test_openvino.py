@@ -12,8 +12,8 @@ import pytest
 
 from maestrale.engines.base import EngineConfig, GenerationRequest, Sampling
 from maestrale.engines.openvino.engine import OpenVINOEngine
-from maestrale.engines.openvino.graph import StepInput
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
+from maestrale.engines.openvino.step import StepInput
 from maestrale.engines.registry import build_engine
 from maestrale.errors import EngineDied, EngineError, ModelError
 from running_engine import RunningEngine

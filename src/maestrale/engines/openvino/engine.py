@@ -41,10 +41,11 @@ from maestrale.engines.constraint import TokenConstraint, compile_constraint
 from maestrale.engines.openvino.cpu import cpu_identity
 from maestrale.engines.openvino.drafting import PromptLookup
 from maestrale.engines.openvino.generation import Generation
-from maestrale.engines.openvino.graph import PagedModel, StepInput
+from maestrale.engines.openvino.graph import PagedModel
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.engines.openvino.rehearsal import LONGEST, PAUSE
 from maestrale.engines.openvino.scheduler import Chunk, Scheduler
+from maestrale.engines.openvino.step import step_input
 from maestrale.engines.openvino.tuning import OPTIONS, chosen
 from maestrale.engines.requests import check_request
 from maestrale.errors import ConstraintError, EngineDied, EngineError, ModelError
@@ -348,7 +349,7 @@ class OpenVINOEngine:
     def _step(self, chunks: list[Chunk]) -> list[_Result]:
         """Run one step of the model; returns what it produced."""
         wanting = [chunk for chunk in chunks if chunk.wants_logits]
-        step = _step_input(chunks)
+        step = step_input(chunks)
         begun = time.monotonic()
         logits = self._model.infer(step)
         if len(step.token_ids) >= MANY_ROWS:
@@ -397,7 +398,7 @@ class OpenVINOEngine:
         """Use a moment in which nobody waits."""
         chunks = self._scheduler.rehearse()
         if chunks:
-            self._model.infer(_step_input(chunks))
+            self._model.infer(step_input(chunks))
             self._scheduler.commit(chunks)
 
     # On the event loop again.
@@ -420,42 +421,3 @@ class OpenVINOEngine:
 def _generation(chunk: Chunk) -> Generation:
     assert isinstance(chunk.sequence, Generation)
     return chunk.sequence
-
-
-def _step_input(chunks: Sequence[Chunk]) -> StepInput:
-    """The arrays of one step, chunk after chunk."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    past: list[int] = []
-    begins = [0]
-    blocks: list[int] = []
-    block_begins = [0]
-    rows: list[int] = []
-    longest = 0
-    for chunk in chunks:
-        sequence = chunk.sequence
-        start, end = sequence.computed, sequence.computed + chunk.count
-        # A guess is a sequence of one token over the same blocks, one position further on.
-        pieces = [sequence.tokens[start:end], *([guess] for guess in chunk.drafts)]
-        for piece in pieces:
-            end = start + len(piece)
-            tokens += piece
-            positions += range(start, end)
-            past.append(start)
-            begins.append(len(tokens))
-            blocks += sequence.blocks[: -(-end // BLOCK_SIZE)]
-            block_begins.append(len(blocks))
-            longest = max(longest, end)
-            if chunk.wants_logits:
-                rows.append(len(tokens) - 1)
-            start = end
-    return StepInput(
-        token_ids=np.array(tokens, np.int64),
-        positions=np.array(positions, np.int64),
-        past_lens=np.array(past, np.int32),
-        sequence_begins=np.array(begins, np.int32),
-        block_indices=np.array(blocks, np.int32),
-        block_begins=np.array(block_begins, np.int32),
-        logit_rows=np.array(rows, np.int64),
-        max_context_len=longest,
-    )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from maestrale.engines.base import WeightFormat
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.engines.openvino.notes import note_key, recall, remember
 from maestrale.engines.openvino.repack import GRAPH, repack, save_repacked
+from maestrale.engines.openvino.step import StepInput, padded
 from maestrale.errors import ModelError
 
 # No quantisation of activations over groups of rows, no rounding of cached keys and values. With
@@ -39,29 +39,11 @@ DETERMINISTIC_OPTIONS = {
 # exact step has at least two rows, and no more than the largest of these counts that gives the
 # same bits (80 where this was written; `PagedModel` tries them at start).
 EXACT_STEP_TOKENS = (80, 64, 48, 32)
-_LEAST_ROWS = 2
+LEAST_ROWS = 2
 EXACT_STEPS_NOTES = "exact_steps.json"
 
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StepInput:
-    """One step's arrays for T tokens of S sequences; `past_lens[i]` tokens lie in the cache.
-
-    `token_ids`, `positions` [T] int64; `past_lens` [S], `sequence_begins` [S+1],
-    `block_indices` [B], `block_begins` [S+1] int32; `logit_rows` [R] int64, indices into T.
-    """
-
-    token_ids: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    past_lens: NDArray[np.int32]
-    sequence_begins: NDArray[np.int32]
-    block_indices: NDArray[np.int32]
-    block_begins: NDArray[np.int32]
-    logit_rows: NDArray[np.int64]
-    max_context_len: int
 
 
 class PagedModel:
@@ -142,7 +124,7 @@ class PagedModel:
         """Run one step; returns logits [R, vocab], valid until the next call."""
         wanted = len(step.logit_rows)
         if self._pads:
-            step = _padded(step, spare_block=self.num_blocks)
+            step = padded(step, LEAST_ROWS, spare_block=self.num_blocks)
         return self._infer(step)[:wanted]
 
     def _exact_step_tokens(self, folder: Path) -> int:
@@ -156,7 +138,7 @@ class PagedModel:
 
     def _find_exact_step_tokens(self) -> int:
         """The largest step whose first sequence gets the bits that it gets in the least one."""
-        expected = self._probe(_LEAST_ROWS)
+        expected = self._probe(LEAST_ROWS)
         for tokens in EXACT_STEP_TOKENS:
             if all(self._probe(count) == expected for count in (tokens, tokens // 2)):
                 return tokens
@@ -211,26 +193,6 @@ def _read(core: Any, folder: Path, weight_format: WeightFormat) -> Any:
     model = core.read_model(folder / GRAPH)
     repack(model)
     return model
-
-
-def _padded(step: StepInput, spare_block: int) -> StepInput:
-    """The step with no fewer than `_LEAST_ROWS` tokens and logit rows."""
-    missing = _LEAST_ROWS - len(step.logit_rows)
-    if missing > 0:
-        rows = np.concatenate((step.logit_rows, np.zeros(missing, np.int64)))
-        step = replace(step, logit_rows=rows)
-    if len(step.token_ids) >= _LEAST_ROWS:
-        return step
-    # One token of a sequence of its own, in the spare block.
-    return replace(
-        step,
-        token_ids=np.append(step.token_ids, np.int64(0)),
-        positions=np.append(step.positions, np.int64(0)),
-        past_lens=np.append(step.past_lens, np.int32(0)),
-        sequence_begins=np.append(step.sequence_begins, np.int32(len(step.token_ids) + 1)),
-        block_indices=np.append(step.block_indices, np.int32(spare_block)),
-        block_begins=np.append(step.block_begins, np.int32(len(step.block_indices) + 1)),
-    )
 
 
 def _gather_before_projection(model: Any) -> int:

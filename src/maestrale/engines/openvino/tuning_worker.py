@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 
 from maestrale.engines.openvino.cpu import die_with_parent
-from maestrale.engines.openvino.graph import PagedModel, StepInput
+from maestrale.engines.openvino.graph import PagedModel
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.engines.openvino.repack import save_repacked
+from maestrale.engines.openvino.step import StepInput
 from maestrale.engines.openvino.tuning import Choice, Done, Job, Measured, Refused, Step
 from maestrale.errors import MaestraleError
 
