@@ -104,7 +104,8 @@ class Rounds:
                 self._context.say(f"{peer.title}: left out: {error}")
                 continue
             found.version = server.version
-            found.command = " ".join(server.command).replace(str(Path.home()), "~")
+            said = " ".join(server.command).replace(f"{ROOT}/", "")
+            found.command = said.replace(str(Path.home()), "~")
             if peer.keeps_running:
                 self._first_start(peer)
 
