@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,18 +237,23 @@ class Rounds:
             "reader": 1000 + number,
         }
         command = [sys.executable, "-m", "bench_peers.genai", str(self._context.gguf)]
-        done = subprocess.run(
-            [*command, str(self._context.prepared), json.dumps(job)],
-            env={**os.environ, **ENVIRONMENT},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=CELL_SECONDS,
-        )
+        done = _child([*command, str(self._context.prepared), json.dumps(job)])
         if done.returncode:
             raise cells.Failed(f"GenAI ended with {done.returncode}: {done.stderr.strip()[-200:]}")
         numbers: cells.Numbers = json.loads(done.stdout.strip().splitlines()[-1])
         return numbers
+
+
+def _child(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a Python of ours to its end."""
+    return subprocess.run(
+        command,
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=CELL_SECONDS,
+    )
 
 
 def _told(error: Exception) -> str:
@@ -261,14 +266,8 @@ def limits(context: Context) -> cells.Numbers:
 
     folder = save_repacked(context.prepared) or context.prepared  # what ours runs on
     command = [sys.executable, "-m", "bench_peers.limits"]
-    done = subprocess.run(
-        [*command, str(folder / GRAPH)],
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=CELL_SECONDS,
-    )
+    done = _child([*command, str(folder / GRAPH)])
+    done.check_returncode()
     numbers: cells.Numbers = json.loads(done.stdout.strip().splitlines()[-1])
     return numbers
 
@@ -277,14 +276,7 @@ def front_end(folder: Path) -> list[float]:
     """Tokens/s that the API process streams to 128 clients from an engine that never waits."""
     rows = folder / "front-end.json"
     command = [sys.executable, str(ROOT / "scripts" / "bench_frontend.py"), "--json", str(rows)]
-    done = subprocess.run(
-        [*command, "--streams", *["128"] * FRONT_END_ROUNDS],
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=CELL_SECONDS,
-    )
+    done = _child([*command, "--streams", *["128"] * FRONT_END_ROUNDS])
     if done.returncode:
         raise cells.Failed(f"bench-frontend failed: {done.stderr.strip()[-200:]}")
     return [row["tokens"] / row["seconds"] for row in json.loads(rows.read_text())]

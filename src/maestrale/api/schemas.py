@@ -76,7 +76,6 @@ UNSUPPORTED_FIELDS = {
 
 # What some of them say when they ask for what is done anyway: accepted.
 NEUTRAL_VALUES = {
-    "best_of": b"1",
     "suffix": b'""',
     "reasoning_effort": b'"none"',
     "verbosity": b'"medium"',
@@ -238,8 +237,8 @@ class SamplingFields(Body, kw_only=True):
                 )
 
     def _is_neutral(self, name: str, value: Raw) -> bool:
-        if name == "best_of" and self.n is not None:
-            return bytes(value) == b"%d" % self.n  # the best `n` of `n` are all of them
+        if name == "best_of":
+            return bytes(value) == b"%d" % (self.n or 1)  # the best `n` of `n` are all of them
         return bytes(value) == NEUTRAL_VALUES.get(name)
 
     def options(self, max_n: int, defaults: SamplingDefaults, **more: Any) -> Options:

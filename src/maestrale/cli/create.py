@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from maestrale import config
+from maestrale.cli.given import given_names
 from maestrale.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -144,11 +144,7 @@ _WITH = {"listing": (), "connect": ("port",), "stop": (), "start": ("port",), "d
 
 def _given(context: click.Context) -> set[str]:
     """The names of what was given. Raises: SettingsError for empty texts and what doesn't fit."""
-    given = {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
+    given = given_names(context)
     flags = {one.name: one.opts[0] for one in context.command.params}
     for name in sorted(given):
         value = context.params[name]

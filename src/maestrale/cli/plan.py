@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maestrale import config
+from maestrale.cli.given import given_names
 from maestrale.cli.ranges import FiniteRange
 from maestrale.errors import ModelDoesNotFit, SettingsError
 
@@ -107,8 +108,9 @@ def _gpu(given: dict[str, Any]) -> Gpu | None:
 
 def _check_kind(context: click.Context, gpu: Gpu | None) -> None:
     """Refuse what would have no effect. Raises: SettingsError."""
+    given = given_names(context)
     for name in CPU_ONLY if gpu is not None else GPU_ONLY:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        if name in given:
             flag = f"--{name.replace('_', '-')}"
             if gpu is None:
                 raise SettingsError(

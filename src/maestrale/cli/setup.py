@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
+from maestrale.cli.given import given_names
 from maestrale.cli.ranges import FiniteRange
 from maestrale.errors import SettingsError
 
@@ -107,18 +107,13 @@ def command(context: click.Context, /, target: str | None, **given: Any) -> int:
 
 
 # What --cloud-init goes with.
-_IN_USER_DATA = ("cloud_init", "source", "cpu", "nvidia_repository", "nvidia_key")
+_IN_USER_DATA = {"cloud_init", "source", "cpu", "nvidia_repository", "nvidia_key"}
 
 
 def _only_for_text(context: click.Context) -> None:
     """Raises: SettingsError when --cloud-init comes with what user-data can't do."""
-    others = [
-        parameter
-        for parameter in context.command.params
-        if parameter.name is not None
-        and parameter.name not in _IN_USER_DATA
-        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    ]
+    names_of_others = given_names(context) - _IN_USER_DATA
+    others = [one for one in context.command.params if one.name in names_of_others]
     if others:
         names = ", ".join(
             max(one.opts, key=len) if isinstance(one, click.Option) else "TARGET" for one in others

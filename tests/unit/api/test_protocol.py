@@ -179,7 +179,7 @@ def test_a_request_on_its_way_when_the_server_ends_is_answered(loop: str, before
             assert client.recv(10_000).startswith(b"HTTP/1.1 200")
         wait_until(lambda: running.connections == 2)
         running.server.should_exit = True
-        time.sleep(0.3)
+        wait_until(lambda: not any(each.is_serving() for each in running.server.servers))
         client.sendall(b"\r\n" if before == GET else GET + b"\r\n")
         answer = read_to_end(client)
     assert statuses(answer) == [200]

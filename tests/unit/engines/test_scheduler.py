@@ -303,7 +303,7 @@ def test_guesses_stay_within_the_budget_and_the_blocks() -> None:
     assert len(chunk.drafts) == 3, "its block has room for three more"
     under_test.add(second)
     for _ in range(8):
-        assert sum(chunk.rows for chunk in step(under_test)) <= 10
+        assert sum(chunk.count + len(chunk.drafts) for chunk in step(under_test)) <= 10
     assert first.computed == len(first.tokens) - 1
 
 

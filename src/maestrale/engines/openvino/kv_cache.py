@@ -26,6 +26,14 @@ def block_digest(parent: Digest | None, tokens: Sequence[int]) -> Digest:
     ).digest()
 
 
+def extend_digests(digests: list[Digest], tokens: Sequence[int], count: int) -> None:
+    """Append to the `digests` of a sequence's first blocks until there are `count` of them."""
+    for index in range(len(digests), count):
+        start = index * BLOCK_SIZE
+        parent = digests[-1] if digests else None
+        digests.append(block_digest(parent, tokens[start : start + BLOCK_SIZE]))
+
+
 class BlockManager:
     """Blocks 0..num_blocks-1: reference counts, the prefix cache and its eviction."""
 

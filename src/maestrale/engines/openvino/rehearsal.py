@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest, block_digest
+from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest, extend_digests
 
 KEPT = 8  # answers that wait to be computed again; the newest is the likeliest to go on
 PAUSE = 0.25  # seconds of idleness before it begins: a program asks again sooner, a reader later
@@ -30,10 +30,7 @@ class Rehearsals:
     def add(self, tokens: list[int], digests: list[Digest]) -> None:
         """Take a finished sequence's tokens, and the digests of its first blocks."""
         digests = list(digests)
-        for index in range(len(digests), len(tokens) // BLOCK_SIZE):
-            start = index * BLOCK_SIZE
-            parent = digests[-1] if digests else None
-            digests.append(block_digest(parent, tokens[start : start + BLOCK_SIZE]))
+        extend_digests(digests, tokens, len(tokens) // BLOCK_SIZE)
         self._waiting.append((tokens, digests))
 
     def next(self) -> tuple[list[int], list[Digest], list[int]] | None:

@@ -21,7 +21,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from maestrale.engines.openvino.drafting import MAX_DRAFT
-from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest, block_digest
+from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest, extend_digests
 from maestrale.engines.openvino.rehearsal import Rehearsals
 
 MIN_CHUNK = 2  # tokens of a prompt computed at once
@@ -79,10 +79,6 @@ class Chunk:
         """Of the last token, and of each guessed one."""
         sequence = self.sequence
         return not sequence.silent and sequence.computed + self.count == len(sequence.tokens)
-
-    @property
-    def rows(self) -> int:
-        return self.count + len(self.drafts)
 
 
 class Scheduler:
@@ -174,7 +170,7 @@ class Scheduler:
                 continue
             cacheable = sequence.prefill_length if self._exact else sequence.computed
             full = min(sequence.computed, cacheable) // BLOCK_SIZE
-            self._extend_digests(sequence, full)
+            extend_digests(sequence.digests, sequence.tokens, full)
             for index in range(sequence.published, full):
                 digest = sequence.digests[index]
                 self.blocks.publish(sequence.blocks[index], digest)
@@ -230,7 +226,7 @@ class Scheduler:
             # The last tokens are always computed: their logits give the next one.
             most = max(0, sequence.prefill_length - MIN_CHUNK)
             full = most // BLOCK_SIZE if self._prefix_caching else 0
-            self._extend_digests(sequence, full)
+            extend_digests(sequence.digests, sequence.tokens, full)
             digests = sequence.digests[:full]
             shared = self.blocks.lookup(digests)
             if len(shared) < full and digests[len(shared)] in self._claims:
@@ -292,14 +288,6 @@ class Scheduler:
         sequence.claimed = []
         sequence.computed = 0
         sequence.published = 0
-
-    @staticmethod
-    def _extend_digests(sequence: ScheduledSequence, count: int) -> None:
-        digests = sequence.digests
-        for index in range(len(digests), count):
-            start = index * BLOCK_SIZE
-            parent = digests[-1] if digests else None
-            digests.append(block_digest(parent, sequence.tokens[start : start + BLOCK_SIZE]))
 
 
 def _chunk(left: int, budget: int) -> int:
