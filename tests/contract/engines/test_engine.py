@@ -245,12 +245,14 @@ def test_a_prompt_seen_before_is_taken_from_the_cache(running: RunningEngine, ma
     cold = only(running, make(211, 100, sampling=GREEDY))
     warm = only(running, make(211, 100, sampling=GREEDY))
     assert cold.cached_tokens == 0
-    assert warm.cached_tokens == 96
+    assert 96 <= warm.cached_tokens < 100
     assert warm.tokens == cold.tokens
     hits = running.settled().prefix_cache_hits
     many = running.run(*(make(212, 70, seed=seed) for seed in range(8)))
-    assert sorted(answer.cached_tokens for answer in many) == [0, *[64] * 7]
-    assert running.settled().prefix_cache_hits == hits + 7 * 64
+    cached = sorted(answer.cached_tokens for answer in many)
+    assert cached[0] == 0
+    assert all(64 <= count < 70 for count in cached[1:])
+    assert running.settled().prefix_cache_hits == hits + sum(cached)
 
 
 class TestClosing:

@@ -107,7 +107,6 @@ def test_guesses_change_the_steps_and_not_a_bit_of_the_answer(roomy: RunningEngi
     assert 0 < accepted < after.draft_tokens - before.draft_tokens
     tokens = sum(len(answer.tokens) for answer in alone)
     assert after.steps - before.steps < tokens
-    # Beside others nothing is guessed.
     together = roomy.run(*requests)
     for one, other in zip(alone, together, strict=True):
         assert one.tokens == other.tokens
@@ -122,6 +121,28 @@ def test_a_replay_computes_several_forced_tokens_in_a_step(roomy: RunningEngine)
     before = roomy.settled().steps
     assert roomy.run(forced)[0].tokens == plain.tokens
     assert roomy.settled().steps - before < 40
+
+
+def test_copied_beginnings_of_blocks_change_no_bit(
+    roomy: RunningEngine, small: EngineConfig
+) -> None:
+    first = request(41, length=50)
+    others = [
+        msgspec.structs.replace(
+            request(42 + length, length=40), prompt=first.prompt[:length] + (7, 8, 9, 10 + length)
+        )
+        for length in (1, 20, 31, 33, 45, 50)
+    ]
+    requests = [msgspec.structs.replace(one, logprobs=2) for one in others]
+    roomy.run(first)
+    warm = [roomy.run(one)[0] for one in requests]
+    assert [answer.cached_tokens for answer in warm] == [1, 20, 31, 33, 45, 50]
+    fresh = RunningEngine(msgspec.structs.replace(small, enable_prefix_caching=False))
+    cold = [fresh.run(one)[0] for one in requests]
+    fresh.stop()
+    for one, other in zip(warm, cold, strict=True):
+        assert one.tokens == other.tokens
+        assert one.logprobs == other.logprobs
 
 
 def test_an_answer_is_in_the_cache_when_its_follow_up_comes(

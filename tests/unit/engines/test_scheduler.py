@@ -144,10 +144,66 @@ def test_the_prefix_cache_spares_whole_blocks_but_never_the_last_token() -> None
     again = sequence(2 * BLOCK_SIZE)
     under_test.add(again)
     chunks = step(under_test)
-    assert shares(chunks)[again.arrival] == BLOCK_SIZE
-    assert again.cached_tokens == BLOCK_SIZE
+    assert shares(chunks)[again.arrival] == 2
+    assert again.cached_tokens == 2 * BLOCK_SIZE - 2
     assert again.blocks[0] == first.blocks[0]
-    assert (under_test.prefix_queries, under_test.prefix_hits) == (4 * BLOCK_SIZE, BLOCK_SIZE)
+    assert again.blocks[1] != first.blocks[1]
+    found = 2 * BLOCK_SIZE - 2
+    assert (under_test.prefix_queries, under_test.prefix_hits) == (4 * BLOCK_SIZE, found)
+
+
+def prompt(*tokens: int) -> ScheduledSequence:
+    return ScheduledSequence(tokens=list(tokens), prompt_length=len(tokens))
+
+
+def test_a_beginning_shorter_than_a_block_is_copied() -> None:
+    under_test = scheduler(exact=True)
+    under_test.add(prompt(*range(40)))
+    step(under_test)
+    other = prompt(*range(20), *range(500, 530))
+    under_test.add(other)
+    chunks = under_test.schedule()
+    (copy,) = under_test.take_copies()
+    assert copy == (under_test.running[0].blocks[0], other.blocks[0])
+    assert shares(chunks)[other.arrival] == 30
+    assert other.cached_tokens == 20
+    assert under_test.take_copies() == []
+
+
+def test_what_is_left_of_a_prompt_after_its_last_block_is_copied_too() -> None:
+    under_test = scheduler(exact=True)
+    first = prompt(*range(BLOCK_SIZE + 20))
+    under_test.add(first)
+    for _ in range(BLOCK_SIZE):  # its own answer goes on in the same block
+        step(under_test)
+    under_test.finish(first)
+    again = prompt(*range(BLOCK_SIZE + 20), *[7] * 10)
+    under_test.add(again)
+    step(under_test)
+    assert again.cached_tokens == BLOCK_SIZE + 20, "the answer's sevens were computed singly"
+
+
+def test_a_prompt_of_one_token_is_not_what_a_chunk_is() -> None:
+    under_test = scheduler(exact=True)
+    under_test.add(prompt(3))
+    step(under_test)
+    other = prompt(3, 4, 5)
+    under_test.add(other)
+    step(under_test)
+    assert other.cached_tokens == 0
+
+
+def test_a_copied_block_that_was_the_last_to_be_had_keeps_its_beginning() -> None:
+    under_test = scheduler(blocks=1)
+    first = prompt(*range(20))
+    under_test.add(first)
+    step(under_test)
+    under_test.remove(first)
+    again = prompt(*range(15), 90, 91, 92)
+    under_test.add(again)
+    under_test.schedule()
+    assert under_test.take_copies() == [(first_block := again.blocks[0], first_block)]
+    assert again.cached_tokens == 15
 
 
 def test_generated_tokens_are_cached_as_well() -> None:
@@ -234,15 +290,14 @@ def test_exact_keeps_generated_tokens_out_of_the_prefix_cache() -> None:
     assert follow_up.cached_tokens == BLOCK_SIZE
 
 
-def rehearse(under_test: Scheduler) -> int:
-    """All that is left to be rehearsed; how many blocks that took."""
-    blocks = 0
+def rehearse(under_test: Scheduler) -> list[int]:
+    """All that is left to be rehearsed; how many tokens at a time."""
+    counts = []
     while chunks := under_test.rehearse():
-        assert [chunk.count for chunk in chunks] == [BLOCK_SIZE]
         assert not any(chunk.wants_logits for chunk in chunks)
+        counts += [chunk.count for chunk in chunks]
         under_test.commit(chunks)
-        blocks += 1
-    return blocks
+    return counts
 
 
 def answered(under_test: Scheduler, prompt: int, answer: int) -> ScheduledSequence:
@@ -258,13 +313,13 @@ def test_an_answer_is_rehearsed_for_its_follow_up() -> None:
     under_test = scheduler(exact=True)
     first = answered(under_test, BLOCK_SIZE + 5, 3 * BLOCK_SIZE)
     assert under_test.rehearsals
-    assert rehearse(under_test) == 3
+    assert rehearse(under_test) == [BLOCK_SIZE] * 3 + [5]
     assert not under_test.rehearsals
     assert under_test.blocks.in_use == 0
     follow_up = ScheduledSequence(tokens=[*first.tokens, 1, 2], prompt_length=len(first.tokens) + 2)
     under_test.add(follow_up)
     step(under_test)
-    assert follow_up.cached_tokens == 4 * BLOCK_SIZE
+    assert follow_up.cached_tokens == 4 * BLOCK_SIZE + 5
 
 
 def test_nothing_is_rehearsed_where_the_answer_is_cached_as_it_is() -> None:
@@ -280,7 +335,7 @@ def test_a_rehearsal_takes_no_block_that_is_in_use() -> None:
     running = sequence(3 * BLOCK_SIZE, start=900)
     under_test.add(running)
     step(under_test)
-    assert rehearse(under_test) == 1, "of five blocks three run, and one is the prompt's"
+    assert rehearse(under_test) == [BLOCK_SIZE], "of five blocks three run, and one is the prompt's"
     assert len(running.blocks) == 3
     assert under_test.blocks.in_use == 3
 
@@ -288,8 +343,14 @@ def test_a_rehearsal_takes_no_block_that_is_in_use() -> None:
 class Guessing(ScheduledSequence):
     """Always guesses as many as it may, and is never right."""
 
-    def draft(self, most: int, *, alone: bool) -> list[int]:
-        return [0] * most
+    greedy = True
+
+    def draft(self, most: int, *, free: int, alone: bool) -> list[int]:
+        return [0] * (most if self.greedy else min(most, free))
+
+
+class Modest(Guessing):
+    greedy = False
 
 
 def test_guesses_stay_within_the_budget_and_the_blocks() -> None:
@@ -305,6 +366,18 @@ def test_guesses_stay_within_the_budget_and_the_blocks() -> None:
     for _ in range(8):
         assert sum(chunk.count + len(chunk.drafts) for chunk in step(under_test)) <= 10
     assert first.computed == len(first.tokens) - 1
+
+
+def test_guesses_beside_others_fill_a_step_up_to_four_rows() -> None:
+    under_test = scheduler()
+    rows = []
+    for index in range(6):
+        tokens = list(range(100 * index, 100 * index + 4))
+        under_test.add(Modest(tokens=tokens, prompt_length=4))
+        step(under_test)
+        chunks = step(under_test)
+        rows.append(sum(chunk.count + len(chunk.drafts) for chunk in chunks))
+    assert rows == [4, 4, 4, 4, 8, 8]
 
 
 def test_everything_ends_and_every_block_comes_back_whatever_arrives() -> None:

@@ -1,7 +1,7 @@
 """Guesses at the tokens that come next, to be checked by the model several at a time.
 
-A step costs nearly the same for a few rows as for one. So a sequence that runs alone also
-computes rows for tokens that may follow, each as a sequence of its own over the same blocks: the
+The products of a step take up to four rows in about the time of one. So sequences also compute
+rows for tokens that may follow, each as a sequence of its own over the same blocks: the
 arithmetic of a row is that of an ordinary step, and a guess that proves wrong is thrown away. The
 answer is the same to the bit with and without guesses; only its speed differs.
 (Prompt lookup decoding: https://github.com/apoorvumang/prompt-lookup-decoding)
@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LONGEST_GRAM = 3
-MAX_DRAFT = 7  # tokens; a step of 8 rows takes about twice as long as one of 2
+ROWS_TOGETHER = 4  # rows that the kernels for 8-bit weights compute at once (AVX2)
+MAX_DRAFT = 7  # tokens; a step of 8 rows takes about twice as long as one of 4
 
 
 class PromptLookup:
@@ -25,8 +26,11 @@ class PromptLookup:
         self._read = 1
         self._width = 1
 
-    def guess(self, tokens: Sequence[int], most: int) -> list[int]:
-        """Up to `most` tokens that may follow `tokens`, or none. `tokens` only ever grow."""
+    def guess(self, tokens: Sequence[int], free: int, most: int) -> list[int]:
+        """Up to `most` tokens that may follow `tokens`, or none. `tokens` only ever grow.
+
+        `free`: how many cost next to nothing; more only where long matches prove right.
+        """
         for index in range(self._read, len(tokens)):
             for size in self._grams:
                 if size <= index:
@@ -35,11 +39,10 @@ class PromptLookup:
         for size in self._grams:
             at = self._next.get(tuple(tokens[-size:]))
             if at is not None:
-                # More than one only where a long match has just proved right.
-                width = self._width if size == LONGEST_GRAM else 1
+                width = max(free, self._width) if size == LONGEST_GRAM else 1
                 return list(tokens[at : at + min(width, most)])
         return []
 
     def learn(self, offered: int, right: int) -> None:
         """Tell how many of the `offered` guesses were right."""
-        self._width = min(2 * self._width, MAX_DRAFT) if right == offered else 1
+        self._width = min(max(offered, 2 * self._width), MAX_DRAFT) if right == offered else 1

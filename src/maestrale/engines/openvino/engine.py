@@ -350,6 +350,8 @@ class OpenVINOEngine:
         """Run one step of the model; returns what it produced."""
         wanting = [chunk for chunk in chunks if chunk.wants_logits]
         step = step_input(chunks)
+        for source, target in self._scheduler.take_copies():
+            self._model.copy_block(source, target)
         begun = time.monotonic()
         logits = self._model.infer(step)
         if len(step.token_ids) >= MANY_ROWS:

@@ -76,15 +76,16 @@ class Generation(ScheduledSequence):
             waited=0.0 if position else self.waited,
         )
 
-    def draft(self, most: int, *, alone: bool) -> list[int]:
-        """What a replay forces; else a guess, where no other sequence pays for it."""
+    def draft(self, most: int, *, free: int, alone: bool) -> list[int]:
+        """What a replay forces; else guesses, as many as others don't have to pay for."""
         most = min(most, self.request.max_tokens - self.generated - 1)
         if most < 1:
             return []
         forced = self.request.forced[self.generated : self.generated + most]
         if forced:
             return list(forced)
-        return self._lookup.guess(self.tokens, most) if alone else []
+        most = most if alone else min(most, free)
+        return self._lookup.guess(self.tokens, free, most) if most else []
 
     def learn(self, offered: int, right: int) -> None:
         """Of `offered` guesses in the last step, so many were right."""

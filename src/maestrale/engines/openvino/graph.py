@@ -84,6 +84,7 @@ class PagedModel:
             raise ModelError(f"OpenVINO can't run the model in {folder}: {error}") from error
         del model
         self._request = compiled.create_infer_request()
+        self._caches: list[NDArray[Any]] = []  # of each layer, by block
         self.num_blocks, self.bytes_per_block = self._allocate(compiled, kv_cache_bytes)
         self._pads = deterministic
         # Most tokens in a step that keep its rows exact; 0: this machine gives no such promise.
@@ -118,7 +119,13 @@ class PagedModel:
             # The last block, beyond the counted ones, is written by rows added as padding.
             tensor = ov.Tensor(port.get_element_type(), ov.Shape([blocks + 1, *tail]))
             self._request.set_tensor(port, tensor)
+            self._caches.append(tensor.data)
         return blocks, bytes_per_block
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy one block's keys and values of all layers over another's."""
+        for cache in self._caches:
+            cache[target] = cache[source]
 
     def infer(self, step: StepInput) -> NDArray[np.float32]:
         """Run one step; returns logits [R, vocab], valid until the next call."""

@@ -20,11 +20,10 @@ import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
-from maestrale.engines.openvino.drafting import MAX_DRAFT
+from maestrale.engines.openvino.drafting import MAX_DRAFT, ROWS_TOGETHER
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest, extend_digests
-from maestrale.engines.openvino.rehearsal import Rehearsals
+from maestrale.engines.openvino.rehearsal import MIN_CHUNK, Rehearsals
 
-MIN_CHUNK = 2  # tokens of a prompt computed at once
 PREFILL_SHARE = 16  # tokens of a step's budget that sequences which generate leave to prompts
 
 
@@ -38,8 +37,8 @@ class ScheduledSequence:
     arrival: int = 0
     prefill_length: int = 0  # tokens computed in chunks at this admission; later ones singly
     computed: int = 0
-    cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
-    admitted_once: bool = False
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache before any preemption
+    preempted: bool = False
     arrived: float = field(default_factory=time.monotonic)
     waited: float = 0.0  # seconds until the first admission
     blocks: list[int] = field(default_factory=list)
@@ -48,8 +47,11 @@ class ScheduledSequence:
     claimed: list[Digest] = field(default_factory=list)
     silent: bool = False  # computed for the prefix cache only: nobody wants its logits
 
-    def draft(self, most: int, *, alone: bool) -> list[int]:
-        """Up to `most` guesses at the tokens after the last; where not `alone`, only good ones."""
+    def draft(self, most: int, *, free: int, alone: bool) -> list[int]:
+        """Up to `most` tokens that may follow the last: `free` guesses (more where `alone`).
+
+        What is known to follow is no guess.
+        """
         return []
 
     @property
@@ -103,6 +105,7 @@ class Scheduler:
         self.waiting: list[ScheduledSequence] = []  # by rank
         self.running: list[ScheduledSequence] = []  # by rank
         self._claims: dict[Digest, ScheduledSequence] = {}  # blocks being prefilled, by whom
+        self._copies: list[tuple[int, int]] = []
         self._arrivals = 0
         self.preemptions = 0
         self.prefix_queries = 0  # tokens
@@ -139,12 +142,17 @@ class Scheduler:
         self._add_drafts(chunks)
         return chunks
 
+    def take_copies(self) -> list[tuple[int, int]]:
+        """(source, target) of the blocks to be copied, in this order, before the step's chunks."""
+        copies, self._copies = self._copies, []
+        return copies
+
     def rehearse(self) -> list[Chunk]:
-        """For when `schedule` has nothing: the next block of an answer, if any is missing."""
+        """For when `schedule` has nothing: the next tokens of an answer, if any are missing."""
         found = self.rehearsals.next()
         if found is None:
             return []
-        tokens, digests, cached = found
+        tokens, digests, cached, count = found
         for shared in cached:
             self.blocks.share(shared)
         block = self.blocks.allocate()
@@ -159,7 +167,7 @@ class Scheduler:
             published=len(cached),
             silent=True,
         )
-        return [Chunk(sequence, BLOCK_SIZE)]
+        return [Chunk(sequence, count)]
 
     def commit(self, chunks: SequenceOf[Chunk]) -> None:
         """Record that `chunks` were computed, and enter the blocks they filled in the cache."""
@@ -174,31 +182,69 @@ class Scheduler:
             for index in range(sequence.published, full):
                 digest = sequence.digests[index]
                 self.blocks.publish(sequence.blocks[index], digest)
+                self._publish_beginning(sequence, index, BLOCK_SIZE)
                 if self._claims.get(digest) is sequence:
                     del self._claims[digest]
             sequence.published = max(sequence.published, full)
+            rest = sequence.computed - full * BLOCK_SIZE
+            if sequence.computed == sequence.prefill_length and chunk.count >= MIN_CHUNK and rest:
+                self._publish_beginning(sequence, full, rest)
             if sequence.silent:
                 self._free(sequence)
 
+    def _publish_beginning(self, sequence: ScheduledSequence, index: int, count: int) -> None:
+        start = index * BLOCK_SIZE
+        before = sequence.digests[index - 1] if index else None
+        tokens = sequence.tokens[start : start + count]
+        self.blocks.publish_beginning(sequence.blocks[index], before, tokens)
+
+    def _share_beginning(self, sequence: ScheduledSequence) -> None:
+        """Let a sequence in prefill that comes to a new block copy what another knows of it."""
+        index = len(sequence.blocks)
+        start = index * BLOCK_SIZE
+        if not self._prefix_caching or sequence.computed != start:
+            return
+        extend_digests(sequence.digests, sequence.tokens, index)
+        before = sequence.digests[index - 1] if index else None
+        # The last tokens are always computed: their logits give the next one.
+        end = min(start + BLOCK_SIZE, sequence.prefill_length - MIN_CHUNK)
+        source, count = self.blocks.beginning(before, sequence.tokens[start : max(start, end)])
+        block = self.blocks.allocate() if count else None
+        if block is None:
+            return
+        self._copies.append((source, block))
+        sequence.blocks.append(block)
+        sequence.computed += count
+        if not sequence.preempted:
+            sequence.cached_tokens += count
+            self.prefix_hits += count
+
     def _add_drafts(self, chunks: list[Chunk]) -> None:
         """Let sequences that generate guess ahead, within the budget and their own blocks."""
-        left = self._budget - sum(chunk.count for chunk in chunks)
+        rows = sum(chunk.count for chunk in chunks)
+        left = self._budget - rows
+        free = -rows % ROWS_TOGETHER
         for index, chunk in enumerate(chunks):
             sequence = chunk.sequence
             if sequence.prefill_left or not chunk.wants_logits:
                 continue
             room = len(sequence.blocks) * BLOCK_SIZE - len(sequence.tokens)
             most = min(MAX_DRAFT, left, room)
-            drafts = sequence.draft(most, alone=len(chunks) == 1) if most > 0 else []
+            if most < 1:
+                continue
+            drafts = sequence.draft(most, free=free, alone=len(chunks) == 1)
             if drafts:
                 chunks[index] = Chunk(sequence, chunk.count, tuple(drafts))
                 left -= len(drafts)
+                free = max(0, free - len(drafts))
 
     def _schedule_prefills(self, budget: int, chunks: list[Chunk]) -> None:
         """Share the budget among running sequences in prefill."""
         prefills = [s for s in self.running if s.prefill_left]
         if not prefills:
             return
+        for sequence in prefills:
+            self._share_beginning(sequence)
         oldest = prefills[0]
         others = sorted(prefills[1:], key=lambda s: (s.prefill_left, s.rank))
         held_back = budget // 2 if others else 0
@@ -250,8 +296,7 @@ class Scheduler:
         sequence.claimed = digests[len(shared) :]
         for digest in sequence.claimed:
             self._claims.setdefault(digest, sequence)
-        if not sequence.admitted_once:
-            sequence.admitted_once = True
+        if not sequence.preempted:
             sequence.waited = time.monotonic() - sequence.arrived
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
             if self._prefix_caching:
@@ -275,6 +320,7 @@ class Scheduler:
     def _preempt(self, sequence: ScheduledSequence, chunks: list[Chunk]) -> None:
         self.running.remove(sequence)
         self._free(sequence)
+        sequence.preempted = True
         self.preemptions += 1
         chunks[:] = [chunk for chunk in chunks if chunk.sequence is not sequence]
         bisect.insort(self.waiting, sequence, key=lambda s: s.rank)
