@@ -49,15 +49,24 @@ _SUBSCHEMA_MAPS = ("$defs", "definitions", "patternProperties", "properties")
 class TokenConstraint:
     """The state of one sequence's constraint. Made by `compile_constraint`."""
 
-    def __init__(self, matcher: LLMatcher, control_ids: NDArray[np.int64], vocab_size: int) -> None:
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        tokenizer: LLTokenizer,
+        control_ids: NDArray[np.int64],
+        vocab_size: int,
+    ) -> None:
         self._matcher = matcher
+        self._tokenizer = tokenizer
         self._control_ids = control_ids
         self._vocab_size = vocab_size
         self._bits = allocate_token_bitmask(1, vocab_size)
 
     def copy(self) -> TokenConstraint:
         """A constraint in the same state that goes its own way from here."""
-        return TokenConstraint(self._matcher.deep_copy(), self._control_ids, self._vocab_size)
+        return TokenConstraint(
+            self._matcher.deep_copy(), self._tokenizer, self._control_ids, self._vocab_size
+        )
 
     @property
     def finished(self) -> bool:
@@ -87,6 +96,15 @@ class TokenConstraint:
             self._check()
             raise ConstraintError(f"Token {token} is not allowed by the constraint.")
 
+    def certain(self) -> list[int]:
+        """The tokens that must come next, in the likeliest spelling; none where there is a choice.
+
+        The text is certain, its division into tokens is not: the model may take another.
+        """
+        # On a copy: asking leaves traces in the matcher.
+        text = self._matcher.deep_copy().compute_ff_bytes().decode(errors="ignore")
+        return list(self._tokenizer.greedy_tokenize(text)) if text else []
+
     def _check(self) -> None:
         if self._matcher.is_error():
             raise ConstraintError(_explain("constraint", self._matcher.get_error()))
@@ -102,13 +120,16 @@ def compile_constraint(constraint: Constraint, vocabulary: Vocabulary) -> TokenC
     label = _LABEL[constraint.kind]
     grammar = grammar_text(constraint)
     limits = LLParserLimits(verbose_errors=False)
-    matcher = LLMatcher(_tokenizer(vocabulary), grammar, log_level=0, limits=limits)
+    tokenizer = _tokenizer(vocabulary)
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
     if matcher.is_error():
         raise ConstraintError(_explain(label, matcher.get_error()))
     controls = set(vocabulary.control_ids.values()) - set(vocabulary.eos_token_ids)
     if constraint.kind == "grammar":
         controls -= {int(token) for token in _NAMED_TOKEN.findall(constraint.value)}
-    compiled = TokenConstraint(matcher, np.array(sorted(controls), np.int64), len(vocabulary))
+    compiled = TokenConstraint(
+        matcher, tokenizer, np.array(sorted(controls), np.int64), len(vocabulary)
+    )
     compiled.allowed()
     return compiled
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from maestrale.engines.base import EngineConfig, GenerationRequest, Sampling
+from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, Sampling
 from maestrale.engines.openvino.engine import OpenVINOEngine
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.engines.openvino.step import StepInput
@@ -123,13 +124,28 @@ def test_a_replay_computes_several_forced_tokens_in_a_step(roomy: RunningEngine)
     assert roomy.settled().steps - before < 40
 
 
+def test_what_a_schema_forces_is_guessed(roomy: RunningEngine) -> None:
+    properties = {f"a_rather_long_name_{number}": {"type": "boolean"} for number in range(6)}
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    value = json.dumps(schema | {"additionalProperties": False})
+    one = msgspec.structs.replace(
+        request(51, max_tokens=200), constraint=Constraint("json_schema", value), logprobs=1
+    )
+    before = roomy.settled()
+    alone = roomy.run(one)[0]
+    after = roomy.settled()
+    assert after.steps - before.steps < len(alone.tokens) * 0.6
+    beside = roomy.run(one, request(52, max_tokens=100), request(53, max_tokens=100))[0]
+    assert (beside.tokens, beside.logprobs) == (alone.tokens, alone.logprobs)
+
+
 def test_copied_beginnings_of_blocks_change_no_bit(
     roomy: RunningEngine, small: EngineConfig
 ) -> None:
     first = request(41, length=50)
     others = [
         msgspec.structs.replace(
-            request(42 + length, length=40), prompt=first.prompt[:length] + (7, 8, 9, 10 + length)
+            request(42 + length, length=40), prompt=(*first.prompt[:length], 7, 8, 9, 10 + length)
         )
         for length in (1, 20, 31, 33, 45, 50)
     ]

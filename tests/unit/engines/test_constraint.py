@@ -286,3 +286,31 @@ def test_a_grammar_that_leads_nowhere_on_the_way_ends_with_an_error(vocabulary: 
         for _ in range(50):
             endless.allowed()
             endless.accept(2 + ord("b"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_certain_follows_and_asking_changes_nothing(
+    vocabulary: Vocabulary, seed: int
+) -> None:
+    value = json.dumps(NESTED)
+    asked, plain = (
+        compiled(vocabulary, "json_schema", value),
+        compiled(vocabulary, "json_schema", value),
+    )
+    sampler = Sampler(Sampling(), seed=seed, prompt=())
+    chance = np.random.default_rng(seed)
+    text, promises = b"", []
+    for position in range(150):
+        certain = b"".join(vocabulary.token_bytes[token] for token in asked.certain())
+        promises.append(text + certain)
+        mask = asked.allowed()
+        assert np.array_equal(mask, plain.allowed())
+        logits = chance.standard_normal(len(vocabulary)).astype(np.float32)
+        token = sampler.sample(logits, position, mask)
+        if token == EOS:
+            break
+        text += vocabulary.token_bytes[token]
+        asked.accept(token)
+        plain.accept(token)
+    assert promises[0].startswith(b'{"')
+    assert all(text.startswith(promise[: len(text)]) for promise in promises)

@@ -77,13 +77,15 @@ class Generation(ScheduledSequence):
         )
 
     def draft(self, most: int, *, free: int, alone: bool) -> list[int]:
-        """What a replay forces; else guesses, as many as others don't have to pay for."""
+        """What a replay or a grammar forces; else guesses that others don't have to pay for."""
         most = min(most, self.request.max_tokens - self.generated - 1)
         if most < 1:
             return []
         forced = self.request.forced[self.generated : self.generated + most]
         if forced:
             return list(forced)
+        if self._constraint and (certain := self._constraint.certain()):
+            return certain[:most]
         most = most if alone else min(most, free)
         return self._lookup.guess(self.tokens, free, most) if most else []
 

@@ -46,7 +46,7 @@ class Rehearsals:
             start = len(cached) * BLOCK_SIZE
             missing = tokens[start : start + BLOCK_SIZE]
             if len(missing) >= MIN_CHUNK and self._has_room(cached):
-                before = cached and digests[len(cached) - 1] or None
+                before = digests[len(cached) - 1] if cached else None
                 if self._blocks.beginning(before, missing)[1] < len(missing):
                     return tokens, digests, cached, len(missing)
             self._waiting.pop()
