@@ -113,3 +113,29 @@ def test_requests_that_come_together_find_each_others_beginnings() -> None:
     chosen = {one.choose(str(number), frozenset("abc")) for number in range(6)}
     assert len(chosen) == 1
     assert one.seats[chosen.pop() or ""].load == 6
+
+
+def test_a_replicas_word_of_what_it_has_forgets_nothing_on_its_way() -> None:
+    one = told()
+    for name in "ab":
+        one.seats[name].capacity = 2
+    for number in range(4):
+        one.wanted[str(number)] = Wanted(tuple(range(100)), "x")
+    for number in range(4):
+        one.choose(str(number), frozenset("ab"))
+        for name in "ab":  # it has heard of none of them so far
+            one.set_load(name, 0)
+    assert (one.seats["a"].load, one.seats["b"].load) == (2, 2)
+
+
+def test_what_arrived_or_ended_is_on_its_way_no_more() -> None:
+    one = told()
+    one.wanted["1"] = Wanted(tuple(range(100)), "x")
+    first = one.choose("1", frozenset("a"))
+    assert (first, one.seats["a"].load) == ("a", 1)
+    assert one.choose("1", frozenset("b")) == "b"  # asked again, as "a" could not be reached
+    assert (one.seats["a"].load, one.seats["b"].load) == (0, 1)
+    one.set_load("b", 1)
+    one.settled("1")
+    assert one.seats["b"].load == 1
+    assert one.choose("1", frozenset("b")) is None

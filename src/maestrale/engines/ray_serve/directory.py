@@ -18,11 +18,17 @@ ROUTING = ("prefix", "round_robin")
 
 @dataclass
 class Seat:
-    """A replica that takes requests now. `load`: its requests, as far as known here."""
+    """A replica that takes requests now. `known`: the requests it has, as far as known here;
+    `coming`: those on their way to it, by wire id."""
 
     fingerprint: str
     capacity: int
-    load: int = 0
+    known: int = 0
+    coming: set[str] = field(default_factory=set)
+
+    @property
+    def load(self) -> int:
+        return self.known + len(self.coming)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Directory:
     table: PrefixTable = field(default_factory=PrefixTable)
     lock: threading.Lock = field(default_factory=threading.Lock)
     turn: int = 0
+    _ways: dict[str, str] = field(default_factory=dict)  # wire id → replica that it is coming to
 
     def seat(self, name: str, seat: Seat) -> None:
         with self.lock:
@@ -58,9 +65,18 @@ class Directory:
                 self.table.forget(name)
 
     def set_load(self, name: str, load: int) -> None:
+        """So many requests are there; those on their way to it are counted beside them."""
         seat = self.seats.get(name)
         if seat is not None:
-            seat.load = load
+            seat.known = load
+
+    def settled(self, wire_id: str) -> None:
+        """It is on its way no more: it arrived, and `set_load` has counted it, or it ended."""
+        with self.lock:
+            self.wanted.pop(wire_id, None)
+            seat = self.seats.get(self._ways.pop(wire_id, ""))
+            if seat is not None:
+                seat.coming.discard(wire_id)
 
     def choose(self, wire_id: str, present: frozenset[str]) -> str | None:
         """The replica for a request, of those `present`; None: there is none for it now.
@@ -86,7 +102,11 @@ class Directory:
             seen = self.table.matches(wanted.prompt, seats)
             chosen = pick(loads, seen, capacity, self.turn)
             self.table.add(wanted.prompt, chosen)
-            seats[chosen].load += 1
+            before = self.seats.get(self._ways.get(wire_id, ""))
+            if before is not None:  # Ray Serve asks again for one that could not be sent
+                before.coming.discard(wire_id)
+            self._ways[wire_id] = chosen
+            seats[chosen].coming.add(wire_id)
             return chosen
 
     def routed(self, wire_id: str, replica: str) -> None:

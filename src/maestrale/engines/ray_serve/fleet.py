@@ -128,10 +128,16 @@ class Fleet:
         if name in self._present and name not in self._links:
             self._open(name)
 
+    def boarded(self, link: ReplicaLink, wire_id: str) -> None:
+        """This run of a request has arrived there."""
+        link.wires.add(wire_id)
+        self._directory.set_load(link.name, link.load)
+        self._directory.settled(wire_id)
+
     def landed(self, link: ReplicaLink, wire_id: str) -> None:
         """This run of a request is over there."""
         link.wires.discard(wire_id)
-        self._directory.set_load(link.name, len(link.wires))
+        self._directory.set_load(link.name, link.load)
         self._leave_if_done(link)
 
     def _leave_if_done(self, link: ReplicaLink) -> None:
@@ -171,7 +177,7 @@ class Fleet:
         logger.info("A replica is ready on %s (process %d).", link.hello.host, link.hello.pid)
         if self.awaited in ("", link.hello.deployed_by):
             self.first.set()
-        seat = Seat(info.fingerprint, info.max_num_seqs, link.stats.running)
+        seat = Seat(info.fingerprint, info.max_num_seqs, link.load)
         self._directory.seat(link.name, seat)
         self._settle()
         if self.info is not None and self.info.fingerprint != info.fingerprint:
@@ -204,7 +210,7 @@ class Fleet:
 
     def link_held(self, link: ReplicaLink, wire_ids: tuple[str, ...]) -> None:
         """What its replica works on for us. What nobody waits for is aborted."""
-        self._directory.set_load(link.name, max(len(link.wires), link.stats.running))
+        self._directory.set_load(link.name, link.load)
         for wire_id in wire_ids:
             if not self._passenger.is_wanted(wire_id):
                 link.abort(wire_id)

@@ -34,7 +34,8 @@ class Owner(Protocol):
 
 
 class ReplicaLink:
-    """Lives as long as one stream of the replica. `wires`: the requests that are there.
+    """Lives as long as one stream of the replica. `wires`: the requests that are there; `others`:
+    how many other API processes had there half a second ago, at most.
 
     `stats` has the counters since the stream's beginning, and the gauges of half a second ago.
     """
@@ -48,6 +49,7 @@ class ReplicaLink:
         self.hello: Hello | None = None
         self.stats = EngineStats()
         self.wires: set[str] = set()
+        self.others = 0
         self._before = EngineStats()  # what is to be left out of the counters
         self._stream = stream
         self._directory = directory
@@ -56,6 +58,11 @@ class ReplicaLink:
         self._since_ping = 0.0
         self._aborts: list[str] = []
         self._task = asyncio.create_task(self._listen())
+
+    @property
+    def load(self) -> int:
+        """What the replica has to do, as far as known here."""
+        return len(self.wires) + self.others
 
     def abort(self, wire_id: str) -> None:
         """With all else that this turn of the event loop aborts."""
@@ -117,8 +124,9 @@ class ReplicaLink:
         match message:
             case Delta() | RequestFailed():
                 self._owner.link_said(message)
-            case Beat(stats, held):
+            case Beat(stats, held, others):
                 self.stats = sum_stats(self._before, stats)
+                self.others = others
                 self._owner.link_held(self, held)
             case Hello():
                 self.hello = message

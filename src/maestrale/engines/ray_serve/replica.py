@@ -121,7 +121,9 @@ class EngineReplica:
                 batch = await mine.take(max(0.0, next_beat - loop.time()))
                 if loop.time() >= next_beat:
                     next_beat = loop.time() + BEAT
-                    batch.append(Beat(self._process.stats, tuple(mine.held)))
+                    held = tuple(mine.held)
+                    others = max(0, len(self._owner) - len(held))
+                    batch.append(Beat(self._process.stats, held, others))
                 yield pack(batch)
                 await asyncio.sleep(pause)
         finally:

@@ -116,6 +116,7 @@ class Traffic:
         flight = self._wires.get(wire_id)
         link = self.fleet.named(name)
         if flight is None:
+            self._directory.settled(wire_id)
             if link is not None:
                 link.abort(wire_id)
             return
@@ -124,7 +125,7 @@ class Traffic:
             self._submit(flight)
             return
         flight.replica = name
-        link.wires.add(wire_id)
+        self.fleet.boarded(link, wire_id)
 
     # For the fleet
 
@@ -231,7 +232,7 @@ class Traffic:
         """It runs nowhere, as far as we care."""
         wire_id, flight.wire_id, flight.replica = flight.wire_id, "", ""
         self._wires.pop(wire_id, None)
-        self._directory.wanted.pop(wire_id, None)
+        self._directory.settled(wire_id)
         flight.entry.wire_id = None
 
     def _finish(self, flight: Flight) -> None:

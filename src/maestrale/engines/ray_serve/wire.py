@@ -57,10 +57,13 @@ class Hello(Struct, tag=True, frozen=True):
 
 
 class Beat(Struct, tag=True, frozen=True):
-    """Twice a second. `held`: the requests of this API process that the replica works on."""
+    """Twice a second. `held`: the requests of this API process that the replica works on;
+    `others`: how many it has of all others. `stats` may be half a second older than both.
+    """
 
     stats: EngineStats
     held: tuple[str, ...]
+    others: int = 0
 
 
 class Lost(Struct, tag=True, frozen=True):
