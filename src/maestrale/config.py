@@ -358,6 +358,14 @@ class Settings:
         minimum=1,
         maximum=64,
     )
+    api_nodes: str = setting(
+        "this",
+        "Where API processes run: on this machine, or on every node of the Ray cluster, those that "
+        "join later too, on the same port; they end with this server.",
+        group="Server",
+        metavar="WHERE",
+        choices=("this", "all"),
+    )
     api_key: tuple[str, ...] = setting(
         (),
         "Key(s) that clients must send as 'Authorization: Bearer KEY'.",
@@ -669,12 +677,21 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
                 f"{sources[name]} is for --engine {' or '.join(engines_of(name))}; "
                 f"the engine {settings.engine} can't use it."
             )
-    if settings.api_workers > 1 and settings.seed is not None:
+    several = "api_workers" if settings.api_workers > 1 else "api_nodes"
+    if (settings.api_workers > 1 or settings.api_nodes == "all") and settings.seed is not None:
         raise SettingsError(
-            f"{sources['seed']} and {sources['api_workers']} contradict each other: which process "
+            f"{sources['seed']} and {sources[several]} contradict each other: which process "
             "a request reaches is up to the system, so the seeds drawn can't be repeated. Give "
             "each request its seed, or serve with one API process."
         )
+    if settings.api_nodes == "all":
+        if settings.ray_address is None:
+            raise SettingsError(f"{sources['api_nodes']} needs --ray-address too.")
+        if settings.ray_join:
+            raise SettingsError(
+                f"{sources['api_nodes']} and {sources['ray_join']} contradict each other: the "
+                "server that deploys the replicas starts the API processes of all nodes."
+            )
     try:
         settings.replica_range  # noqa: B018 - raises what is wrong with it
     except ValueError as error:

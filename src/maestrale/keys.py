@@ -97,6 +97,10 @@ class KeyStore:
         """Whether there is more than one key."""
         return len(self._digests) > 1
 
+    def entries(self) -> list[Key] | None:
+        """Every key that is accepted now, as a key file holds them; None: none is asked for."""
+        return [key for _, key in self._digests] if self.required else None
+
     def authenticate(self, presented: bytes) -> Key | None:
         """The entry of this key, or None. Its time tells nothing about which key is near."""
         self._refresh()
@@ -223,7 +227,7 @@ def add_key(
             raise MaestraleError(
                 f"There is a key named {name} already: revoke it first, or choose another name."
             )
-        _write(path, [*keys, key])
+        write_keys(path, [*keys, key])
     return secret
 
 
@@ -237,7 +241,7 @@ def revoke_key(path: Path, name: str) -> None:
         if len(rest) == len(keys):
             known = ", ".join(key.name for key in keys) or "none"
             raise MaestraleError(f"There is no key named {name!r} in {path}; there is: {known}.")
-        _write(path, rest)
+        write_keys(path, rest)
 
 
 def _unnamed(secret: str) -> Key:
@@ -286,7 +290,7 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _write(path: Path, keys: list[Key]) -> None:
+def write_keys(path: Path, keys: list[Key]) -> None:
     """Replace the file as a whole, readable by its owner only. Raises: SettingsError."""
     data = msgspec.json.format(msgspec.json.encode(_File(version=1, keys=keys)), indent=2) + b"\n"
     try:

@@ -32,7 +32,7 @@ CPUS_OF_GPU_REPLICA = 4
 # Not the replicas' business, or the pods' own: left out of what is handed on.
 NOT_FOR_REPLICAS = {
     *("host", "port", "api_key", "key_file", "no_auth", "allowed_origins", "allowed_hosts"),
-    *("ssl_certfile", "ssl_keyfile", "chat_template", "api_workers", "cache_dir"),
+    *("ssl_certfile", "ssl_keyfile", "chat_template", "api_workers", "api_nodes", "cache_dir"),
     *("ray_address", "ray_token_file", "ray_join"),
 }
 FILES = ("ssl_certfile", "ssl_keyfile", "chat_template", "key_file")
@@ -47,6 +47,11 @@ def manifests(settings: Settings, image: str) -> list[dict[str, Any]]:
         raise SettingsError(
             "--emit-kuberay needs --engine openvino or --engine vllm: what this machine has says "
             "nothing of the cluster's."
+        )
+    if settings.api_nodes != "this":
+        raise SettingsError(
+            "--emit-kuberay knows no --api-nodes: the Service leads to the head's pod alone. For "
+            "more API processes there give --api-workers."
         )
     for name in FILES:
         if getattr(settings, name) is not None:

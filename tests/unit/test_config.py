@@ -80,7 +80,7 @@ def test_every_setting_can_be_given_in_all_three_ways() -> None:
         tuple[str, ...]: (["https://a", "https://b"], "https://a,https://b"),
     }
     cluster = {"ray_address": "10.0.0.1:6379"}
-    needs = {"ray_token_file": cluster, "ray_join": cluster}
+    needs = {"ray_token_file": cluster, "ray_join": cluster, "api_nodes": cluster}
     for name, field in config.fields().items():
         rules = field.metadata["rules"]
         if rules.get("choices"):
@@ -328,3 +328,14 @@ def test_seeds_drawn_are_not_repeatable_by_several_processes() -> None:
     with pytest.raises(SettingsError, match="--seed and --api-workers contradict"):
         load({"api_workers": "2", "seed": "7"})
     assert load({"api_workers": "1", "seed": "7"}).seed == 7
+    with pytest.raises(SettingsError, match="--seed and --api-nodes contradict"):
+        load({"api_nodes": "all", "ray_address": "10.0.0.1:6379", "seed": "7"})
+
+
+def test_api_processes_on_all_nodes_are_for_who_deploys_on_a_cluster() -> None:
+    with pytest.raises(SettingsError, match="--api-nodes needs --ray-address"):
+        load({"api_nodes": "all"})
+    with pytest.raises(SettingsError, match="--api-nodes and --ray-join contradict"):
+        load({"api_nodes": "all", "ray_address": "10.0.0.1:6379", "ray_join": "true"})
+    with pytest.raises(SettingsError, match="this, all"):
+        load({"api_nodes": "some", "ray_address": "10.0.0.1:6379"})

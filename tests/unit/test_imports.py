@@ -40,6 +40,11 @@ ALLOWED: dict[str, set[str]] = {
     | SETTINGS
     | {"api", "chat", "prompt", "engines.base", "engines.mailbox", "models", "logs", "metrics"}
     | {"supervise"},
+    # An API process on each node of a cluster, which Ray starts.
+    "nodes": FOUNDATION
+    | SETTINGS
+    | {"keys", "logs", "api.server", "api.elsewhere", "engines.ray_serve.runtime"}
+    | {"supervise.process", "supervise.leash", "workers.messages"},
     "kuberay": FOUNDATION | SETTINGS | {"engines.ray_serve.options"},
     # What a cluster deploys: the replicas alone.
     "cluster_application": SETTINGS | {"api.hosting", "engines"},
@@ -52,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
 # scenarios, which are those of the collection.
 COMPOSES = {
     "api.hosting": {"supervise", "engines.choose", "engines.registry", "engines.ray_serve.engine"}
-    | {"engines.ray_serve.options", "engines.ray_serve.runtime"},
+    | {"engines.ray_serve.options", "engines.ray_serve.runtime", "nodes.keeper"},
     "api.server": {"workers"},
     "api.scenarios": {"verify.bundled"},
 }

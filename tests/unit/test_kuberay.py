@@ -115,6 +115,11 @@ def test_no_secret_is_in_it_and_ray_is_shut() -> None:
     assert open_to_all["ports"] == [{"protocol": "TCP", "port": 8000}]
 
 
+def test_api_processes_on_every_node_are_refused() -> None:
+    with pytest.raises(SettingsError, match="knows no --api-nodes"):
+        manifests(settings(api_nodes="all", ray_address="auto"), IMAGE)
+
+
 def test_the_head_serves_what_was_asked_for() -> None:
     asked = settings(api_workers="3", max_waiting="17", served_model_name=("a b",))
     service = of_kind("RayService", manifests(asked, IMAGE))

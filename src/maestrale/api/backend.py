@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from maestrale.answer import Answer
 from maestrale.api.admission import RETRY_AFTER, Admission
 from maestrale.api.body import BodyReader
+from maestrale.api.elsewhere import ApiNodeStatus
 from maestrale.api.errors import quoted
 from maestrale.api.history import Events, History
 from maestrale.api.rate import RateLimiter
@@ -51,6 +53,8 @@ class Backend:
         self.names: tuple[str, ...] = ()
         self.sampling = NEUTRAL
         self.starting = "The server is starting."
+        self.elsewhere: Callable[[], list[ApiNodeStatus]] = list
+        self.metrics.watch_nodes(lambda: [each.state for each in self.elsewhere()])
         self._service: ChatService | None = None
         self._draining = False
 

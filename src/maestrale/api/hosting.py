@@ -27,7 +27,9 @@ from maestrale.supervise.process import Restarts, SupervisedEngine
 from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
 
 if TYPE_CHECKING:
+    from maestrale.api.elsewhere import ApiNodeStatus
     from maestrale.engines.ray_serve.options import ClusterOptions
+    from maestrale.nodes.keeper import ApiNodes
 
 T = TypeVar("T")
 
@@ -41,6 +43,7 @@ class EngineHost:
         self.settings = settings
         self.engine: Engine | None = None
         self.vetter: ConstraintVetter | None = None
+        self.nodes: ApiNodes | None = None
         self._warming: asyncio.Task[None] | None = None
 
     async def prepare(self, progress: Progress) -> tuple[Path, PreparedModel, EngineConfig]:
@@ -87,7 +90,16 @@ class EngineHost:
         """Start the engine. Raises: EngineError with the reason."""
         engine = self.engine = self._build(config)
         await engine.start()
+        if self.settings.api_nodes == "all":
+            from maestrale.nodes.keeper import ApiNodes
+
+            self.nodes = ApiNodes(self.settings, config.engine)
+            self.nodes.start()
         return engine
+
+    def elsewhere(self) -> list[ApiNodeStatus]:
+        """The API processes on other nodes."""
+        return self.nodes.statuses() if self.nodes is not None else []
 
     def _build(self, config: EngineConfig) -> Engine:
         settings = self.settings
@@ -114,20 +126,32 @@ class EngineHost:
         return self.vetter
 
     async def drain(self, admission: Admission, hurry: asyncio.Event) -> None:
-        """Wait for the answers in flight, to the grace's end or `hurry`; then stop the engine."""
+        """Wait for the answers in flight, to the grace's end or `hurry`; then stop the engine.
+
+        Those of other nodes are waited for as well: they need its replicas.
+        """
         grace = self.settings.grace
+        nodes, self.nodes = self.nodes, None
+        elsewhere = asyncio.create_task(nodes.stop(grace)) if nodes is not None else None
         if not admission.idle.is_set():
             LOGGER.info("%d requests have %g s to finish", admission.requests, grace)
         if self.engine is not None:
             # Those that still wait for their turn may have it: the engine closes after them.
             waits = [asyncio.ensure_future(event.wait()) for event in (admission.idle, hurry)]
             await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+            if elsewhere is not None:
+                await asyncio.wait([elsewhere, waits[1]], return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
             await self.engine.close(0)
+        if elsewhere is not None:
+            elsewhere.cancel()
+            await asyncio.gather(elsewhere, return_exceptions=True)
 
     async def close(self) -> None:
         """Leave nothing running, however far it came."""
+        if self.nodes is not None:
+            await self.nodes.stop(0)
         if self.engine is not None:
             await self.engine.close(0)
         if self._warming is not None:
@@ -189,6 +213,7 @@ def cluster_options(settings: Settings, config: EngineConfig) -> ClusterOptions:
         cpus=float(config.threads or 1),
         gpus=(settings.tensor_parallel_size or 1) * pipeline if on_gpu else 0,
         pin=here and most > 1,
+        api_everywhere=settings.api_nodes == "all",
     )
 
 

@@ -38,9 +38,17 @@ KEEP_ALIVE = 30
 BACKLOG = 512
 
 
-def run(settings: Settings) -> None:
+Announce = Callable[[str, str], None]
+
+
+def print_banner(url: str, text: str) -> None:
+    print(text, flush=True)
+
+
+def run(settings: Settings, announce: Announce = print_banner) -> None:
     """Serve until SIGTERM or SIGINT; answers in flight then have `settings.grace` to finish.
 
+    `announce` is told the URL and the banner once requests can be answered.
     Raises: SettingsError, ModelError, EngineError with a message for the terminal.
     """
     logs.configure(settings.log_level, settings.log_format)
@@ -59,9 +67,9 @@ def run(settings: Settings) -> None:
             from maestrale.workers import parent
 
             socks = [listening.enter_context(each) for each in parent.share(sock, settings)]
-            runner.run(parent.serve(settings, socks, made_key))
+            runner.run(parent.serve(settings, socks, made_key, announce))
         else:
-            runner.run(_serve(settings, sock, made_key))
+            runner.run(_serve(settings, sock, made_key, announce))
 
 
 def key_to_make(settings: Settings) -> str:
@@ -151,13 +159,17 @@ class Server(uvicorn.Server):
 class _Run:
     """One server's life: the model loads, requests are answered, a signal ends it."""
 
-    def __init__(self, settings: Settings, sock: socket.socket, made_key: str) -> None:
+    def __init__(
+        self, settings: Settings, sock: socket.socket, made_key: str, announce: Announce
+    ) -> None:
         self.settings = settings
         self.backend = Backend(settings)
         self.stopping = asyncio.Event()
         self.hurry = asyncio.Event()
         self._made_key = made_key
+        self._announce = announce
         self.host = EngineHost(settings)
+        self.backend.elsewhere = self.host.elsewhere
         self.url = server_url(settings, sock)
 
     def on_signal(self) -> None:
@@ -192,7 +204,8 @@ class _Run:
         )
         self.backend.attach(service, prepared.name, prepared.sampling)
         if not self.stopping.is_set():
-            print(banner(settings, self.url, self.backend.names, self._made_key), flush=True)
+            text = banner(settings, self.url, self.backend.names, self._made_key)
+            self._announce(self.url, text)
 
     async def drain(self) -> None:
         """Wait for the answers in flight, up to the grace; then stop the engine."""
@@ -212,8 +225,10 @@ class _Run:
         self.backend.starting = text
 
 
-async def _serve(settings: Settings, sock: socket.socket, made_key: str) -> None:
-    run_ = _Run(settings, sock, made_key)
+async def _serve(
+    settings: Settings, sock: socket.socket, made_key: str, announce: Announce
+) -> None:
+    run_ = _Run(settings, sock, made_key, announce)
     server = Server(uvicorn_config(settings, run_.backend), run_.on_signal)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     loading = asyncio.create_task(run_.load())

@@ -49,6 +49,7 @@ async def snapshot(backend: Backend) -> dict[str, Any]:
         "now": _now(backend),
         "totals": _totals(backend),
         "api_processes": backend.processes(),
+        "api_nodes": [msgspec.structs.asdict(each) for each in backend.elsewhere()],
         "replicas": _replicas(backend),
         "latency": history.latency(),
         "series": history.series(),

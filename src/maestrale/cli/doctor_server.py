@@ -1,4 +1,4 @@
-"""doctor's findings about the server that runs on this machine: its processes and replicas."""
+"""doctor's findings about the server on this machine: its processes, other nodes and replicas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOG = "Look at the server's log; it says why."
 
 
 def server_findings(settings: Settings, local: bool) -> list[Finding]:
-    """None where no maestrale answers at the port; else the server, and each of its replicas.
+    """None where no maestrale answers at the port; else the server, its nodes and its replicas.
 
     Another machine's server is not asked: its own doctor does that.
     """
@@ -24,7 +24,8 @@ def server_findings(settings: Settings, local: bool) -> list[Finding]:
         return [status]
     if status is None:
         return []
-    return [_server(status, settings.port), *map(_replica, status.get("replicas", []))]
+    nodes, replicas = status.get("api_nodes", []), status.get("replicas", [])
+    return [_server(status, settings.port), *map(_node, nodes), *map(_replica, replicas)]
 
 
 def _status(settings: Settings) -> dict[str, Any] | Finding | None:
@@ -62,6 +63,23 @@ def _server(status: dict[str, Any], port: int) -> Finding:
     if state == "degraded":
         return Finding("server", "warning", what, "Its engine is being replaced: wait a moment.")
     return Finding("server", "ok", what)
+
+
+def _node(each: dict[str, Any]) -> Finding:
+    where = f" ({each['host']})" if each["host"] else ""
+    what = f"API process on {each['address']}{where}: {each['state']}"
+    if each["url"]:
+        what += f", answers at {each['url']}"
+    if each["restarts"]:
+        what += f", started anew {each['restarts']} times"
+    what = one_line(f"{what}. {each['detail']}".rstrip())
+    if each["state"] == "failed":
+        return Finding(
+            "api node", "problem", what, "Mend that, then start the node or this server anew."
+        )
+    if each["state"] == "restarting":
+        return Finding("api node", "warning", what, f"It is started anew. If it stays: {_LOG}")
+    return Finding("api node", "ok", what)
 
 
 def _replica(each: dict[str, Any]) -> Finding:

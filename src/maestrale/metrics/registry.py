@@ -18,6 +18,7 @@ from maestrale.engines.base import Engine
 from maestrale.metrics.answers import AnswerMetrics
 from maestrale.metrics.engine import EngineCollector
 from maestrale.metrics.names import HTTP_SECONDS
+from maestrale.metrics.nodes import NodeCollector
 
 # There from the start at 0, so that the first of each shows in a rate.
 USUAL_REASONS = (
@@ -72,6 +73,10 @@ class Metrics:
         if engine is not None:
             self._registry.register(EngineCollector(engine, labels, queued))
         self._answers = AnswerMetrics(self._registry, labels)
+
+    def watch_nodes(self, states: Callable[[], list[str]]) -> None:
+        """Report on the API processes of other nodes, by their states; nothing while none is."""
+        self._registry.register(NodeCollector(states))
 
     def everything(self) -> Iterable[Metric]:
         """All time series."""

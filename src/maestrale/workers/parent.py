@@ -32,6 +32,7 @@ from maestrale.api.progress import Progress
 from maestrale.api.server import (
     BACKLOG,
     LAST_WORDS,
+    Announce,
     banner,
     server_url,
     uvicorn_config,
@@ -95,11 +96,14 @@ class ParentBackend(Backend):
 class Parent:
     """One server's life with several API processes."""
 
-    def __init__(self, settings: Settings, socks: list[socket.socket], made_key: str) -> None:
+    def __init__(
+        self, settings: Settings, socks: list[socket.socket], made_key: str, announce: Announce
+    ) -> None:
         self.settings = settings
         self.host = EngineHost(settings)
         self.desks: list[Desk] = []
         self.backend = ParentBackend(settings, lambda: self.desks)
+        self.backend.elsewhere = self.host.elsewhere
         self.stopping = asyncio.Event()
         self.hurry = asyncio.Event()
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -107,6 +111,7 @@ class Parent:
         self._socks = socks
         self._levels = make_levels()
         self._made_key = made_key
+        self._announce = announce
         self._restarts = Restarts()
         self._deaths: list[float] = []
         self._answered = False  # a worker has come so far
@@ -173,7 +178,8 @@ class Parent:
         self._answered = True
         if not self.stopping.is_set():
             names = self.backend.names
-            print(banner(self.settings, self.url, names, self._made_key), flush=True)
+            text = banner(self.settings, self.url, names, self._made_key)
+            self._announce(self.url, text)
 
     async def watch(self) -> None:
         """Tell the workers how the engine is, and replace those that are hung."""
@@ -336,9 +342,11 @@ def share(sock: socket.socket, settings: Settings) -> list[socket.socket]:
     return socks
 
 
-async def serve(settings: Settings, socks: list[socket.socket], made_key: str) -> None:
+async def serve(
+    settings: Settings, socks: list[socket.socket], made_key: str, announce: Announce
+) -> None:
     """Serve until SIGTERM or SIGINT. Raises: SettingsError, ModelError, EngineError."""
-    parent = Parent(settings, socks, made_key)
+    parent = Parent(settings, socks, made_key, announce)
     loop = asyncio.get_running_loop()
 
     def on_signal(number: signal.Signals) -> None:

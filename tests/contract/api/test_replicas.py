@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import api_app
 from api_app import api, api_in_thread, make_settings
 from hostile_keys import KEY
+from maestrale.api.backend import Backend
+from maestrale.api.elsewhere import ApiNodeStatus
 from maestrale.cli.doctor_server import server_findings
 from maestrale.engines.base import EngineStats, ReplicaStatus
 from maestrale.engines.scripted import ScriptedEngine
@@ -74,6 +78,44 @@ def test_the_server_and_each_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ready" in server.what
     assert first.what.startswith("a on node-1: up, 3 running")
     assert second.what.startswith("b on node-2: draining, 1 running")
+
+
+def node(address: str, state: str, **more: Any) -> ApiNodeStatus:
+    given = {"host": "", "detail": "", "url": "", "pid": 0, "restarts": 0, **more}
+    return ApiNodeStatus(node="cd34", address=address, state=state, **given)
+
+
+def test_the_api_processes_of_other_nodes_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        node("10.0.0.2", "ready", host="two", url="http://10.0.0.2:8000", pid=7, restarts=1),
+        node("10.0.0.3", "failed", detail="It has no file cert.pem."),
+    ]
+
+    plain = Backend.__init__
+
+    def with_nodes(self: Backend, *args: Any) -> None:
+        plain(self, *args)
+        self.elsewhere = lambda: nodes
+
+    monkeypatch.setattr(Backend, "__init__", with_nodes)
+    with api_in_thread() as url:
+        status = httpx.get(f"{url}/status.json").json()
+        text = httpx.get(f"{url}/metrics").text
+        _, ready, failed = server_findings(make_settings(port=urlsplit(url).port), True)
+    assert [each["state"] for each in status["api_nodes"]] == ["ready", "failed"]
+    assert status["api_nodes"][0]["url"] == "http://10.0.0.2:8000"
+    assert 'maestrale_api_nodes{state="ready"} 1.0' in text
+    assert 'maestrale_api_nodes{state="restarting"} 0.0' in text
+    assert (ready.state, failed.state) == ("ok", "problem")
+    assert "10.0.0.2 (two): ready, answers at http://10.0.0.2:8000" in ready.what
+    assert "It has no file cert.pem." in failed.what
+
+
+@pytest.mark.anyio
+async def test_without_other_nodes_nothing_is_said_of_them() -> None:
+    async with api() as server:
+        assert (await server.client.get("/status.json")).json()["api_nodes"] == []
+        assert "maestrale_api_nodes" not in (await server.client.get("/metrics")).text
 
 
 def test_a_server_with_a_key_is_asked_with_ours() -> None:

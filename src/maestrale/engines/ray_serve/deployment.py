@@ -134,12 +134,19 @@ def autoscaling(options: ClusterOptions, sequences: int) -> AutoscalingConfig:
         min_replicas=options.least,
         initial_replicas=options.least,
         max_replicas=options.most,
-        target_ongoing_requests=max(1.0, BUSY_SHARE * sequences) + options.api_processes,
+        target_ongoing_requests=max(1.0, BUSY_SHARE * sequences) + _api_processes(options),
         upscale_delay_s=options.upscale_delay,
         downscale_delay_s=options.downscale_delay,
         metrics_interval_s=min(5.0, max(0.5, options.upscale_delay / 2)),
         look_back_period_s=min(10.0, max(2.0, options.upscale_delay)),
     )
+
+
+def _api_processes(options: ClusterOptions) -> int:
+    """At this moment: a node that joins later makes replicas look a request busier each."""
+    if not options.api_everywhere:
+        return options.api_processes
+    return max(1, sum(1 for each in ray.nodes() if each["Alive"]))
 
 
 def resources(options: ClusterOptions) -> dict[str, float]:

@@ -19,7 +19,8 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     application's name; API processes with the same one share the replicas. `owner`: this process
     deploys it, and takes it away at the end unless another one has deployed it anew. `token_file`:
     the cluster's token; None: where Ray looks for it. `cpus` and `gpus`: what Ray reserves for
-    one replica, on one node. `drain`: seconds that a replica which is taken away has for its
+    one replica, on one node. `api_everywhere`: every node has an API process, which `api_processes`
+    then does not count. `drain`: seconds that a replica which is taken away has for its
     requests.
     """
 
@@ -36,6 +37,7 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     cpus: float = 1.0
     gpus: int = 0
     api_processes: int = 1
+    api_everywhere: bool = False
     drain: float = 600.0
     upscale_delay: float = 5.0
     downscale_delay: float = 60.0

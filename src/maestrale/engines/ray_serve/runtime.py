@@ -46,6 +46,8 @@ def require_ray() -> None:
 class Runtime:
     """This process's connection to Ray: one at a time, which engines on one cluster share."""
 
+    node_ip: str | None = None
+    """Of the node that this process belongs to, where it was told; else Ray finds out."""
     _lock = threading.Lock()
     _users: list[Runtime] = []
 
@@ -99,7 +101,7 @@ class Runtime:
             self._folder = None
 
     def _start(self, ray: Any) -> None:
-        self._folder = _private_folder()
+        self._folder = private_folder()
         options = self._options
         try:
             ray.init(
@@ -124,6 +126,7 @@ class Runtime:
         try:
             ray.init(
                 address=address,
+                _node_ip_address=self.node_ip,
                 namespace=NAMESPACE,
                 log_to_driver=False,
                 configure_logging=False,
@@ -132,7 +135,7 @@ class Runtime:
             raise EngineError(_why_not_joined(address, error)) from error
 
 
-def _private_folder() -> str:
+def private_folder() -> str:
     """A new folder for Ray's files; those of servers that were killed are removed."""
     base = tempfile.gettempdir()
     if len(base) > LONGEST_SOCKET_FOLDER:

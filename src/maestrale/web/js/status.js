@@ -100,16 +100,20 @@ function show(status) {
     ].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
     for (const each of CHARTS) each.update(status.series);
   }
-  showParts(status.api_processes ?? [], status.replicas ?? []);
+  showParts(status.api_processes ?? [], status.api_nodes ?? [], status.replicas ?? []);
   showEvents(status.events);
 }
 
 // Only where there is more than one of a kind: who they are, where, and what each does.
-function showParts(processes, replicas) {
+function showParts(processes, nodes, replicas) {
   const rows = [];
   for (const each of processes.length > 1 ? processes : []) {
     const doing = [`${count(each.requests)} request${each.requests === 1 ? "" : "s"}`, `up ${span(each.uptime_seconds)}`];
     rows.push([`API process ${each.pid}`, each.state, doing]);
+  }
+  for (const each of nodes) {
+    const doing = [each.url, each.pid && `process ${each.pid}`, each.restarts && `${count(each.restarts)} restart${each.restarts === 1 ? "" : "s"}`, each.detail];
+    rows.push([`API on ${each.host || each.address}`, each.state, doing]);
   }
   for (const each of replicas) {
     const doing = [
