@@ -1,13 +1,14 @@
 """What replicas on Ray Serve give and cost, on this machine. Needs the extra ray.
 
-    scripts/bench-replicas scale [--replicas 1 2 4 8 16 32] [--api-workers N]
+    scripts/bench-replicas scale [--replicas 1 2 4 8 16 32] [--speeds 4] [--api-workers N]
     scripts/bench-replicas hop
     scripts/bench-replicas model [--streams 8]
     scripts/bench-replicas routing [--chats 8] [--turns 4]
 
 scale: the scripted engine at a fixed speed, so that a replica is a known number of tokens/s: the
-throughput of many against so many times that. CPU time for a token, part by part, tells which
-part gives way first.
+throughput of many against so many times that. The cores in use and the CPU time for a token, part
+by part, tell which part gives way first: a slow speed for how replicas add up, several growing
+ones (with `--sequences 64`, say) for where the API process ends.
 hop: one engine behind the API process directly, and the same as one replica: CPU time for a token
 and for a request, and the time of a request of one token, alone and sequential.
 model: the bundled model with one core: one replica, and two with a core each.
@@ -33,8 +34,6 @@ from pathlib import Path
 
 from bench_frontend import children_of, cpu_seconds, free_port
 
-SPEED = 20  # tokens/s of one sequence
-SEQUENCES = 4  # decoded at once by one replica
 WORDS = " The wind blows from the north along the valley to the sea."
 
 
@@ -195,27 +194,35 @@ def costs(before: dict[str, float], after: dict[str, float], units: float) -> st
 
 def scale(options: argparse.Namespace) -> None:
     print(f"load average before: {os.getloadavg()[0]:.1f}, cores: {os.cpu_count()}")
-    print("replicas streams  tokens/s  of linear  first token   µs of CPU a token")
-    script = {"text": WORDS, "tokens_per_second": str(SPEED)}
-    for count in options.replicas:
-        flags = {"replicas": count, "max_num_seqs": SEQUENCES, "api_workers": options.api_workers}
-        # The places of all replicas together are what the queue lets in.
-        with Server(script, **flags) as server:
-            server.wait_for_replicas(count)
-            model = server.status()["models"][0]
-            streams, each = count * SEQUENCES, SPEED * options.seconds
-            run(server.url, various(model, SPEED, streams))  # warm
-            parts = server.parts()
-            before, begun = spent(parts), time.perf_counter()
-            answers = run(server.url, various(model, each, streams))
-            seconds = time.perf_counter() - begun
-            tokens = tokens_of(answers)
-            print(
-                f"{count:8} {streams:7} {tokens / seconds:9.0f} "
-                f"{tokens / seconds / (streams * SPEED):9.1%} "
-                f"{median_ttft(answers) * 1000:9.0f} ms   {costs(before, spent(parts), tokens)}",
-                flush=True,
-            )
+    print("replicas streams  tokens/s  of linear  first token")
+    for speed in options.speeds:
+        for count in options.replicas:
+            scale_to(count, speed, options)
+
+
+def scale_to(count: int, speed: float, options: argparse.Namespace) -> None:
+    """So many replicas, each sequence of which gives `speed` tokens/s: one row."""
+    script = {"text": WORDS, "tokens_per_second": f"{speed:g}"}
+    sequences = options.sequences
+    flags = {"replicas": count, "max_num_seqs": sequences, "api_workers": options.api_workers}
+    # The places of all replicas together are what the queue lets in.
+    with Server(script, **flags) as server:
+        server.wait_for_replicas(count)
+        model = server.status()["models"][0]
+        streams, each = count * sequences, round(speed * options.seconds)
+        run(server.url, various(model, max(2, round(speed)), streams))  # warm
+        parts = {**server.parts(), "client": [os.getpid()]}
+        before, begun = spent(parts), time.perf_counter()
+        answers = run(server.url, various(model, each, streams))
+        seconds = time.perf_counter() - begun
+        after, tokens = spent(parts), tokens_of(answers)
+        print(
+            f"{count:8} {streams:7} {tokens / seconds:9.0f} "
+            f"{tokens / seconds / (streams * speed):9.1%} {median_ttft(answers) * 1000:9.0f} ms"
+        )
+        cores = "  ".join(f"{k} {(after[k] - before[k]) / seconds:.2f}" for k in before)
+        print(f"         cores in use: {cores}")
+        print(f"         µs of CPU a token: {costs(before, after, tokens)}", flush=True)
 
 
 def hop(options: argparse.Namespace) -> None:
@@ -357,7 +364,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("scale")
     one.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    one.add_argument("--seconds", type=int, default=10, help="of each answer")
+    one.add_argument("--sequences", type=int, default=2, help="decoded at once by a replica")
+    one.add_argument("--speeds", type=float, nargs="+", default=[4], help="tokens/s of a sequence")
+    one.add_argument("--seconds", type=int, default=20, help="of each answer")
     one.add_argument("--api-workers", type=int, default=1, metavar="N")
     one = commands.add_parser("hop")
     one.add_argument("--requests", type=int, default=200)
