@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from maestrale.api.hosting import cluster_options
+from maestrale.config import Settings
 from maestrale.engines.base import EngineConfig, GenerationRequest
 from maestrale.engines.ray_serve import link
 from maestrale.engines.ray_serve.engine import RayServeEngine
@@ -285,6 +287,22 @@ class TestBadStart:
         text = self.fails(ray_cluster, config(), cpus=640.0)
         assert "No node of the cluster has room" in text
         assert "640 CPU" in text
+
+    def test_no_node_has_the_gpus_of_one_replica(self, ray_cluster: RayCluster) -> None:
+        settings = Settings(
+            engine="vllm",
+            tensor_parallel_size=2,
+            pipeline_parallel_size=2,
+            ray_address=ray_cluster.address,
+        )
+        from maestrale.engines.ray_serve.deployment import resources
+
+        asked = resources(cluster_options(settings, EngineConfig(engine="vllm", model_dir="")))
+        assert asked == {"CPU": 1.0, "GPU": 4.0}  # of one node: an actor's resources never spread
+        text = self.fails(ray_cluster, config(), cpus=1.0, gpus=4)
+        assert "takes 1 CPU, 4 GPU" in text
+        assert "8 CPU, 0 GPU" in text
+        assert "--tensor-parallel-size" in text
 
     def test_a_node_without_the_model_says_which(self, ray_cluster: RayCluster) -> None:
         absent = EngineConfig(engine="openvino", model_dir="/not/here")
