@@ -209,7 +209,7 @@ class Settings:
     max_num_batched_tokens: int | None = setting(
         None,
         "Most tokens in one step, so the chunk in which long prompts are prefilled. Deterministic "
-        "mode takes fewer where this CPU is exact only up to there (80, say). Default: 256, or "
+        "mode takes fewer where this CPU is exact only up to there (80, say). Default: 80, or "
         "what `maestrale tune` found; vLLM's own on a GPU.",
         group="Engine",
         metavar="N",

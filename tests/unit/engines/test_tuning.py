@@ -34,7 +34,7 @@ def test_the_gain_is_told_against_the_default() -> None:
 def test_what_is_open_has_defaults() -> None:
     choice = chosen(EngineConfig(engine="openvino", model_dir=""))
     assert choice.threads == available_cores()
-    assert (choice.weight_format, choice.step_tokens) == ("original", 256)
+    assert (choice.weight_format, choice.step_tokens) == ("original", 80)
 
 
 def test_what_the_user_set_goes_before_what_was_found() -> None:
@@ -127,7 +127,7 @@ def test_tune_measures_all_that_is_open(prepared_model: Path, tmp_path: Path) ->
     )
     result, kept = tune(open_steps, lambda phase, fraction: None, rounds=1)
     assert kept
-    assert {entry.choice.step_tokens for entry in result.measured} == {64, 128, 256, 512}
+    assert {entry.choice.step_tokens for entry in result.measured} == {64, 80, 128, 256}
     assert all(entry.choice.threads == 1 for entry in result.measured)
     assert result.gain >= 1
     assert tuned(open_steps, no_progress).max_num_batched_tokens == result.best.step_tokens
