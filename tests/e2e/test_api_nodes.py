@@ -106,6 +106,7 @@ def test_every_node_answers_the_same_and_is_watched(
         cluster = Cluster(server, ray_cluster)
         there = cluster.ready()
         assert there["address"] == THEIRS
+        assert there["url"].startswith(f"http://{THEIRS}:")
         # Both nodes' APIs give the same answer, and ask for the same keys.
         here = cluster.first("/v1/chat/completions", question(5)).json()
         status, other = cluster.second(there["url"], question(5))

@@ -7,7 +7,8 @@ from msgspec import Struct
 
 class ApiNodeStatus(Struct, frozen=True, kw_only=True):
     """`node` is the cluster's id of the node, `address` how the cluster reaches it, `host` its
-    name. `detail`: why it is not ready. `url`: where it answers, as seen from its own machine.
+    name. `detail`: why it is not ready. `url`: where it answers; on loopback its own machine
+    alone reaches it.
     """
 
     node: str

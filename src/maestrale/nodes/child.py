@@ -55,6 +55,14 @@ def host_here(host: str, node_ip: str) -> str:
     return host if is_loopback(host) or host in EVERYWHERE else node_ip
 
 
+def url_here(url: str, host: str, node_ip: str) -> str:
+    """Where others reach it: this machine's word for all interfaces is its loopback address."""
+    if host not in EVERYWHERE:
+        return url
+    shown = f"[{node_ip}]" if ":" in node_ip else node_ip
+    return url.replace("127.0.0.1", shown, 1)
+
+
 def main() -> None:
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=ChildSpec)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -68,7 +76,8 @@ def main() -> None:
 
     Runtime.node_ip = spec.node_ip
     try:
-        run(settings_here(spec), lambda url, banner: say(Word(url=url)))
+        settings = settings_here(spec)
+        run(settings, lambda url, _: say(Word(url=url_here(url, settings.host, spec.node_ip))))
     except MaestraleError as error:
         say(Word(failed=str(error)))
         sys.exit(1)

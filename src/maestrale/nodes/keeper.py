@@ -93,6 +93,7 @@ class _Place:
         self._keys = keys
         self._heard = NodeState(-1, "starting")
         self._actor: Any = None
+        self._restarts = 0  # of actors that are lost, and of what those kept
         self._tending = asyncio.create_task(self._tend())
 
     def status(self) -> ApiNodeStatus:
@@ -105,7 +106,7 @@ class _Place:
             detail=heard.detail,
             url=heard.url,
             pid=heard.pid,
-            restarts=heard.restarts,
+            restarts=self._restarts + heard.restarts,
         )
 
     def take_keys(self, keys: bytes) -> None:
@@ -148,8 +149,8 @@ class _Place:
                 state = "failed" if silent >= ATTEMPTS else "restarting"
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 detail = f"Ray has lost the process that keeps it: {lines[0] if lines else error}"
-                more = self._heard.restarts + (state == "restarting")
-                self._take(NodeState(seen, state, detail[:300], restarts=more))
+                self._restarts += self._heard.restarts + (state == "restarting")
+                self._take(NodeState(seen, state, detail[:300], host=self._heard.host))
                 if state == "failed":
                     return
             await asyncio.sleep(max(1.0, restarts.pause_after(silent)))

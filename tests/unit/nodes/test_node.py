@@ -16,7 +16,7 @@ from maestrale.config import Settings, default_cache_dir
 from maestrale.keys import KeyStore, add_key
 from maestrale.nodes import actor
 from maestrale.nodes.actor import ApiOnNode
-from maestrale.nodes.child import host_here, settings_here
+from maestrale.nodes.child import host_here, settings_here, url_here
 from maestrale.nodes.keeper import node_spec
 from maestrale.nodes.messages import ChildSpec, NodeState, Word, pack_keys
 from serving import clean_environment
@@ -72,6 +72,18 @@ def test_no_key_and_no_token_leaves_the_first_server(tmp_path: Path) -> None:
 )
 def test_no_node_listens_more_widely_than_the_first(host: str, here: str) -> None:
     assert host_here(host, "10.0.0.2") == here
+
+
+@pytest.mark.parametrize(
+    ("host", "node_ip", "url"),
+    [
+        ("0.0.0.0", "10.0.0.2", "http://10.0.0.2:8000"),
+        ("::", "fd00::2", "http://[fd00::2]:8000"),
+        ("127.0.0.1", "10.0.0.2", "http://127.0.0.1:8000"),
+    ],
+)
+def test_the_url_is_that_which_others_reach(host: str, node_ip: str, url: str) -> None:
+    assert url_here("http://127.0.0.1:8000", host, node_ip) == url
 
 
 def test_a_file_that_the_node_lacks_is_named(tmp_path: Path) -> None:
