@@ -8,6 +8,7 @@ refused by name, never ignored.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -25,6 +26,7 @@ from maestrale.errors import ConstraintError
 from maestrale.models.vocabulary import Vocabulary
 
 MAX_CONSTRAINT_BYTES = 256 * 1024
+FEW = 256  # allowed tokens; where there are more, they spell no one text
 MAX_EXPLANATION = 400  # characters: errors quote the constraint, which may be long
 VERSION: str = llguidance.__version__
 
@@ -50,23 +52,19 @@ class TokenConstraint:
     """The state of one sequence's constraint. Made by `compile_constraint`."""
 
     def __init__(
-        self,
-        matcher: LLMatcher,
-        tokenizer: LLTokenizer,
-        control_ids: NDArray[np.int64],
-        vocab_size: int,
+        self, matcher: LLMatcher, vocabulary: Vocabulary, control_ids: NDArray[np.int64]
     ) -> None:
         self._matcher = matcher
-        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
         self._control_ids = control_ids
-        self._vocab_size = vocab_size
-        self._bits = allocate_token_bitmask(1, vocab_size)
+        self._mask: NDArray[np.bool_] | None = None  # of this state, once it was asked for
+        self._next: tuple[int, TokenConstraint] | None = None  # a token, and the state after it
 
     def copy(self) -> TokenConstraint:
         """A constraint in the same state that goes its own way from here."""
-        return TokenConstraint(
-            self._matcher.deep_copy(), self._tokenizer, self._control_ids, self._vocab_size
-        )
+        twin = TokenConstraint(self._matcher.deep_copy(), self._vocabulary, self._control_ids)
+        twin._mask = self._mask
+        return twin
 
     @property
     def finished(self) -> bool:
@@ -74,14 +72,21 @@ class TokenConstraint:
         return bool(self._matcher.is_stopped())
 
     def allowed(self) -> NDArray[np.bool_]:
-        """[vocab], True where a token may come next; at least one may.
+        """[vocab], True where a token may come next; at least one may. Not to be changed.
 
         Raises: ConstraintError when the grammar grows past its limits, or leads nowhere.
         """
-        fill_next_token_bitmask(self._matcher, self._bits)
+        if self._mask is None:
+            self._mask = self._allowed()
+        return self._mask
+
+    def _allowed(self) -> NDArray[np.bool_]:
+        size = len(self._vocabulary)
+        bits = allocate_token_bitmask(1, size)
+        fill_next_token_bitmask(self._matcher, bits)
         self._check()
-        octets = self._bits.view(np.uint8)[0]
-        mask = np.unpackbits(octets, count=self._vocab_size, bitorder="little").view(np.bool_)
+        octets = bits.view(np.uint8)[0]
+        mask = np.unpackbits(octets, count=size, bitorder="little").view(np.bool_)
         mask[self._control_ids] = False
         if not mask.any():
             raise ConstraintError("The constraint allows no text at this point.")
@@ -92,18 +97,53 @@ class TokenConstraint:
 
         Raises: ConstraintError when it is not allowed, or leads past the grammar's limits.
         """
-        if not self._matcher.consume_token(token):
+        known, self._next, self._mask = self._next, None, None
+        if known is not None and known[0] == token:
+            state = known[1]
+            self._matcher, self._mask, self._next = state._matcher, state._mask, state._next
+        elif not self._matcher.consume_token(token):
             self._check()
             raise ConstraintError(f"Token {token} is not allowed by the constraint.")
 
-    def certain(self) -> list[int]:
-        """The tokens that must come next, in the likeliest spelling; none where there is a choice.
+    def foreseen(self, most: int) -> list[int]:
+        """Up to `most` tokens that will probably come next; none where the grammar leaves a choice.
 
-        The text is certain, its division into tokens is not: the model may take another.
+        Each is the longest of those that all spell the same text. The model may divide it in
+        another way, and a shorter one can lead elsewhere where no longer token spells that.
         """
-        # On a copy: asking leaves traces in the matcher.
-        text = self._matcher.deep_copy().compute_ff_bytes().decode(errors="ignore")
-        return list(self._tokenizer.greedy_tokenize(text)) if text else []
+        tokens: list[int] = []
+        state = self
+        with contextlib.suppress(ConstraintError):  # it is met again where it counts
+            while len(tokens) < most and (token := state._foreseen()) is not None:
+                tokens.append(token)
+                state = state._after(token)
+        return tokens
+
+    def _foreseen(self) -> int | None:
+        if self.finished:
+            return None
+        mask = self.allowed()
+        if np.count_nonzero(mask) > FEW or mask[list(self._vocabulary.eos_token_ids)].any():
+            return None
+        text = self._vocabulary.token_bytes
+        choices = sorted(np.flatnonzero(mask).tolist(), key=lambda token: len(text[token]))
+        # What the first and the last of the longer ones begin with, all of them do.
+        first = last = text[choices[-1]]
+        longest = None
+        for token in reversed(choices):
+            first, last = min(first, text[token]), max(last, text[token])
+            if not (first.startswith(text[token]) and last.startswith(text[token])):
+                longest = None
+            elif longest is None:
+                longest = token
+        return longest if longest is not None and text[choices[0]] else None
+
+    def _after(self, token: int) -> TokenConstraint:
+        if self._next is None or self._next[0] != token:
+            state = self.copy()
+            state.accept(token)
+            self._next = (token, state)
+        return self._next[1]
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -120,16 +160,13 @@ def compile_constraint(constraint: Constraint, vocabulary: Vocabulary) -> TokenC
     label = _LABEL[constraint.kind]
     grammar = grammar_text(constraint)
     limits = LLParserLimits(verbose_errors=False)
-    tokenizer = _tokenizer(vocabulary)
-    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+    matcher = LLMatcher(_tokenizer(vocabulary), grammar, log_level=0, limits=limits)
     if matcher.is_error():
         raise ConstraintError(_explain(label, matcher.get_error()))
     controls = set(vocabulary.control_ids.values()) - set(vocabulary.eos_token_ids)
     if constraint.kind == "grammar":
         controls -= {int(token) for token in _NAMED_TOKEN.findall(constraint.value)}
-    compiled = TokenConstraint(
-        matcher, tokenizer, np.array(sorted(controls), np.int64), len(vocabulary)
-    )
+    compiled = TokenConstraint(matcher, vocabulary, np.array(sorted(controls), np.int64))
     compiled.allowed()
     return compiled
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
-from maestrale.engines.openvino.drafting import MAX_DRAFT, ROWS_TOGETHER
+from maestrale.engines.openvino.drafting import MAX_DRAFT, ROWS_TOGETHER, WORTHWHILE_ROWS
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest, extend_digests
 from maestrale.engines.openvino.rehearsal import MIN_CHUNK, Rehearsals
 
@@ -47,10 +47,10 @@ class ScheduledSequence:
     claimed: list[Digest] = field(default_factory=list)
     silent: bool = False  # computed for the prefix cache only: nobody wants its logits
 
-    def draft(self, most: int, *, free: int, alone: bool) -> list[int]:
-        """Up to `most` tokens that may follow the last: `free` guesses (more where `alone`).
+    def draft(self, most: int, *, good: int, free: int) -> list[int]:
+        """Up to `most` tokens that follow the last for sure; else up to `good` likely ones.
 
-        What is known to follow is no guess.
+        `free` of them may be unlikely.
         """
         return []
 
@@ -222,21 +222,20 @@ class Scheduler:
     def _add_drafts(self, chunks: list[Chunk]) -> None:
         """Let sequences that generate guess ahead, within the budget and their own blocks."""
         rows = sum(chunk.count for chunk in chunks)
-        left = self._budget - rows
-        free = -rows % ROWS_TOGETHER
         for index, chunk in enumerate(chunks):
             sequence = chunk.sequence
             if sequence.prefill_left or not chunk.wants_logits:
                 continue
             room = len(sequence.blocks) * BLOCK_SIZE - len(sequence.tokens)
-            most = min(MAX_DRAFT, left, room)
+            most = min(MAX_DRAFT, self._budget - rows, room)
             if most < 1:
                 continue
-            drafts = sequence.draft(most, free=free, alone=len(chunks) == 1)
+            free = -rows % ROWS_TOGETHER
+            good = max(free, WORTHWHILE_ROWS - rows)
+            drafts = sequence.draft(most, good=min(most, good), free=min(most, free))
             if drafts:
                 chunks[index] = Chunk(sequence, chunk.count, tuple(drafts))
-                left -= len(drafts)
-                free = max(0, free - len(drafts))
+                rows += len(drafts)
 
     def _schedule_prefills(self, budget: int, chunks: list[Chunk]) -> None:
         """Share the budget among running sequences in prefill."""
