@@ -345,9 +345,8 @@ class Guessing(ScheduledSequence):
 
     greedy = True
 
-    def draft(self, most: int, *, good: int, free: int) -> list[int]:
-        assert free <= good <= most
-        return [0] * (most if self.greedy else free)
+    def draft(self, most: int, *, free: int, alone: bool) -> list[int]:
+        return [0] * (most if self.greedy else min(most, free))
 
 
 class Modest(Guessing):
@@ -379,25 +378,6 @@ def test_guesses_beside_others_fill_a_step_up_to_four_rows() -> None:
         chunks = step(under_test)
         rows.append(sum(chunk.count + len(chunk.drafts) for chunk in chunks))
     assert rows == [4, 4, 4, 4, 8, 8]
-
-
-class Hopeful(Guessing):
-    """Takes all that good guesses may have."""
-
-    def draft(self, most: int, *, good: int, free: int) -> list[int]:
-        return [0] * good
-
-
-def test_good_guesses_fill_a_step_up_to_sixteen_rows() -> None:
-    under_test = scheduler(seqs=24)
-    rows = []
-    for index in range(18):
-        tokens = list(range(100 * index, 100 * index + 4))
-        under_test.add(Hopeful(tokens=tokens, prompt_length=4))
-        step(under_test)
-        chunks = step(under_test)
-        rows.append(sum(chunk.count + len(chunk.drafts) for chunk in chunks))
-    assert rows == [8, *[16] * 15, 20, 20]
 
 
 def test_everything_ends_and_every_block_comes_back_whatever_arrives() -> None:

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 
 LONGEST_GRAM = 3
 ROWS_TOGETHER = 4  # rows that the kernels for 8-bit weights compute at once (AVX2)
-# Beyond these a row takes as long as a guess saves, even after a long match (three in four right).
-WORTHWHILE_ROWS = 16
-MAX_DRAFT = 7  # tokens
+MAX_DRAFT = 7  # tokens; a step of 8 rows takes half as long again as one of 4
 
 
 class PromptLookup:
@@ -28,10 +26,10 @@ class PromptLookup:
         self._read = 1
         self._width = 1
 
-    def guess(self, tokens: Sequence[int], good: int, free: int) -> list[int]:
-        """Tokens that may follow `tokens`, or none. `tokens` only ever grow.
+    def guess(self, tokens: Sequence[int], free: int, most: int) -> list[int]:
+        """Up to `most` tokens that may follow `tokens`, or none. `tokens` only ever grow.
 
-        Up to `good` after a long match, while such prove right; `free` of them cost nothing.
+        `free`: how many cost next to nothing; more only where long matches prove right.
         """
         for index in range(self._read, len(tokens)):
             for size in self._grams:
@@ -41,8 +39,8 @@ class PromptLookup:
         for size in self._grams:
             at = self._next.get(tuple(tokens[-size:]))
             if at is not None:
-                width = max(free, self._width) if size == LONGEST_GRAM else min(free, 1)
-                return list(tokens[at : at + min(width, good)])
+                width = max(free, self._width) if size == LONGEST_GRAM else 1
+                return list(tokens[at : at + min(width, most)])
         return []
 
     def learn(self, offered: int, right: int) -> None:

@@ -76,7 +76,7 @@ class Generation(ScheduledSequence):
             waited=0.0 if position else self.waited,
         )
 
-    def draft(self, most: int, *, good: int, free: int) -> list[int]:
+    def draft(self, most: int, *, free: int, alone: bool) -> list[int]:
         """What a replay forces or a grammar foresees; else guesses."""
         most = min(most, self.request.max_tokens - self.generated - 1)
         if most < 1:
@@ -86,8 +86,8 @@ class Generation(ScheduledSequence):
             return list(forced)
         if self._constraint and (foreseen := self._constraint.foreseen(most)):
             return foreseen
-        good = min(most, good)
-        return self._lookup.guess(self.tokens, good, min(good, free)) if good else []
+        most = most if alone else min(most, free)
+        return self._lookup.guess(self.tokens, free, most) if most else []
 
     def learn(self, offered: int, right: int) -> None:
         """Of `offered` guesses in the last step, so many were right."""

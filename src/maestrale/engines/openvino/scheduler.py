@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
-from maestrale.engines.openvino.drafting import MAX_DRAFT, ROWS_TOGETHER, WORTHWHILE_ROWS
+from maestrale.engines.openvino.drafting import MAX_DRAFT, ROWS_TOGETHER
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest, extend_digests
 from maestrale.engines.openvino.rehearsal import MIN_CHUNK, Rehearsals
 
@@ -47,10 +47,10 @@ class ScheduledSequence:
     claimed: list[Digest] = field(default_factory=list)
     silent: bool = False  # computed for the prefix cache only: nobody wants its logits
 
-    def draft(self, most: int, *, good: int, free: int) -> list[int]:
-        """Up to `most` tokens that follow the last for sure; else up to `good` likely ones.
+    def draft(self, most: int, *, free: int, alone: bool) -> list[int]:
+        """Up to `most` tokens that follow the last for sure; else `free` likely ones.
 
-        `free` of them may be unlikely.
+        More of these where the sequence is `alone`.
         """
         return []
 
@@ -230,9 +230,8 @@ class Scheduler:
             most = min(MAX_DRAFT, self._budget - rows, room)
             if most < 1:
                 continue
-            free = -rows % ROWS_TOGETHER
-            good = max(free, WORTHWHILE_ROWS - rows)
-            drafts = sequence.draft(most, good=min(most, good), free=min(most, free))
+            free = min(most, -rows % ROWS_TOGETHER)
+            drafts = sequence.draft(most, free=free, alone=len(chunks) == 1)
             if drafts:
                 chunks[index] = Chunk(sequence, chunk.count, tuple(drafts))
                 rows += len(drafts)
