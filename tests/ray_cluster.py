@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,10 +28,11 @@ import msgspec
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.ray_serve.engine import RayServeEngine
 from maestrale.engines.ray_serve.options import ClusterOptions
+from maestrale.engines.ray_serve.runtime import Runtime
 from running_engine import RunningEngine
 
 HERE = Path(__file__).parent
-HEAD_CPUS = 8
+HEAD_CPUS, HEAD_GPUS = 8, 2
 LAG = 1.3  # seconds that a replica's stats may be behind: two heartbeats on the way
 NUMBER = os.getpid() % 4000
 OURS, THEIRS = (
@@ -49,9 +51,11 @@ def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
 class RayCluster:
     """Use as a context. `namespaces`: whether a second node can have a network of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *folders: Path) -> None:
+        """`folders`: where its nodes look for modules, too."""
+        self._folders = folders
         self._stack = contextlib.ExitStack()
-        self._numbers = itertools.count()
+        self._numbers, self._nodes = itertools.count(), itertools.count()
         self.namespace = f"mst{NUMBER}"
         self.namespaces = False
         self.folder = ""
@@ -67,7 +71,8 @@ class RayCluster:
         self.namespaces = self._make_namespace()
         head = subprocess.Popen(
             [
-                *(sys.executable, str(HERE / "ray_head.py"), self.folder, str(HEAD_CPUS)),
+                *(sys.executable, str(HERE / "ray_head.py"), self.folder),
+                *(str(HEAD_CPUS), str(HEAD_GPUS)),
                 *([OURS] if self.namespaces else []),
             ],
             stdin=subprocess.PIPE,
@@ -90,7 +95,8 @@ class RayCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        path = os.pathsep.join([str(HERE.parent / "src"), str(HERE)])
+        folders = [*map(str, self._folders), str(HERE.parent / "src"), str(HERE)]
+        path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
         return {**os.environ, "PYTHONPATH": path}
 
     def options(self, **more: Any) -> ClusterOptions:
@@ -117,6 +123,16 @@ class RayCluster:
         return running
 
     @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """This process is Ray's client meanwhile, also without an engine."""
+        runtime = Runtime(self.options())
+        runtime.join()
+        try:
+            yield
+        finally:
+            runtime.leave()
+
+    @contextlib.contextmanager
     def server(self, config: EngineConfig, **more: Any) -> Iterator[str]:
         """Another engine, in a process of its own; gives what it said of its start."""
         given = [msgspec.msgpack.encode(each).hex() for each in (config, self.options(**more))]
@@ -138,19 +154,19 @@ class RayCluster:
         status = importlib.import_module("ray.serve").status().applications.get(app)
         return status.deployments["engine"].replica_states.get("RUNNING", 0) if status else 0
 
-    def second_node(self, cpus: int) -> Node:
-        """Another node, in the namespace where that works."""
+    def second_node(self, cpus: int, gpus: int = 0) -> Node:
+        """Another node, in the namespace where that works. Its `gpus` are but told to Ray."""
         inside = ["ip", "netns", "exec", self.namespace] if self.namespaces else []
         process = subprocess.Popen(
             [
                 *inside,
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
-                *(f"--address={self.address}", f"--num-cpus={cpus}", "--num-gpus=0"),
+                *(f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"),
                 *([f"--node-ip-address={THEIRS}"] if self.namespaces else []),
                 *("--object-store-memory=100000000", "--disable-usage-stats"),
             ],
             stdin=subprocess.DEVNULL,
-            stdout=self._log("node"),
+            stdout=self._log(f"node{next(self._nodes)}"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=self.environment,
@@ -204,6 +220,36 @@ def up(running: RunningEngine) -> list[Any]:
     engine = running.engine
     assert isinstance(engine, RayServeEngine)
     return [replica for replica in engine.replicas() if replica.state == "up"]
+
+
+def gpus(kind: str = "available_resources") -> float:
+    """Of the cluster that this process has joined; all of them: `cluster_resources`."""
+    return float(getattr(importlib.import_module("ray"), kind)().get("GPU", 0))
+
+
+def placement_groups() -> list[dict[str, Any]]:
+    """Those that there are on the cluster."""
+    table = importlib.import_module("ray.util").placement_group_table()
+    return [dict(each) for each in table.values() if each["state"] == "CREATED"]
+
+
+@dataclass(frozen=True)
+class Actor:
+    """One of Ray's, that is alive."""
+
+    name: str
+    node: str
+    pid: int
+
+
+def actors(kind: str) -> list[Actor]:
+    """Those of this class on the cluster that this process has joined."""
+    table = importlib.import_module("ray._private.state").actors(actor_state_name="ALIVE")
+    return [
+        Actor(each["Name"], each["Address"]["NodeID"], each["Pid"])
+        for each in table.values()
+        if each["ActorClassName"] == kind
+    ]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,7 @@
-"""A Ray cluster's head until its standard input ends: python ray_head.py FOLDER CPUS [ADDRESS]
+"""A Ray cluster's head until its standard input ends: ray_head.py FOLDER CPUS GPUS [ADDRESS]
 
 It prints the address to join it at. Without ADDRESS it listens on loopback. Its token comes from
-the environment, as that of whoever joins.
+the environment, as that of whoever joins. The GPUs are but told to Ray.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 
 def main() -> None:
-    folder, cpus, *rest = sys.argv[1:]
+    folder, cpus, gpus, *rest = sys.argv[1:]
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_enable_metrics_collection"] = "0"  # noqa: SIM112 - Ray's spelling
@@ -25,6 +25,7 @@ def main() -> None:
     context = ray.init(
         address="local",
         num_cpus=int(cpus),
+        num_gpus=int(gpus),
         include_dashboard=False,
         object_store_memory=100 * 2**20,
         log_to_driver=False,

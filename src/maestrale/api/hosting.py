@@ -172,6 +172,7 @@ class EngineHost:
                 settings.gpu_memory_utilization,
                 settings.tensor_parallel_size,
                 settings.max_num_batched_tokens,
+                settings.pipeline_parallel_size,
             )
         elif engine == "openvino":
             weights = (folder / "openvino_model.bin").stat().st_size
@@ -197,8 +198,8 @@ def cluster_options(settings: Settings, config: EngineConfig) -> ClusterOptions:
     from maestrale.engines.ray_serve.options import ClusterOptions, app_name
 
     least, most = settings.replica_range or (1, 1)
-    pipeline = settings.pipeline_parallel_size or 1
     on_gpu = config.engine == "vllm"
+    stages = (settings.pipeline_parallel_size or 1) if on_gpu else 1
     here = settings.ray_address is None
     return ClusterOptions(
         model=settings.model,
@@ -211,7 +212,8 @@ def cluster_options(settings: Settings, config: EngineConfig) -> ClusterOptions:
         routing=settings.replica_routing,
         revision=settings.revision,
         cpus=float(config.threads or 1),
-        gpus=(settings.tensor_parallel_size or 1) * pipeline if on_gpu else 0,
+        gpus=(settings.tensor_parallel_size or 1) * stages if on_gpu else 0,
+        stages=stages,
         pin=here and most > 1,
         api_everywhere=settings.api_nodes == "all",
     )

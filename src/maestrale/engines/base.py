@@ -111,12 +111,22 @@ class TokenDelta(Struct, frozen=True):
     waited: float = 0.0
 
 
+class ReservedGpus(Struct, frozen=True, kw_only=True):
+    """GPUs of several nodes that Ray keeps for one engine: the placement group of this id (hex),
+    on the cluster at `address`. `bundles`: what each of its bundles holds, by resource.
+    """
+
+    address: str
+    group: str
+    bundles: tuple[dict[str, float], ...]
+
+
 class EngineConfig(Struct, tag=True, frozen=True, kw_only=True):
     """What a worker needs to build its engine. `model_dir` is a prepared model (models/).
 
     None for `max_num_seqs`, `max_num_batched_tokens`, `kv_cache_bytes` or `threads`
     leaves it to the engine. `options` are settings that only this engine has,
-    by name, as text.
+    by name, as text. `reserved` is given where the engine's GPUs lie on several nodes.
     """
 
     engine: str
@@ -129,6 +139,7 @@ class EngineConfig(Struct, tag=True, frozen=True, kw_only=True):
     deterministic: bool = True
     threads: int | None = None
     options: dict[str, str] = {}
+    reserved: ReservedGpus | None = None
 
 
 class EngineInfo(Struct, frozen=True, kw_only=True):

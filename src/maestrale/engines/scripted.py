@@ -24,6 +24,9 @@ deterministic engine's must be. Tests of everything above the engine run on it.
     marker, times        a file that counts the above accidents: after `times` no more of them
     nondeterministic     tokens differ between processes, and the engine says so
     fingerprint          in place of its own;  "random": another in each process
+
+With GPUs that Ray reserved on several nodes it has an actor on each (scripted_actors.py), and is
+lost with any of them.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ from maestrale.engines.base import (
     Feature,
     FinishReason,
     GenerationRequest,
+    ReservedGpus,
     StepTokens,
     TokenDelta,
     TokenLogprob,
@@ -110,6 +114,8 @@ class ScriptedEngine:
         """
         await asyncio.sleep(float(self._options.get("start_seconds", "0")))
         self._script.may_start()
+        if self._config.reserved is not None:
+            await self._hold(self._config.reserved)
         context_length = 4096
         if self._config.model_dir:
             from maestrale.models.load_vocabulary import load_vocabulary
@@ -138,6 +144,16 @@ class ScriptedEngine:
         if "lose_idle_after" in self._options and self._script.still_to_happen():
             after = float(self._options["lose_idle_after"])
             asyncio.get_running_loop().call_later(after, self._lose, "lost, as the script says")
+
+    async def _hold(self, reserved: ReservedGpus) -> None:
+        from maestrale.engines.scripted_actors import hold
+
+        loop = asyncio.get_running_loop()
+
+        def lost() -> None:
+            loop.call_soon_threadsafe(self._lose, "an actor on one of its GPUs is gone")
+
+        await asyncio.to_thread(hold, reserved, lost)
 
     def _fingerprint(self) -> str:
         told = self._options.get("fingerprint", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from maestrale.errors import ModelDoesNotFit
@@ -62,8 +63,12 @@ def check_gpu(
     utilization: float | None,
     tensor_parallel: int | None,
     max_num_batched_tokens: int | None,
+    pipeline_parallel: int | None = None,
 ) -> None:
-    """For vLLM, where an NVIDIA GPU is here. Raises: ModelDoesNotFit with the number that can."""
+    """For vLLM, where an NVIDIA GPU is here; of a pipeline's stages all count as equal.
+
+    Raises: ModelDoesNotFit with the number that can.
+    """
     from maestrale.models.describe import describe_folder
     from maestrale.models.fit import DEFAULT_UTILIZATION, GpuOptions, plan_gpu
     from maestrale.models.gpus import nvidia_gpus
@@ -77,15 +82,23 @@ def check_gpu(
         tensor_parallel=tensor_parallel or 1,
         max_num_batched_tokens=max_num_batched_tokens,
     )
-    plan = plan_gpu(prepared.name, described.shape, gpus[0], options, weights=described.weights)
+    stages = pipeline_parallel or 1
+    shape = dataclasses.replace(
+        described.shape,
+        layers=-(-described.shape.layers // stages),
+        sliding_layers=-(-described.shape.sliding_layers // stages),
+    )
+    weights = described.weights and described.weights // stages
+    plan = plan_gpu(prepared.name, shape, gpus[0], options, weights=weights)
+    machine = plan.machine + (f" for each of {stages} stages" if stages > 1 else "")
     if not plan.fits:
         raise ModelDoesNotFit(
-            f"{prepared.name} doesn't fit on {plan.machine}: its weights take "
+            f"{prepared.name} doesn't fit on {machine}: its weights take "
             f"{_gib(described.weights or 0)}. 'maestrale plan {folder}' shows what does."
         )
     if wanted is not None and wanted > plan.max_context_tokens * TOLERANCE:
         raise ModelDoesNotFit(
-            f"--max-model-len {wanted} doesn't fit on {plan.machine}; about "
+            f"--max-model-len {wanted} doesn't fit on {machine}; about "
             f"{plan.max_context_tokens} does. 'maestrale plan {folder}' shows why."
         )
 

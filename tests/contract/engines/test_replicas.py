@@ -295,14 +295,13 @@ class TestBadStart:
             pipeline_parallel_size=2,
             ray_address=ray_cluster.address,
         )
-        from maestrale.engines.ray_serve.deployment import resources
-
-        asked = resources(cluster_options(settings, EngineConfig(engine="vllm", model_dir="")))
-        assert asked == {"CPU": 1.0, "GPU": 4.0}  # of one node: an actor's resources never spread
-        text = self.fails(ray_cluster, config(), cpus=1.0, gpus=4)
+        asked = cluster_options(settings, EngineConfig(engine="vllm", model_dir=""))
+        assert (asked.gpus, asked.stages) == (4, 2)
+        text = self.fails(ray_cluster, config(), cpus=1.0, gpus=4, stages=2)
         assert "takes 1 CPU, 4 GPU" in text
-        assert "8 CPU, 0 GPU" in text
-        assert "--tensor-parallel-size" in text
+        assert "each of its 2 stages takes 2 GPU of one node, and there is room for 1" in text
+        assert "8 CPU, 2 GPU" in text
+        assert "--tensor-parallel-size, --pipeline-parallel-size" in text
 
     def test_a_node_without_the_model_says_which(self, ray_cluster: RayCluster) -> None:
         absent = EngineConfig(engine="openvino", model_dir="/not/here")

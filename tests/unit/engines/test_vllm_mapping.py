@@ -9,9 +9,16 @@ from typing import Any
 
 import pytest
 
-from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, Sampling
+from maestrale.engines.base import (
+    Constraint,
+    EngineConfig,
+    GenerationRequest,
+    ReservedGpus,
+    Sampling,
+)
 from maestrale.engines.registry import build_engine
 from maestrale.engines.vllm.arguments import engine_arguments
+from maestrale.engines.vllm.environment import actor_environment
 from maestrale.engines.vllm.parameters import FORCED, sampling_parameters
 from maestrale.errors import EngineError
 from maestrale.models.prepared import PreparedModel
@@ -116,6 +123,20 @@ class TestArguments:
             }.items()
         )
 
+    @pytest.mark.parametrize("sizes", [("2", "1"), ("1", "2"), ("2", "2")])
+    def test_several_gpus_are_processes_on_one_node_and_actors_on_several(
+        self, prepared: PreparedModel, sizes: tuple[str, str]
+    ) -> None:
+        options = dict(zip(("tensor_parallel_size", "pipeline_parallel_size"), sizes, strict=True))
+        backend = "distributed_executor_backend"
+        assert self.given(prepared, options=options)[backend] == "mp"
+        reserved = ReservedGpus(address="10.0.0.1:6379", group="00", bundles=({"GPU": 1.0},) * 4)
+        assert self.given(prepared, options=options, reserved=reserved)[backend] == "ray"
+
+    def test_one_gpu_is_left_to_vllm(self, prepared: PreparedModel) -> None:
+        given = self.given(prepared, options={"tensor_parallel_size": "1"})
+        assert "distributed_executor_backend" not in given
+
     def test_no_code_of_the_model_is_run_and_no_pickle_read(self, prepared: PreparedModel) -> None:
         given = self.given(prepared)
         assert (given["trust_remote_code"], given["load_format"]) == (False, "safetensors")
@@ -152,3 +173,12 @@ def test_without_vllm_the_message_says_what_to_run(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EngineError, match="scripts/extra vllm"):
         build_engine(EngineConfig(engine="vllm", model_dir="/m"))
+
+
+def test_actors_on_other_nodes_get_what_must_hold_there_and_no_folder_of_this_one() -> None:
+    given = actor_environment(invariant=True)
+    assert given["VLLM_BATCH_INVARIANT"] == "1"
+    assert given["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    assert given["HF_HUB_OFFLINE"] == "1"
+    assert given["VLLM_RPC_BASE_PATH"] == "/tmp"
+    assert "VLLM_BATCH_INVARIANT" not in actor_environment(invariant=False)

@@ -10,12 +10,14 @@ import msgspec
 import ray
 from msgspec import Struct
 from ray import serve
+from ray._private.state import available_resources_per_node
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 import maestrale
 from maestrale.engines.base import EngineConfig
+from maestrale.engines.ray_serve import stages
 from maestrale.engines.ray_serve.options import APP, DEFAULT_SEQUENCES, ClusterOptions
 from maestrale.engines.ray_serve.replica import EngineReplica, StartFailed
 from maestrale.engines.ray_serve.router import PrefixRouter
@@ -44,13 +46,14 @@ def deploy(wanted: Deployed) -> Deployed | None:
     """Ask Ray Serve for the replicas; they start after this returns. Blocks for a moment.
 
     Returns what was there before, which they replace, if anything was.
-    Raises: EngineError when no node can ever hold a replica.
+    Raises: EngineError when the nodes can't ever hold a replica.
     """
     options = wanted.options
-    _check_room(resources(options))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    spread = stages.span_nodes(options, nodes)
     before = deployed(options.app)
     target = serve.RunTarget(
-        target=application(wanted.config, options, wanted.api),
+        target=application(wanted.config, options, wanted.api, spread=spread),
         name=options.app,
         route_prefix=None,
     )
@@ -86,9 +89,12 @@ def _applications() -> list[str]:
     return sorted(name for name in serve.status().applications if name.startswith(APP))
 
 
-def application(config: EngineConfig, options: ClusterOptions, api: str = "") -> serve.Application:
-    """The replicas, as Ray Serve deploys them; `api` is the process that does."""
-    wanted = resources(options)
+def application(
+    config: EngineConfig, options: ClusterOptions, api: str = "", *, spread: bool = False
+) -> serve.Application:
+    """The replicas, as Ray Serve deploys them; `api` is the process that does. `spread`: the
+    stages of each may lie on several nodes.
+    """
     spec = ReplicaSpec(
         config=config,
         model=options.model,
@@ -99,6 +105,7 @@ def application(config: EngineConfig, options: ClusterOptions, api: str = "") ->
         cache_dir=options.cache_dir,
         tune=options.address is not None,
         pin=options.pin,
+        stage_gpus=options.stage_gpus if spread else 0,
         deployed_by=api,
     )
     sequences = config.max_num_seqs or DEFAULT_SEQUENCES
@@ -116,7 +123,7 @@ def application(config: EngineConfig, options: ClusterOptions, api: str = "") ->
         health_check_timeout_s=HEALTH_TIMEOUT,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=options.drain,
-        ray_actor_options={"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0)},
+        **_room(options, spread),
         request_router_config=RequestRouterConfig(
             request_router_class=PrefixRouter, initial_backoff_s=0.02, max_backoff_s=0.2
         ),
@@ -149,27 +156,17 @@ def _api_processes(options: ClusterOptions) -> int:
     return max(1, sum(1 for each in ray.nodes() if each["Alive"]))
 
 
-def resources(options: ClusterOptions) -> dict[str, float]:
-    """What Ray reserves for one replica, all of it on one node: the engine process and the
-    processes that vLLM starts for its parallel parts see just these GPUs.
+def _room(options: ClusterOptions, spread: bool) -> dict[str, Any]:
+    """What Ray reserves for a replica. On one node all of it is its actor's, so that the engine
+    process and those that vLLM starts for its parallel parts see just these GPUs.
     """
-    wanted = {"CPU": options.cpus}
-    if options.gpus:
-        wanted["GPU"] = float(options.gpus)
-    return wanted
-
-
-def _check_room(wanted: dict[str, float]) -> None:
-    """Raises: EngineError when no node could hold a replica even if it were idle."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
-        return
-    asked = ", ".join(f"{v:g} {k}" for k, v in wanted.items())
-    there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
-    raise EngineError(
-        f"No node of the cluster has room for a replica, which takes {asked}. The nodes have: "
-        f"{there}. Ask for less (--threads, --tensor-parallel-size), or add a larger node."
-    )
+    if not spread:
+        return {"ray_actor_options": {"num_cpus": options.cpus, "num_gpus": options.gpus}}
+    return {
+        "ray_actor_options": {"num_cpus": options.cpus, "num_gpus": 0},
+        "placement_group_bundles": stages.bundles(options),
+        "placement_group_strategy": stages.STRATEGY,
+    }
 
 
 def handle(app: str) -> DeploymentHandle[Any]:
@@ -194,7 +191,11 @@ def trouble(app: str) -> tuple[str, bool]:
     given_up = str(status.status.value) == "DEPLOY_FAILED"
     for deployment in status.deployments.values():
         messages.append(deployment.message)
-    return reason("\n".join(messages)), given_up
+    said = "\n".join(messages)
+    if given_up:
+        return reason(said), True
+    waits = stages.waits_for(said, list(available_resources_per_node().values()))
+    return waits or reason(said), False
 
 
 def reason(message: str) -> str:

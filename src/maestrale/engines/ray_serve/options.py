@@ -19,7 +19,8 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     application's name; API processes with the same one share the replicas. `owner`: this process
     deploys it, and takes it away at the end unless another one has deployed it anew. `token_file`:
     the cluster's token; None: where Ray looks for it. `cpus` and `gpus`: what Ray reserves for
-    one replica, on one node. `api_everywhere`: every node has an API process, which `api_processes`
+    one replica, of which each of its `stages` takes an equal part of the GPUs, of one node.
+    `api_everywhere`: every node has an API process, which `api_processes`
     then does not count. `drain`: seconds that a replica which is taken away has for its
     requests.
     """
@@ -36,12 +37,18 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     cache_dir: str | None = None
     cpus: float = 1.0
     gpus: int = 0
+    stages: int = 1
     api_processes: int = 1
     api_everywhere: bool = False
     drain: float = 600.0
     upscale_delay: float = 5.0
     downscale_delay: float = 60.0
     pin: bool = False
+
+    @property
+    def stage_gpus(self) -> int:
+        """GPUs that share the layers of one pipeline stage."""
+        return self.gpus // self.stages
 
 
 def app_name(model: str, revision: str | None) -> str:

@@ -11,17 +11,17 @@ import os
 import platform
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 import ray
 from ray import serve
 
-import maestrale
 from maestrale.engines.base import EngineConfig, GenerationRequest
 from maestrale.engines.ray_serve.loopback import bind_to_node
+from maestrale.engines.ray_serve.node import check_version, model_folder
 from maestrale.engines.ray_serve.session import Session, api_of
+from maestrale.engines.ray_serve.stages import check_model_elsewhere, reserved_here
 from maestrale.engines.ray_serve.wire import Beat, Bye, Hello, Lost, ReplicaSpec, pack, to_replica
 from maestrale.errors import EngineError, MaestraleError
 from maestrale.supervise.engine_process import EngineProcess
@@ -170,44 +170,16 @@ def _config_here(spec: ReplicaSpec) -> EngineConfig:
     """The engine's configuration on this node. Raises: MaestraleError that says what is missing."""
     from maestrale.engines.registry import tuned
 
-    _check_versions(spec)
-    config = spec.config
-    if config.model_dir and not Path(config.model_dir).is_dir():
-        config = msgspec.structs.replace(config, model_dir=_prepare(spec))
+    check_version(spec)
+    config = msgspec.structs.replace(spec.config, model_dir=model_folder(spec))
+    if spec.stage_gpus:
+        config = msgspec.structs.replace(config, reserved=reserved_here(spec.stage_gpus))
+        check_model_elsewhere(spec, config.model_dir)
     if spec.tune:
         config = tuned(config, lambda phase, fraction: None)
     if spec.pin and config.threads is not None:
         _pin(config.threads)
     return config
-
-
-def _prepare(spec: ReplicaSpec) -> str:
-    from maestrale.config import default_cache_dir
-    from maestrale.models.resolve import prepare
-
-    cache = Path(spec.cache_dir) if spec.cache_dir else default_cache_dir()
-    try:
-        folder = prepare(
-            spec.model,
-            cache,
-            lambda phase, fraction: None,
-            engine=spec.config.engine,
-            revision=spec.revision,
-        )
-    except MaestraleError as error:
-        raise EngineError(
-            f"The node {platform.node()} does not have the model {spec.model}: {error}"
-        ) from error
-    return str(folder)
-
-
-def _check_versions(spec: ReplicaSpec) -> None:
-    """Raises: EngineError when this node runs another maestrale than the API."""
-    if maestrale.__version__ != spec.version:
-        raise EngineError(
-            f"The node {platform.node()} has maestrale {maestrale.__version__}, the API process "
-            f"{spec.version}. Install the same version on every node."
-        )
 
 
 def _pin(threads: int) -> None:

@@ -23,7 +23,9 @@ class ReplicaSpec(Struct, frozen=True, kw_only=True):
     then the node prepares `model` itself, in `cache_dir`, or its own where that is None.
 
     `version` is the API's; `tune` leaves what `config` leaves open to the node; `pin` gives the
-    engine `config.threads` cores of its own. `deployed_by` is the API process that asked for it.
+    engine `config.threads` cores of its own. `stage_gpus`: it has a placement group, and each
+    stage of its pipeline so many GPUs of one node; 0: its GPUs are all of one node, or none.
+    `deployed_by` is the API process that asked for it.
     """
 
     config: EngineConfig
@@ -35,6 +37,7 @@ class ReplicaSpec(Struct, frozen=True, kw_only=True):
     cache_dir: str | None = None
     tune: bool = False
     pin: bool = False
+    stage_gpus: int = 0
     deployed_by: str = ""
 
 

@@ -5,10 +5,11 @@ parameters.py   one request → vLLM's sampling parameters
 environment.py  the variables that vLLM reads, set before it is imported
 forced.py       a logits processor: forced tokens come first
 leash.py        vLLM's own processes never outlive the engine process
+leash_ray.py    nor do those that it starts on other nodes
 sockets.py      a folder for the sockets of its processes
 counters.py     vLLM's statistics → EngineStats
 engine.py       the Engine: puts these together
 
-vLLM is an extra of this package (`scripts/extra vllm`); only engine.py, forced.py, leash.py
-and counters.py import it, and only when this engine is started.
+vLLM is an extra of this package (`scripts/extra vllm`); only engine.py, forced.py, leash.py,
+leash_ray.py and counters.py import it, and only when this engine is started.
 """

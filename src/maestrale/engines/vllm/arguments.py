@@ -38,7 +38,9 @@ def read_options(options: dict[str, str]) -> dict[str, Any]:
 def engine_arguments(config: EngineConfig, prepared: PreparedModel, *, cpu: bool) -> dict[str, Any]:
     """The keyword arguments of vLLM's AsyncEngineArgs.
 
-    `cpu`: for vLLM's CPU build. Raises: EngineError for settings that can't be met there.
+    Several GPUs of one node are several processes of its core (`mp`); those of several nodes,
+    which Ray reserved, are actors (`ray`). `cpu`: for vLLM's CPU build.
+    Raises: EngineError for settings that can't be met there.
     """
     wanted = config.max_model_len
     if wanted is not None and wanted > prepared.context_length:
@@ -63,6 +65,8 @@ def engine_arguments(config: EngineConfig, prepared: PreparedModel, *, cpu: bool
         "seed": 0,
     }
     arguments |= read_options(config.options)
+    if _gpus(arguments) > 1:
+        arguments["distributed_executor_backend"] = "mp" if config.reserved is None else "ray"
     shared = {
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens,
@@ -70,6 +74,12 @@ def engine_arguments(config: EngineConfig, prepared: PreparedModel, *, cpu: bool
     }
     arguments |= {name: value for name, value in shared.items() if value is not None}
     return _on_cpu(arguments, prepared) if cpu else _on_gpu(arguments, config)
+
+
+def _gpus(arguments: dict[str, Any]) -> int:
+    tensor: int = arguments.get("tensor_parallel_size", 1)
+    pipeline: int = arguments.get("pipeline_parallel_size", 1)
+    return tensor * pipeline
 
 
 def _on_gpu(arguments: dict[str, Any], config: EngineConfig) -> dict[str, Any]:

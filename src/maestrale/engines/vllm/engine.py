@@ -31,15 +31,22 @@ from maestrale.engines.base import (
     Feature,
     FinishReason,
     GenerationRequest,
+    ReservedGpus,
     TokenDelta,
     TokenLogprob,
 )
 from maestrale.engines.choose import require_vllm
 from maestrale.engines.constraint import TokenConstraint, compile_constraint, grammar_text
 from maestrale.engines.openvino.cpu import available_cores, cpu_identity
+from maestrale.engines.ray_group import placement_group
 from maestrale.engines.requests import check_request
 from maestrale.engines.vllm.arguments import engine_arguments, read_options
-from maestrale.engines.vllm.environment import prepare_environment, use_batch_invariant_kernels
+from maestrale.engines.vllm.environment import (
+    actor_environment,
+    prepare_environment,
+    use_batch_invariant_kernels,
+    use_ray,
+)
 from maestrale.engines.vllm.parameters import sampling_parameters
 from maestrale.engines.vllm.sockets import make_sockets_folder
 from maestrale.errors import EngineDied, EngineError, ModelError
@@ -122,6 +129,8 @@ class VLLMEngine:
         self._counters = Counters()
         try:
             settings = AsyncEngineArgs(**arguments).create_engine_config()
+            if config.reserved is not None:
+                _enter(settings.parallel_config, config.reserved, invariant)
             self._llm = AsyncLLM(
                 settings,
                 leashed(Executor.get_class(settings)),
@@ -155,6 +164,7 @@ class VLLMEngine:
             "threads": self._config.threads,
             "options": self._config.options,
             "dtype": str(settings.model_config.dtype),
+            "executor": str(settings.parallel_config.distributed_executor_backend),
             "batch": [schedule.max_num_seqs, schedule.max_num_batched_tokens],
             "prefix_caching": self._config.enable_prefix_caching,
             "invariant": invariant,
@@ -346,6 +356,15 @@ class VLLMEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._llm.output_processor.propagate_error(EngineDeadError())
+
+
+def _enter(parallel: Any, reserved: ReservedGpus, invariant: bool) -> None:
+    """Have vLLM's executor start its actors in the placement group."""
+    from ray.runtime_env import RuntimeEnv
+
+    use_ray(reserved.address)
+    parallel.placement_group = placement_group(reserved)
+    parallel.ray_runtime_env = RuntimeEnv(env_vars=actor_environment(invariant=invariant))
 
 
 def vllm_version() -> str:

@@ -1,7 +1,8 @@
 """vLLM's engine core runs in a process of its own. It must not outlive the one that started it.
 
 The class that vLLM makes in that process is the place for it: its first act is to ask the
-kernel for SIGKILL at the parent's death. The core's own workers watch a pipe to the core.
+kernel for SIGKILL at the parent's death. The core's own workers watch a pipe to the core; those
+on other nodes are Ray's (leash_ray.py).
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ class LeashedUniProc(UniProcExecutor):  # type: ignore[misc]
 
 
 def leashed(executor: type) -> type:
-    """The leashed form of an executor class; classes of other kinds (Ray's) as they are."""
+    """The leashed form of an executor class of vLLM's; any other as it is."""
+    if getattr(executor, "uses_ray", False):
+        from maestrale.engines.vllm.leash_ray import LeashedRay
+
+        return LeashedRay
     known: dict[type, type] = {
         MultiprocExecutor: LeashedMultiproc,
         UniProcExecutor: LeashedUniProc,
