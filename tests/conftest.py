@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,3 +87,9 @@ def server(cache_dir: Path, prepared_model: Path) -> Iterator[Server]:
     """A server with the bundled model and no flags, shared by all tests of the session."""
     with serving(cache_dir=cache_dir) as running:
         yield running
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Ray reads whether it asks for tokens when it is imported: `ray_cluster` says so before."""
+    if "ray" in sys.modules:
+        raise pytest.UsageError("A test module imports Ray. Import it within the tests.")

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import msgspec
-import ray
 
 import maestrale
 from maestrale.engines.ray_serve.runtime import private_folder
@@ -108,6 +107,8 @@ class ApiOnNode:
 
     async def _run_one(self) -> tuple[bool, str]:
         """One API process, to its end: whether it ever answered, and why it ended."""
+        import ray
+
         context = ray.get_runtime_context()
         spec = ChildSpec(
             msgspec.msgpack.decode(self._spec, type=NodeSpec),

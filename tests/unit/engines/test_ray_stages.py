@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 
 from maestrale.engines.base import EngineConfig
-from maestrale.engines.ray_serve import stages
-from maestrale.engines.ray_serve.deployment import application
 from maestrale.engines.ray_serve.options import ClusterOptions
 from maestrale.errors import EngineError
+
+
+@pytest.fixture
+def stages() -> Any:
+    """Imported here, as it imports Ray."""
+    from maestrale.engines.ray_serve import stages
+
+    return stages
 
 
 def options(tensor: int, pipeline: int, most: int = 1, cpus: float = 1.0) -> ClusterOptions:
@@ -40,7 +46,7 @@ def nodes(*gpus: int, cpus: int = 8) -> list[dict[str, float]]:
     ],
 )
 def test_one_node_where_that_holds_all_replicas_else_several(
-    tensor: int, pipeline: int, most: int, gpus: tuple[int, ...], spread: bool
+    stages: Any, tensor: int, pipeline: int, most: int, gpus: tuple[int, ...], spread: bool
 ) -> None:
     assert stages.span_nodes(options(tensor, pipeline, most), nodes(*gpus)) is spread
 
@@ -55,28 +61,28 @@ def test_one_node_where_that_holds_all_replicas_else_several(
     ],
 )
 def test_what_is_missing_is_told(
-    tensor: int, pipeline: int, gpus: tuple[int, ...], said: str
+    stages: Any, tensor: int, pipeline: int, gpus: tuple[int, ...], said: str
 ) -> None:
     with pytest.raises(EngineError) as caught:
         stages.span_nodes(options(tensor, pipeline), nodes(*gpus))
     assert said in str(caught.value)
 
 
-def test_the_actors_cpus_count_where_it_would_lie() -> None:
+def test_the_actors_cpus_count_where_it_would_lie(stages: Any) -> None:
     asked = options(2, 2, cpus=4.0)
     assert stages.span_nodes(asked, [*nodes(2, cpus=1), *nodes(2, cpus=4)])
     with pytest.raises(EngineError, match="takes 4 CPU, 4 GPU"):
         stages.span_nodes(asked, nodes(2, 2, cpus=3))
 
 
-def test_a_replica_without_gpus_needs_cpus_of_one_node() -> None:
+def test_a_replica_without_gpus_needs_cpus_of_one_node(stages: Any) -> None:
     asked = ClusterOptions(model="m", least=1, most=1, cpus=4.0)
     assert not stages.span_nodes(asked, nodes(0, cpus=4))
     with pytest.raises(EngineError, match=r"Ask for less \(--threads\), or add a larger node"):
         stages.span_nodes(asked, [*nodes(0, cpus=3), *nodes(0, cpus=3)])
 
 
-def test_a_stage_on_two_nodes_is_refused() -> None:
+def test_a_stage_on_two_nodes_is_refused(stages: Any) -> None:
     stages.check_whole({0: "a", 1: "b", 2: "a", 3: "b"}, 2)  # vLLM sorts the bundles by node
     stages.check_whole({0: "a", 1: "a", 2: "a", 3: "b"}, 1)
     stages.check_whole({0: "b", 1: "a", 2: "a", 3: "a", 4: "a", 5: "b"}, 2)
@@ -87,7 +93,7 @@ def test_a_stage_on_two_nodes_is_refused() -> None:
 @pytest.mark.parametrize(
     "required", ['[{"CPU": 1.0, "GPU": 1.0}, {"GPU": 1.0}]', '{"CPU": 1.0, "GPU": 2.0}']
 )
-def test_a_replica_that_waits_says_for_what(required: str) -> None:
+def test_a_replica_that_waits_says_for_what(stages: Any, required: str) -> None:
     message = (
         "Deployment 'engine' in application 'm' has 1 replicas that have taken more than 30s to be "
         f"scheduled. Resources required for each replica: {required}, total resources available: "
@@ -106,6 +112,8 @@ class TestDeployment:
 
     def asked(self, *, spread: bool) -> Any:
         config = EngineConfig(engine="vllm", model_dir="/m")
+        from maestrale.engines.ray_serve.deployment import application
+
         bound = application(config, options(2, 2, cpus=3.0), spread=spread)
         return bound._bound_deployment
 
