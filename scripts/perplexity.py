@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from maestrale.config import BUNDLED_MODEL, default_cache_dir
+from maestrale.engines.base import WeightFormat
 from maestrale.engines.openvino.cpu import available_cores
 from maestrale.engines.openvino.graph import PagedModel
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
@@ -24,6 +25,7 @@ from maestrale.prompt.encode import encoder_for
 
 WINDOW = 512  # tokens
 STEP = 64  # tokens computed at once
+FORMATS: tuple[WeightFormat, ...] = ("original", "int8", "a8")
 PAGES = ("architecture", "reliability", "api", "replay", "verify")
 
 
@@ -65,7 +67,7 @@ def main() -> None:
     text = "\n".join((docs / f"{page}.md").read_text() for page in PAGES)
     tokens = list(encoder_for(folder).encode_text(text))
     windows = min(options.tokens, len(tokens)) // WINDOW
-    for weight_format in ("original", "int8"):
+    for weight_format in FORMATS:
         model = PagedModel(
             folder,
             kv_cache_bytes=256 << 20,

@@ -53,11 +53,13 @@ class Asker:
 
 async def streams(asker: Asker, count: int, tokens: int) -> Numbers:
     """Tokens/s of `count` answers begun at once: from the first request to the last token."""
-    asked = questions.short(count, series=count)
-    begun = time.perf_counter()
-    answers = await asyncio.gather(*(asker.run_on(messages, tokens) for messages in asked))
-    seconds = max(answer.ended for answer in answers) - begun
-    return {f"tokens_per_second_{count}": _tokens(answers) / seconds}
+    total, seconds = 0, 0.0
+    for asked in questions.batches(count):
+        begun = time.perf_counter()
+        answers = await asyncio.gather(*(asker.run_on(messages, tokens) for messages in asked))
+        seconds += max(answer.ended for answer in answers) - begun
+        total += _tokens(answers)
+    return {f"tokens_per_second_{count}": total / seconds}
 
 
 async def article(asker: Asker, reader: int) -> Numbers:

@@ -73,7 +73,7 @@ def reached(found: Mapping[str, Found], front_end: float | None = None) -> Itera
         for cell in ("tokens_per_second_8", "tokens_per_second_32"):
             value = _ratio(found, key, ("vllm",), cell)
             yield Reached(mode, f"{CELLS[cell]}, against vLLM's CPU build", 3.0, value, True)
-    for other, name in (("genai", "the GGUF itself"), ("genai-int8", "our repacked weights")):
+    for other, name in (("genai", "the GGUF itself"), ("genai-int8", "our int8 weights")):
         for cell in ("tokens_per_second_8", "tokens_per_second_32"):
             value = _ratio(found, "ours", (other,), cell)
             what = f"{CELLS[cell]}, over HTTP, against OpenVINO GenAI alone on {name}"

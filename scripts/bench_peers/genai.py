@@ -21,7 +21,7 @@ import openvino as ov
 import openvino_genai as genai
 
 from bench_peers import questions
-from maestrale.engines.openvino.repack import save_repacked
+from maestrale.engines.openvino.weights.repack import save_repacked
 from maestrale.prompt.encode import encoder_for
 from maestrale.prompt.messages import ChatMessage
 
@@ -82,17 +82,20 @@ def main() -> None:
     job = json.loads(given)
     begun = time.perf_counter()
     prepared = Path(folder)
-    model = save_repacked(prepared) if job["repacked"] else Path(gguf)
+    model = save_repacked(prepared, "int8") if job["repacked"] else Path(gguf)
     assert model is not None
     pipeline = Pipeline(model, prepared, deterministic=job["deterministic"])
     found: dict[str, float] = {"load_seconds": time.perf_counter() - begun}
     pipeline.run([pipeline.encode(questions.short(1, 100)[0])] * 2, 8)
     for streams, tokens in job["streams"]:
-        prompts = [pipeline.encode(one) for one in questions.short(streams, streams)]
-        begun = time.perf_counter()
-        produced, _ = pipeline.run(prompts, tokens)
-        seconds = time.perf_counter() - begun
-        found[f"tokens_per_second_{streams}"] = sum(map(len, produced)) / seconds
+        total, seconds = 0, 0.0
+        for asked in questions.batches(streams):
+            prompts = [pipeline.encode(one) for one in asked]
+            begun = time.perf_counter()
+            produced, _ = pipeline.run(prompts, tokens)
+            seconds += time.perf_counter() - begun
+            total += sum(map(len, produced))
+        found[f"tokens_per_second_{streams}"] = total / seconds
     messages = questions.long(job["reader"])
     prompt = pipeline.encode(messages)
     produced, ttft = pipeline.run([prompt], 16)

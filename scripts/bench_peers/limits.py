@@ -1,9 +1,10 @@
 """What this machine can do at most, measured on the spot, in a process of its own.
 
-    python -m bench_peers.limits MODEL_XML
+    python -m bench_peers.limits MODEL_XML [SERVED_XML]
 
 Prints JSON: memory bandwidth (reading, as a matrix-vector product does), fp32 and int8 matrix
-products, and the model's number of weights and the bytes that one token reads.
+products (int8: the better of OpenVINO's and our kernel's), and the model's number of weights and
+the bytes that one token reads, in the form of the model that is served.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
+from openvino.utils.node_factory import NodeFactory
+
+from maestrale.engines.openvino.weights.chain import OPERATION, Chain, Stage
+from maestrale.engines.openvino.weights.extension import kept
+from maestrale.engines.openvino.weights.packing import GROUP, Grouped, packed
 
 ROUNDS = 7
 ROWS, INNER, OUTER = 512, 2048, 2048
@@ -62,8 +68,29 @@ def matrix_product(weights: str) -> float:
         matrix = ops.multiply(ops.convert(small, "f32"), ops.constant(scale.astype(np.float32)))
         config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 128  # activations are made int8, too
     product = ops.matmul(rows, matrix, False, True)
-    compiled = ov.Core().compile_model(ov.Model([product], [rows]), "CPU", config)
-    request = compiled.create_infer_request()
+    return _speed(ov.Model([product], [rows]), config)
+
+
+def kernel_product(kernel: Path) -> float:
+    """Operations a second of a large product in our own operation, weights of 4 bits."""
+    drawn = np.random.default_rng(0).integers(0, 16, (OUTER, INNER // GROUP, GROUP), np.uint8)
+    ends = drawn[..., 0]
+    weights = packed([Grouped(4, drawn, ends, np.full(ends.shape, 0.01, np.float16))])
+    factory = NodeFactory()
+    factory.add_extension(kernel)
+    rows = ops.parameter([-1, INNER], np.float32)
+    chain = Chain.plain([Stage(OUTER, INNER, 4)], [(0, OUTER)])
+    product = factory.create(
+        OPERATION, [rows.output(0), ops.constant(weights).output(0)], chain.attributes()
+    )
+    return _speed(ov.Model([product], [rows]), {}, kernel)
+
+
+def _speed(model: ov.Model, config: dict[str, object], kernel: Path | None = None) -> float:
+    core = ov.Core()
+    if kernel is not None:
+        core.add_extension(kernel)
+    request = core.compile_model(model, "CPU", config).create_infer_request()
     given = np.random.default_rng(1).standard_normal((ROWS, INNER)).astype(np.float32)
     return 2 * ROWS * INNER * OUTER / best_of(lambda: request.infer([given]), 15)
 
@@ -76,13 +103,21 @@ def model_size(model_xml: Path) -> tuple[int, int, int]:
     """
     sizes = [
         (op.output(0).get_shape(), op.output(0).get_element_type().bitwidth)
-        for op in ov.Core().read_model(model_xml).get_ops()
+        for op in _core(model_xml.parent).read_model(model_xml).get_ops()
         if op.get_type_name() == "Constant" and not _only_looked_up(op)
     ]
     # Scales and zero points end in 1: one for each group of weights.
     numbers = [int(np.prod(shape)) for shape, _ in sizes if len(shape) >= 2 and shape[-1] > 1]
     bytes_ = sum(int(np.prod(shape)) * bits // 8 for shape, bits in sizes)
-    return sum(numbers), max(numbers), bytes_
+    return sum(numbers), max(numbers, default=0), bytes_
+
+
+def _core(folder: Path) -> ov.Core:
+    """One that also reads what the extension kept in `folder` is needed for."""
+    core = ov.Core()
+    if (kernel := kept(folder)) is not None:
+        core.add_extension(kernel)
+    return core
 
 
 def _only_looked_up(op: Any) -> bool:
@@ -96,11 +131,16 @@ def _only_looked_up(op: Any) -> bool:
 
 def main() -> None:
     weights, head, weight_bytes = model_size(Path(sys.argv[1]))
+    int8_ops = matrix_product("i8")
+    for served in map(Path, sys.argv[2:]):
+        weight_bytes = model_size(served)[2]
+        if (kernel := kept(served.parent)) is not None:
+            int8_ops = max(int8_ops, kernel_product(kernel))
     found = {
         "read_bandwidth": read_bandwidth(),
         "copy_bandwidth": copy_bandwidth(),
         "fp32_ops": matrix_product("f32"),
-        "int8_ops": matrix_product("i8"),
+        "int8_ops": int8_ops,
         "weights": weights,
         "head_weights": head,
         "weight_bytes": weight_bytes,

@@ -12,6 +12,9 @@ Message = dict[str, Any]
 TOPICS = ("Rome", "the sea", "bread", "chess", "rain", "tea", "music", "volcanoes")
 READING_SECONDS = 2.0
 """Between the end of an answer and the follow-up, for every peer alike."""
+SETTLING_SECONDS = 2.0
+"""Between a server's first answer and what is measured, for every peer alike."""
+ALONE = 4  # questions that one stream asks
 LENGTHS = (30, 40, 50, 60, 70, 80, 90, 120)
 
 
@@ -23,6 +26,16 @@ def short(count: int, series: int) -> list[list[Message]]:
         for number, topic in itertools.product(words, TOPICS)
     )
     return [[user(text)] for text in itertools.islice(asked, count)]
+
+
+def batches(streams: int) -> list[list[list[Message]]]:
+    """What is asked at once by so many; one alone asks several questions, one after the other.
+
+    How often a server's guesses at the next tokens are right depends on the text.
+    """
+    if streams > 1:
+        return [short(streams, series=streams)]
+    return [[messages] for messages in short(ALONE, series=1)]
 
 
 def long(reader: int) -> list[Message]:

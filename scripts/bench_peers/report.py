@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bench_peers.floors import MODES, NO_STALL, ahead, reached
-from bench_peers.questions import READING_SECONDS
+from bench_peers.peers import FORM, WEIGHTS
+from bench_peers.questions import ALONE, READING_SECONDS, SETTLING_SECONDS
 from bench_peers.rounds import Found
 
 GIB, MIB = 2**30, 2**20
@@ -141,13 +142,18 @@ def as_markdown(
         "between its rounds). All get the same requests at temperature 0. Cells are medians over "
         f"the rounds, with the lowest and highest below them. {_fewer(there, told)}\n",
         "A peer's row names the form of its weights and of its KV cache. Ours runs with "
-        "`--weight-format int8` fixed, so that the measurement at a model's first start, which "
-        "chooses between that and the GGUF's own 4 bits, plays no part here. llama.cpp's f16 KV "
-        "cache is its default. The two GenAI rows set what our deterministic mode sets.\n",
+        f"`--weight-format {FORM}` fixed, so that the measurement at a model's first start, which "
+        "chooses between that and OpenVINO's own products of the GGUF's 4 bits, plays no part "
+        "here. llama.cpp rounds activations to 8 bits as well; its f16 KV cache is its default. "
+        "GenAI, which can't run our kernel, has the GGUF and our int8 weights, each with what our "
+        "deterministic mode sets.\n",
         "## What was to be reached\n",
         _reached(found, told),
         "## Speed\n",
-        f"Streams: answers of equal length begun at once; first request to last token. Article: "
+        f"Streams: answers of equal length begun at once; first request to last token. One stream "
+        f"is {ALONE} such answers, one after the other: how often guesses at the next tokens are "
+        "right (ours makes some) depends on the text. Each server has "
+        f"{SETTLING_SECONDS:g} s to come to rest after its first answer. Article: "
         f"{tokens:.0f} tokens, in nobody's cache. Follow-up: a question about it, asked of every "
         f"peer alike {READING_SECONDS:g} s after the first answer's end, as a reader would (ours "
         "uses such a pause to get its cache ready).\n",
@@ -275,9 +281,10 @@ def _limits(found: Mapping[str, Found], limits: Mapping[str, float]) -> str:
         f"{bandwidth / 1e9:.1f} GB/s, copying "
         f"{limits['copy_bandwidth'] / 1e9:.1f} GB/s; large matrix products "
         f"{limits['fp32_ops'] / 1e9:.0f} GFLOP/s in fp32 and {limits['int8_ops'] / 1e9:.0f} GOP/s "
-        f"in int8. The model has {weights / 1e6:.1f} million weights, "
-        f"{limits['weight_bytes'] / MIB:.0f} MiB as we store them; a token takes two operations a "
-        "weight, and one stream reads all of them for each token.\n",
+        f"in int8 (the better of OpenVINO's and our kernel's). The model has "
+        f"{weights / 1e6:.1f} million weights, "
+        f"{limits['weight_bytes'] / MIB:.0f} MiB as ours stores them ({WEIGHTS}); a token takes "
+        "two operations a weight, and one stream reads all of them for each token.\n",
         _row("", "one stream: share of the memory bandwidth", "32 streams: share of fp32",
              "of int8", "article: share of fp32", "of int8"),
         _row("---", *(["---:"] * 5)),

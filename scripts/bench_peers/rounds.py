@@ -19,7 +19,7 @@ from bench_peers import cells
 from bench_peers.install import CannotInstall
 from bench_peers.peers import ROOT, Context, Peer, Server
 from bench_peers.processes import Running, free_port
-from bench_peers.questions import short
+from bench_peers.questions import SETTLING_SECONDS, short
 from maestrale.bench.client import Client, Target
 
 START_SECONDS = 1200.0
@@ -52,12 +52,12 @@ class Plan:
 
 FULL = Plan(
     rounds=5,
-    streams=((1, 128), (8, 64), (32, 64)),
+    streams=((1, 64), (8, 64), (32, 64)),
     json_repeats=2,
     disturbed_rounds=5,
     disturbed_rounds_of_peers=1,
 )
-QUICK = Plan(rounds=2, streams=((1, 64), (8, 32), (32, 16)), json_repeats=1, disturbed_rounds=1)
+QUICK = Plan(rounds=2, streams=((1, 32), (8, 32), (32, 16)), json_repeats=1, disturbed_rounds=1)
 
 
 def is_ours(peer: Peer) -> bool:
@@ -193,6 +193,7 @@ class Rounds:
                     self._kept[peer.key] = running, port
             asker = cells.Asker(client, self._servers[peer.key].model)
             _run(lambda: asker.run_on(short(1, 100)[0], 8), client)
+            time.sleep(SETTLING_SECONDS)
             yield running, client, numbers
         finally:
             if peer.key in self._kept:
@@ -262,11 +263,16 @@ def _told(error: Exception) -> str:
 
 def limits(context: Context) -> cells.Numbers:
     """What the machine can do at most; see limits.py."""
-    from maestrale.engines.openvino.repack import GRAPH, save_repacked
+    from bench_peers.peers import FORM
+    from maestrale.engines.openvino.weights.extension import extension
+    from maestrale.engines.openvino.weights.repack import GRAPH, save_repacked
 
-    folder = save_repacked(context.prepared) or context.prepared  # what ours runs on
+    assert FORM != "original"
+    folder = save_repacked(context.prepared, FORM) or context.prepared  # what ours runs on
+    if FORM == "a8":
+        extension(folder)  # one of an earlier version may lie there
     command = [sys.executable, "-m", "bench_peers.limits"]
-    done = _child([*command, str(folder / GRAPH)])
+    done = _child([*command, str(context.prepared / GRAPH), str(folder / GRAPH)])
     done.check_returncode()
     numbers: cells.Numbers = json.loads(done.stdout.strip().splitlines()[-1])
     return numbers

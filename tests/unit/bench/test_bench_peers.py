@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,11 +69,14 @@ def test_ratios_are_of_medians_and_above_one_where_ours_is_quicker() -> None:
 
 
 def test_the_page_has_medians_spread_limits_and_failures() -> None:
+    from bench_peers.peers import FORM, WEIGHTS
     from bench_peers.report import as_json, as_markdown
 
     page = as_markdown(found(), LIMITS, FACTS)
     assert "**100**<br>90.0 to 120" in page
     assert "there is no network" in page
+    assert f"`--weight-format {FORM}` fixed" in page
+    assert page.count(WEIGHTS) > 2  # in ours' rows, and where the weights' size is told
     # 100 tok/s of 50 MB each are half of 10 GB/s.
     assert "| 50% |" in page
     assert max(line.count("|") for line in page.splitlines() if line.startswith("| ours |")) == 8
@@ -165,3 +169,40 @@ def test_an_embedding_that_is_only_looked_up_is_no_weight_of_a_product(tmp_path:
     weights, head, size = model_size(tmp_path / "model.xml")
     assert (weights, head) == (480, 480)
     assert 1920 <= size < 1920 + 400
+
+
+def test_ours_runs_in_the_fastest_form_and_genai_in_one_that_it_can_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bench_peers.peers import FORM, PEERS
+
+    from maestrale.engines.openvino.weights.extension import unavailable
+
+    assert ("int8" if unavailable(Path("/nonexistent")) else "a8") == FORM
+    quantisations = {peer.key: peer.quantisation for peer in PEERS}
+    assert ("8 bits" in quantisations["ours"]) == (FORM == "a8")
+    assert quantisations["genai-int8"].startswith("int8")
+
+
+def test_packed_weights_count_with_their_scales(kernel: Path, tmp_path: Path) -> None:
+    """8 outputs and 32 inputs: 128 bytes of weights, 24 of scales and zero points."""
+    import numpy as np
+    import openvino as ov
+    from bench_peers.limits import model_size
+    from openvino import opset13 as ops
+
+    from maestrale.engines.openvino.weights.repack import repack
+
+    x = ops.parameter([-1, 64], np.float32)
+    values = ops.constant(ov.Tensor(np.ones(64 * 32, np.uint8), ov.Shape([64, 2, 32]), ov.Type.u4))
+    scaled = ops.multiply(ops.convert(values, "f32"), np.full((64, 2, 1), 0.5, np.float32))
+    flat = ops.reshape(scaled, ops.constant([64, 64]), special_zero=False)
+    model = ov.Model([ops.matmul(x, flat, False, True)], [x])
+    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
+    assert model_size(tmp_path / "model.xml")[:2] == (4096, 4096)
+    folder = tmp_path / "a8"
+    folder.mkdir(mode=0o755)
+    shutil.copy(kernel, folder)
+    repack(model, "a8", kernel)
+    ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    assert 8 * 2 * 152 <= model_size(folder / "model.xml")[2] < 8 * 2 * 152 + 200
