@@ -3,7 +3,8 @@
 120 different requests are run one by one on an engine without a prefix cache; that is what
 each gives alone. Then each is run again in every setting of `SETTINGS`, in random order, up to
 40 in flight, so that chunk boundaries, batch sizes and cached prefixes differ each time. Tokens,
-finish reasons and log-probabilities must be the same to the last bit.
+finish reasons and log-probabilities must be the same to the last bit. All that is with the form
+of the weights that is fastest here; the others are run together once.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from msgspec.structs import replace
 
 from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, Sampling, TokenDelta
 from maestrale.engines.mailbox import merge
+from maestrale.engines.openvino.weights.extension import unavailable
 from maestrale.models.prepared import load_prepared
 from maestrale.prompt.encode import encoder_for
 from maestrale.supervise.process import Restarts, SupervisedEngine
@@ -34,6 +36,8 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 
+FASTEST = "int8" if unavailable(Path("/nonexistent")) else "a8"
+OTHERS = tuple(form for form in ("original", "int8", "a8") if form != FASTEST)
 IN_FLIGHT = 40
 # Around the block of the KV cache (32 tokens), the step of deterministic mode (80 where this was
 # written) and the largest chunk of prefill (256).
@@ -116,7 +120,7 @@ def requests(prepared_model: Path) -> list[GenerationRequest]:
 
 @asynccontextmanager
 async def running(folder: Path, **settings: object) -> AsyncIterator[SupervisedEngine]:
-    settings = {"options": {"weight_format": "int8"}, **settings}
+    settings = {"options": {"weight_format": FASTEST}, **settings}
     config = EngineConfig(engine="openvino", model_dir=str(folder), **settings)  # type: ignore[arg-type]
     engine = SupervisedEngine(config, restarts=Restarts(most=1000))
     await engine.start()
@@ -168,6 +172,22 @@ async def test_the_tokens_are_those_that_the_request_gives_alone(
         assert preempted == (setting.name == "cache too small")
         if setting.name != "cache too small":
             assert engine.stats().prefix_cache_hits > 0
+
+
+@pytest.mark.parametrize("form", OTHERS)
+async def test_the_other_forms_of_the_weights_keep_it_too(
+    prepared_model: Path, requests: list[GenerationRequest], form: str
+) -> None:
+    if form == "a8":
+        pytest.skip(f"no form a8 here: {unavailable(Path('/nonexistent'))}")
+    some = requests[::9]  # of each kind
+    draw = random.Random(form)
+    async with running(
+        prepared_model, enable_prefix_caching=False, options={"weight_format": form}
+    ) as engine:
+        alone = {request.request_id: await run(engine, request) for request in some}
+        got = await run_together(engine, draw.sample(some, len(some)), Setting(form), draw)
+    assert got == alone
 
 
 async def run_together(
@@ -227,9 +247,10 @@ async def test_the_fingerprint_outlives_a_restart_and_tells_settings_apart(
     others: list[dict[str, object]] = [
         {"deterministic": False},
         {"threads": 1},
-        {"options": {"weight_format": "original"}},
+        *({"options": {"weight_format": form}} for form in ("original", "int8")),
         {"max_num_batched_tokens": 128},
     ]
+    others = [other for other in others if other.get("options") != {"weight_format": FASTEST}]
     seen = {usual}
     for settings in others:
         async with running(prepared_model, **settings) as engine:

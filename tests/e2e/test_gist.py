@@ -34,10 +34,13 @@ def test_the_gists_curl(renamed: Server) -> None:
     (choice,) = body["choices"]
     assert choice["index"] == 0
     assert choice["message"]["role"] == "assistant"
-    assert choice["finish_reason"] == "stop"
+    # Where so small a model ends a sampled answer depends on how the CPU rounds.
+    assert choice["finish_reason"] in ("stop", "length")
+    stopped = choice["finish_reason"] == "stop"
     text = choice["message"]["content"]
     assert text
     usage = body["usage"]
+    assert stopped or usage["completion_tokens"] == json.loads(BODY)["max_tokens"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     # Again, beside a request that tells each token: the same answer; only id and time are new.
     sent = json.loads(BODY)
@@ -52,10 +55,11 @@ def test_the_gists_curl(renamed: Server) -> None:
     assert again["choices"] == body["choices"]
     assert again["usage"]["completion_tokens"] == usage["completion_tokens"]
     assert again["id"] != body["id"]
-    # The usage, counted another way: the prompt's tokens, and the answer's with its end.
+    # The usage, counted another way: the prompt's tokens, and the answer's with its end, if any.
     entries = counted["choices"][0]["logprobs"]["content"]
-    assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == text
-    assert usage["completion_tokens"] == len(entries) + 1
+    joined = b"".join(bytes(entry["bytes"]) for entry in entries)
+    assert joined.decode(errors="replace").rstrip("\ufffd") == text.rstrip("\ufffd")
+    assert usage["completion_tokens"] == len(entries) + stopped
     assert usage["prompt_tokens"] == prompt["count"]
 
 
