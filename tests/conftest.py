@@ -54,6 +54,18 @@ def prepared_model(cache_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def kernel(cache_dir: Path) -> Path:
+    """The extension for 8-bit activations, compiled once; skips where it can't be."""
+    from maestrale.engines.openvino.weights.extension import extension, unavailable
+
+    folder = cache_dir / "kernel"
+    folder.mkdir(mode=0o755, exist_ok=True)
+    if reason := unavailable(folder):
+        pytest.skip(f"no form a8 here: {reason}")
+    return extension(folder)
+
+
+@pytest.fixture(scope="session")
 def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model as the hub has it: a folder with safetensors (float32, 540 MB)."""
     from hf_folder import write_hf_folder

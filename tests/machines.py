@@ -173,6 +173,7 @@ GOOD: dict[str, tuple[str, int]] = {
     "docker-socket": ("socket\nwritable", 0),
     "token": ("", 0),
     "python": ("Python 3.12.3", 0),
+    "compiler": ("/usr/bin/c++", 0),
     "packages": (PACKAGES, 1),
     "modinfo": ("580.95.05", 0),
     "virtualisation": ("kvm", 0),

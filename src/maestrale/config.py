@@ -208,9 +208,10 @@ class Settings:
     )
     max_num_batched_tokens: int | None = setting(
         None,
-        "Most tokens in one step, so the chunk in which long prompts are prefilled. Deterministic "
-        "mode takes fewer where this CPU is exact only up to there (80, say). Default: 80, or "
-        "what `maestrale tune` found; vLLM's own on a GPU.",
+        "Most tokens in one step, so the chunk in which long prompts are prefilled (on the CPU "
+        "at most 80 tokens beside running answers). Deterministic mode takes fewer where this "
+        "CPU is exact only up to there (80, say). Default: 256, or 80 with --no-deterministic, "
+        "or what `maestrale tune` found; vLLM's own on a GPU.",
         group="Engine",
         metavar="N",
         minimum=1,
@@ -229,10 +230,12 @@ class Settings:
     )
     weight_format: str | None = setting(
         None,
-        "How the engine keeps the weights. Default: what is faster here, measured at the model's "
-        "first start.",
+        "How the engine keeps the weights: as the model has them (original), repacked to 8 bits "
+        "(int8), or as the model has them, multiplied by activations of 8 bits (a8: needs AVX2 "
+        "and, once, a C++ compiler). Default: what is faster here, measured at the model's first "
+        "start.",
         group="Engine",
-        choices=("original", "int8"),
+        choices=("original", "int8", "a8"),
         engines=("openvino",),
     )
     threads: int | None = setting(

@@ -152,8 +152,12 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not logged here: the signal may have come in the middle of writing another line.
+        self._loop.call_soon_threadsafe(self._received, sig)
+
+    def _received(self, sig: int) -> None:
         LOGGER.info("%s received", signal.Signals(sig).name)
-        self._loop.call_soon_threadsafe(self._on_signal)
+        self._on_signal()
 
 
 class _Run:

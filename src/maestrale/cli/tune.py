@@ -34,7 +34,7 @@ def command(
 
     Threads, the form of the weights, the size of a step (without --deterministic, whose steps
     have their own bound) and the memory of the KV cache. `maestrale serve` uses the result
-    wherever its own options leave these open. Takes about a minute; let nothing else run.
+    wherever its own options leave these open. Takes a minute or two; let nothing else run.
     """
     import msgspec
 
@@ -51,12 +51,15 @@ def command(
             deterministic=deterministic,
             threads=threads,
         )
-        result, kept = tune(config, progress.update)
+        result, kept, left_out = tune(config, progress.update)
     if as_json:
         fields: dict[str, Any] = msgspec.to_builtins(result)
-        click.echo(msgspec.json.encode(fields | {"gain": result.gain, "kept": kept}).decode())
+        fields |= {"gain": result.gain, "kept": kept, "left_out": left_out}
+        click.echo(msgspec.json.encode(fields).decode())
         return
     _show(result, model)
+    for name, reason in left_out.items():
+        click.echo(f"Not tried: {name} weights: {reason.rstrip('.')}.")
     if not kept:
         click.echo(f"It can't be kept: {folder} is not writable.", err=True)
         raise SystemExit(1)

@@ -16,7 +16,7 @@ from msgspec import Struct
 CALIBRATION_ID = "calibration"  # the worker's own request, which measures a step at start
 
 FinishReason = Literal["stop", "length"]
-WeightFormat = Literal["original", "int8"]
+WeightFormat = Literal["original", "int8", "a8"]
 EngineState = Literal["starting", "ready", "degraded", "draining", "dead"]
 
 Feature = Literal[

@@ -138,6 +138,7 @@ class MachineFacts:
     clock: int | None  # seconds since 1970, there, when the probe began
     ntp_synchronised: bool | None
     python: str
+    compiler: str  # the path of a C++ compiler; empty: none
     systemd: bool
     init: str
     container: str  # docker, lxc ..., empty on a machine of its own

@@ -112,6 +112,7 @@ def read_facts(text: str) -> MachineFacts:
         clock=int(clock) if clock.isdigit() else None,
         ntp_synchronised=_synchronised(sections),
         python=_version(sections["python"].text),
+        compiler=(sections["compiler"].lines or [""])[0],
         systemd="systemd" in boot[1:],
         init=boot[0] if boot else "",
         container=virtualisation if virtualisation in _CONTAINERS else _container(boot),

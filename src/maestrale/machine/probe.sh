@@ -196,6 +196,9 @@ probe() {
     over
 
     ran 5 python python3 --version
+    section compiler
+    command -v c++ || command -v g++ || command -v clang++
+    over
     # shellcheck disable=SC2016 # dpkg's own format
     ran 10 packages dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\n' \
         'nvidia-*' 'libnvidia-*' 'linux-modules-nvidia-*' 'cuda-drivers*' 'docker*' 'containerd*' \

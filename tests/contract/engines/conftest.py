@@ -9,6 +9,7 @@ import pytest
 
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.choose import has_vllm
+from maestrale.engines.openvino.weights.extension import unavailable
 from maestrale.engines.registry import ENGINES
 from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.vocabulary import Vocabulary
@@ -52,6 +53,8 @@ def config(kind: str, request: pytest.FixtureRequest) -> EngineConfig:
         options = {"dtype": "float32", "enforce_eager": "True"}
     if name == "openvino":
         folder = str(request.getfixturevalue("prepared_model"))
+        if not kind.startswith(REPLICAS) and not unavailable(Path("/nonexistent")):
+            options = {"weight_format": "a8"}  # what is fastest; the replicas have the original
     return EngineConfig(
         engine=name,
         model_dir=folder,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, 
 from maestrale.engines.openvino.engine import OpenVINOEngine
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.engines.openvino.step import StepInput
+from maestrale.engines.openvino.weights import extension
 from maestrale.engines.registry import build_engine
 from maestrale.errors import EngineDied, EngineError, ModelError
 from running_engine import RunningEngine
@@ -200,3 +203,15 @@ def test_a_step_that_fails_loses_the_engine(small: EngineConfig) -> None:
     with pytest.raises(EngineDied):
         own.run(request(2))
     own.stop()
+
+
+def test_a_kernel_that_can_not_be_compiled_ends_the_start_that_asks_for_it(
+    prepared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extension, "cpu_lacks", lambda: "")
+    monkeypatch.setenv("CXX", "/bin/false")
+    ignored = shutil.ignore_patterns("a8*", "int8*")
+    folder = shutil.copytree(prepared_model, tmp_path / "model", ignore=ignored)
+    config = EngineConfig(engine="openvino", model_dir=str(folder), options={"weight_format": "a8"})
+    with pytest.raises(EngineError, match=r"/bin/false could not compile.*need no compiler\."):
+        asyncio.run(OpenVINOEngine(config).start())

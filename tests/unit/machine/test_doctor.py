@@ -449,6 +449,20 @@ def test_setup_agrees_where_it_is_the_remedy(name: str, old: bool) -> None:
     assert plan.toolkit
 
 
+def test_a_cpu_machine_is_told_of_the_compiler_that_its_engine_can_use() -> None:
+    cpu = "2\n2\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx avx2 fma f16c"
+    machine = {"packages": ("", 1), "cpu": cpu, **NO_GPU}
+    here = recorded(*NO_DRIVER, "toolkit", **machine)
+    assert findings(here)["processor"].what.endswith("AVX2. C++ compiler: /usr/bin/c++.")
+    gone = recorded(*NO_DRIVER, "toolkit", **{**machine, "compiler": ("", 127)})
+    assert notable(gone) == {}
+    assert "apt install g++" in findings(gone)["processor"].what
+    old = {**machine, "cpu": cpu.replace("f16c", ""), "compiler": ("", 127)}
+    assert "compiler" not in findings(recorded(*NO_DRIVER, "toolkit", **old))["processor"].what
+    on_gpu = recorded(cpu=cpu, compiler=("", 127))
+    assert "compiler" not in findings(on_gpu)["processor"].what
+
+
 def test_arm64_has_no_flags_to_judge() -> None:
     text = recorded(
         *NO_DRIVER,

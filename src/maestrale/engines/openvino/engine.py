@@ -47,6 +47,7 @@ from maestrale.engines.openvino.rehearsal import LONGEST, PAUSE
 from maestrale.engines.openvino.scheduler import Chunk, Scheduler
 from maestrale.engines.openvino.step import step_input
 from maestrale.engines.openvino.tuning import OPTIONS, chosen
+from maestrale.engines.openvino.weights.extension import digest
 from maestrale.engines.requests import check_request
 from maestrale.errors import ConstraintError, EngineDied, EngineError, ModelError
 from maestrale.models.load_vocabulary import load_vocabulary
@@ -122,13 +123,18 @@ class OpenVINOEngine:
                 f"{prepared.context_length} tokens. Lower --max-model-len."
             )
         self._vocabulary = load_vocabulary(folder)
-        self._model = PagedModel(
-            folder,
-            kv_cache_bytes=self._choice.kv_cache_bytes,
-            threads=self._choice.threads,
-            deterministic=config.deterministic,
-            weight_format=self._choice.weight_format,
-        )
+        try:
+            self._model = PagedModel(
+                folder,
+                kv_cache_bytes=self._choice.kv_cache_bytes,
+                threads=self._choice.threads,
+                deterministic=config.deterministic,
+                weight_format=self._choice.weight_format,
+            )
+        except EngineError as error:  # the kernel can't be had
+            raise EngineError(
+                f"{error} --weight-format original and int8 need no compiler."
+            ) from error
         if self._model.vocab_size != len(self._vocabulary):
             raise ModelError(
                 f"The model in {folder} has {self._model.vocab_size} logits, its tokenizer "
@@ -188,6 +194,7 @@ class OpenVINOEngine:
             "cpu": cpu_identity(),
             "threads": self._choice.threads,
             "weight_format": self._choice.weight_format,
+            "kernel": digest() if self._choice.weight_format == "a8" else "",
             "options": {name: str(value) for name, value in self._model.options.items()},
             "batch": [self._max_num_seqs, self._choice.step_tokens],
             "prefix_caching": config.enable_prefix_caching,

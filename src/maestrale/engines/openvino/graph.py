@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from openvino._offline_transformations import paged_attention_transformation
 from maestrale.engines.base import WeightFormat
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.engines.openvino.notes import note_key, recall, remember
-from maestrale.engines.openvino.repack import GRAPH, repack, save_repacked
 from maestrale.engines.openvino.step import StepInput, padded
+from maestrale.engines.openvino.weights.chain import OPERATION
+from maestrale.engines.openvino.weights.extension import add_extension, digest
+from maestrale.engines.openvino.weights.repack import GRAPH, repack, save_repacked
 from maestrale.errors import ModelError
 
 # No quantisation of activations over groups of rows, no rounding of cached keys and values. With
@@ -35,10 +38,11 @@ DETERMINISTIC_OPTIONS = {
     "INFERENCE_PRECISION_HINT": "f32",
 }
 
-# The kernels for one row, and for very many, add up in another order than those between. So an
-# exact step has at least two rows, and no more than the largest of these counts that gives the
-# same bits (80 where this was written; `PagedModel` tries them at start).
-EXACT_STEP_TOKENS = (80, 64, 48, 32)
+# OpenVINO's kernels for one row (of attention, too), and for very many, add up in another order
+# than those between. So an exact step has at least two rows, and no more than the largest of these
+# counts that gives the same bits. `PagedModel` tries them at start: 80 where this was written,
+# more with our own products.
+EXACT_STEP_TOKENS = (512, 256, 80, 64, 48, 32)
 LEAST_ROWS = 2
 EXACT_STEPS_NOTES = "exact_steps.json"
 
@@ -136,7 +140,8 @@ class PagedModel:
 
     def _exact_step_tokens(self, folder: Path) -> int:
         notes = folder / EXACT_STEPS_NOTES
-        key = note_key([self.weight_format, *sorted(self.options.items())])
+        kernel = [digest()] if self.weight_format == "a8" else []
+        key = note_key([self.weight_format, *kernel, *sorted(self.options.items())])
         known = recall(notes, key)
         if not isinstance(known, int):
             known = self._find_exact_step_tokens()
@@ -190,15 +195,23 @@ def _read(core: Any, folder: Path, weight_format: WeightFormat) -> Any:
     """The model in `folder`, in the form that is asked for."""
     if weight_format == "original":
         return core.read_model(folder / GRAPH)
-    done = save_repacked(folder)
+    done = save_repacked(folder, weight_format)
     if done is not None:
+        if weight_format == "a8":
+            add_extension(core, done)
         try:
             return core.read_model(done / GRAPH)
         except RuntimeError:
             logger.warning("%s is damaged. It is made anew at the next start.", done)
             shutil.rmtree(done, ignore_errors=True)
+    else:
+        logger.warning(
+            "%s can't be written, or is full: its weights are repacked at each start.", folder
+        )
     model = core.read_model(folder / GRAPH)
-    repack(model)
+    with tempfile.TemporaryDirectory() as scratch:
+        operations = add_extension(core, Path(scratch)) if weight_format == "a8" else None
+        repack(model, weight_format, operations)
     return model
 
 
@@ -209,7 +222,7 @@ def _gather_before_projection(model: Any) -> int:
     """
     output = model.output("logits")
     node = output.get_node()
-    while node.get_type_name() != "MatMul":
+    while node.get_type_name() not in ("MatMul", OPERATION):
         if node.get_input_size() == 0:
             raise ModelError("The model's logits don't come from a projection (MatMul).")
         node = node.input_value(0).get_node()

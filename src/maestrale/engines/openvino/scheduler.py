@@ -25,6 +25,7 @@ from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest
 from maestrale.engines.openvino.rehearsal import MIN_CHUNK, Rehearsals
 
 PREFILL_SHARE = 16  # tokens of a step's budget that sequences which generate leave to prompts
+BESIDE_ANSWERS = 80  # tokens of a step that has sequences which generate, theirs included
 
 
 @dataclass(eq=False)
@@ -127,8 +128,11 @@ class Scheduler:
 
     def finish(self, sequence: ScheduledSequence) -> None:
         """Forget a sequence that came to its end, and remember its answer for follow-ups."""
-        if self._exact and self._prefix_caching:
+        if self._prefix_caching and self._exact:
             self.rehearsals.add(sequence.tokens, sequence.digests)
+        elif self._prefix_caching and sequence.computed % BLOCK_SIZE:
+            full, rest = divmod(sequence.computed, BLOCK_SIZE)
+            self._publish_beginning(sequence, full, rest)
         self.remove(sequence)
 
     def schedule(self) -> list[Chunk]:
@@ -138,7 +142,10 @@ class Scheduler:
         for sequence in [s for s in self.running if not s.prefill_left]:
             if sequence in self.running and self._make_room(sequence, 1, chunks):
                 chunks.append(Chunk(sequence, 1))
-        self._schedule_prefills(self._budget - len(chunks), chunks)
+        most = self._budget - len(chunks)
+        if chunks:  # answers are read as they come: a long prompt's chunks hold them up
+            most = min(most, max(BESIDE_ANSWERS - len(chunks), PREFILL_SHARE))
+        self._schedule_prefills(most, chunks)
         self._add_drafts(chunks)
         return chunks
 

@@ -3,16 +3,13 @@
 Measuring loads the model several times over, so it happens in a process of its own
 (`tuning_worker.py`). The quick form, at a model's first start, tries the forms of its weights;
 `maestrale tune` also tries numbers of threads and sizes of a step. What the user sets is
-never changed: only what was left open is tried.
+never changed: only what was left open is tried. A form that can't be had here is left out, and
+the user is told why.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -22,45 +19,32 @@ from msgspec.structs import replace
 
 from maestrale.engines.base import EngineConfig, WeightFormat
 from maestrale.engines.openvino.cpu import available_cores, available_memory
+from maestrale.engines.openvino.measuring import (
+    Choice,
+    FormatFailed,
+    Measured,
+    Progress,
+    measure,
+)
 from maestrale.engines.openvino.notes import note_key, recall, remember
-from maestrale.errors import EngineError
-
-Progress = Callable[[str, float | None], None]
+from maestrale.engines.openvino.weights.extension import cpu_lacks, digest, kept, refusal
+from maestrale.engines.openvino.weights.forms import (
+    RepackedFormat,
+    left_out,
+    repacked_folder,
+    without_kernel,
+)
 
 NOTES = "tuning.json"
 WEIGHT_FORMAT = "weight_format"
 OPTIONS = frozenset({WEIGHT_FORMAT})  # settings that only this engine has
-# Weights that take more memory than this at 8 bits are left as they are, unless asked otherwise.
-SHARE_OF_MEMORY = 0.25
-DEFAULT_STEP_TOKENS = 80  # larger products of 8-bit weights are a fifth slower on AVX2
+SHARE_OF_MEMORY = 0.25  # that is free, for the KV cache
+# Attention is quicker over many tokens. Deterministic steps are cut down to what is exact.
+DEFAULT_STEP_TOKENS = 256
+FAST_STEP_TOKENS = 80  # OpenVINO's own larger products of 8-bit weights are slower on AVX2
 DEFAULT_KV_CACHE = 1 << 30  # bytes
 
-
 logger = logging.getLogger(__name__)
-
-
-class Choice(Struct, frozen=True, kw_only=True):
-    """A value for each setting that is tuned. `step_tokens`: the most tokens in a step."""
-
-    threads: int
-    weight_format: WeightFormat
-    step_tokens: int
-    kv_cache_bytes: int
-
-
-class Measured(Struct, frozen=True, kw_only=True):
-    """What a choice gave, in tokens/s: decode with 1, 8 and 32 sequences, and prefill."""
-
-    choice: Choice
-    decode_1: float
-    decode_8: float
-    decode_32: float
-    prefill: float
-
-    @property
-    def score(self) -> float:
-        """The geometric mean of the four."""
-        return float((self.decode_1 * self.decode_8 * self.decode_32 * self.prefill) ** 0.25)
 
 
 class Tuning(Struct, frozen=True, kw_only=True):
@@ -76,45 +60,22 @@ class Tuning(Struct, frozen=True, kw_only=True):
         return scores[self.best] / self.measured[0].score
 
 
-class Job(Struct, frozen=True, kw_only=True):
-    """What the measuring process is asked for."""
-
-    model_dir: str
-    deterministic: bool
-    choices: tuple[Choice, ...]
-    rounds: int
-
-
-class Step(Struct, frozen=True, tag=True):
-    """From the measuring process: what it does now, and how far it is (0 to 1)."""
-
-    phase: str
-    fraction: float
-
-
-class Done(Struct, frozen=True, tag=True):
-    measured: tuple[Measured, ...]
-
-
-class Refused(Struct, frozen=True, tag=True):
-    reason: str
-
-
 def tuned(config: EngineConfig, progress: Progress) -> EngineConfig:
     """`config` with what it leaves open filled in, measured if it never was on this machine.
 
-    Raises: EngineError when the model can't be run at all.
+    Raises: EngineError when the model can't be run at all, or not with the weights asked for.
     """
+    folder = Path(config.model_dir)
+    asked = _weight_format(config)
+    if asked == "a8" and (reason := without_kernel(folder)):
+        raise refusal(reason)
     known = _recall(config)
-    if known is None and WEIGHT_FORMAT not in config.options and _worth_trying(config):
-        first = chosen(config)
-        known = _measured(config, (first, replace(first, weight_format="int8")), 2, progress)
-        _keep(config, known)
-        logger.info(
-            "Measured on this machine: %s weights, %.2f times the speed of the original ones.",
-            known.best.weight_format,
-            known.gain,
-        )
+    if known is None and asked is None:
+        known = _measured_first(config, progress)
+    elif known is not None and asked is None:
+        if known.best.weight_format == "a8":
+            known = _still_there(config, known, progress)
+        logger.info("Serving with the %s weights, by measurement.", known.best.weight_format)
     choice = chosen(config, known)
     return replace(
         config,
@@ -125,42 +86,106 @@ def tuned(config: EngineConfig, progress: Progress) -> EngineConfig:
     )
 
 
+def _measured_first(config: EngineConfig, progress: Progress) -> Tuning | None:
+    """The quick form; None where there is nothing to choose from."""
+    folder = Path(config.model_dir)
+    if reason := without_kernel(folder):
+        logger.log(
+            logging.INFO if cpu_lacks() else logging.WARNING,
+            "Prompts and batches can take half the time with 8-bit activations "
+            "(--weight-format a8), but %s.",
+            reason,
+        )
+    reasons = left_out(folder)
+    first = chosen(config)
+    others: tuple[WeightFormat, ...] = ("a8", "int8")
+    for other in others:
+        if other in reasons:
+            continue
+        try:
+            found = measure(config, (first, _with_format(config, first, other)), 2, progress)
+        except FormatFailed as error:
+            logger.warning(
+                "%s Serving with another form of the weights; 'maestrale tune' tries this one "
+                "again.",
+                error,
+            )
+            continue
+        known = _best_of(found)
+        _keep(config, known)
+        logger.info(
+            "Measured on this machine: %s weights, %.2f times the speed of the original ones.",
+            known.best.weight_format,
+            known.gain,
+        )
+        return known
+    return None
+
+
+def _still_there(config: EngineConfig, known: Tuning, progress: Progress) -> Tuning:
+    """`known`, whose best has the form a8, if that can still be had; else with the next best."""
+    folder = repacked_folder(Path(config.model_dir), "a8")
+    if kept(folder) is not None and (folder / "openvino_model.xml").is_file():
+        return known
+    try:
+        measure(config, (known.best,), 0, progress)
+    except FormatFailed as error:
+        rest = tuple(entry for entry in known.measured if entry.choice.weight_format != "a8")
+        known = _best_of(rest)
+        logger.warning("%s Another form of the weights serves.", error)
+    return known
+
+
 def chosen(config: EngineConfig, tuning: Tuning | None = None) -> Choice:
     """What `config` says; where it leaves something open what was found, or the default."""
     best = tuning.best if tuning else None
+    weight_format = _weight_format(config) or (best.weight_format if best else "original")
     return Choice(
         threads=config.threads or (best.threads if best else available_cores()),
-        weight_format=_weight_format(config) or (best.weight_format if best else "original"),
+        weight_format=weight_format,
         step_tokens=config.max_num_batched_tokens
-        or (best.step_tokens if best else DEFAULT_STEP_TOKENS),
+        or (best.step_tokens if best else _default_step(config, weight_format)),
         kv_cache_bytes=config.kv_cache_bytes or (best.kv_cache_bytes if best else DEFAULT_KV_CACHE),
     )
 
 
-def tune(config: EngineConfig, progress: Progress, rounds: int = 5) -> tuple[Tuning, bool]:
-    """Measure all that is left open, and keep the result. Returns it, and whether it was kept.
+def tune(
+    config: EngineConfig, progress: Progress, rounds: int = 5
+) -> tuple[Tuning, bool, dict[RepackedFormat, str]]:
+    """Measure all that is left open, and keep the result.
 
+    Returns it, whether it was kept, and the forms that could not be tried, with the reasons.
     Raises: EngineError when the model can't be run.
     """
+    reasons = {} if _weight_format(config) else left_out(Path(config.model_dir))
+    try:
+        found = measure(config, _choices(config, reasons), rounds, progress)
+    except FormatFailed as error:
+        if _weight_format(config):
+            raise
+        reasons["a8"] = str(error)
+        found = measure(config, _choices(config, reasons), rounds, progress)
+    result = _best_of(found)
+    return result, _keep(config, result), reasons
+
+
+def _choices(config: EngineConfig, without: dict[RepackedFormat, str]) -> list[Choice]:
+    """All that is to be tried, the default first."""
     first = replace(chosen(config), kv_cache_bytes=_kv_cache(config))
+    asked = _weight_format(config)
+    every: tuple[WeightFormat, ...] = (asked,) if asked else ("original", "int8", "a8")
     choices = [first]
-    for weight_format in _formats(config):
+    for weight_format in every:
+        if weight_format in without:
+            continue
         for threads in _threads(config):
-            for step in _steps(config):
+            for step in _steps(config, weight_format):
                 choice = replace(
                     first, threads=threads, weight_format=weight_format, step_tokens=step
                 )
                 if choice != first:
                     choices.append(choice)
-    result = _measured(config, tuple(choices), rounds, progress)
-    return result, _keep(config, result)
-
-
-def _formats(config: EngineConfig) -> list[WeightFormat]:
-    asked = _weight_format(config)
-    if asked is not None:
-        return [asked]
-    return ["original", "int8"] if _worth_trying(config) else ["original"]
+    return choices
 
 
 def _weight_format(config: EngineConfig) -> WeightFormat | None:
@@ -174,11 +199,24 @@ def _threads(config: EngineConfig) -> list[int]:
     return sorted({cores, max(1, cores - 1), max(1, cores // 2)}, reverse=True)
 
 
-def _steps(config: EngineConfig) -> list[int]:
-    """Deterministic mode has its own bound, which is measured when the model is loaded."""
+def _default_step(config: EngineConfig, weight_format: WeightFormat) -> int:
+    ours = config.deterministic or weight_format == "a8"
+    return DEFAULT_STEP_TOKENS if ours else FAST_STEP_TOKENS
+
+
+def _with_format(config: EngineConfig, choice: Choice, weight_format: WeightFormat) -> Choice:
+    step = config.max_num_batched_tokens or _default_step(config, weight_format)
+    return replace(choice, weight_format=weight_format, step_tokens=step)
+
+
+def _steps(config: EngineConfig, weight_format: WeightFormat) -> list[int]:
+    """The default first. Deterministic mode has a bound of its own, found when it is loaded."""
     if config.max_num_batched_tokens is not None:
         return [config.max_num_batched_tokens]
-    return [DEFAULT_STEP_TOKENS] if config.deterministic else [64, DEFAULT_STEP_TOKENS, 128, 256]
+    default = _default_step(config, weight_format)
+    if config.deterministic:
+        return [default]
+    return sorted({64, 80, 128, 256}, key=lambda step: (step != default, step))
 
 
 def _kv_cache(config: EngineConfig) -> int:
@@ -187,6 +225,10 @@ def _kv_cache(config: EngineConfig) -> int:
         return config.kv_cache_bytes
     share = int(available_memory() * SHARE_OF_MEMORY)
     return max(DEFAULT_KV_CACHE // 4, min(share, 8 * DEFAULT_KV_CACHE)) >> 20 << 20
+
+
+def _best_of(measured: tuple[Measured, ...]) -> Tuning:
+    return Tuning(measured=measured, best=max(measured, key=lambda entry: entry.score).choice)
 
 
 def _recall(config: EngineConfig) -> Tuning | None:
@@ -205,15 +247,10 @@ def _file(config: EngineConfig) -> Path:
 
 
 def _key(config: EngineConfig) -> str:
+    """Findings without the form a8, or with another kernel of it, are none where it can be had."""
+    kernel = "" if without_kernel(Path(config.model_dir)) else digest()
     given = [config.threads, config.max_num_batched_tokens, _weight_format(config)]
-    return note_key([available_cores(), config.deterministic, *given])
-
-
-def _worth_trying(config: EngineConfig) -> bool:
-    """Whether 8-bit weights fit easily, and can be kept."""
-    weights = (Path(config.model_dir) / "openvino_model.bin").stat().st_size
-    fits = 2 * weights < SHARE_OF_MEMORY * available_memory()
-    return fits and os.access(config.model_dir, os.W_OK)
+    return note_key([available_cores(), config.deterministic, *given, kernel])
 
 
 def _keep(config: EngineConfig, tuning: Tuning) -> bool:
@@ -230,47 +267,3 @@ def _keep(config: EngineConfig, tuning: Tuning) -> bool:
 
 def _with_default_cache(choice: Choice) -> Choice:
     return replace(choice, kv_cache_bytes=DEFAULT_KV_CACHE)
-
-
-def _measured(
-    config: EngineConfig, choices: tuple[Choice, ...], rounds: int, progress: Progress
-) -> Tuning:
-    job = Job(
-        model_dir=config.model_dir,
-        deterministic=config.deterministic,
-        choices=choices,
-        rounds=rounds,
-    )
-    measured = _run(job, progress)
-    return Tuning(measured=measured, best=max(measured, key=lambda entry: entry.score).choice)
-
-
-def _run(job: Job, progress: Progress) -> tuple[Measured, ...]:
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "maestrale.engines.openvino.tuning_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    decoder = msgspec.json.Decoder(Step | Done | Refused)
-    try:
-        process.stdin.write(msgspec.json.encode(job))
-        process.stdin.close()
-        for line in process.stdout:
-            match decoder.decode(line):
-                case Step(phase, fraction):
-                    progress(phase, fraction)
-                case Done(measured):
-                    return measured
-                case Refused(reason):
-                    raise EngineError(reason)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    raise EngineError(
-        f"Trying the engine's settings ended early (exit status {process.returncode}). "
-        "Choose them yourself: --weight-format original."
-    )

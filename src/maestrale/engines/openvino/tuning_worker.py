@@ -7,17 +7,28 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
+from maestrale.engines.base import WeightFormat
 from maestrale.engines.openvino.cpu import die_with_parent
 from maestrale.engines.openvino.graph import PagedModel
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
-from maestrale.engines.openvino.repack import save_repacked
+from maestrale.engines.openvino.measuring import (
+    Choice,
+    Done,
+    FormatFailed,
+    Job,
+    Measured,
+    Refused,
+    Step,
+)
 from maestrale.engines.openvino.step import StepInput
-from maestrale.engines.openvino.tuning import Choice, Done, Job, Measured, Refused, Step
-from maestrale.errors import MaestraleError
+from maestrale.engines.openvino.weights.forms import RepackedFormat
+from maestrale.engines.openvino.weights.repack import save_repacked
+from maestrale.errors import EngineError, MaestraleError
 
 KV_CACHE = 256 << 20  # bytes: room for 32 short sequences
 SHORT = 24  # tokens that a decoding sequence has behind it
@@ -25,6 +36,12 @@ PROMPT = 256  # tokens
 SEQUENCES = (1, 8, 32)
 SECONDS = 0.3  # how long one thing is measured in each round, at least
 FEWEST = 3  # steps
+FORMS: dict[RepackedFormat, str] = {
+    "a8": "Compiling the kernel for 8-bit activations, packing the weights (once)",
+    "int8": "Repacking the weights to 8 bits (once)",
+}
+
+Result = TypeVar("Result")
 
 
 def main() -> None:
@@ -32,6 +49,8 @@ def main() -> None:
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     try:
         _send(Done(_measure(job)))
+    except FormatFailed as error:
+        _send(Refused(str(error), error.weight_format))
     except MaestraleError as error:
         _send(Refused(str(error)))
 
@@ -43,9 +62,10 @@ def _send(message: msgspec.Struct) -> None:
 
 def _measure(job: Job) -> tuple[Measured, ...]:
     folder = Path(job.model_dir)
-    if any(choice.weight_format == "int8" for choice in job.choices):
-        _send(Step("Repacking the weights to 8 bits (once)", 0.0))
-        save_repacked(folder)
+    for form, what in FORMS.items():
+        if any(choice.weight_format == form for choice in job.choices):
+            _send(Step(what, 0.0))
+            _made(form, partial(save_repacked, folder, form))
     count = len(job.choices)
     rates: list[dict[str, list[float]]] = [{} for _ in job.choices]
     # Choices that differ only in the size of a step share one compiled model.
@@ -56,13 +76,19 @@ def _measure(job: Job) -> tuple[Measured, ...]:
     for key, members in groups.items():
         choice = job.choices[members[0]]
         _send(Step(_phase(choice), len(models) / (2 * len(groups))))
-        models[key] = PagedModel(
-            folder,
-            kv_cache_bytes=KV_CACHE,
-            threads=choice.threads,
-            deterministic=job.deterministic,
-            weight_format=choice.weight_format,
+        models[key] = _made(
+            choice.weight_format,
+            partial(
+                PagedModel,
+                folder,
+                kv_cache_bytes=KV_CACHE,
+                threads=choice.threads,
+                deterministic=job.deterministic,
+                weight_format=choice.weight_format,
+            ),
         )
+    if not job.rounds:
+        return ()
     for number in range(job.rounds):  # in turn, so that a busy moment hits all alike
         for index, choice in enumerate(job.choices):
             done = 0.5 + (number + index / count) / (2 * job.rounds)
@@ -75,6 +101,14 @@ def _measure(job: Job) -> tuple[Measured, ...]:
         Measured(choice=choice, **{name: max(values) for name, values in found.items()})
         for choice, found in zip(job.choices, rates, strict=True)
     )
+
+
+def _made(form: WeightFormat, make: Callable[[], Result]) -> Result:
+    """What `make` makes. Raises: FormatFailed when the form's kernel is what fails."""
+    try:
+        return make()
+    except EngineError as error:
+        raise FormatFailed(form, str(error)) from error
 
 
 def _phase(choice: Choice) -> str:

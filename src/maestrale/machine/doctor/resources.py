@@ -121,7 +121,19 @@ def processor(facts: MachineFacts, asked: Asked) -> Finding:
             "Use a machine with a newer processor, or one that shows its host's "
             "(cpu host-passthrough).",
         )
-    return Finding("processor", "ok", f"{name}, {best or 'without AVX2'}.")
+    return Finding("processor", "ok", f"{name}, {best or 'without AVX2'}.{_compiler(facts)}")
+
+
+def _compiler(facts: MachineFacts) -> str:
+    """A hint: the CPU engine has one compile its kernel, where it isn't shipped."""
+    if facts.in_container or _uses_gpu(facts) or not {"avx2", "fma", "f16c"} <= facts.cpu.flags:
+        return ""
+    if facts.compiler:
+        return f" C++ compiler: {facts.compiler}."
+    return (
+        " No C++ compiler: outside of the image, prompts and batches can take twice the time "
+        "(apt install g++)."
+    )
 
 
 def port(facts: MachineFacts, asked: Asked) -> Finding:
