@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from openvino import opset13
 
 from maestrale.engines.openvino.weights.chain import OPERATION, Chain
+from maestrale.engines.openvino.weights.extension import COMPILERS, extension
 from maestrale.engines.openvino.weights.repack import repack
 
 Float = NDArray[np.float32]
@@ -103,6 +107,15 @@ def assert_near(found: list[Float], expected: list[Float]) -> None:
         assert np.abs(one - other).max() < 0.03 * np.abs(other).max()
 
 
+@pytest.fixture(scope="module")
+def without_vnni(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The extension as it is on a CPU without VNNI."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", f"{compiler} -DWITHOUT_VNNI")
+        return extension(tmp_path_factory.mktemp("kernel"))
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("count", [1, 3, 8, 21])
 def test_a_layer_becomes_one_operation(kernel: Path, swapped: bool, count: int) -> None:
@@ -131,6 +144,29 @@ def test_a_row_of_a_layer_gets_the_same_bits_whatever_stands_beside_it(kernel: P
     alone = bits(slice(7, 8))
     for count in (2, 3, 4, 5, 7, 8, 9, 16, 33):
         assert bits(slice(7, 7 + count)) == alone
+
+
+def logits() -> ov.Model:
+    """A product whose weights become 8 bits."""
+    x = parameter("x")
+    weights = DRAW.standard_normal((84, WIDTH)).astype(np.float32)
+    product = opset13.matmul(x, opset13.constant(weights), False, True)
+    return ov.Model(named([opset13.relu(product)]), [x], "logits")
+
+
+@pytest.mark.parametrize("make", [layer, logits])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_cpu_with_vnni_computes_the_same_bits_as_one_without(
+    kernel: Path, without_vnni: Path, make: Callable[[], ov.Model], count: int
+) -> None:
+    """Where this CPU has none, both are the same code."""
+    model = make()
+    other = model.clone()
+    inputs = [rows(count) for _ in model.inputs]
+    repack(model, "a8", kernel)
+    repack(other, "a8", without_vnni)
+    for one, same in zip(run(model, *inputs), run(other, *inputs), strict=True):
+        assert one.tobytes() == same.tobytes()
 
 
 def test_what_is_saved_and_read_again_computes_the_same(kernel: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LONGEST_GRAM = 3
-ROWS_TOGETHER = 4  # rows that the kernels for 8-bit weights compute at once (AVX2)
+ROWS_TOGETHER = 4  # rows that the kernels for 8-bit weights compute at once
 MAX_DRAFT = 7  # tokens; a step of 8 rows takes half as long again as one of 4
 
 

@@ -1,8 +1,8 @@
 """The operation in `projection.cpp`, made by the machine's own C++ compiler at its first use.
 
-OpenVINO has products of 8-bit activations only for CPUs with VNNI or AMX. Without these, ours
-takes half the time of its float32 ones. The compiler needs a few seconds; the result is kept
-beside the packed weights.
+OpenVINO has products of 8-bit activations only for CPUs with VNNI or AMX, and rounds these over
+groups of rows. Ours takes half the time of its float32 ones without VNNI, and less with it. The
+compiler needs a few seconds; the result is kept beside the packed weights.
 
 It is code, and so loaded only from where nobody but this user and root can write. Where it can't
 be kept, it is made for one process alone.

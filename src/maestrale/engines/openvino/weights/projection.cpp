@@ -1,8 +1,8 @@
 // An operation for OpenVINO: matrix products of weights of 4 or 8 bits with activations that are
 // rounded to 8 bits in groups of 32 (what llama.cpp calls Q8_1), each together with what stands
 // before it (RMS norm, or the gate of a SwiGLU) and after it (the residual's sum, a split of the
-// result, rotary embedding). Several that follow each other are one operation, as OpenVINO takes some 30 us for each
-// of ours. Needs AVX2, FMA and F16C.
+// result, rotary embedding). Several that follow each other are one operation, as OpenVINO takes
+// some 30 us for each of ours. Needs AVX2, FMA and F16C; uses AVX-512 VNNI where there is one.
 //
 // Whole numbers are summed within a group, in any order to the same result; floats are summed
 // over the groups of one row in one order only. So a row's result doesn't depend on what is
@@ -26,6 +26,7 @@
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/op.hpp>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -39,6 +40,9 @@ constexpr size_t kRowsForThreads = 8;  // fewer are rounded faster by one thread
 constexpr size_t kRowsThatWait = 4;  // so few are computed faster than their weights are read
 constexpr size_t kAhead = 128 << 10;  // bytes that one task reads ahead
 constexpr size_t kMostAhead = 4 << 20;
+
+template <size_t Value>
+constexpr std::integral_constant<size_t, Value> number{};
 
 // What is done to a row of activations first.
 enum class Before { nothing, norm, gate };
@@ -184,16 +188,25 @@ inline __m256i quad(const int8_t* values) {
 }
 
 // Without this the compiler adds in another order, and runs out of registers.
-inline void keep(__m256i& value) { asm("" : "+x"(value)); }
+inline void keep(__m256i& value) { asm("" : "+v"(value)); }
+
+// The sum of four products in each of eight places, added. In assembler, so that it can stand in a
+// function that is also compiled for a CPU without it.
+inline void dot(__m256i& into, __m256i unsigned_bytes, __m256i signed_bytes) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(into) : "v"(unsigned_bytes), "v"(signed_bytes));
+}
 
 inline __m256i load(const uint8_t* bytes) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
 }
 
-// R rows times C tiles. Not inlined: it needs every register. 16 bits hold the sum over a group: 16 products of at most 15 x 128.
-template <int Bits, int R, int C>
-[[gnu::noinline]] void product(const uint8_t* block, size_t tile_bytes, const Rows& rows, size_t first_row,
-             const Target& target) {
+// R rows times C tiles. Without `Vnni` 16 bits hold the sum over a group: 16 products of at most
+// 15 x 128. With it 32 bits do, to the same whole number.
+template <bool Vnni, int Bits, int R, int C>
+[[gnu::always_inline]] inline void multiply_rows(const uint8_t* block, size_t tile_bytes,
+                                                 const Rows& rows, size_t first_row,
+                                                 const Target& target) {
+    constexpr bool kHalves = Bits == 4 || !Vnni;  // of a byte are multiplied by themselves
     const __m256i low_half = _mm256_set1_epi8(15);
     const __m256i ones = _mm256_set1_epi16(1);
     const __m256i sixteens = _mm256_set1_epi16(16);
@@ -205,26 +218,32 @@ template <int Bits, int R, int C>
         for (int c = 0; c < C; ++c) total[r][c] = _mm256_setzero_ps();
     for (size_t group = 0; group < rows.groups; ++group) {
         __m256i low[R][C];
-        __m256i high[R][C];  // of 8 bits only
+        __m256i high[R][C];  // of 8 bits in halves only
         for (int r = 0; r < R; ++r)
             for (int c = 0; c < C; ++c) low[r][c] = high[r][c] = _mm256_setzero_si256();
 #pragma GCC unroll 16
-        for (int half = 0; half < 2 * Bits; ++half) {  // of a vector
-            const bool upper = half % 2;
+        for (int part = 0; part < (kHalves ? 2 * Bits : Bits); ++part) {
+            const bool upper = kHalves && part % 2;
             __m256i parts[C];
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) {
-                const __m256i both = load(block + c * tile_bytes + 32 * (half / 2));
-                parts[c] = _mm256_and_si256(upper ? _mm256_srli_epi16(both, 4) : both, low_half);
+                parts[c] = load(block + c * tile_bytes + 32 * (kHalves ? part / 2 : part));
+                if (upper) parts[c] = _mm256_srli_epi16(parts[c], 4);
+                if (kHalves) parts[c] = _mm256_and_si256(parts[c], low_half);
             }
+            const int inputs = 4 * (Bits == 8 && kHalves ? part / 2 : part);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
-                const __m256i four = quad(values + r * rows.inputs + 4 * (Bits == 4 ? half : half / 2));
+                const __m256i four = quad(values + r * rows.inputs + inputs);
 #pragma GCC unroll 4
                 for (int c = 0; c < C; ++c) {
                     __m256i& into = Bits == 8 && upper ? high[r][c] : low[r][c];
-                    into = _mm256_add_epi16(into, _mm256_maddubs_epi16(parts[c], four));
-                    keep(into);
+                    if constexpr (Vnni) {
+                        dot(into, parts[c], four);
+                    } else {
+                        into = _mm256_add_epi16(into, _mm256_maddubs_epi16(parts[c], four));
+                        keep(into);
+                    }
                 }
             }
         }
@@ -237,8 +256,9 @@ template <int Bits, int R, int C>
                 _mm_loadl_epi64(reinterpret_cast<const __m128i*>(beside + 2 * kOutputs))));
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
-                __m256i sum = _mm256_madd_epi16(low[r][c], ones);
-                if constexpr (Bits == 8)
+                __m256i sum = low[r][c];
+                if constexpr (!Vnni) sum = _mm256_madd_epi16(sum, ones);
+                if constexpr (Bits == 8 && !Vnni)
                     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(high[r][c], sixteens));
                 const size_t at = r * rows.groups + group;
                 const __m256 centred =
@@ -254,18 +274,46 @@ template <int Bits, int R, int C>
         for (int c = 0; c < C; ++c) target.store(r, kOutputs * c, total[r][c]);
 }
 
+// Not inlined: they need every register.
+template <int Bits, int R, int C>
+[[gnu::noinline]] void product(const uint8_t* block, size_t tile_bytes, const Rows& rows,
+                               size_t first_row, const Target& target) {
+    multiply_rows<false, Bits, R, C>(block, tile_bytes, rows, first_row, target);
+}
+
+template <int Bits, int R, int C>
+[[gnu::noinline, gnu::target("avx512vl,avx512vnni")]] void product_vnni(
+    const uint8_t* block, size_t tile_bytes, const Rows& rows, size_t first_row,
+    const Target& target) {
+    multiply_rows<true, Bits, R, C>(block, tile_bytes, rows, first_row, target);
+}
+
+bool has_vnni() {
+#ifdef WITHOUT_VNNI  // as on older CPUs, for tests
+    return false;
+#else
+    return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#endif
+}
+
 // C tiles for `count` rows.
-template <int Bits, int C>
+template <bool Vnni, int Bits, int C>
 void all_rows(const uint8_t* tile, size_t tile_bytes, const Rows& rows, size_t count,
               const Target& target) {
+    const auto some = [&](auto r, auto c, const uint8_t* from, size_t row, const Target& to) {
+        if constexpr (Vnni)
+            product_vnni<Bits, r(), c()>(from, tile_bytes, rows, row, to);
+        else
+            product<Bits, r(), c()>(from, tile_bytes, rows, row, to);
+    };
     size_t row = 0;
     for (; row + kRows <= count; row += kRows)
-        product<Bits, kRows, C>(tile, tile_bytes, rows, row, target.at(row, 0));
+        some(number<kRows>, number<C>, tile, row, target.at(row, 0));
     for (size_t c = 0; c < C; ++c, tile += tile_bytes) {
         const Target rest = target.at(row, c * kOutputs);
-        if (count - row == 1) product<Bits, 1, 1>(tile, tile_bytes, rows, row, rest);
-        if (count - row == 2) product<Bits, 2, 1>(tile, tile_bytes, rows, row, rest);
-        if (count - row == 3) product<Bits, 3, 1>(tile, tile_bytes, rows, row, rest);
+        if (count - row == 1) some(number<1>, number<1>, tile, row, rest);
+        if (count - row == 2) some(number<2>, number<1>, tile, row, rest);
+        if (count - row == 3) some(number<3>, number<1>, tile, row, rest);
     }
 }
 
@@ -292,11 +340,11 @@ struct Following {
 };
 
 // Tiles `first` to `last`, whose first is written to the first column of `target`; `outputs`: how
-// many columns it has. Registers suffice for two tiles of 4 bits or one of 8.
-template <int Bits>
+// many columns it has. Registers suffice for two tiles, but for one of 8 bits in halves.
+template <bool Vnni, int Bits>
 void tiles(const uint8_t* weights, const Rows& rows, size_t count, size_t first, size_t last,
            const Target& target, size_t outputs) {
-    constexpr size_t C = Bits == 4 ? 2 : 1;
+    constexpr size_t C = Bits == 4 || Vnni ? 2 : 1;
     const size_t tile_bytes = rows.groups * (32 * Bits + kBeside);
     const size_t whole = std::min(last, first + outputs / kOutputs);
     const auto bytes = [&](size_t tile) { return weights + tile * tile_bytes; };
@@ -305,11 +353,11 @@ void tiles(const uint8_t* weights, const Rows& rows, size_t count, size_t first,
     if (count >= kRows)
         for (; tile + C <= whole; tile += C) {
             prefetch(bytes(tile + C), C * tile_bytes);
-            all_rows<Bits, C>(bytes(tile), tile_bytes, rows, count, place(tile));
+            all_rows<Vnni, Bits, C>(bytes(tile), tile_bytes, rows, count, place(tile));
         }
     for (; tile < whole; ++tile) {
         prefetch(bytes(tile + 2), tile_bytes);
-        all_rows<Bits, 1>(bytes(tile), tile_bytes, rows, count, place(tile));
+        all_rows<Vnni, Bits, 1>(bytes(tile), tile_bytes, rows, count, place(tile));
     }
     for (; tile < last; ++tile) {  // the last one, with fewer outputs than a vector holds
         const Target rest = place(tile);
@@ -580,7 +628,8 @@ private:
     // `targets` take the columns one after the other, each as many as `lengths` says.
     static void multiply(const Stage& stage, const uint8_t* bytes, const Rows& rows, size_t count,
                          const std::vector<Target>& targets, const std::vector<size_t>& lengths) {
-        const auto run = stage.bits == 4 ? tiles<4> : tiles<8>;
+        const auto run = has_vnni() ? (stage.bits == 4 ? tiles<true, 4> : tiles<true, 8>)
+                              : (stage.bits == 4 ? tiles<false, 4> : tiles<false, 8>);
         // Pairs of tiles are kept together.
         tbb::parallel_for(tbb::blocked_range<size_t>(0, (stage.tiles() + 1) / 2), [&](const auto& range) {
             size_t begin = 0;  // of the target, in tiles
