@@ -25,9 +25,17 @@ from running_engine import RunningEngine
 pytestmark = pytest.mark.model
 
 
-@pytest.fixture(scope="module")
-def small(prepared_model: Path) -> EngineConfig:
-    return EngineConfig(engine="openvino", model_dir=str(prepared_model), kv_cache_bytes=14 << 20)
+@pytest.fixture(scope="module", params=["original", "a8"])
+def small(request: pytest.FixtureRequest, prepared_model: Path) -> EngineConfig:
+    """With OpenVINO's own operations, and with ours."""
+    if request.param == "a8" and (reason := extension.unavailable(prepared_model)):
+        pytest.skip(reason)
+    return EngineConfig(
+        engine="openvino",
+        model_dir=str(prepared_model),
+        kv_cache_bytes=14 << 20,
+        options={"weight_format": request.param},
+    )
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,8 @@ class OpenVINOEngine:
         self._config = config
         self._max_num_seqs = config.max_num_seqs or DEFAULT_MAX_NUM_SEQS
         self._choice = chosen(config)
+        # A second row costs a tenth with a8; else deterministic mode computes one anyway.
+        self._guesses_are_cheap = config.deterministic or self._choice.weight_format == "a8"
         self._info: EngineInfo | None = None
         self._dead = ""
         self._closing = False
@@ -270,8 +272,7 @@ class OpenVINOEngine:
             request,
             compiled,
             self._vocabulary.eos_token_ids,
-            # A single row is padded to two in deterministic mode: one guess is free.
-            PromptLookup(shortest=1 if self._config.deterministic else 2),
+            PromptLookup(shortest=1 if self._guesses_are_cheap else 2),
         )
         self._active.add(generation)
         self._drained.clear()

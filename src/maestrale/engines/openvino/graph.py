@@ -4,6 +4,9 @@ OpenVINO's paged-attention transformation turns the stateful IR into a model tha
 tokens of many sequences in one flat row, and reads and writes their keys and values in blocks
 of a cache that we own. A Gather put before the output projection keeps that largest of the
 products to the rows whose logits are wanted.
+
+With weights of the form a8, sequences with a single token in the step are computed by a second
+model over the same cache (`weights/decoder.py`), in the same step.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import logging
 import math
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,10 @@ from openvino._offline_transformations import paged_attention_transformation
 from maestrale.engines.base import WeightFormat
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
 from maestrale.engines.openvino.notes import note_key, recall, remember
-from maestrale.engines.openvino.step import StepInput, padded
+from maestrale.engines.openvino.rehearsal import MIN_CHUNK
+from maestrale.engines.openvino.step import StepInput, padded, part, rows_of, singles_of
 from maestrale.engines.openvino.weights.chain import OPERATION
+from maestrale.engines.openvino.weights.decoder import ADDRESSES, decoder
 from maestrale.engines.openvino.weights.extension import add_extension, digest
 from maestrale.engines.openvino.weights.repack import GRAPH, repack, save_repacked
 from maestrale.errors import ModelError
@@ -79,17 +85,27 @@ class PagedModel:
         self.weight_format = weight_format
         core = ov.Core()
         try:
-            model = _read(core, folder, weight_format)
+            model, extension = _read(core, folder, weight_format)
             paged_attention_transformation(model)
+            singles = decoder(model, extension) if extension else None
+            if singles:  # it reads and writes float32
+                self.options |= DETERMINISTIC_OPTIONS
             self.vocab_size = _gather_before_projection(model)
             model.validate_nodes_and_infer_types()
             compiled = core.compile_model(model, "CPU", self.options)
+            if singles:
+                singles = core.compile_model(singles, "CPU", self.options)
         except RuntimeError as error:
             raise ModelError(f"OpenVINO can't run the model in {folder}: {error}") from error
         del model
         self._request = compiled.create_infer_request()
+        self._singles = singles.create_infer_request() if singles else None
         self._caches: list[NDArray[Any]] = []  # of each layer, by block
         self.num_blocks, self.bytes_per_block = self._allocate(compiled, kv_cache_bytes)
+        if self._singles:
+            addresses = np.array([cache.ctypes.data for cache in self._caches], np.int64)
+            words = addresses.view(np.int32)
+            self._singles.set_tensor(ADDRESSES, ov.Tensor(words, shared_memory=False))
         self._pads = deterministic
         # Most tokens in a step that keep its rows exact; 0: this machine gives no such promise.
         self.exact_step_tokens = self._exact_step_tokens(folder) if deterministic else 0
@@ -133,6 +149,32 @@ class PagedModel:
 
     def infer(self, step: StepInput) -> NDArray[np.float32]:
         """Run one step; returns logits [R, vocab], valid until the next call."""
+        single = singles_of(step)
+        if self._singles is None or not single.any():
+            return self._infer_paged(step)
+        if single.all():
+            return self._infer_singles(step)
+        logits = np.empty((len(step.logit_rows), self.vocab_size), np.float32)
+        wanted = rows_of(step, single)[step.logit_rows]
+        logits[wanted] = self._infer_singles(part(step, single))
+        logits[~wanted] = self._infer_paged(part(step, ~single))
+        return logits
+
+    def _infer_singles(self, step: StepInput) -> NDArray[np.float32]:
+        """Where each sequence has one token: in one operation, exact with any number of rows."""
+        logits = _run(
+            self._singles,
+            {
+                "input_ids": step.token_ids,
+                "position_ids": step.positions,
+                "past_lens": step.past_lens,
+                "block_indices": step.block_indices,
+                "block_indices_begins": step.block_begins,
+            },
+        ).reshape(len(step.token_ids), self.vocab_size)
+        return logits if len(step.logit_rows) == len(logits) else logits[step.logit_rows]
+
+    def _infer_paged(self, step: StepInput) -> NDArray[np.float32]:
         wanted = len(step.logit_rows)
         if self._pads:
             step = padded(step, LEAST_ROWS, spare_block=self.num_blocks)
@@ -157,23 +199,28 @@ class PagedModel:
         return 0
 
     def _probe(self, tokens: int) -> bytes:
-        """The logits of a sequence of one token, beside another of `tokens` - 1."""
-        others = min(tokens - 1, self.num_blocks * BLOCK_SIZE)
+        """The logits of a short sequence, beside another that makes it `tokens` in all.
+
+        It has one token, or as many as the least chunk where single ones are computed otherwise.
+        """
+        own = MIN_CHUNK if self._singles else 1
+        others = min(tokens - own, self.num_blocks * BLOCK_SIZE)
         blocks = -(-others // BLOCK_SIZE)
+        lengths = [own, others] if others else [own]
+        ends = np.cumsum(lengths)
         step = StepInput(
-            token_ids=np.arange(1, others + 2) % self.vocab_size,
-            positions=np.append(0, np.arange(others)),
-            past_lens=np.zeros(2, np.int32),
-            sequence_begins=np.array([0, 1, 1 + others], np.int32),
+            token_ids=np.arange(1, own + others + 1) % self.vocab_size,
+            positions=np.concatenate([np.arange(length) for length in lengths]),
+            past_lens=np.zeros(len(lengths), np.int32),
+            sequence_begins=np.append(0, ends).astype(np.int32),
             block_indices=np.append(self.num_blocks, np.arange(blocks)).astype(np.int32),
-            block_begins=np.array([0, 1, 1 + blocks], np.int32),
-            logit_rows=np.array([0, others], np.int64),
-            max_context_len=others,
+            block_begins=np.append(0, [1, 1 + blocks][: len(lengths)]).astype(np.int32),
+            logit_rows=(ends - 1).astype(np.int64),
+            max_context_len=max(lengths),
         )
-        return bytes(self._infer(step)[0].tobytes())
+        return bytes(self._infer_paged(step)[0].tobytes())
 
     def _infer(self, step: StepInput) -> NDArray[np.float32]:
-        request = self._request
         arrays: dict[str, NDArray[Any]] = {
             "input_ids": step.token_ids,
             "position_ids": step.positions,
@@ -184,23 +231,27 @@ class PagedModel:
             "max_context_len": np.array(step.max_context_len, np.int32),
             "logit_rows": step.logit_rows,
         }
-        for name, array in arrays.items():
-            request.set_tensor(name, ov.Tensor(array))
-        request.infer()
-        logits: NDArray[np.float32] = request.get_tensor("logits").data
+        logits = _run(self._request, arrays)
         return logits.reshape(len(step.logit_rows), self.vocab_size)
 
 
-def _read(core: Any, folder: Path, weight_format: WeightFormat) -> Any:
-    """The model in `folder`, in the form that is asked for."""
+def _run(request: Any, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    for name, array in arrays.items():
+        request.set_tensor(name, ov.Tensor(array))
+    request.infer()
+    logits: NDArray[np.float32] = request.get_tensor("logits").data
+    return logits
+
+
+def _read(core: Any, folder: Path, weight_format: WeightFormat) -> tuple[Any, Path | None]:
+    """The model in `folder`, in the form that is asked for; the extension that this form needs."""
     if weight_format == "original":
-        return core.read_model(folder / GRAPH)
+        return core.read_model(folder / GRAPH), None
     done = save_repacked(folder, weight_format)
     if done is not None:
-        if weight_format == "a8":
-            add_extension(core, done)
+        operations = add_extension(core, done) if weight_format == "a8" else None
         try:
-            return core.read_model(done / GRAPH)
+            return core.read_model(done / GRAPH), operations
         except RuntimeError:
             logger.warning("%s is damaged. It is made anew at the next start.", done)
             shutil.rmtree(done, ignore_errors=True)
@@ -212,7 +263,7 @@ def _read(core: Any, folder: Path, weight_format: WeightFormat) -> Any:
     with tempfile.TemporaryDirectory() as scratch:
         operations = add_extension(core, Path(scratch)) if weight_format == "a8" else None
         repack(model, weight_format, operations)
-    return model
+    return model, operations
 
 
 def _gather_before_projection(model: Any) -> int:

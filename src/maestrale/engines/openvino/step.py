@@ -69,6 +69,34 @@ def step_input(chunks: Sequence[Chunk]) -> StepInput:
     )
 
 
+def singles_of(step: StepInput) -> NDArray[np.bool_]:
+    """Which sequences [S] have a single token in the step."""
+    single: NDArray[np.bool_] = np.diff(step.sequence_begins) == 1
+    return single
+
+
+def rows_of(step: StepInput, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which tokens [T] are those of the `chosen` sequences [S]."""
+    return np.repeat(chosen, np.diff(step.sequence_begins))
+
+
+def part(step: StepInput, chosen: NDArray[np.bool_]) -> StepInput:
+    """What the step has of the `chosen` sequences [S]."""
+    rows = rows_of(step, chosen)
+    lengths, blocks = np.diff(step.sequence_begins), np.diff(step.block_begins)
+    renumbered = np.cumsum(rows) - 1
+    return StepInput(
+        token_ids=step.token_ids[rows],
+        positions=step.positions[rows],
+        past_lens=step.past_lens[chosen],
+        sequence_begins=np.append(0, np.cumsum(lengths[chosen])).astype(np.int32),
+        block_indices=step.block_indices[np.repeat(chosen, blocks)],
+        block_begins=np.append(0, np.cumsum(blocks[chosen])).astype(np.int32),
+        logit_rows=renumbered[step.logit_rows[rows[step.logit_rows]]],
+        max_context_len=step.max_context_len,
+    )
+
+
 def padded(step: StepInput, least_rows: int, spare_block: int) -> StepInput:
     """The step with no fewer than `least_rows` (1 or 2) tokens and logit rows."""
     missing = least_rows - len(step.logit_rows)

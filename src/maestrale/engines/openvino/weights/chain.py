@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 OPERATION = "Projection"
 
@@ -11,13 +13,15 @@ OPERATION = "Projection"
 GIVEN = -1  # for a stage's source or residual: the operation's next input
 NONE = -2
 NOT_WHOLE = -3  # no stage's whole result
+NO_PARTS = (0,) * 6
 
 
 @dataclass(frozen=True)
 class Stage:
     """One product of a chain. `source`, `residual`: earlier stages, `GIVEN` or `NONE`.
 
-    Its weights: `bits`, [columns, width].
+    Its weights: `bits`, [columns, width]. `parts`: for attention, the stage and the first column of
+    queries, keys and values; `source` says nothing then.
     """
 
     columns: int
@@ -27,6 +31,20 @@ class Stage:
     epsilon: float = 0.0
     source: int = GIVEN
     residual: int = NONE
+    parts: tuple[int, ...] = NO_PARTS
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Of attention: how many there are of queries, and of keys and values; how wide each is;
+    whether queries and keys get rotary embedding first.
+    """
+
+    queries: int = 0
+    kept: int = 0
+    width: int = 0
+    scale: float = 0.0
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,21 +52,28 @@ class Chain:
     """What one operation computes. `outputs`: (stage, columns), each stage's from its first on.
 
     `rotated`: for each output the width of the heads to which rotary embedding is applied, or 0.
-    All have the same width, cosines and sines.
+    All have the same width, cosines and sines. `heads`: of the stages that begin with attention.
     """
 
     stages: list[Stage]
     outputs: list[tuple[int, int]]
     rotated: list[int]
+    heads: Heads = Heads()
 
     @staticmethod
     def of(node: Any) -> Chain:
         """The chain that a node of the operation computes."""
         found = node.get_attributes()
         names = ("columns", "widths", "bits", "before", "epsilons", "sources", "residuals")
-        stages = [Stage(*values) for values in zip(*(found[name] for name in names), strict=True)]
+        values = zip(*(found[name] for name in names), strict=True)
+        parts = np.reshape(found["parts"], (-1, len(NO_PARTS))).tolist()
+        stages = [
+            replace(Stage(*one), parts=tuple(part)) for one, part in zip(values, parts, strict=True)
+        ]
         outputs = list(zip(found["results"], found["lengths"], strict=True))
-        return Chain(stages, outputs, list(found["rotated"]))
+        queries, kept, width = found["heads"]
+        heads = Heads(queries, kept, width, found["scale"], found["turned"])
+        return Chain(stages, outputs, list(found["rotated"]), heads)
 
     @staticmethod
     def plain(stages: list[Stage], outputs: list[tuple[int, int]]) -> Chain:
@@ -79,4 +104,8 @@ class Chain:
             "results": [stage for stage, _ in self.outputs],
             "lengths": [length for _, length in self.outputs],
             "rotated": self.rotated,
+            "parts": [part for stage in self.stages for part in stage.parts],
+            "heads": [self.heads.queries, self.heads.kept, self.heads.width],
+            "scale": self.heads.scale,
+            "turned": self.heads.turned,
         }

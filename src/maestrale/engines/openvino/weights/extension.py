@@ -30,6 +30,7 @@ from maestrale.engines.openvino.cpu import cpu_identity
 from maestrale.errors import EngineError
 
 SOURCE = Path(__file__).with_name("projection.cpp")
+HEADERS = sorted(SOURCE.parent.glob("*.hpp"))
 COMPILERS = ("c++", "g++", "clang++")
 INSTALL = "install one (on Debian and Ubuntu: apt install g++)"
 INSTRUCTIONS = ("avx2", "fma", "f16c")
@@ -135,7 +136,8 @@ def add_extension(core: Any, folder: Path) -> Path:
 @functools.cache
 def digest() -> str:
     """Of all that the compiled file depends on, but the compiler."""
-    parts = [SOURCE.read_text(), version("openvino"), *FLAGS, *INSTRUCTIONS]
+    sources = [file.read_text() for file in (SOURCE, *HEADERS)]
+    parts = [*sources, version("openvino"), *FLAGS, *INSTRUCTIONS]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -201,10 +203,11 @@ def _in_memory() -> Path:
 
 
 def _compile(target: Path) -> None:
-    include = _openvino() / "include"
+    includes = (_openvino() / "include", HEADERS[0].parent)
     command = [
         *(_compiler() or COMPILERS[:1]),
-        *(*FLAGS, *(f"-m{name}" for name in INSTRUCTIONS), f"-I{include}"),
+        *(*FLAGS, *(f"-m{name}" for name in INSTRUCTIONS)),
+        *(f"-I{folder}" for folder in includes),
         *(str(SOURCE), "-o", str(target)),
         *(str(_library(name)) for name in LIBRARIES),
     ]

@@ -19,7 +19,7 @@ NEEDED: dict[RepackedFormat, tuple[float, int, float]] = {
     "a8": (4.0, 256 << 20, 0.75),
     "int8": (2.0, 0, 0.25),
 }
-LAYOUTS: dict[RepackedFormat, int] = {"a8": 2, "int8": 1}  # another number: made anew
+LAYOUTS: dict[RepackedFormat, int] = {"a8": 3, "int8": 1}  # another number: made anew
 ON_DISK: dict[RepackedFormat, float] = {"a8": 1.5, "int8": 2.0}  # multiples of the same
 
 
