@@ -2,9 +2,10 @@
 
     python -m bench_peers.limits MODEL_XML [SERVED_XML]
 
-Prints JSON: memory bandwidth (reading, as a matrix-vector product does), fp32 and int8 matrix
-products (int8: the better of OpenVINO's and our kernel's), and the model's number of weights and
-the bytes that one token reads, in the form of the model that is served.
+Prints JSON: memory bandwidth (reading, as a matrix-vector product does: the better of numpy's and
+our kernel's), fp32 and int8 matrix products (int8: the better of OpenVINO's and our kernel's), and
+the model's number of weights and the bytes that one token reads, in the form of the model that is
+served.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from maestrale.engines.openvino.weights.packing import GROUP, Grouped, packed
 
 ROUNDS = 7
 ROWS, INNER, OUTER = 512, 2048, 2048
+LARGE = 131_072  # outputs of a product whose weights are beyond any cache
 
 
 def best_of(work: Callable[[], object], rounds: int = ROUNDS) -> float:
@@ -68,31 +70,45 @@ def matrix_product(weights: str) -> float:
         matrix = ops.multiply(ops.convert(small, "f32"), ops.constant(scale.astype(np.float32)))
         config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 128  # activations are made int8, too
     product = ops.matmul(rows, matrix, False, True)
-    return _speed(ov.Model([product], [rows]), config)
+    return 2 * ROWS * INNER * OUTER / _seconds(ov.Model([product], [rows]), ROWS, config)
 
 
 def kernel_product(kernel: Path) -> float:
     """Operations a second of a large product in our own operation, weights of 4 bits."""
+    model, _ = _kernel_model(kernel, OUTER)
+    return 2 * ROWS * INNER * OUTER / _seconds(model, ROWS, {}, kernel)
+
+
+def kernel_reading(kernel: Path) -> float:
+    """Bytes of weights a second that it reads for a single row."""
+    model, weight_bytes = _kernel_model(kernel, LARGE)
+    return weight_bytes / _seconds(model, 1, {}, kernel)
+
+
+def _kernel_model(kernel: Path, outputs: int) -> tuple[ov.Model, int]:
+    """A model of one such product, and the bytes of its weights."""
     drawn = np.random.default_rng(0).integers(0, 16, (OUTER, INNER // GROUP, GROUP), np.uint8)
     ends = drawn[..., 0]
-    weights = packed([Grouped(4, drawn, ends, np.full(ends.shape, 0.01, np.float16))])
+    some = packed([Grouped(4, drawn, ends, np.full(ends.shape, 0.01, np.float16))])
+    weights = np.tile(some, (outputs // OUTER, 1, 1))
     factory = NodeFactory()
     factory.add_extension(kernel)
     rows = ops.parameter([-1, INNER], np.float32)
-    chain = Chain.plain([Stage(OUTER, INNER, 4)], [(0, OUTER)])
-    product = factory.create(
-        OPERATION, [rows.output(0), ops.constant(weights).output(0)], chain.attributes()
-    )
-    return _speed(ov.Model([product], [rows]), {}, kernel)
+    chain = Chain.plain([Stage(outputs, INNER, 4)], [(0, outputs)])
+    constant = ops.constant(weights).output(0)
+    product = factory.create(OPERATION, [rows.output(0), constant], chain.attributes())
+    return ov.Model([product], [rows]), weights.nbytes
 
 
-def _speed(model: ov.Model, config: dict[str, object], kernel: Path | None = None) -> float:
+def _seconds(
+    model: ov.Model, rows: int, config: dict[str, object], kernel: Path | None = None
+) -> float:
     core = ov.Core()
     if kernel is not None:
         core.add_extension(kernel)
     request = core.compile_model(model, "CPU", config).create_infer_request()
-    given = np.random.default_rng(1).standard_normal((ROWS, INNER)).astype(np.float32)
-    return 2 * ROWS * INNER * OUTER / best_of(lambda: request.infer([given]), 15)
+    given = np.random.default_rng(1).standard_normal((rows, INNER)).astype(np.float32)
+    return best_of(lambda: request.infer([given]), 15)
 
 
 def model_size(model_xml: Path) -> tuple[int, int, int]:
@@ -131,13 +147,14 @@ def _only_looked_up(op: Any) -> bool:
 
 def main() -> None:
     weights, head, weight_bytes = model_size(Path(sys.argv[1]))
-    int8_ops = matrix_product("i8")
+    int8_ops, reading = matrix_product("i8"), read_bandwidth()
     for served in map(Path, sys.argv[2:]):
         weight_bytes = model_size(served)[2]
         if (kernel := kept(served.parent)) is not None:
             int8_ops = max(int8_ops, kernel_product(kernel))
+            reading = max(reading, kernel_reading(kernel))
     found = {
-        "read_bandwidth": read_bandwidth(),
+        "read_bandwidth": reading,
         "copy_bandwidth": copy_bandwidth(),
         "fp32_ops": matrix_product("f32"),
         "int8_ops": int8_ops,

@@ -144,7 +144,7 @@ PEERS = (
     Peer(
         "ours-fast",
         "maestrale, fast (`--no-deterministic`)",
-        f"{WEIGHTS}, OpenVINO's default KV",
+        f"{WEIGHTS}, {'f32' if FORM == 'a8' else 'default'} KV",
         _ours("--no-deterministic", "--weight-format", FORM),
     ),
     Peer(

@@ -278,7 +278,7 @@ def _limits(found: Mapping[str, Found], limits: Mapping[str, float]) -> str:
     bandwidth, weights = limits["read_bandwidth"], limits["weights"]
     lines = [
         f"Measured before and after the rounds (the better of both): reading memory "
-        f"{bandwidth / 1e9:.1f} GB/s, copying "
+        f"{bandwidth / 1e9:.1f} GB/s (the better of numpy's and our kernel's), copying "
         f"{limits['copy_bandwidth'] / 1e9:.1f} GB/s; large matrix products "
         f"{limits['fp32_ops'] / 1e9:.0f} GFLOP/s in fp32 and {limits['int8_ops'] / 1e9:.0f} GOP/s "
         f"in int8 (the better of OpenVINO's and our kernel's). The model has "
