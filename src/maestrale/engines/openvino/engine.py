@@ -197,6 +197,7 @@ class OpenVINOEngine:
             "threads": self._choice.threads,
             "weight_format": self._choice.weight_format,
             "kernel": digest() if self._choice.weight_format == "a8" else "",
+            "deterministic": config.deterministic,
             "options": {name: str(value) for name, value in self._model.options.items()},
             "batch": [self._max_num_seqs, self._choice.step_tokens],
             "prefix_caching": config.enable_prefix_caching,
