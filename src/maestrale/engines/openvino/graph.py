@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -260,9 +259,8 @@ def _read(core: Any, folder: Path, weight_format: WeightFormat) -> tuple[Any, Pa
             "%s can't be written, or is full: its weights are repacked at each start.", folder
         )
     model = core.read_model(folder / GRAPH)
-    with tempfile.TemporaryDirectory() as scratch:
-        operations = add_extension(core, Path(scratch)) if weight_format == "a8" else None
-        repack(model, weight_format, operations)
+    operations = add_extension(core, None) if weight_format == "a8" else None
+    repack(model, weight_format, operations)
     return model, operations
 
 

@@ -90,17 +90,19 @@ def refusal(reason: str) -> EngineError:
     )
 
 
-def extension(folder: Path) -> Path:
+def extension(folder: Path | None) -> Path:
     """The compiled extension, from `folder`; made now where it is missing.
 
-    Where `folder` can't keep it, it is made for this process alone; the log says so.
-    Raises: EngineError when it can't be made.
+    Where `folder` can't keep it, it is made for this process alone, and the log says so; None
+    asks for that. Raises: EngineError when it can't be made.
     """
-    if reason := unavailable(folder):
+    if reason := unavailable(folder or SHIPPED):
         raise refusal(reason)
-    done = kept(folder)
+    done = kept(folder or SHIPPED)
     if done is not None:
         return done
+    if folder is None:
+        return _in_memory()
     try:
         reason = _unfit(folder) or ("" if os.access(folder, os.W_OK) else "it can't be written")
     except OSError as error:
@@ -116,7 +118,7 @@ def extension(folder: Path) -> Path:
     return _make(folder)
 
 
-def add_extension(core: Any, folder: Path) -> Path:
+def add_extension(core: Any, folder: Path | None) -> Path:
     """Load `extension(folder)` into an OpenVINO Core; returns its file.
 
     Raises: EngineError when it can't be made or loaded.
