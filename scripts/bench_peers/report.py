@@ -154,7 +154,8 @@ def as_markdown(
         f"is {ALONE} such answers, one after the other: how often guesses at the next tokens are "
         "right (ours makes some) depends on the text. Each server has "
         f"{SETTLING_SECONDS:g} s to come to rest after its first answer. Article: "
-        f"{tokens:.0f} tokens, in nobody's cache. Follow-up: a question about it, asked of every "
+        f"{tokens:.0f} tokens, in nobody's cache; servers get two a round, one after the other. "
+        "Follow-up: a question about it, asked of every "
         f"peer alike {READING_SECONDS:g} s after the first answer's end, as a reader would (ours "
         "uses such a pause to get its cache ready).\n",
         _table(there, SPEED),
