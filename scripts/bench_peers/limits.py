@@ -103,10 +103,7 @@ def _kernel_model(kernel: Path, outputs: int) -> tuple[ov.Model, int]:
 def _seconds(
     model: ov.Model, rows: int, config: dict[str, object], kernel: Path | None = None
 ) -> float:
-    core = ov.Core()
-    if kernel is not None:
-        core.add_extension(kernel)
-    request = core.compile_model(model, "CPU", config).create_infer_request()
+    request = _core(kernel).compile_model(model, "CPU", config).create_infer_request()
     given = np.random.default_rng(1).standard_normal((rows, INNER)).astype(np.float32)
     return best_of(lambda: request.infer([given]), 15)
 
@@ -119,7 +116,7 @@ def model_size(model_xml: Path) -> tuple[int, int, int]:
     """
     sizes = [
         (op.output(0).get_shape(), op.output(0).get_element_type().bitwidth)
-        for op in _core(model_xml.parent).read_model(model_xml).get_ops()
+        for op in _core(kept(model_xml.parent)).read_model(model_xml).get_ops()
         if op.get_type_name() == "Constant" and not _only_looked_up(op)
     ]
     # Scales and zero points end in 1: one for each group of weights.
@@ -128,10 +125,10 @@ def model_size(model_xml: Path) -> tuple[int, int, int]:
     return sum(numbers), max(numbers, default=0), bytes_
 
 
-def _core(folder: Path) -> ov.Core:
-    """One that also reads what the extension kept in `folder` is needed for."""
+def _core(kernel: Path | None) -> ov.Core:
+    """One that also knows our operation, where its kernel is given."""
     core = ov.Core()
-    if (kernel := kept(folder)) is not None:
+    if kernel is not None:
         core.add_extension(kernel)
     return core
 

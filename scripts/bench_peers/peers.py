@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # llama.cpp's server with a place for each of 32 streams, and room for four articles beside.
 SLOTS, CONTEXT = 32, 24576
 # Ours runs in the form that is fastest, where this machine can have it.
-FORM: WeightFormat = "int8" if unavailable(Path("/nonexistent")) else "a8"
+FORM: WeightFormat = "int8" if unavailable() else "a8"
 WEIGHTS = {
     "a8": "the Q4_1 GGUF's 4 bits times activations of 8 bits",
     "int8": "int8 repacked from the Q4_1 GGUF",

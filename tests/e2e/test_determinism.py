@@ -36,7 +36,7 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 
-FASTEST = "int8" if unavailable(Path("/nonexistent")) else "a8"
+FASTEST = "int8" if unavailable() else "a8"
 OTHERS = tuple(form for form in ("original", "int8", "a8") if form != FASTEST)
 IN_FLIGHT = 40
 # Around the block of the KV cache (32 tokens), the step of deterministic mode (80 where this was
@@ -179,7 +179,7 @@ async def test_the_other_forms_of_the_weights_keep_it_too(
     prepared_model: Path, requests: list[GenerationRequest], form: str
 ) -> None:
     if form == "a8":
-        pytest.skip(f"no form a8 here: {unavailable(Path('/nonexistent'))}")
+        pytest.skip(f"no form a8 here: {unavailable()}")
     some = requests[::9]  # of each kind
     draw = random.Random(form)
     async with running(

@@ -107,6 +107,13 @@ def assert_near(found: list[Float], expected: list[Float]) -> None:
         assert np.abs(one - other).max() < 0.03 * np.abs(other).max()
 
 
+def assert_repacked_is_near(kernel: Path, model: ov.Model, *inputs: Float) -> None:
+    """Repacks `model`: it computes what it did before."""
+    before = run(model, *inputs)
+    repack(model, "a8", kernel)
+    assert_near(run(model, *inputs), before)
+
+
 @pytest.fixture(scope="module")
 def without_vnni(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The extension as it is on a CPU without VNNI."""
@@ -121,14 +128,12 @@ def without_vnni(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_layer_becomes_one_operation(kernel: Path, swapped: bool, count: int) -> None:
     model = layer(swapped)
     inputs = rows(count), rows(count)
-    before = run(model, *inputs)
-    repack(model, "a8", kernel)
+    assert_repacked_is_near(kernel, model, *inputs)
     (node,) = operations(model)
     chain = Chain.of(node)
     assert [stage.before for stage in chain.stages] == ["nothing", "norm", "gate", "norm"]
     assert sorted(chain.outputs) == [(2, WIDTH), (3, 32), (3, 32), (3, WIDTH)]
     assert not kinds(model).keys() & {"MatMul", "Swish", "Sqrt", "VariadicSplit"}
-    assert_near(run(model, *inputs), before)
 
 
 def test_a_row_of_a_layer_gets_the_same_bits_whatever_stands_beside_it(kernel: Path) -> None:
@@ -187,10 +192,8 @@ def test_a_bias_is_no_residual(kernel: Path) -> None:
     bias = opset13.constant(rows(1)[0])
     model = ov.Model(named([opset13.relu(opset13.add(projection(x, WIDTH), bias))]), [x], "bias")
     batch = rows(4)
-    before = run(model, batch)
-    repack(model, "a8", kernel)
+    assert_repacked_is_near(kernel, model, batch)
     assert kinds(model)["Add"] == 1
-    assert_near(run(model, batch), before)
 
 
 def test_a_result_that_others_take_too_is_not_swallowed(kernel: Path) -> None:
@@ -200,20 +203,16 @@ def test_a_result_that_others_take_too_is_not_swallowed(kernel: Path) -> None:
     results = [opset13.relu(projection(both, WIDTH, INNER)), opset13.relu(up)]
     model = ov.Model(named(results), [x], "shared")
     batch = rows(4)
-    before = run(model, batch)
-    repack(model, "a8", kernel)
+    assert_repacked_is_near(kernel, model, batch)
     assert kinds(model)["Swish"] == 1
-    assert_near(run(model, batch), before)
 
 
 def test_a_norm_over_another_axis_is_left_alone(kernel: Path) -> None:
     x = parameter("x")
     model = ov.Model(named([opset13.relu(projection(norm(x, axis=1), WIDTH))]), [x], "axis")
     batch = rows(4)
-    before = run(model, batch)
-    repack(model, "a8", kernel)
+    assert_repacked_is_near(kernel, model, batch)
     assert kinds(model)["Sqrt"] == 1
-    assert_near(run(model, batch), before)
 
 
 def test_what_attention_stands_between_stays_two_operations(kernel: Path) -> None:
@@ -222,10 +221,8 @@ def test_what_attention_stands_between_stays_two_operations(kernel: Path) -> Non
     second = projection(opset13.add(opset13.relu(first), y), WIDTH)
     model = ov.Model(named([opset13.relu(second)]), [x, y], "between")
     inputs = rows(4), rows(4)
-    before = run(model, *inputs)
-    repack(model, "a8", kernel)
+    assert_repacked_is_near(kernel, model, *inputs)
     assert len(operations(model)) == 2
-    assert_near(run(model, *inputs), before)
 
 
 def test_the_last_product_stays_alone(kernel: Path) -> None:
@@ -282,12 +279,10 @@ def attention_inputs(**changes: Any) -> ov.Model:
 def test_rotary_embedding_is_part_of_the_product(kernel: Path, count: int) -> None:
     model = attention_inputs()
     inputs = rows(count), np.arange(count, dtype=np.float32).reshape(count, 1, 1) * 5
-    before = run(model, *inputs)
-    repack(model, "a8", kernel)
+    assert_repacked_is_near(kernel, model, *inputs)
     (node,) = operations(model)
     assert sorted(Chain.of(node).rotated) == [0, HEAD, HEAD]
     assert not kinds(model).keys() & {"Slice", "Concat", "Add", "Sqrt"}
-    assert_near(run(model, *inputs), before)
 
 
 @pytest.mark.parametrize("change", [{"sign": 1.0}, {"half": 8}])
@@ -296,11 +291,9 @@ def test_what_only_looks_like_rotary_embedding_is_left_alone(
 ) -> None:
     model = attention_inputs(**change)
     inputs = rows(4), np.arange(4, dtype=np.float32).reshape(4, 1, 1)
-    before = run(model, *inputs)
-    repack(model, "a8", kernel)
+    assert_repacked_is_near(kernel, model, *inputs)
     (node,) = operations(model)
     assert not any(Chain.of(node).rotated)
-    assert_near(run(model, *inputs), before)
 
 
 def test_heads_that_are_also_used_unrotated_stay_so(kernel: Path) -> None:
@@ -309,6 +302,4 @@ def test_heads_that_are_also_used_unrotated_stay_so(kernel: Path) -> None:
     results = [opset13.relu(rotated(heads, *angles(position))), opset13.relu(heads)]
     model = ov.Model(named(results), [x, position], "both")
     inputs = rows(4), np.arange(4, dtype=np.float32).reshape(4, 1, 1)
-    before = run(model, *inputs)
-    repack(model, "a8", kernel)
-    assert_near(run(model, *inputs), before)
+    assert_repacked_is_near(kernel, model, *inputs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -92,24 +91,33 @@ class Model:
         blocks: list[list[int]] = []
         for one in rows:
             blocks.append([int(next(free)) for _ in range(len(one.keys) // BLOCK_SIZE + 1)])
-            for token in range(len(one.keys)):
-                block, place = blocks[-1][token // BLOCK_SIZE], token % BLOCK_SIZE
-                self.keys[block, :, place] = one.keys[token]
-                self.values[block, :, place] = one.values[token]
-        addresses = np.array([self.keys.ctypes.data, self.values.ctypes.data], np.int64)
-        begins = np.cumsum([0, *map(len, blocks)])
-        lengths = np.array([len(one.keys) for one in rows], np.int32)
-        found = self._compiled([
-            np.stack([one.x for one in rows])[:, None],
-            addresses.view(np.int32),
-            lengths,
-            np.concatenate(blocks).astype(np.int32),
-            begins.astype(np.int32),
-        ])  # fmt: skip
+            self.fill(one, blocks[-1])
+        found = self.compute([one.x for one in rows], [len(one.keys) for one in rows], blocks)
         for index, one in enumerate(rows):  # its own keys and values are in the cache now
             block, place = blocks[index][len(one.keys) // BLOCK_SIZE], len(one.keys) % BLOCK_SIZE
             kept = np.array([self.keys[block, :, place], self.values[block, :, place]])
-            assert kept.tobytes() == np.array(found[0])[index, 0, QUERIES:].tobytes()
+            assert kept.tobytes() == found[0][index, QUERIES:].tobytes()
+        return found
+
+    def fill(self, one: Row, blocks: list[int]) -> None:
+        """Put what is known of a sequence into these blocks of the cache."""
+        for token in range(len(one.keys)):
+            block, place = blocks[token // BLOCK_SIZE], token % BLOCK_SIZE
+            self.keys[block, :, place] = one.keys[token]
+            self.values[block, :, place] = one.values[token]
+
+    def compute(
+        self, x: list[Float], lengths: list[int], blocks: list[list[int]]
+    ) -> tuple[Float, Float]:
+        """Of each row: its activations, how many tokens are before it, and their blocks."""
+        addresses = np.array([self.keys.ctypes.data, self.values.ctypes.data], np.int64)
+        found = self._compiled([
+            np.stack(x)[:, None],
+            addresses.view(np.int32),
+            np.array(lengths, np.int32),
+            np.concatenate(blocks).astype(np.int32),
+            np.cumsum([0, *map(len, blocks)]).astype(np.int32),
+        ])  # fmt: skip
         return np.array(found[0])[:, 0], np.array(found[1])[:, 0]
 
 
@@ -167,18 +175,7 @@ def test_rows_of_one_sequence_see_those_before_them(kernel: Path) -> None:
         second.x, np.concatenate([first.keys, keys]), np.concatenate([first.values, values])
     )
     wanted = model(later)[1][0].tobytes()
-    blocks = np.array([3, 7], np.int32)
-    for token in range(40):
-        block, place = blocks[token // BLOCK_SIZE], token % BLOCK_SIZE
-        model.keys[block, :, place] = first.keys[token]
-        model.values[block, :, place] = first.values[token]
-    addresses = np.array([model.keys.ctypes.data, model.values.ctypes.data], np.int64)
-    found: Any = model._compiled([
-        np.stack([first.x, second.x])[:, None],
-        addresses.view(np.int32),
-        np.array([40, 41], np.int32),
-        np.tile(blocks, 2),
-        np.array([0, 2, 4], np.int32),
-    ])  # fmt: skip
-    assert np.array(found[1])[0, 0].tobytes() == alone.tobytes()
-    assert np.array(found[1])[1, 0].tobytes() == wanted
+    model.fill(first, [3, 7])
+    _, found = model.compute([first.x, second.x], [40, 41], [[3, 7], [3, 7]])
+    assert found[0].tobytes() == alone.tobytes()
+    assert found[1].tobytes() == wanted

@@ -177,7 +177,20 @@ class PagedModel:
         wanted = len(step.logit_rows)
         if self._pads:
             step = padded(step, LEAST_ROWS, spare_block=self.num_blocks)
-        return self._infer(step)[:wanted]
+        logits = _run(
+            self._request,
+            {
+                "input_ids": step.token_ids,
+                "position_ids": step.positions,
+                "past_lens": step.past_lens,
+                "subsequence_begins": step.sequence_begins,
+                "block_indices": step.block_indices,
+                "block_indices_begins": step.block_begins,
+                "max_context_len": np.array(step.max_context_len, np.int32),
+                "logit_rows": step.logit_rows,
+            },
+        )
+        return logits.reshape(len(step.logit_rows), self.vocab_size)[:wanted]
 
     def _exact_step_tokens(self, folder: Path) -> int:
         notes = folder / EXACT_STEPS_NOTES
@@ -218,20 +231,6 @@ class PagedModel:
             max_context_len=max(lengths),
         )
         return bytes(self._infer_paged(step)[0].tobytes())
-
-    def _infer(self, step: StepInput) -> NDArray[np.float32]:
-        arrays: dict[str, NDArray[Any]] = {
-            "input_ids": step.token_ids,
-            "position_ids": step.positions,
-            "past_lens": step.past_lens,
-            "subsequence_begins": step.sequence_begins,
-            "block_indices": step.block_indices,
-            "block_indices_begins": step.block_begins,
-            "max_context_len": np.array(step.max_context_len, np.int32),
-            "logit_rows": step.logit_rows,
-        }
-        logits = _run(self._request, arrays)
-        return logits.reshape(len(step.logit_rows), self.vocab_size)
 
 
 def _run(request: Any, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -52,7 +52,7 @@ def cpu_lacks() -> str:
     return "this CPU lacks AVX2, FMA or F16C, which its kernel is written for"
 
 
-def unavailable(folder: Path) -> str:
+def unavailable(folder: Path | None = None) -> str:
     """Why there can be no extension, and what to do; empty where it is there (in `folder`, or
     shipped), or this machine can make it.
     """
@@ -70,9 +70,9 @@ def unavailable(folder: Path) -> str:
     return ""
 
 
-def kept(folder: Path) -> Path | None:
+def kept(folder: Path | None) -> Path | None:
     """The compiled extension of `folder`, or the shipped one, where it may be loaded from there."""
-    for place in (folder, SHIPPED):
+    for place in (folder, SHIPPED) if folder else (SHIPPED,):
         try:
             file = (place / _name()).resolve(strict=True)
             if not _unfit(file.parent) and not _not_only_ours(file):
@@ -96,9 +96,9 @@ def extension(folder: Path | None) -> Path:
     Where `folder` can't keep it, it is made for this process alone, and the log says so; None
     asks for that. Raises: EngineError when it can't be made.
     """
-    if reason := unavailable(folder or SHIPPED):
+    if reason := unavailable(folder):
         raise refusal(reason)
-    done = kept(folder or SHIPPED)
+    done = kept(folder)
     if done is not None:
         return done
     if folder is None:

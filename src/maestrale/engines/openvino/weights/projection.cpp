@@ -58,12 +58,12 @@ struct PartOf {
 struct Stage {
     Before before;
     float epsilon;
-    int64_t source;    // whose result its activations are; kGiven: the next input's
+    int64_t source;    // whose result its activations are; kGiven: the next input's; kNone: parts'
     int64_t residual;  // whose result is added; kGiven: the next input, kNone: nothing
     size_t columns;
     size_t width;  // of the weights: inputs
     int64_t bits;
-    PartOf parts[3];  // for `attention`: queries, keys and values; else unused, as is `source` here
+    PartOf parts[3];  // for `attention`: queries, keys and values
     size_t slot = 0;  // where its result is kept for later stages
 
     size_t given_width() const { return before == Before::gate ? 2 * width : width; }
@@ -209,16 +209,16 @@ public:
         Constants constants(inputs, first_constants);
         announce(inputs[first_constants]);
         std::vector<float*> done;
+        const auto result_of = [&](int64_t stage) -> const float* {
+            if (stage == kNone) return nullptr;
+            return stage == kGiven ? inputs[input++].data<const float>() : done[stage];
+        };
+        std::vector<Target> targets;
+        std::vector<size_t> lengths;
         for (size_t i = 0; i < stages.size(); ++i) {
             const Stage& stage = stages[i];
-            const float* activations = nullptr;
-            if (stage.before != Before::attention)
-                activations = stage.source == kGiven ? inputs[input++].data<const float>()
-                                                     : done[stage.source];
-            const float* residual = nullptr;
-            if (stage.residual != kNone)
-                residual = stage.residual == kGiven ? inputs[input++].data<const float>()
-                                                    : done[stage.residual];
+            const float* activations = result_of(stage.source);
+            const float* residual = result_of(stage.residual);
             const uint8_t* weights = constants.take(stage.weight_bytes());
             const float* gain = nullptr;
             if (stage.before == Before::norm)
@@ -242,8 +242,8 @@ public:
                 activations = kept_attention.data();
             }
             round_rows(stage, activations, gain, count, rows);
-            std::vector<Target> targets;
-            std::vector<size_t> lengths;
+            targets.clear();
+            lengths.clear();
             for (size_t k = 0; k < all_lengths.size(); ++k)
                 if (m_attributes->results[k] == int64_t(i)) {
                     const size_t length = all_lengths[k];
@@ -310,8 +310,7 @@ private:
     static size_t given_inputs(const std::vector<Stage>& stages) {
         size_t count = 0;
         for (const Stage& stage : stages)
-            count += (stage.source == kGiven && stage.before != Before::attention) +
-                     (stage.residual == kGiven);
+            count += (stage.source == kGiven) + (stage.residual == kGiven);
         return count;
     }
 
@@ -354,6 +353,7 @@ private:
                                {size_t(part[2]), size_t(part[3])},
                                {size_t(part[4]), size_t(part[5])}}});
             const Stage& stage = stages.back();
+            NODE_VALIDATION_CHECK(this, (stage.source == kNone) == (before == Before::attention));
             if (before == Before::attention) {
                 NODE_VALIDATION_CHECK(this, stage.width == heads.queries * heads.width);
                 for (size_t k = 0; k < 3; ++k) {
@@ -363,7 +363,7 @@ private:
                                                                     stages[of.stage].columns);
                 }
             }
-            if (stage.source >= 0 && before != Before::attention)
+            if (stage.source >= 0)
                 NODE_VALIDATION_CHECK(this, stages[stage.source].columns == stage.given_width());
             bytes += stage.weight_bytes();
             if (stage.before == Before::norm) bytes += stage.width * sizeof(float);
