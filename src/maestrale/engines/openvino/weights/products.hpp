@@ -18,7 +18,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
 namespace {
@@ -26,21 +25,27 @@ namespace {
 constexpr size_t kGroup = 32;    // inputs that share a scale
 constexpr size_t kOutputs = 8;   // outputs of a tile
 constexpr size_t kBeside = 24;   // bytes of scales and zero points in a block
-constexpr size_t kRows = 4;      // that a kernel computes together
 
-template <size_t Value>
-constexpr std::integral_constant<size_t, Value> number{};
+inline bool has_vnni() {
+#ifdef WITHOUT_VNNI  // as on older CPUs, for tests
+    return false;
+#else
+    return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#endif
+}
 
-// Rows of activations: 8-bit values [rows, inputs]; their scale, and the sum of the values, for
-// each group [rows, groups].
+// Rows of activations, rounded to 8 bits in groups. Those that a kernel computes together, as many
+// as its registers hold, lie together, quad by quad, so that it reads on in one place.
 struct Rows {
+    size_t count;
     size_t inputs;
     size_t groups;
-    std::vector<int8_t> values;
-    std::vector<float> scales;
-    std::vector<float> sums;
+    std::vector<int8_t> values;  // of rows together: [inputs / 4, rows, 4]
+    std::vector<float> scales;   // [groups, rows]
+    std::vector<float> sums;     // of the values, [groups, rows]
 
     void resize(size_t rows, size_t width) {
+        count = rows;
         inputs = width;
         groups = width / kGroup;
         values.resize(rows * inputs);
@@ -48,7 +53,21 @@ struct Rows {
         sums.resize(rows * groups);
     }
 
+    // How many belong together from `first` on: 8, 4, or up to 3 at the end.
+    size_t together(size_t first) const {
+        const size_t left = count - first;
+        return left >= 8 && has_vnni() ? 8 : std::min<size_t>(left, 4);
+    }
+
+    // The first of those that `row` belongs to.
+    size_t first(size_t row) const {
+        const size_t eight = row / 8 * 8;
+        return together(eight) == 8 ? eight : row / 4 * 4;
+    }
+
     void round(const float* source, size_t row) {
+        const size_t first = this->first(row);
+        const size_t beside = together(first);
         for (size_t group = 0; group < groups; ++group) {
             const float* x = source + group * kGroup;
             const __m256 sign = _mm256_set1_ps(-0.0f);
@@ -73,13 +92,17 @@ struct Rows {
                                                _mm256_packs_epi32(whole[2], whole[3]));
             // The packs work on halves of a vector: bring their quarters back in order.
             bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-            int8_t* target = values.data() + row * inputs + group * kGroup;
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), bytes);
+            alignas(32) int32_t quads[kGroup / 4];
+            _mm256_store_si256(reinterpret_cast<__m256i*>(quads), bytes);
+            int8_t* target = values.data() + first * inputs + 4 * (row - first);
+            for (size_t i = 0; i < kGroup / 4; ++i)
+                std::memcpy(target + (group * kGroup + 4 * i) * beside, quads + i, 4);
             __m128i total = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
             total = _mm_add_epi32(total, _mm_shuffle_epi32(total, 0x4e));
             total = _mm_add_epi32(total, _mm_shuffle_epi32(total, 0xb1));
-            scales[row * groups + group] = largest / 127.0f;
-            sums[row * groups + group] = static_cast<float>(_mm_cvtsi128_si32(total));
+            const size_t at = first * groups + group * beside + row - first;
+            scales[at] = largest / 127.0f;
+            sums[at] = static_cast<float>(_mm_cvtsi128_si32(total));
         }
     }
 };
@@ -163,7 +186,7 @@ template <bool Vnni, int Bits, int R, int C>
             const int inputs = 4 * (Bits == 8 && kHalves ? part / 2 : part);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
-                const __m256i four = quad(values + r * rows.inputs + inputs);
+                const __m256i four = quad(values + R * inputs + 4 * r);
 #pragma GCC unroll 4
                 for (int c = 0; c < C; ++c) {
                     __m256i& into = Bits == 8 && upper ? high[r][c] : low[r][c];
@@ -189,10 +212,9 @@ template <bool Vnni, int Bits, int R, int C>
                 if constexpr (!Vnni) sum = _mm256_madd_epi16(sum, ones);
                 if constexpr (Bits == 8 && !Vnni)
                     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(high[r][c], sixteens));
-                const size_t at = r * rows.groups + group;
                 const __m256 centred =
-                    _mm256_fnmadd_ps(zero_point, _mm256_set1_ps(sums[at]), _mm256_cvtepi32_ps(sum));
-                const __m256 factor = _mm256_mul_ps(scale, _mm256_set1_ps(scales[at]));
+                    _mm256_fnmadd_ps(zero_point, _mm256_set1_ps(sums[r]), _mm256_cvtepi32_ps(sum));
+                const __m256 factor = _mm256_mul_ps(scale, _mm256_set1_ps(scales[r]));
                 total[r][c] = _mm256_fmadd_ps(factor, centred, total[r][c]);
             }
         }
@@ -201,7 +223,9 @@ template <bool Vnni, int Bits, int R, int C>
         for (int c = 0; c < C; ++c)
             prefetch<32 * Bits + kBeside>(block + (2 * C + c) * tile_bytes);
         block += 32 * Bits + kBeside;
-        values += kGroup;
+        values += kGroup * R;
+        scales += R;
+        sums += R;
     }
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) target.store(r, kOutputs * c, total[r][c]);
@@ -214,71 +238,144 @@ template <int Bits, int R, int C>
     multiply_rows<false, Bits, R, C>(block, tile_bytes, rows, first_row, target);
 }
 
-template <int Bits, int R, int C>
-[[gnu::noinline, gnu::target("avx512vl,avx512vnni")]] void product_vnni(
-    const uint8_t* block, size_t tile_bytes, const Rows& rows, size_t first_row,
-    const Target& target) {
-    multiply_rows<true, Bits, R, C>(block, tile_bytes, rows, first_row, target);
+#define WIDE gnu::target("avx512f,avx512vl,avx512vnni")
+
+[[WIDE, gnu::always_inline]] inline void dot(__m512i& into, __m512i unsigned_bytes,
+                                             const int8_t* quad) {
+    asm("vpdpbusd %2%{1to16%}, %1, %0"
+        : "+v"(into)
+        : "v"(unsigned_bytes), "m"(*reinterpret_cast<const int32_t*>(quad)));
 }
 
-inline bool has_vnni() {
-#ifdef WITHOUT_VNNI  // as on older CPUs, for tests
-    return false;
-#else
-    return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-#endif
+[[WIDE, gnu::always_inline]] inline __m512i both(const uint8_t* one, const uint8_t* other) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(load(one)), load(other), 1);
 }
 
-// `count` rows times T tiles, of which the registers hold C. All are done for some rows before the
-// next: half a line of results, written far from the other half, would leave the cache in between.
-template <bool Vnni, int Bits, int C, int T>
-void all_rows(const uint8_t* tile, size_t tile_bytes, const Rows& rows, size_t count,
-              const Target& target) {
-    const auto some = [&](auto r, auto c, size_t row, size_t place) {
-        const uint8_t* from = tile + place * tile_bytes;
-        const Target to = target.at(row, place * kOutputs);
-        if constexpr (Vnni)
-            product_vnni<Bits, r(), c()>(from, tile_bytes, rows, row, to);
-        else
-            product<Bits, r(), c()>(from, tile_bytes, rows, row, to);
-    };
-    size_t row = 0;
-    for (; row + kRows <= count; row += kRows)
-        for (size_t place = 0; place < T; place += C) some(number<kRows>, number<C>, row, place);
-    for (size_t place = 0; place < T; ++place) {
-        if (count - row == 1) some(number<1>, number<1>, row, place);
-        if (count - row == 2) some(number<2>, number<1>, row, place);
-        if (count - row == 3) some(number<3>, number<1>, row, place);
+// R rows times one tile.
+template <int Bits, int R>
+[[gnu::noinline, WIDE]] void product_vnni(const uint8_t* block, size_t tile_bytes, const Rows& rows,
+                                          size_t first_row, const Target& target) {
+    multiply_rows<true, Bits, R, 1>(block, tile_bytes, rows, first_row, target);
+}
+
+// R rows times two tiles, as one vector of 16 outputs.
+template <int Bits, int R>
+[[gnu::noinline, WIDE]] void product_wide(const uint8_t* block, size_t tile_bytes, const Rows& rows,
+                                          size_t first_row, const Target& target) {
+    const __m512i low_half = _mm512_set1_epi8(15);
+    const int8_t* values = rows.values.data() + first_row * rows.inputs;
+    const float* scales = rows.scales.data() + first_row * rows.groups;
+    const float* sums = rows.sums.data() + first_row * rows.groups;
+    __m512 total[R];
+    for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
+    for (size_t group = 0; group < rows.groups; ++group) {
+        const uint8_t* other = block + tile_bytes;
+        __m512i sum[R];
+        for (int r = 0; r < R; ++r) sum[r] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int part = 0; part < Bits; ++part) {
+            const __m512i bytes = both(block + 32 * part, other + 32 * part);
+            const int8_t* quads = values + 4 * R * (Bits == 4 ? 2 : 1) * part;
+            if constexpr (Bits == 4) {
+                const __m512i low = _mm512_and_si512(bytes, low_half);
+                const __m512i high = _mm512_and_si512(_mm512_srli_epi32(bytes, 4), low_half);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) dot(sum[r], low, quads + 4 * r);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) dot(sum[r], high, quads + 4 * R + 4 * r);
+            } else {
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) dot(sum[r], bytes, quads + 4 * r);
+            }
+        }
+        const uint8_t* beside = block + 32 * Bits;
+        const uint8_t* others = other + 32 * Bits;
+        const __m512 scale = _mm512_cvtph_ps(_mm256_loadu2_m128i(
+            reinterpret_cast<const __m128i*>(others), reinterpret_cast<const __m128i*>(beside)));
+        const __m128i points = _mm_unpacklo_epi64(
+            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(beside + 2 * kOutputs)),
+            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(others + 2 * kOutputs)));
+        const __m512 zero_point = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(points));
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const __m512 centred =
+                _mm512_fnmadd_ps(zero_point, _mm512_set1_ps(sums[r]), _mm512_cvtepi32_ps(sum[r]));
+            const __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(scales[r]));
+            total[r] = _mm512_fmadd_ps(factor, centred, total[r]);
+        }
+        prefetch<32 * Bits + kBeside>(block + 4 * tile_bytes);
+        prefetch<32 * Bits + kBeside>(other + 4 * tile_bytes);
+        block += 32 * Bits + kBeside;
+        values += kGroup * R;
+        scales += R;
+        sums += R;
+    }
+    for (int r = 0; r < R; ++r) {
+        target.store(r, 0, _mm512_castps512_ps256(total[r]));
+        const __m512d halves = _mm512_castps_pd(total[r]);
+        target.store(r, kOutputs, _mm256_castpd_ps(_mm512_extractf64x4_pd(halves, 1)));
+    }
+}
+
+// R rows times T tiles. AVX2's registers hold two only for 4 bits.
+template <bool Vnni, int Bits, int R, int T>
+void some_rows(const uint8_t* tile, size_t tile_bytes, const Rows& rows, size_t first_row,
+               const Target& target) {
+    if constexpr (T == 2 && R >= 4 && Vnni) {
+        product_wide<Bits, R>(tile, tile_bytes, rows, first_row, target);
+    } else if constexpr (T == 2 && R >= 4 && Bits == 4) {
+        product<Bits, R, T>(tile, tile_bytes, rows, first_row, target);
+    } else {
+        for (int i = 0; i < T; ++i, tile += tile_bytes)
+            if constexpr (Vnni)
+                product_vnni<Bits, R>(tile, tile_bytes, rows, first_row, target.at(0, i * kOutputs));
+            else
+                product<Bits, R, 1>(tile, tile_bytes, rows, first_row, target.at(0, i * kOutputs));
+    }
+}
+
+// All rows times T tiles. Both are done for some rows before the next: half a line of results,
+// written far from the other half, would leave the cache in between.
+template <bool Vnni, int Bits, int T>
+void all_rows(const uint8_t* tile, size_t tile_bytes, const Rows& rows, const Target& target) {
+    for (size_t row = 0; row < rows.count; row += rows.together(row)) {
+        const auto with = [&](auto run) { run(tile, tile_bytes, rows, row, target.at(row, 0)); };
+        switch (rows.together(row)) {
+            case 1: with(some_rows<Vnni, Bits, 1, T>); break;
+            case 2: with(some_rows<Vnni, Bits, 2, T>); break;
+            case 3: with(some_rows<Vnni, Bits, 3, T>); break;
+            case 4: with(some_rows<Vnni, Bits, 4, T>); break;
+            case 8:
+                if constexpr (Vnni) with(some_rows<Vnni, Bits, 8, T>);
+        }
     }
 }
 
 // Tiles `first` to `last`, whose first is written to the first column of `target`; `outputs`: how
-// many columns it has. Registers suffice for two tiles, but for one of 8 bits in halves.
+// many columns it has.
 template <bool Vnni, int Bits>
-void tiles(const uint8_t* weights, const Rows& rows, size_t count, size_t first, size_t last,
-           const Target& target, size_t outputs) {
-    constexpr size_t C = Bits == 4 || Vnni ? 2 : 1;
+void tiles(const uint8_t* weights, const Rows& rows, size_t first, size_t last, const Target& target,
+           size_t outputs) {
     constexpr size_t T = 2;
     const size_t tile_bytes = rows.groups * (32 * Bits + kBeside);
     const size_t whole = std::min(last, first + outputs / kOutputs);
     const auto bytes = [&](size_t tile) { return weights + tile * tile_bytes; };
     const auto place = [&](size_t tile) { return target.at(0, (tile - first) * kOutputs); };
     size_t tile = first;
-    if (count >= kRows)
-        for (; tile + T <= whole; tile += T)
-            all_rows<Vnni, Bits, C, T>(bytes(tile), tile_bytes, rows, count, place(tile));
-    for (; tile < whole; ++tile)
-        all_rows<Vnni, Bits, 1, 1>(bytes(tile), tile_bytes, rows, count, place(tile));
+    for (; tile + T <= whole; tile += T)
+        all_rows<Vnni, Bits, T>(bytes(tile), tile_bytes, rows, place(tile));
+    for (; tile < whole; ++tile) all_rows<Vnni, Bits, 1>(bytes(tile), tile_bytes, rows, place(tile));
     for (; tile < last; ++tile) {  // the last one, with fewer outputs than a vector holds
+        thread_local std::vector<float> full;
+        full.resize(rows.count * kOutputs);
+        all_rows<Vnni, Bits, 1>(bytes(tile), tile_bytes, rows, {full.data(), nullptr, kOutputs});
         const Target rest = place(tile);
-        for (size_t row = 0; row < count; ++row) {
-            float full[kOutputs];
-            product<Bits, 1, 1>(bytes(tile), tile_bytes, rows, row, {full, nullptr, kOutputs});
+        for (size_t row = 0; row < rows.count; ++row)
             for (size_t i = 0; i < outputs % kOutputs; ++i) {
                 const size_t offset = row * rest.stride + i;
-                rest.out[offset] = full[i] + (rest.residual ? rest.residual[offset] : 0.0f);
+                rest.out[offset] =
+                    full[row * kOutputs + i] + (rest.residual ? rest.residual[offset] : 0.0f);
             }
-        }
     }
 }
 

@@ -256,7 +256,7 @@ public:
                 targets.push_back({kept.data(), residual, stage.columns});
                 lengths.push_back(stage.columns);
             }
-            multiply(stage, weights, rows, count, targets, lengths);
+            multiply(stage, weights, rows, targets, lengths);
             done.push_back(targets[0].out);
         }
         if (count <= kRowsThatWait) m_following->read_ahead();
@@ -420,7 +420,7 @@ private:
     }
 
     // `targets` take the columns one after the other, each as many as `lengths` says.
-    static void multiply(const Stage& stage, const uint8_t* bytes, const Rows& rows, size_t count,
+    static void multiply(const Stage& stage, const uint8_t* bytes, const Rows& rows,
                          const std::vector<Target>& targets, const std::vector<size_t>& lengths) {
         const auto run = has_vnni() ? (stage.bits == 4 ? tiles<true, 4> : tiles<true, 8>)
                               : (stage.bits == 4 ? tiles<false, 4> : tiles<false, 8>);
@@ -433,7 +433,7 @@ private:
                 const size_t last = std::min(2 * range.end(), end);
                 if (first < last) {
                     const size_t column = (first - begin) * kOutputs;
-                    run(bytes, rows, count, first, last, targets[k].at(0, column), lengths[k] - column);
+                    run(bytes, rows, first, last, targets[k].at(0, column), lengths[k] - column);
                 }
                 begin = end;
             }
