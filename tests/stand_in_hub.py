@@ -231,8 +231,8 @@ class _Handler(BaseHTTPRequestHandler):
         for at in range(0, min(limit, len(body)), 65536):
             time.sleep(faults.chunk_pause)
             part = body[at : min(at + 65536, limit)]
+            self.hub.sent += len(part)  # before the client can look
             self.wfile.write(part)
-            self.hub.sent += len(part)
         if limit < len(body):
             self.close_connection = True
 
