@@ -66,6 +66,17 @@ def kernel(cache_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def without_vnni(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The extension as it is on a CPU without VNNI."""
+    from maestrale.engines.openvino.weights.extension import COMPILERS, extension
+
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", f"{compiler} -DWITHOUT_VNNI")
+        return extension(tmp_path_factory.mktemp("kernel"))
+
+
+@pytest.fixture(scope="session")
 def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model as the hub has it: a folder with safetensors (float32, 540 MB)."""
     from hf_folder import write_hf_folder

@@ -138,13 +138,13 @@ PEERS = (
     Peer(
         "ours",
         "maestrale, deterministic (as shipped)",
-        f"{WEIGHTS}, f32 KV",
+        f"{WEIGHTS}, {'8-bit' if FORM == 'a8' else 'f32'} KV",
         _ours("--weight-format", FORM),
     ),
     Peer(
         "ours-fast",
         "maestrale, fast (`--no-deterministic`)",
-        f"{WEIGHTS}, {'f32' if FORM == 'a8' else 'default'} KV",
+        f"{WEIGHTS}, {'8-bit' if FORM == 'a8' else 'default'} KV",
         _ours("--no-deterministic", "--weight-format", FORM),
     ),
     Peer(

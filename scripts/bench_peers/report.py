@@ -144,7 +144,9 @@ def as_markdown(
         "A peer's row names the form of its weights and of its KV cache. Ours runs with "
         f"`--weight-format {FORM}` fixed, so that the measurement at a model's first start, which "
         "chooses between that and OpenVINO's own products of the GGUF's 4 bits, plays no part "
-        "here. llama.cpp rounds activations to 8 bits as well; its f16 KV cache is its default. "
+        "here; with `a8` its KV cache has 8 bits a value and a scale for each token "
+        "([performance.md](performance.md) says what that costs in perplexity). llama.cpp rounds "
+        "activations to 8 bits as well; its f16 KV cache is its default. "
         "GenAI, which can't run our kernel, has the GGUF and our int8 weights, each with what our "
         "deterministic mode sets.\n",
         "## What was to be reached\n",

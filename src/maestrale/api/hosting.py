@@ -182,6 +182,7 @@ class EngineHost:
                 settings.max_model_len,
                 settings.kv_cache_bytes,
                 settings.deterministic,
+                settings.weight_format,
             )
 
 

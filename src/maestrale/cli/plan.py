@@ -142,6 +142,7 @@ def _plans(
     described: Described, gpu: Gpu | None, given: dict[str, Any], settings: config.Settings
 ) -> dict[str, Plan]:
     """The plan for each type of weights; the files' sizes count where they are known."""
+    from maestrale.engines.openvino.weights.extension import unavailable
     from maestrale.models.fit import GpuOptions, plan_gpu
     from maestrale.models.fit_cpu import available_memory, plan_cpu
     from maestrale.models.weight_sizes import CPU_TYPES, VLLM_TYPES
@@ -178,6 +179,7 @@ def _plans(
             memory,
             cache,
             deterministic=given["deterministic"],
+            kernel=not unavailable(),
             weight_type=kind,
             weights=described.weights if name == stated else None,
         )

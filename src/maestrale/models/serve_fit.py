@@ -18,17 +18,19 @@ def check_cpu(
     wanted: int | None,
     kv_cache: int | None,
     deterministic: bool,
+    weight_format: str | None = None,
 ) -> None:
     """For the OpenVINO engine. `weights`, `kv_cache` in bytes, `wanted` in tokens.
+
+    Where the form of the weights is still open, the one with the smallest cache counts.
 
     Raises: ModelDoesNotFit with the number of tokens that can, or what memory is missing.
     """
     from maestrale.models.fit_cpu import (
         DEFAULT_KV_CACHE,
-        EXACT_ELEMENT,
         available_memory,
-        fast_element_of,
         kv_capacity,
+        kv_element,
     )
 
     kv_cache = kv_cache or DEFAULT_KV_CACHE
@@ -40,7 +42,7 @@ def check_cpu(
         )
     if prepared.kv_elements is None or prepared.head_dim is None or wanted is None:
         return
-    element = EXACT_ELEMENT if deterministic else fast_element_of(prepared.head_dim)
+    element = kv_element(prepared.head_dim, deterministic, own=weight_format in (None, "a8"))
     capacity = kv_capacity(kv_cache, prepared.kv_elements, element)
     most = min(capacity, prepared.context_length)
     if wanted > prepared.context_length:

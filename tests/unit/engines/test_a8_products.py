@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 from openvino import opset13
 
 from maestrale.engines.openvino.weights.chain import OPERATION, Chain
-from maestrale.engines.openvino.weights.extension import COMPILERS, extension
 from maestrale.engines.openvino.weights.repack import repack
 
 Float = NDArray[np.float32]
@@ -112,15 +109,6 @@ def assert_repacked_is_near(kernel: Path, model: ov.Model, *inputs: Float) -> No
     before = run(model, *inputs)
     repack(model, "a8", kernel)
     assert_near(run(model, *inputs), before)
-
-
-@pytest.fixture(scope="module")
-def without_vnni(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The extension as it is on a CPU without VNNI."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CXX", f"{compiler} -DWITHOUT_VNNI")
-        return extension(tmp_path_factory.mktemp("kernel"))
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -1,7 +1,7 @@
 """A model becomes one operation only where attention is all that stands between its products.
 
 What the operation computes is in `test_attention.py`, and with a real model in
-`contract/engines/test_singles.py`.
+`contract/engines/test_whole.py`.
 """
 
 from __future__ import annotations
@@ -54,9 +54,14 @@ def test_all_layers_are_one_operation(paged: ov.Model, kernel: Path) -> None:
     before = len(paged.get_ordered_ops())
     found = decoder(paged, kernel)
     assert len(paged.get_ordered_ops()) == before  # as it was
-    result = found.output("logits").get_node().input_value(0).get_node()
+    assert found is not None
+    result = found.model.output("logits").get_node().input_value(0).get_node()
     chain = Chain.of(result)
-    assert chain.heads == Heads(queries=9, kept=3, width=64, scale=0.125, turned=True)
+    assert found.layers == 30
+    assert found.block_bytes == 3 * 4608  # heads, and what `attention.hpp` lays out for each
+    assert (
+        chain.heads == found.heads == Heads(queries=9, kept=3, width=64, scale=0.125, turned=True)
+    )
     assert sum(stage.before == "attention" for stage in chain.stages) == 30
     assert chain.outputs == [(len(chain.stages) - 1, 49152)]
 

@@ -14,14 +14,14 @@ def scheduler(
     seqs: int = 8,
     budget: int = 128,
     caching: bool = True,
-    exact: bool = False,
+    apart: bool = False,
 ) -> Scheduler:
     return Scheduler(
         blocks,
         max_num_seqs=seqs,
         max_num_batched_tokens=budget,
         prefix_caching=caching,
-        exact=exact,
+        apart=apart,
     )
 
 
@@ -157,7 +157,7 @@ def prompt(*tokens: int) -> ScheduledSequence:
 
 
 def test_a_beginning_shorter_than_a_block_is_copied() -> None:
-    under_test = scheduler(exact=True)
+    under_test = scheduler(apart=True)
     under_test.add(prompt(*range(40)))
     step(under_test)
     other = prompt(*range(20), *range(500, 530))
@@ -171,7 +171,7 @@ def test_a_beginning_shorter_than_a_block_is_copied() -> None:
 
 
 def test_what_is_left_of_a_prompt_after_its_last_block_is_copied_too() -> None:
-    under_test = scheduler(exact=True)
+    under_test = scheduler(apart=True)
     first = prompt(*range(BLOCK_SIZE + 20))
     under_test.add(first)
     for _ in range(BLOCK_SIZE):  # its own answer goes on in the same block
@@ -184,7 +184,7 @@ def test_what_is_left_of_a_prompt_after_its_last_block_is_copied_too() -> None:
 
 
 def test_a_prompt_of_one_token_is_not_what_a_chunk_is() -> None:
-    under_test = scheduler(exact=True)
+    under_test = scheduler(apart=True)
     under_test.add(prompt(3))
     step(under_test)
     other = prompt(3, 4, 5)
@@ -254,9 +254,9 @@ def test_without_prefix_caching_nothing_is_shared_or_waited_for() -> None:
     assert not set(a.blocks) & set(b.blocks)
 
 
-def test_exact_means_that_every_token_is_always_computed_the_same_way() -> None:
+def test_apart_means_that_every_token_is_always_computed_the_same_way() -> None:
     chance = random.Random(6)
-    under_test = scheduler(blocks=7, seqs=4, budget=24, exact=True)
+    under_test = scheduler(blocks=7, seqs=4, budget=24, apart=True)
     group = [sequence(length, start=1000 * length) for length in (2, 31, 33, 64, 65, 66, 97)]
     again = [sequence(length, start=1000 * length) for length in (2, 31, 33, 64, 65, 66, 97)]
     waiting = [one for pair in zip(group, again, strict=True) for one in pair]
@@ -277,8 +277,8 @@ def test_exact_means_that_every_token_is_always_computed_the_same_way() -> None:
     assert all(one.cached_tokens <= one.prompt_length - 2 for one in again)
 
 
-def test_exact_keeps_generated_tokens_out_of_the_prefix_cache() -> None:
-    under_test = scheduler(exact=True)
+def test_apart_keeps_generated_tokens_out_of_the_prefix_cache() -> None:
+    under_test = scheduler(apart=True)
     first = sequence(BLOCK_SIZE)
     under_test.add(first)
     for _ in range(BLOCK_SIZE + 2):
@@ -310,7 +310,7 @@ def answered(under_test: Scheduler, prompt: int, answer: int) -> ScheduledSequen
 
 
 def test_an_answer_is_rehearsed_for_its_follow_up() -> None:
-    under_test = scheduler(exact=True)
+    under_test = scheduler(apart=True)
     first = answered(under_test, BLOCK_SIZE + 5, 3 * BLOCK_SIZE)
     assert under_test.rehearsals
     assert rehearse(under_test) == [BLOCK_SIZE] * 3 + [5]
@@ -323,14 +323,14 @@ def test_an_answer_is_rehearsed_for_its_follow_up() -> None:
 
 
 def test_nothing_is_rehearsed_where_the_answer_is_cached_as_it_is() -> None:
-    for settings in ({"exact": False}, {"exact": True, "caching": False}):
+    for settings in ({"apart": False}, {"apart": True, "caching": False}):
         under_test = scheduler(**settings)
         answered(under_test, BLOCK_SIZE, BLOCK_SIZE)
         assert not under_test.rehearsals
 
 
 def test_a_rehearsal_takes_no_block_that_is_in_use() -> None:
-    under_test = scheduler(blocks=5, exact=True)
+    under_test = scheduler(blocks=5, apart=True)
     answered(under_test, BLOCK_SIZE, 2 * BLOCK_SIZE + 5)
     running = sequence(3 * BLOCK_SIZE, start=900)
     under_test.add(running)
@@ -388,7 +388,7 @@ def test_everything_ends_and_every_block_comes_back_whatever_arrives() -> None:
             seqs=chance.randint(1, 6),
             budget=chance.choice([1, 3, 8, 33, 128]),
             caching=chance.random() < 0.7,
-            exact=chance.random() < 0.5,
+            apart=chance.random() < 0.5,
         )
         waiting = []
         for _ in range(12):

@@ -1,54 +1,55 @@
-"""A step taken apart: the sequences with one token, and the others."""
+"""The arrays of a step, from the chunks that the scheduler picked."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from maestrale.engines.openvino.step import StepInput, part, rows_of, singles_of
+from maestrale.engines.openvino.scheduler import Chunk, ScheduledSequence
+from maestrale.engines.openvino.step import padded, step_input
 
 
-def step() -> StepInput:
-    """A chunk of three tokens, one token, a chunk of two without logits, one token."""
-    return StepInput(
-        token_ids=np.array([10, 11, 12, 20, 30, 31, 40]),
-        positions=np.array([0, 1, 2, 40, 5, 6, 33]),
-        past_lens=np.array([0, 40, 5, 33], np.int32),
-        sequence_begins=np.array([0, 3, 4, 6, 7], np.int32),
-        block_indices=np.array([1, 2, 3, 4, 5, 6], np.int32),
-        block_begins=np.array([0, 1, 3, 4, 6], np.int32),
-        logit_rows=np.array([2, 3, 6]),
-        max_context_len=41,
+def sequence(tokens: int, computed: int, blocks: list[int]) -> ScheduledSequence:
+    """Whose tokens are 100, 101, ..."""
+    return ScheduledSequence(
+        tokens=list(range(100, 100 + tokens)),
+        prompt_length=tokens,
+        prefill_length=tokens,
+        computed=computed,
+        blocks=blocks,
     )
 
 
-def test_which_sequences_have_a_single_token() -> None:
-    assert singles_of(step()).tolist() == [False, True, False, True]
-    assert rows_of(step(), singles_of(step())).tolist() == [False] * 3 + [True, False, False, True]
+def test_chunks_follow_each_other() -> None:
+    begun, ended = sequence(50, 0, [4, 7]), sequence(34, 31, [2, 9])
+    found = step_input([Chunk(begun, 3), Chunk(ended, 3)])
+    assert found.token_ids.tolist() == [100, 101, 102, 131, 132, 133]
+    assert found.positions.tolist() == [0, 1, 2, 31, 32, 33]
+    assert found.past_lens.tolist() == [0, 31]
+    assert found.sequence_begins.tolist() == [0, 3, 6]
+    assert found.block_indices.tolist() == [4, 2, 9]  # those that its tokens reach
+    assert found.block_begins.tolist() == [0, 1, 3]
+    assert found.logit_rows.tolist() == [5]  # the first one's prompt goes on
+    assert found.max_context_len == 34
 
 
-def test_the_part_with_single_tokens() -> None:
-    found = part(step(), singles_of(step()))
-    assert found.token_ids.tolist() == [20, 40]
-    assert found.positions.tolist() == [40, 33]
-    assert found.past_lens.tolist() == [40, 33]
+def test_a_guess_is_a_sequence_of_one_token_over_the_same_blocks() -> None:
+    found = step_input([Chunk(sequence(32, 31, [5, 6]), 1, drafts=(7, 8))])
+    assert found.token_ids.tolist() == [131, 7, 8]
+    assert found.positions.tolist() == [31, 32, 33]
+    assert found.past_lens.tolist() == [31, 32, 33]
+    assert found.sequence_begins.tolist() == [0, 1, 2, 3]
+    assert found.block_indices.tolist() == [5, 5, 6, 5, 6]
+    assert found.logit_rows.tolist() == [0, 1, 2]
+
+
+def test_a_step_is_padded_with_a_token_in_the_spare_block() -> None:
+    step = step_input([Chunk(sequence(32, 31, [5]), 1)])
+    found = padded(step, 2, spare_block=99)
+    assert found.token_ids.tolist() == [131, 0]
     assert found.sequence_begins.tolist() == [0, 1, 2]
-    assert found.block_indices.tolist() == [2, 3, 5, 6]
-    assert found.block_begins.tolist() == [0, 2, 4]
-    assert found.logit_rows.tolist() == [0, 1]
-
-
-def test_the_part_with_chunks() -> None:
-    found = part(step(), ~singles_of(step()))
-    assert found.token_ids.tolist() == [10, 11, 12, 30, 31]
-    assert found.past_lens.tolist() == [0, 5]
-    assert found.sequence_begins.tolist() == [0, 3, 5]
-    assert found.block_indices.tolist() == [1, 4]
-    assert found.block_begins.tolist() == [0, 1, 2]
-    assert found.logit_rows.tolist() == [2]
-
-
-def test_a_part_keeps_the_types_that_the_model_wants() -> None:
-    whole, found = step(), part(step(), singles_of(step()))
+    assert found.block_indices.tolist() == [5, 99]
+    assert found.logit_rows.tolist() == [0, 0]
+    assert padded(step, 1, spare_block=99) is step
     for name in ("token_ids", "past_lens", "sequence_begins", "block_indices", "block_begins"):
-        assert getattr(found, name).dtype == getattr(whole, name).dtype
-    assert found.logit_rows.dtype == whole.logit_rows.dtype
+        assert getattr(found, name).dtype == getattr(step, name).dtype
+    assert found.logit_rows.dtype == np.int64

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from maestrale.engines.base import WeightFormat
 from maestrale.models.advice import advice
 from maestrale.models.architecture import Architecture, from_config
 from maestrale.models.catalog import find_model
@@ -143,21 +147,34 @@ def test_the_cpus_account() -> None:
     assert not plan_cpu("m", MISTRAL, 4 << 30, 1 << 30).fits
     fast = plan_cpu("m", MISTRAL, 24 << 30, 1 << 30, deterministic=False)
     assert fast.kv_capacity_tokens > 3 * plan.kv_capacity_tokens
+    own = plan_cpu("m", MISTRAL, 24 << 30, 1 << 30, kernel=True)
+    assert own.kv_capacity_tokens > fast.kv_capacity_tokens
+    window = dataclasses.replace(MISTRAL, sliding_window=4096, sliding_layers=32)
+    assert plan_cpu("m", window, 24 << 30, 1 << 30, kernel=True).kv_bytes_per_token == 262_144
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_the_engine_counts_the_same(deterministic: bool, prepared_model: object) -> None:
-    from pathlib import Path
-
+@pytest.mark.parametrize(
+    ("deterministic", "weight_format"), [(True, "original"), (False, "original"), (True, "a8")]
+)
+def test_the_engine_counts_the_same(
+    deterministic: bool, weight_format: WeightFormat, prepared_model: Path
+) -> None:
     from maestrale.engines.openvino.graph import PagedModel
+    from maestrale.engines.openvino.weights.forms import without_kernel
 
-    assert isinstance(prepared_model, Path)
+    kernel = weight_format == "a8"
+    if kernel and (reason := without_kernel(prepared_model)):
+        pytest.skip(reason)
     engine = PagedModel(
-        prepared_model, kv_cache_bytes=1 << 28, threads=1, deterministic=deterministic
+        prepared_model,
+        kv_cache_bytes=1 << 28,
+        threads=1,
+        deterministic=deterministic,
+        weight_format=weight_format,
     )
     shape = shape_of("smollm2-135m-instruct")
-    plan = plan_cpu("m", shape, 8 << 30, 1 << 28, deterministic=deterministic)
+    plan = plan_cpu("m", shape, 8 << 30, 1 << 28, deterministic=deterministic, kernel=kernel)
     assert plan.kv_bytes_per_token * 32 == engine.bytes_per_block
     assert plan.kv_capacity_tokens == engine.num_blocks * 32
 

@@ -154,7 +154,7 @@ class OpenVINOEngine:
             max_num_seqs=self._max_num_seqs,
             max_num_batched_tokens=most_tokens,
             prefix_caching=config.enable_prefix_caching,
-            exact=exact > 0,
+            apart=exact > 0 and not self._model.one_way,
         )
         if self._scheduler.max_running < self._max_num_seqs:
             logger.warning(

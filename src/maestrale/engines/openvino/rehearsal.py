@@ -1,10 +1,10 @@
 """Answers computed once more, as the prompt of a follow-up has them, while nobody waits.
 
-Where results are exact, only what was computed in chunks may enter the prefix cache, and an answer
-was computed token by token. When the engine has been idle for a moment, the answers that ended last
-are therefore computed again in chunks, a block at a time and then what is left: the follow-up then
-finds the whole conversation in the cache, and its time to first token is that of the new question
-alone.
+Where results are exact and OpenVINO's attention computes them, only what was computed in chunks may
+enter the prefix cache, and an answer was computed token by token. When the engine has been idle for
+a moment, the answers that ended last are therefore computed again in chunks, a block at a time and
+then what is left: the follow-up then finds the whole conversation in the cache, and its time to
+first token is that of the new question alone.
 """
 
 from __future__ import annotations

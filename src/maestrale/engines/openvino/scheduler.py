@@ -7,10 +7,11 @@ next, so neither a long prompt nor a short one waits for ever. When the KV cache
 youngest sequence is preempted: its blocks are freed and its tokens computed again later (its
 random stream goes by position, so its answer is the same).
 
-Attention rounds differently for a chunk of one token than for more. Where results must not
-depend on the schedule (`exact`), a token is therefore always computed the same way: those of the
-prompt in chunks of two or more, generated ones singly, also when they are computed again; and
-only the prompt's blocks enter the prefix cache (see `rehearsal.py` for the answers).
+OpenVINO's attention rounds differently for a chunk of one token than for more. Where it computes
+and results must not depend on the schedule (`apart`), a token is therefore always computed the same
+way: those of the prompt in chunks of two or more, generated ones singly, also when they are
+computed again; and only the prompt's blocks enter the prefix cache (see `rehearsal.py` for the
+answers).
 """
 
 from __future__ import annotations
@@ -94,13 +95,13 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         prefix_caching: bool,
-        exact: bool,
+        apart: bool,
     ) -> None:
         self.blocks = BlockManager(num_blocks)
         self.rehearsals = Rehearsals(self.blocks)
         # Each running sequence takes at least one token of the step's budget.
         self.max_running = max(1, min(max_num_seqs, max_num_batched_tokens - PREFILL_SHARE))
-        self._exact = exact
+        self._apart = apart
         self._budget = max(max_num_batched_tokens, MIN_CHUNK + 1)
         self._prefix_caching = prefix_caching
         self.waiting: list[ScheduledSequence] = []  # by rank
@@ -128,7 +129,7 @@ class Scheduler:
 
     def finish(self, sequence: ScheduledSequence) -> None:
         """Forget a sequence that came to its end, and remember its answer for follow-ups."""
-        if self._prefix_caching and self._exact:
+        if self._prefix_caching and self._apart:
             self.rehearsals.add(sequence.tokens, sequence.digests)
         elif self._prefix_caching and sequence.computed % BLOCK_SIZE:
             full, rest = divmod(sequence.computed, BLOCK_SIZE)
@@ -183,7 +184,7 @@ class Scheduler:
             sequence.computed += chunk.count
             if not self._prefix_caching:
                 continue
-            cacheable = sequence.prefill_length if self._exact else sequence.computed
+            cacheable = sequence.prefill_length if self._apart else sequence.computed
             full = min(sequence.computed, cacheable) // BLOCK_SIZE
             extend_digests(sequence.digests, sequence.tokens, full)
             for index in range(sequence.published, full):
@@ -272,7 +273,7 @@ class Scheduler:
             if len(self.running) >= self.max_running:
                 return
             sequence.prefill_length = (
-                sequence.prompt_length if self._exact else len(sequence.tokens)
+                sequence.prompt_length if self._apart else len(sequence.tokens)
             )
             # The last tokens are always computed: their logits give the next one.
             most = max(0, sequence.prefill_length - MIN_CHUNK)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import openvino as ov
 from numpy.typing import NDArray
 
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
@@ -69,34 +71,6 @@ def step_input(chunks: Sequence[Chunk]) -> StepInput:
     )
 
 
-def singles_of(step: StepInput) -> NDArray[np.bool_]:
-    """Which sequences [S] have a single token in the step."""
-    single: NDArray[np.bool_] = np.diff(step.sequence_begins) == 1
-    return single
-
-
-def rows_of(step: StepInput, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which tokens [T] are those of the `chosen` sequences [S]."""
-    return np.repeat(chosen, np.diff(step.sequence_begins))
-
-
-def part(step: StepInput, chosen: NDArray[np.bool_]) -> StepInput:
-    """What the step has of the `chosen` sequences [S]."""
-    rows = rows_of(step, chosen)
-    lengths, blocks = np.diff(step.sequence_begins), np.diff(step.block_begins)
-    renumbered = np.cumsum(rows) - 1
-    return StepInput(
-        token_ids=step.token_ids[rows],
-        positions=step.positions[rows],
-        past_lens=step.past_lens[chosen],
-        sequence_begins=np.append(0, np.cumsum(lengths[chosen])).astype(np.int32),
-        block_indices=step.block_indices[np.repeat(chosen, blocks)],
-        block_begins=np.append(0, np.cumsum(blocks[chosen])).astype(np.int32),
-        logit_rows=renumbered[step.logit_rows[rows[step.logit_rows]]],
-        max_context_len=step.max_context_len,
-    )
-
-
 def padded(step: StepInput, least_rows: int, spare_block: int) -> StepInput:
     """The step with no fewer than `least_rows` (1 or 2) tokens and logit rows."""
     missing = least_rows - len(step.logit_rows)
@@ -115,3 +89,24 @@ def padded(step: StepInput, least_rows: int, spare_block: int) -> StepInput:
         block_indices=np.append(step.block_indices, np.int32(spare_block)),
         block_begins=np.append(step.block_begins, np.int32(len(step.block_indices) + 1)),
     )
+
+
+def run(request: Any, step: StepInput, **more: NDArray[Any]) -> NDArray[np.float32]:
+    """The output `logits` of an infer request for a step, valid until its next run.
+
+    `more`: inputs besides the tokens, and where their sequences are in the cache.
+    """
+    arrays = {
+        "input_ids": step.token_ids,
+        "position_ids": step.positions,
+        "past_lens": step.past_lens,
+        "subsequence_begins": step.sequence_begins,
+        "block_indices": step.block_indices,
+        "block_indices_begins": step.block_begins,
+        **more,
+    }
+    for name, array in arrays.items():
+        request.set_tensor(name, ov.Tensor(array))
+    request.infer()
+    logits: NDArray[np.float32] = request.get_tensor("logits").data
+    return logits

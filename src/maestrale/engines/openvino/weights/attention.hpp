@@ -1,7 +1,9 @@
-// Attention of single tokens to what the KV cache holds of their sequences, in float32.
+// Attention to what the KV cache holds of a sequence, in 8 bits a value: the two products of
+// `products.hpp`, with a softmax in float32 between them.
 //
-// Each token by itself, in spans of the cache of one size, whose results are joined in one order:
-// so its bits depend neither on what is computed beside it nor on the number of threads.
+// Each token by itself, in spans of the cache of one size, whose results are joined in one order.
+// So its bits depend neither on what is computed beside it, nor on how many tokens of its sequence
+// are, nor on the number of threads.
 
 #pragma once
 
@@ -15,13 +17,17 @@
 #include <limits>
 #include <vector>
 
+#include "products.hpp"
 #include "vectors.hpp"
 
 namespace {
 
-constexpr size_t kBlock = 32;         // tokens of a block of the KV cache
+constexpr size_t kBlock = kGroup;     // tokens of a block of the KV cache
 constexpr size_t kSpan = 8 * kBlock;  // tokens that are summed up by themselves
+constexpr size_t kTokens = 8;         // of a sequence, that read the cache together
 constexpr size_t kWorthThreads = 1 << 17;  // products; fewer are done faster by one thread
+constexpr uint8_t kMiddle = 128;           // the zero point of 8 bits
+constexpr float kLog2E = 1.44269504f;      // scores are powers of two, which are less work
 
 // How many heads there are, and how wide each is.
 struct Heads {
@@ -31,6 +37,18 @@ struct Heads {
     float scale = 0;
 
     size_t group() const { return queries / kept; }
+};
+
+// What a block of the cache holds of a head, in this order, as weights of 8 bits: its keys, tokens
+// for outputs; its values, tokens for inputs, with scales of 1; the values' own scales, float32
+// [kBlock]. Those are of a token, as nothing may depend on the tokens behind it.
+struct Layout {
+    size_t width;
+
+    size_t key_tile() const { return width / kGroup * block_bytes(8); }
+    size_t values() const { return kBlock / kOutputs * key_tile(); }
+    size_t scales() const { return values() + width / kOutputs * block_bytes(8); }
+    size_t bytes() const { return scales() + kBlock * sizeof(float); }
 };
 
 // Rows of queries [queries, width], or of keys or values [kept, width], `stride` floats apart.
@@ -47,101 +65,94 @@ struct Given {
     Part values;
 };
 
-// Of one layer, as OpenVINO lays it out: [blocks, kept, kBlock, width].
-struct Cache {
-    float* keys;
-    float* values;
-};
-
-// The sequences whose next token each row is: `past` tokens [rows] lie in the cache, in the blocks
-// from `begins[row]` on.
+// Whose tokens the rows are: of each sequence those from `begins` on, behind `past` others, in the
+// blocks from `block_begins` on. The cache [blocks, kept] holds what `Layout` says.
 struct Sequences {
+    size_t count;
     const int32_t* past;
-    const int32_t* blocks;
     const int32_t* begins;
-};
-
-// `query` times the keys [8, width] of eight tokens.
-inline __m256 eight_scores(const float* query, const float* keys, size_t width) {
-    __m256 sums[8];
-    for (__m256& sum : sums) sum = _mm256_setzero_ps();
-    for (size_t i = 0; i < width; i += 8) {
-        const __m256 part = _mm256_loadu_ps(query + i);
-#pragma GCC unroll 8
-        for (size_t t = 0; t < 8; ++t)
-            sums[t] = _mm256_fmadd_ps(part, _mm256_loadu_ps(keys + t * width + i), sums[t]);
-    }
-    for (size_t t = 0; t < 4; ++t) sums[t] = _mm256_hadd_ps(sums[2 * t], sums[2 * t + 1]);
-    const __m256 first = _mm256_hadd_ps(sums[0], sums[1]);
-    const __m256 second = _mm256_hadd_ps(sums[2], sums[3]);
-    return _mm256_add_ps(_mm256_permute2f128_ps(first, second, 0x20),
-                         _mm256_permute2f128_ps(first, second, 0x31));
-}
-
-// The sum of values [count, width] times their weights, added to 8 * Parts columns of `result`.
-template <int Parts>
-void add_weighted(const float* weights, const float* values, size_t count, size_t width,
-                  float* result) {
-    __m256 sums[Parts];
-    for (int i = 0; i < Parts; ++i) sums[i] = _mm256_loadu_ps(result + 8 * i);
-    for (size_t t = 0; t < count; ++t) {
-        const __m256 weight = _mm256_set1_ps(weights[t]);
-#pragma GCC unroll 8
-        for (int i = 0; i < Parts; ++i)
-            sums[i] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(values + t * width + 8 * i), sums[i]);
-    }
-    for (int i = 0; i < Parts; ++i) _mm256_storeu_ps(result + 8 * i, sums[i]);
-}
-
-// What a query head has of one span: the sum of values, weighted by exp(score - most) [width];
-// the sum of the weights; the largest score.
-struct Partial {
-    float* weighted;
-    float sum;
-    float most;
+    const int32_t* blocks;
+    const int32_t* block_begins;
 };
 
 class Attention {
 public:
-    Attention(const Heads& heads, const Sequences& sequences, size_t rows)
-        : m_heads(heads), m_sequences(sequences), m_rows(rows) {
-        for (size_t row = 0; row < rows; ++row)
-            for (size_t first = 0; first < length(row); first += kSpan)
-                m_spans.push_back({row, first});
-        m_partials.resize(m_spans.size() * heads.queries);
-        m_weighted.resize(m_partials.size() * heads.width);
-        for (size_t i = 0; i < m_partials.size(); ++i)
-            m_partials[i].weighted = m_weighted.data() + i * heads.width;
-        size_t products = 0;
-        for (size_t row = 0; row < rows; ++row)
-            products += 2 * length(row) * heads.queries * heads.width;
+    // For the steps of one call. What it needs is kept from call to call.
+    void prepare(const Heads& heads, const Sequences& sequences) {
+        m_heads = heads;
+        m_sequences = sequences;
+        m_layout = {heads.width};
+        m_pieces.clear();
+        m_spans.clear();
+        size_t partials = 0, products = 0;
+        for (size_t i = 0; i < sequences.count; ++i)
+            for (int32_t row = sequences.begins[i]; row < sequences.begins[i + 1]; row += kTokens) {
+                const size_t tokens = std::min<size_t>(kTokens, sequences.begins[i + 1] - row);
+                const size_t past = sequences.past[i] + row - sequences.begins[i];
+                const Piece piece{i, size_t(row), past, tokens, partials};
+                for (size_t first = 0; first < past + tokens; first += kSpan)
+                    m_spans.push_back({m_pieces.size(), first});
+                partials += tokens * piece.spans() * heads.queries;
+                products += 2 * (past + tokens) * tokens * heads.queries * heads.width;
+                m_pieces.push_back(piece);
+            }
+        grow(m_queries, m_pieces.size() * heads.kept);
+        grow(m_partials, partials);
+        grow(m_weighted, partials * heads.width);
         m_threads = products >= kWorthThreads;
     }
 
     // `result` [rows, queries * width]. Keys and values of all rows enter the cache first: rows of
     // one sequence see those before them.
-    void compute(const Given& given, const Cache& cache, float* result) {
-        for (size_t row = 0; row < m_rows; ++row) keep(given, row, cache);
-        for_all(m_spans.size() * m_heads.kept, [&](size_t i) {
-            const Span& span = m_spans[i / m_heads.kept];
-            attend(given.queries.row(span.row), span, i / m_heads.kept, i % m_heads.kept, cache);
+    void compute(const Given& given, uint8_t* cache, float* result) {
+        for_all(m_pieces.size() * m_heads.kept, [&](size_t i) {
+            const Piece& piece = m_pieces[i / m_heads.kept];
+            const size_t head = i % m_heads.kept;
+            for (size_t token = 0; token < piece.tokens; ++token)
+                keep(given, piece, token, head, cache);
+            round_queries(given.queries, piece, head, m_queries[i]);
         });
-        size_t first = 0;
-        for (size_t row = 0; row < m_rows; ++row) {
-            const size_t count = (length(row) + kSpan - 1) / kSpan;
-            for (size_t head = 0; head < m_heads.queries; ++head)
-                join(first, count, head, result + (row * m_heads.queries + head) * m_heads.width);
-            first += count;
-        }
+        for_all(m_spans.size() * m_heads.kept, [&](size_t i) {
+            attend(m_spans[i / m_heads.kept], i % m_heads.kept, cache);
+        });
+        for_all(m_pieces.size(), [&](size_t i) { join(m_pieces[i], result); });
     }
 
 private:
-    struct Span {
+    // Tokens of a sequence that follow each other; their results begin at `partials`.
+    struct Piece {
+        size_t sequence;
         size_t row;
+        size_t past;
+        size_t tokens;
+        size_t partials;
+
+        size_t spans() const { return (past + tokens + kSpan - 1) / kSpan; }
+    };
+
+    struct Span {
+        size_t piece;
         size_t first;  // token
     };
 
-    size_t length(size_t row) const { return size_t(m_sequences.past[row]) + 1; }
+    // What a query has of one span, beside the sum of values, weighted by 2^(score - most) [width]:
+    // the sum of the weights; the largest score.
+    struct Partial {
+        float sum;
+        float most;
+    };
+
+    // Of one thread.
+    struct Scratch {
+        std::vector<float> scores;  // [queries, kSpan], then their exponentials
+        std::vector<const uint8_t*> places;
+        Rows odds;
+    };
+
+    template <typename T>
+    static void grow(std::vector<T>& values, size_t count) {
+        if (values.size() < count) values.resize(count);
+    }
 
     template <typename Work>
     void for_all(size_t count, const Work& work) const {
@@ -151,81 +162,167 @@ private:
             for (size_t i = 0; i < count; ++i) work(i);
     }
 
-    // Where the cache holds what a head keeps of a token.
-    float* place(float* cache, size_t row, size_t token, size_t head) const {
-        const size_t block = m_sequences.blocks[m_sequences.begins[row] + token / kBlock];
-        return cache + ((block * m_heads.kept + head) * kBlock + token % kBlock) * m_heads.width;
+    uint8_t* place(uint8_t* cache, const Piece& piece, size_t token, size_t head) const {
+        const size_t block = m_sequences.blocks[m_sequences.block_begins[piece.sequence] + token / kBlock];
+        return cache + (block * m_heads.kept + head) * m_layout.bytes();
     }
 
-    void keep(const Given& given, size_t row, const Cache& cache) const {
-        const size_t token = length(row) - 1;
-        const float* keys = given.keys.row(row);
-        const float* values = given.values.row(row);
-        for (size_t head = 0; head < m_heads.kept; ++head) {
-            const size_t offset = head * m_heads.width;
-            const size_t bytes = m_heads.width * sizeof(float);
-            std::memcpy(place(cache.keys, row, token, head), keys + offset, bytes);
-            std::memcpy(place(cache.values, row, token, head), values + offset, bytes);
-        }
+    size_t partial(const Piece& piece, size_t span, size_t head) const {
+        return piece.partials + (span * m_heads.kept + head) * piece.tokens * m_heads.group();
     }
 
-    // The query heads that share kept head `head`, over one span.
-    void attend(const float* queries, const Span& span, size_t index, size_t head, const Cache& cache) {
+    void round_queries(const Part& queries, const Piece& piece, size_t head, Rows& rows) const {
+        const size_t group = m_heads.group();
+        rows.resize(piece.tokens * group, m_heads.width);
+        for (size_t row = 0; row < rows.count; ++row)
+            rows.round(queries.row(piece.row + row / group) +
+                           (head * group + row % group) * m_heads.width,
+                       row);
+    }
+
+    void keep(const Given& given, const Piece& piece, size_t index, size_t head, uint8_t* cache) const {
         const size_t width = m_heads.width;
-        const size_t last = std::min(length(span.row), span.first + kSpan);
-        for (size_t i = 0; i < m_heads.group(); ++i) {
-            const size_t query_head = head * m_heads.group() + i;
-            const float* query = queries + query_head * width;
-            Partial& partial = m_partials[index * m_heads.queries + query_head];
-            alignas(32) float scores[kSpan];
-            __m256 most = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
-            for (size_t token = span.first; token < last; token += 8) {
-                const float* keys = place(cache.keys, span.row, token, head);
-                __m256 eight = _mm256_mul_ps(eight_scores(query, keys, width),
-                                             _mm256_set1_ps(m_heads.scale));
-                eight = _mm256_blendv_ps(_mm256_set1_ps(-std::numeric_limits<float>::infinity()),
-                                         eight, there(last - token));
-                _mm256_store_ps(scores + token - span.first, eight);
-                most = _mm256_max_ps(most, eight);
-            }
-            partial.most = most_of(most);
-            __m256 sum = _mm256_setzero_ps();
-            for (size_t token = span.first; token < last; token += 8) {
-                float* place = scores + token - span.first;
-                const __m256 below = _mm256_sub_ps(_mm256_load_ps(place), _mm256_set1_ps(partial.most));
-                const __m256 weights = _mm256_and_ps(exponential(below), there(last - token));
-                _mm256_store_ps(place, weights);
-                sum = _mm256_add_ps(sum, weights);
-            }
-            partial.sum = sum_of(sum);
-            std::fill_n(partial.weighted, width, 0.0f);
-            for (size_t token = span.first; token < last; token += kBlock) {
-                const float* values = place(cache.values, span.row, token, head);
-                const size_t count = std::min(kBlock, last - token);
-                const float* weights = scores + token - span.first;
-                size_t column = 0;
-                for (; column + 64 <= width; column += 64)
-                    add_weighted<8>(weights, values + column, count, width, partial.weighted + column);
-                for (; column < width; column += 8)
-                    add_weighted<1>(weights, values + column, count, width, partial.weighted + column);
+        const size_t token = (piece.past + index) % kBlock;
+        uint8_t* const found = place(cache, piece, piece.past + index, head);
+        const float* keys = given.keys.row(piece.row + index) + head * width;
+        for (size_t group = 0; group < width / kGroup; ++group) {
+            uint8_t* const block =
+                found + token / kOutputs * m_layout.key_tile() + group * block_bytes(8);
+            const float largest = largest_of(keys + group * kGroup, kGroup);
+            const size_t lane = token % kOutputs;
+            for (size_t i = 0; i < kGroup; ++i)
+                block[32 * (i / 4) + 4 * lane + i % 4] =
+                    rounded(keys[group * kGroup + i], largest);
+            const uint16_t scale = _cvtss_sh(largest / 127.0f, _MM_FROUND_TO_NEAREST_INT);
+            std::memcpy(block + 32 * 8 + 2 * lane, &scale, sizeof scale);
+            block[32 * 8 + 2 * kOutputs + lane] = kMiddle;
+        }
+        const float* values = given.values.row(piece.row + index) + head * width;
+        const float largest = largest_of(values, width);
+        for (size_t i = 0; i < width; ++i) {
+            uint8_t* const block = found + m_layout.values() + i / kOutputs * block_bytes(8);
+            block[32 * (token / 4) + 4 * (i % kOutputs) + token % 4] = rounded(values[i], largest);
+            if (token == 0 && i % kOutputs == 0) {
+                const uint16_t one = 0x3c00;
+                for (size_t k = 0; k < kOutputs; ++k)
+                    std::memcpy(block + 32 * 8 + 2 * k, &one, sizeof one);
+                std::memset(block + 32 * 8 + 2 * kOutputs, kMiddle, kOutputs);
             }
         }
+        const float scale = largest / 127.0f;
+        std::memcpy(found + m_layout.scales() + token * sizeof scale, &scale, sizeof scale);
     }
 
-    // The `count` spans from `first` on, of one query head, into `result` [width].
-    void join(size_t first, size_t count, size_t head, float* result) const {
-        const auto partial = [&](size_t span) -> const Partial& {
-            return m_partials[(first + span) * m_heads.queries + head];
+    static float largest_of(const float* x, size_t count) {
+        __m256 most = _mm256_setzero_ps();
+        for (size_t i = 0; i < count; i += 8)
+            most = _mm256_max_ps(most, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_loadu_ps(x + i)));
+        return most_of(most);
+    }
+
+    static uint8_t rounded(float value, float largest) {
+        const float factor = largest > 0 ? 127.0f / largest : 0.0f;
+        return uint8_t(_mm_cvtss_si32(_mm_set_ss(value * factor)) + kMiddle);
+    }
+
+    // The queries of a piece that share kept head `head`, over one span.
+    void attend(const Span& span, size_t head, uint8_t* cache) {
+        thread_local Scratch kept;
+        Scratch& scratch = kept;
+        const Piece& piece = m_pieces[span.piece];
+        const Rows& queries = m_queries[span.piece * m_heads.kept + head];
+        const size_t last = std::min(piece.past + piece.tokens, span.first + kSpan);
+        grow(scratch.scores, queries.count * kSpan);
+        scratch.places.clear();
+        const auto product = [](const auto& blocks, auto... rest) {
+            using Blocks = std::decay_t<decltype(blocks)>;
+            (has_vnni() ? tiles<true, 8, Blocks> : tiles<false, 8, Blocks>)(blocks, rest...);
         };
-        float most = partial(0).most;
-        for (size_t span = 1; span < count; ++span) most = std::max(most, partial(span).most);
+        for (size_t token = span.first; token < last; token += kBlock) {
+            const uint8_t* found = place(cache, piece, token, head);
+            scratch.places.push_back(found);
+            const Target target{scratch.scores.data() + token - span.first, nullptr, kSpan};
+            product(Run{found, block_bytes(8)}, m_layout.key_tile(), std::cref(queries), 0,
+                    kBlock / kOutputs, target, kBlock);
+        }
+        const size_t first = partial(piece, span.first / kSpan, head);
+        scratch.odds.resize(queries.count, scratch.places.size() * kBlock);
+        for (size_t row = 0; row < queries.count; ++row) {
+            const size_t length = piece.past + row / m_heads.group() + 1;
+            const size_t count = std::min(kSpan, std::max(length, span.first) - span.first);
+            m_partials[first + row] = soften(scratch.scores.data() + row * kSpan, count,
+                                             scratch.places.data(), scratch.odds, row);
+        }
+        product(Scattered{scratch.places.data(), m_layout.values()}, block_bytes(8),
+                std::cref(scratch.odds), 0, m_heads.width / kOutputs,
+                Target{m_weighted.data() + first * m_heads.width, nullptr, m_heads.width},
+                m_heads.width);
+    }
+
+    // A row of `odds`: 2^(score - most), times the scale of the value, of the first `count` tokens;
+    // 0 of the others, up to the end of the last block. Not inlined, as threads' own variables are
+    // looked up anew where a loop reads them.
+    [[gnu::noinline]] Partial soften(float* scores, size_t count, const uint8_t* const* places,
+                                     Rows& odds, size_t row) const {
+        const __m256 none = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
+        const __m256 factor = _mm256_set1_ps(m_heads.scale * kLog2E);
+        const auto score = [&](size_t i) { return _mm256_mul_ps(_mm256_loadu_ps(scores + i), factor); };
+        const size_t whole = count / 8 * 8;
+        __m256 most = none;
+        for (size_t i = 0; i < whole; i += 8) most = _mm256_max_ps(most, score(i));
+        const __m256 rest = there(count - whole);
+        if (whole < count) most = _mm256_max_ps(most, _mm256_blendv_ps(none, score(whole), rest));
+        const float largest = most_of(most);
+        const size_t scales = m_layout.scales();
+        const Rows::Place at = odds.place(row);
+        __m256 sum = _mm256_setzero_ps();
+        for (size_t group = 0; group < odds.groups; ++group) {
+            const auto* scale = reinterpret_cast<const float*>(places[group] + scales);
+            __m256 part[4];
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k) {
+                const size_t i = group * kBlock + 8 * k;
+                if (i >= count) {
+                    part[k] = _mm256_setzero_ps();
+                    continue;
+                }
+                part[k] = power_of_two(_mm256_sub_ps(score(i), _mm256_set1_ps(largest)));
+                if (i >= whole) part[k] = _mm256_and_ps(part[k], rest);
+                sum = _mm256_add_ps(sum, part[k]);
+                part[k] = _mm256_mul_ps(part[k], _mm256_loadu_ps(scale + 8 * k));
+                if (i >= whole) part[k] = _mm256_and_ps(part[k], rest);
+            }
+            odds.put(part, at, group);
+        }
+        return {sum_of(sum), largest};
+    }
+
+    // The spans of a piece's queries into their rows of `result`.
+    void join(const Piece& piece, float* result) const {
+        const size_t group = m_heads.group();
+        for (size_t token = 0; token < piece.tokens; ++token)
+            for (size_t head = 0; head < m_heads.queries; ++head) {
+                const auto at = [&](size_t span) {
+                    return partial(piece, span, head / group) + token * group + head % group;
+                };
+                const size_t count = (piece.past + token + kSpan) / kSpan;
+                join_spans(count, at, result + ((piece.row + token) * m_heads.queries + head) * m_heads.width);
+            }
+    }
+
+    template <typename At>
+    void join_spans(size_t count, const At& at, float* result) const {
+        float most = m_partials[at(0)].most;
+        for (size_t span = 1; span < count; ++span) most = std::max(most, m_partials[at(span)].most);
         float sum = 0;
         std::fill_n(result, m_heads.width, 0.0f);
         for (size_t span = 0; span < count; ++span) {
-            const __m256 factor = exponential(_mm256_set1_ps(partial(span).most - most));
-            sum += _mm256_cvtss_f32(factor) * partial(span).sum;
+            const Partial& partial = m_partials[at(span)];
+            const float* weighted = m_weighted.data() + at(span) * m_heads.width;
+            const __m256 factor = power_of_two(_mm256_set1_ps(partial.most - most));
+            sum += _mm256_cvtss_f32(factor) * partial.sum;
             for (size_t i = 0; i < m_heads.width; i += 8) {
-                const __m256 part = _mm256_loadu_ps(partial(span).weighted + i);
+                const __m256 part = _mm256_loadu_ps(weighted + i);
                 _mm256_storeu_ps(result + i,
                                  _mm256_fmadd_ps(factor, part, _mm256_loadu_ps(result + i)));
             }
@@ -248,11 +345,13 @@ private:
         return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
     }
 
-    const Heads& m_heads;
-    const Sequences& m_sequences;
-    size_t m_rows;
-    bool m_threads;
+    Heads m_heads;
+    Sequences m_sequences{};
+    Layout m_layout{};
+    bool m_threads = false;
+    std::vector<Piece> m_pieces;
     std::vector<Span> m_spans;
+    std::vector<Rows> m_queries;  // [pieces, kept]
     std::vector<Partial> m_partials;
     std::vector<float> m_weighted;
 };

@@ -1,8 +1,8 @@
-"""All layers of a model as one operation, for steps in which each sequence has a single token.
+"""A whole model as one operation, from the embedding to the logits.
 
-Such a step has few rows, and OpenVINO's own work around its operations took a third of it. So
-paged attention is taken into the chain (`attention.hpp`), which then goes from the embedding to
-the logits. Chunks of prompts stay with OpenVINO's attention, which is faster over many tokens.
+OpenVINO's own work around its operations took a third of a step with few rows, and its attention
+in float32 up to half of a long prompt's. So paged attention is taken into the chain
+(`attention.hpp`), over a KV cache of 8 bits a value.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ ATTENTION = "PagedAttentionExtension"
 CACHES = ("key_cache.{}", "value_cache.{}")
 SEQUENCES = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
 SCALE, MOST = 9, 12  # the inputs with the scale and the largest length; more say nothing
-TAKEN = ("past_lens", "block_indices", "block_indices_begins")
 ADDRESSES = "cache_addresses"
+LOGIT_ROWS = "logit_rows"
+BLOCK_TOKENS = 32  # of the cache; the kernel's `kBlock`
+GROUP_BYTES = 8 * (32 + 2 + 1)  # 32 inputs of 8 outputs, with a scale and a zero point of each
 SAME = ("Reshape", "Transpose")  # of axes of size 1, where the values keep their order
 
 _Key = tuple[str, int]
@@ -42,16 +44,32 @@ class _Unfit(Exception):
     """The model isn't what the operation computes."""
 
 
-def decoder(paged: Any, extension: Path) -> Any | None:
-    """A model of one operation beside `paged`, with weights of the form a8 and paged attention.
+@dataclass(frozen=True)
+class Decoder:
+    """A model of one operation, with weights of the form a8 and paged attention.
 
-    Inputs, for rows of one token each: `input_ids`, `position_ids` int64 [rows]; `past_lens` int32
-    [rows], `block_indices`, `block_indices_begins` int32, as paged attention takes them;
-    `cache_addresses` int32 [4 * layers]: the addresses, in bytes, of each layer's keys and values
-    float32 [blocks, heads, 32, width]. Output: `logits` float32 [rows, 1, vocab].
-
-    None: `paged` is another kind of model.
+    Inputs of `model`, for T tokens of S sequences: `input_ids`, `position_ids` int64 [T];
+    `past_lens` [S], `subsequence_begins` [S+1], `block_indices`, `block_indices_begins` [S+1]
+    int32, as paged attention takes them; `logit_rows` int32 [R], of T, or one below 0 for none;
+    `cache_addresses` int32 [2 * layers]: where in memory each layer's cache begins, uint8 [blocks,
+    `block_bytes`]. Output: `logits` float32 [R, 1, vocab].
     """
+
+    model: Any
+    layers: int
+    heads: Heads
+
+    @property
+    def block_bytes(self) -> int:
+        """Of a layer's keys and values of a block's tokens, laid out as `attention.hpp` says."""
+        width = self.heads.width
+        keys = BLOCK_TOKENS // 8 * width // 32 * GROUP_BYTES
+        values = width // 8 * GROUP_BYTES + BLOCK_TOKENS * 4
+        return self.heads.kept * (keys + values)
+
+
+def decoder(paged: Any, extension: Path) -> Decoder | None:
+    """`paged` as one operation; None where it is another kind of model."""
     try:
         return _Builder(paged.clone(), extension).build()
     except (_Unfit, RuntimeError):  # the latter: OpenVINO misses an input, or a name
@@ -84,7 +102,7 @@ class _Builder:
         self._heads = Heads()
         self._layers = 0
 
-    def build(self) -> Any:
+    def build(self) -> Decoder:
         """Raises: _Unfit."""
         nodes = self._model.get_ordered_ops()
         for node in nodes:
@@ -97,14 +115,14 @@ class _Builder:
             raise _Unfit
         chain = Chain([*self._stages], [(last, self._stages[last].columns)], [0], self._heads)
         known = {node.get_friendly_name(): node for node in self._model.get_parameters()}
-        addresses = opset13.parameter([-1], ov.Type.i32, name=ADDRESSES)
-        addresses.output(0).get_tensor().set_names({ADDRESSES})
-        taken = [known[name] for name in TAKEN]
-        given = [*self._given, *self._angles, addresses.output(0), *(n.output(0) for n in taken)]
+        addresses, rows = (_parameter(name) for name in (ADDRESSES, LOGIT_ROWS))
+        taken = [addresses, *(known[name] for name in SEQUENCES), rows]
+        given = [*self._given, *self._angles, *(node.output(0) for node in taken)]
         node = self._factory.create(OPERATION, [*given, *self._constants], chain.attributes())
         node.output(0).get_tensor().set_names({"logits"})
         ids = [known[name] for name in ("input_ids", "position_ids")]
-        return ov.Model([opset13.result(node.output(0))], [*ids, addresses, *taken], "decoder")
+        model = ov.Model([opset13.result(node.output(0))], [*ids, *taken], "decoder")
+        return Decoder(model, self._layers, self._heads)
 
     def _add(self, node: Any) -> None:
         """Continue with a chain whose inputs the stages so far make."""
@@ -173,7 +191,9 @@ class _Builder:
             scale=float(scale.data.item()),
             turned=any(rotated),
         )
-        if keys != values or queries % keys or keys % width or self._heads not in (Heads(), heads):
+        if keys != values or queries % keys or keys % width or width % 32:
+            raise _Unfit
+        if self._heads not in (Heads(), heads):
             raise _Unfit
         if rotated not in ([0, 0, 0], [width, width, 0]):
             raise _Unfit
@@ -190,6 +210,12 @@ class _Builder:
                 return int(shape[3].get_length())
             node = node.input_value(0).get_node()
         raise _Unfit
+
+
+def _parameter(name: str) -> Any:
+    node = opset13.parameter([-1], ov.Type.i32, name=name)
+    node.output(0).get_tensor().set_names({name})
+    return node
 
 
 def _key(output: Any) -> _Key:

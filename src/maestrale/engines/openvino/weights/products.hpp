@@ -26,6 +26,25 @@ constexpr size_t kGroup = 32;    // inputs that share a scale
 constexpr size_t kOutputs = 8;   // outputs of a tile
 constexpr size_t kBeside = 24;   // bytes of scales and zero points in a block
 
+constexpr size_t block_bytes(int bits) { return 32 * bits + kBeside; }
+
+// The blocks of a tile: one behind the other, or each behind one of `places`.
+struct Run {
+    const uint8_t* first;
+    size_t bytes;  // of a block
+
+    Run at(size_t offset) const { return {first + offset, bytes}; }
+    const uint8_t* operator()(size_t group) const { return first + group * bytes; }
+};
+
+struct Scattered {
+    const uint8_t* const* places;
+    size_t offset;
+
+    Scattered at(size_t further) const { return {places, offset + further}; }
+    const uint8_t* operator()(size_t group) const { return places[group] + offset; }
+};
+
 inline bool has_vnni() {
 #ifdef WITHOUT_VNNI  // as on older CPUs, for tests
     return false;
@@ -59,51 +78,59 @@ struct Rows {
         return left >= 8 && has_vnni() ? 8 : std::min<size_t>(left, 4);
     }
 
-    // The first of those that `row` belongs to.
-    size_t first(size_t row) const {
-        const size_t eight = row / 8 * 8;
-        return together(eight) == 8 ? eight : row / 4 * 4;
+    void round(const float* source, size_t row) {
+        const Place at = place(row);
+        for (size_t group = 0; group < groups; ++group) {
+            __m256 part[4];
+            for (int i = 0; i < 4; ++i) part[i] = _mm256_loadu_ps(source + group * kGroup + 8 * i);
+            put(part, at, group);
+        }
     }
 
-    void round(const float* source, size_t row) {
-        const size_t first = this->first(row);
-        const size_t beside = together(first);
-        for (size_t group = 0; group < groups; ++group) {
-            const float* x = source + group * kGroup;
-            const __m256 sign = _mm256_set1_ps(-0.0f);
-            __m256 part[4];
-            __m256 most = _mm256_setzero_ps();
-            for (int i = 0; i < 4; ++i) {
-                part[i] = _mm256_loadu_ps(x + 8 * i);
-                most = _mm256_max_ps(most, _mm256_andnot_ps(sign, part[i]));
-            }
-            __m128 four = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
-            four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-            four = _mm_max_ss(four, _mm_movehdup_ps(four));
-            const float largest = _mm_cvtss_f32(four);
-            const __m256 factor = _mm256_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
-            __m256i whole[4];
-            __m256i sum = _mm256_setzero_si256();
-            for (int i = 0; i < 4; ++i) {
-                whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(part[i], factor));
-                sum = _mm256_add_epi32(sum, whole[i]);
-            }
-            __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]),
-                                               _mm256_packs_epi32(whole[2], whole[3]));
-            // The packs work on halves of a vector: bring their quarters back in order.
-            bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-            alignas(32) int32_t quads[kGroup / 4];
-            _mm256_store_si256(reinterpret_cast<__m256i*>(quads), bytes);
-            int8_t* target = values.data() + first * inputs + 4 * (row - first);
-            for (size_t i = 0; i < kGroup / 4; ++i)
-                std::memcpy(target + (group * kGroup + 4 * i) * beside, quads + i, 4);
-            __m128i total = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-            total = _mm_add_epi32(total, _mm_shuffle_epi32(total, 0x4e));
-            total = _mm_add_epi32(total, _mm_shuffle_epi32(total, 0xb1));
-            const size_t at = first * groups + group * beside + row - first;
-            scales[at] = largest / 127.0f;
-            sums[at] = static_cast<float>(_mm_cvtsi128_si32(total));
+    // Where a row is: after the rows before those that it belongs to, one of `beside`.
+    struct Place {
+        size_t before;
+        size_t beside;
+        size_t index;
+    };
+
+    Place place(size_t row) const {
+        const size_t eight = row / 8 * 8;
+        const size_t before = together(eight) == 8 ? eight : row / 4 * 4;
+        return {before, together(before), row - before};
+    }
+
+    // A group of a row, rounded.
+    void put(const __m256 (&part)[4], const Place& at, size_t group) {
+        const __m256 sign = _mm256_set1_ps(-0.0f);
+        __m256 most = _mm256_setzero_ps();
+        for (int i = 0; i < 4; ++i) most = _mm256_max_ps(most, _mm256_andnot_ps(sign, part[i]));
+        __m128 four = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
+        four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        four = _mm_max_ss(four, _mm_movehdup_ps(four));
+        const float largest = _mm_cvtss_f32(four);
+        const __m256 factor = _mm256_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
+        __m256i whole[4];
+        __m256i sum = _mm256_setzero_si256();
+        for (int i = 0; i < 4; ++i) {
+            whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(part[i], factor));
+            sum = _mm256_add_epi32(sum, whole[i]);
         }
+        __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]),
+                                           _mm256_packs_epi32(whole[2], whole[3]));
+        // The packs work on halves of a vector: bring their quarters back in order.
+        bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        alignas(32) int32_t quads[kGroup / 4];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(quads), bytes);
+        int8_t* target = values.data() + at.before * inputs + 4 * at.index;
+        for (size_t i = 0; i < kGroup / 4; ++i)
+            std::memcpy(target + (group * kGroup + 4 * i) * at.beside, quads + i, 4);
+        __m128i total = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+        total = _mm_add_epi32(total, _mm_shuffle_epi32(total, 0x4e));
+        total = _mm_add_epi32(total, _mm_shuffle_epi32(total, 0xb1));
+        const size_t scale = at.before * groups + group * at.beside + at.index;
+        scales[scale] = largest / 127.0f;
+        sums[scale] = static_cast<float>(_mm_cvtsi128_si32(total));
     }
 };
 
@@ -154,8 +181,8 @@ inline void prefetch(const uint8_t* from) {
 
 // R rows times C tiles. Without `Vnni` 16 bits hold the sum over a group: 16 products of at most
 // 15 x 128. With it 32 bits do, to the same whole number.
-template <bool Vnni, int Bits, int R, int C>
-[[gnu::always_inline]] inline void multiply_rows(const uint8_t* block, size_t tile_bytes,
+template <bool Vnni, int Bits, int R, int C, typename Blocks>
+[[gnu::always_inline]] inline void multiply_rows(const Blocks& blocks, size_t tile_bytes,
                                                  const Rows& rows, size_t first_row,
                                                  const Target& target) {
     constexpr bool kHalves = Bits == 4 || !Vnni;  // of a byte are multiplied by themselves
@@ -169,6 +196,7 @@ template <bool Vnni, int Bits, int R, int C>
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) total[r][c] = _mm256_setzero_ps();
     for (size_t group = 0; group < rows.groups; ++group) {
+        const uint8_t* block = blocks(group);
         __m256i low[R][C];
         __m256i high[R][C];  // of 8 bits in halves only
         for (int r = 0; r < R; ++r)
@@ -221,8 +249,7 @@ template <bool Vnni, int Bits, int R, int C>
         // A line now and then: many at once would hold up the loads of this tile.
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c)
-            prefetch<32 * Bits + kBeside>(block + (2 * C + c) * tile_bytes);
-        block += 32 * Bits + kBeside;
+            prefetch<block_bytes(Bits)>(block + (2 * C + c) * tile_bytes);
         values += kGroup * R;
         scales += R;
         sums += R;
@@ -232,10 +259,10 @@ template <bool Vnni, int Bits, int R, int C>
 }
 
 // Not inlined: they need every register.
-template <int Bits, int R, int C>
-[[gnu::noinline]] void product(const uint8_t* block, size_t tile_bytes, const Rows& rows,
+template <int Bits, int R, int C, typename Blocks>
+[[gnu::noinline]] void product(const Blocks& blocks, size_t tile_bytes, const Rows& rows,
                                size_t first_row, const Target& target) {
-    multiply_rows<false, Bits, R, C>(block, tile_bytes, rows, first_row, target);
+    multiply_rows<false, Bits, R, C>(blocks, tile_bytes, rows, first_row, target);
 }
 
 #define WIDE gnu::target("avx512f,avx512vl,avx512vnni")
@@ -252,15 +279,15 @@ template <int Bits, int R, int C>
 }
 
 // R rows times one tile.
-template <int Bits, int R>
-[[gnu::noinline, WIDE]] void product_vnni(const uint8_t* block, size_t tile_bytes, const Rows& rows,
+template <int Bits, int R, typename Blocks>
+[[gnu::noinline, WIDE]] void product_vnni(const Blocks& blocks, size_t tile_bytes, const Rows& rows,
                                           size_t first_row, const Target& target) {
-    multiply_rows<true, Bits, R, 1>(block, tile_bytes, rows, first_row, target);
+    multiply_rows<true, Bits, R, 1>(blocks, tile_bytes, rows, first_row, target);
 }
 
 // R rows times two tiles, as one vector of 16 outputs.
-template <int Bits, int R>
-[[gnu::noinline, WIDE]] void product_wide(const uint8_t* block, size_t tile_bytes, const Rows& rows,
+template <int Bits, int R, typename Blocks>
+[[gnu::noinline, WIDE]] void product_wide(const Blocks& blocks, size_t tile_bytes, const Rows& rows,
                                           size_t first_row, const Target& target) {
     const __m512i low_half = _mm512_set1_epi8(15);
     const int8_t* values = rows.values.data() + first_row * rows.inputs;
@@ -269,6 +296,7 @@ template <int Bits, int R>
     __m512 total[R];
     for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
     for (size_t group = 0; group < rows.groups; ++group) {
+        const uint8_t* block = blocks(group);
         const uint8_t* other = block + tile_bytes;
         __m512i sum[R];
         for (int r = 0; r < R; ++r) sum[r] = _mm512_setzero_si512();
@@ -303,9 +331,8 @@ template <int Bits, int R>
             const __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(scales[r]));
             total[r] = _mm512_fmadd_ps(factor, centred, total[r]);
         }
-        prefetch<32 * Bits + kBeside>(block + 4 * tile_bytes);
-        prefetch<32 * Bits + kBeside>(other + 4 * tile_bytes);
-        block += 32 * Bits + kBeside;
+        prefetch<block_bytes(Bits)>(block + 4 * tile_bytes);
+        prefetch<block_bytes(Bits)>(other + 4 * tile_bytes);
         values += kGroup * R;
         scales += R;
         sums += R;
@@ -318,15 +345,15 @@ template <int Bits, int R>
 }
 
 // R rows times T tiles. AVX2's registers hold two only for 4 bits.
-template <bool Vnni, int Bits, int R, int T>
-void some_rows(const uint8_t* tile, size_t tile_bytes, const Rows& rows, size_t first_row,
+template <bool Vnni, int Bits, int R, int T, typename Blocks>
+void some_rows(Blocks tile, size_t tile_bytes, const Rows& rows, size_t first_row,
                const Target& target) {
     if constexpr (T == 2 && R >= 4 && Vnni) {
         product_wide<Bits, R>(tile, tile_bytes, rows, first_row, target);
     } else if constexpr (T == 2 && R >= 4 && Bits == 4) {
         product<Bits, R, T>(tile, tile_bytes, rows, first_row, target);
     } else {
-        for (int i = 0; i < T; ++i, tile += tile_bytes)
+        for (int i = 0; i < T; ++i, tile = tile.at(tile_bytes))
             if constexpr (Vnni)
                 product_vnni<Bits, R>(tile, tile_bytes, rows, first_row, target.at(0, i * kOutputs));
             else
@@ -336,39 +363,38 @@ void some_rows(const uint8_t* tile, size_t tile_bytes, const Rows& rows, size_t 
 
 // All rows times T tiles. Both are done for some rows before the next: half a line of results,
 // written far from the other half, would leave the cache in between.
-template <bool Vnni, int Bits, int T>
-void all_rows(const uint8_t* tile, size_t tile_bytes, const Rows& rows, const Target& target) {
+template <bool Vnni, int Bits, int T, typename Blocks>
+void all_rows(const Blocks& tile, size_t tile_bytes, const Rows& rows, const Target& target) {
     for (size_t row = 0; row < rows.count; row += rows.together(row)) {
         const auto with = [&](auto run) { run(tile, tile_bytes, rows, row, target.at(row, 0)); };
         switch (rows.together(row)) {
-            case 1: with(some_rows<Vnni, Bits, 1, T>); break;
-            case 2: with(some_rows<Vnni, Bits, 2, T>); break;
-            case 3: with(some_rows<Vnni, Bits, 3, T>); break;
-            case 4: with(some_rows<Vnni, Bits, 4, T>); break;
+            case 1: with(some_rows<Vnni, Bits, 1, T, Blocks>); break;
+            case 2: with(some_rows<Vnni, Bits, 2, T, Blocks>); break;
+            case 3: with(some_rows<Vnni, Bits, 3, T, Blocks>); break;
+            case 4: with(some_rows<Vnni, Bits, 4, T, Blocks>); break;
             case 8:
-                if constexpr (Vnni) with(some_rows<Vnni, Bits, 8, T>);
+                if constexpr (Vnni) with(some_rows<Vnni, Bits, 8, T, Blocks>);
         }
     }
 }
 
-// Tiles `first` to `last`, whose first is written to the first column of `target`; `outputs`: how
-// many columns it has.
-template <bool Vnni, int Bits>
-void tiles(const uint8_t* weights, const Rows& rows, size_t first, size_t last, const Target& target,
-           size_t outputs) {
+// Tiles `first` to `last`, `tile_bytes` apart, whose first is written to the first column of
+// `target`; `outputs`: how many columns it has.
+template <bool Vnni, int Bits, typename Blocks>
+void tiles(const Blocks& blocks, size_t tile_bytes, const Rows& rows, size_t first, size_t last,
+           const Target& target, size_t outputs) {
     constexpr size_t T = 2;
-    const size_t tile_bytes = rows.groups * (32 * Bits + kBeside);
     const size_t whole = std::min(last, first + outputs / kOutputs);
-    const auto bytes = [&](size_t tile) { return weights + tile * tile_bytes; };
+    const auto from = [&](size_t tile) { return blocks.at(tile * tile_bytes); };
     const auto place = [&](size_t tile) { return target.at(0, (tile - first) * kOutputs); };
     size_t tile = first;
     for (; tile + T <= whole; tile += T)
-        all_rows<Vnni, Bits, T>(bytes(tile), tile_bytes, rows, place(tile));
-    for (; tile < whole; ++tile) all_rows<Vnni, Bits, 1>(bytes(tile), tile_bytes, rows, place(tile));
+        all_rows<Vnni, Bits, T>(from(tile), tile_bytes, rows, place(tile));
+    for (; tile < whole; ++tile) all_rows<Vnni, Bits, 1>(from(tile), tile_bytes, rows, place(tile));
     for (; tile < last; ++tile) {  // the last one, with fewer outputs than a vector holds
         thread_local std::vector<float> full;
         full.resize(rows.count * kOutputs);
-        all_rows<Vnni, Bits, 1>(bytes(tile), tile_bytes, rows, {full.data(), nullptr, kOutputs});
+        all_rows<Vnni, Bits, 1>(from(tile), tile_bytes, rows, {full.data(), nullptr, kOutputs});
         const Target rest = place(tile);
         for (size_t row = 0; row < rows.count; ++row)
             for (size_t i = 0; i < outputs % kOutputs; ++i) {

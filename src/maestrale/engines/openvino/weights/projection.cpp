@@ -27,6 +27,7 @@ constexpr size_t kRowsForThreads = 8;  // fewer are rounded faster by one thread
 constexpr size_t kRowsThatWait = 4;    // so few are computed faster than their weights are read
 constexpr size_t kAhead = 128 << 10;   // bytes that one task reads ahead
 constexpr size_t kMostAhead = 4 << 20;
+constexpr size_t kAttentionInputs = 6;
 
 // What is done to a row of activations first.
 enum class Before { nothing, norm, gate, attention };
@@ -68,7 +69,7 @@ struct Stage {
 
     size_t given_width() const { return before == Before::gate ? 2 * width : width; }
     size_t tiles() const { return (columns + kOutputs - 1) / kOutputs; }
-    size_t weight_bytes() const { return tiles() * (width / kGroup) * (32 * bits + kBeside); }
+    size_t weight_bytes() const { return tiles() * (width / kGroup) * block_bytes(bits); }
 };
 
 constexpr int64_t kGiven = -1;
@@ -115,10 +116,12 @@ private:
 
 // Inputs: of each stage its activations float32 [..., width] (for `gate` [..., 2 * width]) if
 // given, then what is added, if given; behind those of all stages, where something is rotated,
-// cosines and sines float32 [..., width of a head]; where there is attention, each layer's `Cache`, its
-// bytes as int32 [layers, 4] (OpenVINO makes int64 to int32), then `Sequences`; then the constants:
-// of each stage its weights uint8 [tiles, groups, block], and for `norm` its gain float32 [width].
-// The constants may be in one input, which makes a step some 10 us shorter.
+// cosines and sines float32 [..., width of a head]; where there is attention, where each layer's
+// cache begins, its bytes as int32 [layers, 2] (OpenVINO makes int64 to int32), then `Sequences`, and
+// the rows that the last stage is computed for, int32 (one below 0: for none, as OpenVINO leaves
+// out operations with empty inputs); then the constants: of each stage its weights uint8 [tiles,
+// groups, block], and for `norm` its gain float32 [width]. The constants may be in one input, which
+// makes a step some 10 us shorter.
 // Outputs: columns of the results of stages, from the first on, cut where a multiple of 8 columns
 // ends.
 class Projection : public ov::op::Op {
@@ -143,6 +146,8 @@ public:
         ov::PartialShape shape = rows;
         for (size_t i = 0; i < m_attributes->lengths.size(); ++i) {
             shape[shape.size() - 1] = m_attributes->lengths[i];
+            if (attends() && m_attributes->results[i] + 1 == int64_t(m_stages->size()))
+                shape[0] = get_input_partial_shape(cached() + kAttentionInputs - 1)[0];
             set_output_type(i, ov::element::f32, shape);
         }
     }
@@ -175,16 +180,17 @@ public:
         // From step to step; not what the threads below would see under these names.
         thread_local Rows kept_rows;
         thread_local std::vector<std::vector<float>> kept_results;
-        thread_local std::vector<float> kept_attention;
+        thread_local std::vector<float> kept_attended;
+        thread_local std::vector<float> kept_picked;
+        thread_local Attention kept_attention;
         Rows& rows = kept_rows;
+        Attention& attention = kept_attention;
         const std::vector<Stage>& stages = *m_stages;
         const std::vector<int64_t>& all_lengths = m_attributes->lengths;
         kept_results.resize(std::max(kept_results.size(), stages.size()));
         const size_t count = inputs[0].get_size() / stages[0].given_width();
         size_t input = 0;
         const size_t angles = given_inputs(stages);
-        const size_t cached = angles + 2 * rotates();
-        const size_t first_constants = cached + 4 * attends();
         if (rotates() && !has_angles(inputs[angles], inputs[angles + 1], count)) return false;
         const auto turn = [&](float* first, size_t stride, size_t columns) {
             const size_t width = head_width();
@@ -195,19 +201,17 @@ public:
             });
         };
         const Heads heads = this->heads();
-        Sequences sequences{};
         const int32_t* addresses = nullptr;
         if (attends()) {
-            if (inputs[cached + 1].get_size() != count || inputs[cached + 3].get_size() != count + 1)
-                return false;
-            addresses = inputs[cached].data<const int32_t>();
-            sequences = {inputs[cached + 1].data<const int32_t>(),
-                         inputs[cached + 2].data<const int32_t>(),
-                         inputs[cached + 3].data<const int32_t>()};
+            const auto integers = [&](size_t i) { return inputs[cached() + i].data<const int32_t>(); };
+            addresses = integers(0);
+            const Sequences sequences{inputs[cached() + 1].get_size(), integers(1), integers(2),
+                                      integers(3), integers(4)};
+            if (size_t(sequences.begins[sequences.count]) != count) return false;
+            attention.prepare(heads, sequences);
         }
-        Attention attention(heads, sequences, attends() ? count : 0);
-        Constants constants(inputs, first_constants);
-        announce(inputs[first_constants]);
+        Constants constants(inputs, first_constants());
+        announce(inputs[first_constants()]);
         std::vector<float*> done;
         const auto result_of = [&](int64_t stage) -> const float* {
             if (stage == kNone) return nullptr;
@@ -234,14 +238,22 @@ public:
                              (k == 0 ? heads.queries : heads.kept) * heads.width);
                     }
                 const Given given{part(stage.parts[0]), part(stage.parts[1]), part(stage.parts[2])};
-                Cache cache;
+                uint8_t* cache;
                 std::memcpy(&cache, addresses, sizeof cache);
                 addresses += sizeof cache / sizeof *addresses;
-                kept_attention.resize(count * stage.width);
-                attention.compute(given, cache, kept_attention.data());
-                activations = kept_attention.data();
+                kept_attended.resize(std::max(kept_attended.size(), count * stage.width));
+                attention.compute(given, cache, kept_attended.data());
+                activations = kept_attended.data();
             }
-            round_rows(stage, activations, gain, count, rows);
+            size_t computed = count;
+            if (attends() && i + 1 == stages.size()) {
+                const ov::Tensor& picked = inputs[cached() + kAttentionInputs - 1];
+                const int32_t* chosen = picked.data<const int32_t>();
+                computed = chosen[0] < 0 ? 0 : picked.get_size();
+                pick(activations, stage.given_width(), chosen, computed, kept_picked);
+                activations = kept_picked.data();
+            }
+            round_rows(stage, activations, gain, computed, rows);
             targets.clear();
             lengths.clear();
             for (size_t k = 0; k < all_lengths.size(); ++k)
@@ -267,6 +279,17 @@ public:
     }
 
 private:
+    // Which inputs those of attention are, and the constants behind them.
+    size_t cached() const { return given_inputs(*m_stages) + 2 * rotates(); }
+    size_t first_constants() const { return cached() + kAttentionInputs * attends(); }
+
+    static void pick(const float* from, size_t width, const int32_t* rows, size_t count,
+                     std::vector<float>& into) {
+        into.resize(count * width);
+        for (size_t i = 0; i < count; ++i)
+            std::memcpy(into.data() + i * width, from + rows[i] * width, width * sizeof(float));
+    }
+
     static size_t tiles_of(size_t columns) { return (columns + kOutputs - 1) / kOutputs; }
 
     size_t head_width() const {
@@ -336,7 +359,8 @@ private:
         const Heads heads = this->heads();
         if (attends())
             NODE_VALIDATION_CHECK(this, heads.kept > 0 && heads.queries % heads.kept == 0 &&
-                                            heads.width > 0 && heads.width % 16 == 0);
+                                            heads.width > 0 && heads.width % kGroup == 0 &&
+                                            given.residuals.back() == kNone);
         std::vector<Stage> stages;
         size_t bytes = 0;
         for (size_t i = 0; i < count; ++i) {
@@ -369,7 +393,7 @@ private:
             if (stage.before == Before::norm) bytes += stage.width * sizeof(float);
         }
         size_t there = 0;
-        const size_t first = given_inputs(stages) + 2 * rotates() + 4 * attends();
+        const size_t first = given_inputs(stages) + 2 * rotates() + kAttentionInputs * attends();
         for (size_t i = first; i < get_input_size(); ++i)
             there += ov::shape_size(get_input_shape(i)) * get_input_element_type(i).size();
         NODE_VALIDATION_CHECK(this, there == bytes, "constants of ", there, " bytes, not ", bytes);
@@ -422,8 +446,10 @@ private:
     // `targets` take the columns one after the other, each as many as `lengths` says.
     static void multiply(const Stage& stage, const uint8_t* bytes, const Rows& rows,
                          const std::vector<Target>& targets, const std::vector<size_t>& lengths) {
-        const auto run = has_vnni() ? (stage.bits == 4 ? tiles<true, 4> : tiles<true, 8>)
-                              : (stage.bits == 4 ? tiles<false, 4> : tiles<false, 8>);
+        const auto run = has_vnni() ? (stage.bits == 4 ? tiles<true, 4, Run> : tiles<true, 8, Run>)
+                              : (stage.bits == 4 ? tiles<false, 4, Run> : tiles<false, 8, Run>);
+        const Run blocks{bytes, block_bytes(stage.bits)};
+        const size_t tile_bytes = rows.groups * blocks.bytes;
         // Pairs of tiles are kept together.
         tbb::parallel_for(tbb::blocked_range<size_t>(0, (stage.tiles() + 1) / 2), [&](const auto& range) {
             size_t begin = 0;  // of the target, in tiles
@@ -433,7 +459,7 @@ private:
                 const size_t last = std::min(2 * range.end(), end);
                 if (first < last) {
                     const size_t column = (first - begin) * kOutputs;
-                    run(bytes, rows, first, last, targets[k].at(0, column), lengths[k] - column);
+                    run(blocks, tile_bytes, rows, first, last, targets[k].at(0, column), lengths[k] - column);
                 }
                 begin = end;
             }

@@ -25,6 +25,18 @@ inline __m256 exponential(__m256 x) {  // Cephes' polynomial, for float32
     return _mm256_mul_ps(sum, _mm256_castsi256_ps(exponent));
 }
 
+// 2^x for x up to 0, to four in a million: softmax rounds it to 8 bits. Below -125 as there.
+inline __m256 power_of_two(__m256 x) {
+    x = _mm256_max_ps(x, _mm256_set1_ps(-125.0f));
+    const __m256 power = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    x = _mm256_sub_ps(x, power);
+    __m256 sum = _mm256_set1_ps(9.676037e-3f);
+    for (float term : {5.5922036e-2f, 2.4022107e-1f, 6.9312103e-1f, 1.0f})
+        sum = _mm256_fmadd_ps(sum, x, _mm256_set1_ps(term));
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(sum),
+                                                _mm256_slli_epi32(_mm256_cvtps_epi32(power), 23)));
+}
+
 inline float sum_of(__m256 eight) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
