@@ -320,6 +320,11 @@ _lock = threading.Lock()
 _latest: tuple[Vocabulary, LLTokenizer] | None = None
 
 
+def index(vocabulary: Vocabulary) -> None:
+    """Build now what the first constraint would else wait for, and everyone with it (the GIL)."""
+    _tokenizer(vocabulary)
+
+
 def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
     """llguidance's index of the vocabulary, built once (0.2 s and 20 MB for 49,152 tokens)."""
     global _latest

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from maestrale.engines import constraint
 from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, Sampling
 from maestrale.engines.openvino.engine import OpenVINOEngine
 from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
@@ -193,6 +194,41 @@ def test_an_answer_is_in_the_cache_when_its_follow_up_comes(
     assert undisturbed.cached_tokens == 0
     assert answer.tokens == undisturbed.tokens
     assert answer.logprobs == undisturbed.logprobs
+
+
+def test_answers_of_our_own_operation_are_cached_as_they_are_made(
+    roomy: RunningEngine, small: EngineConfig
+) -> None:
+    if small.options["weight_format"] != "a8":
+        pytest.skip("OpenVINO's attention computes answers otherwise than prompts")
+    first = request(71, length=70, max_tokens=60)
+    answer = roomy.run(first)[0].tokens
+    asked = request(72, length=8)
+    follow_up = msgspec.structs.replace(asked, prompt=(*first.prompt, *answer, *asked.prompt))
+    after = roomy.run(follow_up)[0]
+    assert after.cached_tokens == 129  # all but the answer's last, which was never computed
+    fresh = RunningEngine(msgspec.structs.replace(small, kv_cache_bytes=200 << 20))
+    undisturbed = fresh.run(follow_up)[0]
+    fresh.stop()
+    assert after.tokens == undisturbed.tokens
+
+
+def test_an_idle_engine_prepares_for_constraints(
+    small: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it builds once for all of them holds up every stream."""
+    own = RunningEngine(small)
+    assert isinstance(own.engine, OpenVINOEngine)
+    try:
+        deadline = time.monotonic() + 30
+        while constraint._latest is None or constraint._latest[0] is not own.engine._vocabulary:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        monkeypatch.setattr(constraint, "LLTokenizer", None)
+        limited = msgspec.structs.replace(request(73), constraint=Constraint("regex", "[ab]{3}"))
+        assert own.run(limited)[0].tokens
+    finally:
+        own.stop()
 
 
 @pytest.mark.slow

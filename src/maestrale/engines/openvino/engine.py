@@ -101,6 +101,7 @@ class OpenVINOEngine:
         self._steps = self._prompt_tokens = self._generation_tokens = 0
         self._draft_tokens = self._accepted_tokens = 0
         self._busy_until = 0.0
+        self._indexed = False  # the vocabulary, for constraints
         self._row_seconds = 0.0  # for a token, in the last step that had many
         self._step_tokens = StepTokens()
 
@@ -322,11 +323,12 @@ class OpenVINOEngine:
     # What follows up to `_deliver` runs on the step thread.
 
     def _run(self) -> None:
+        self._busy_until = time.monotonic()
         try:
             while self._take_orders():
                 chunks = self._scheduler.schedule()
                 if not chunks:
-                    self._rehearse()
+                    self._use_idle_moment()
                 elif results := self._step(chunks):
                     self._loop.call_soon_threadsafe(self._deliver, results)
         except Exception as error:
@@ -340,7 +342,7 @@ class OpenVINOEngine:
         with self._inbox_filled:
             while not (self._inbox or self._stopped or scheduler.running or scheduler.waiting):
                 pause = None
-                if scheduler.rehearsals and BLOCK_SIZE * self._row_seconds <= LONGEST:
+                if not self._indexed or self._may_rehearse():
                     pause = self._busy_until + PAUSE - time.monotonic()
                     if pause <= 0:
                         break
@@ -405,8 +407,15 @@ class OpenVINOEngine:
             self._accepted_tokens += right
         return results
 
-    def _rehearse(self) -> None:
-        """Use a moment in which nobody waits."""
+    def _may_rehearse(self) -> bool:
+        return bool(self._scheduler.rehearsals) and BLOCK_SIZE * self._row_seconds <= LONGEST
+
+    def _use_idle_moment(self) -> None:
+        """Do what would hold others up, while nobody waits."""
+        if not self._indexed:
+            constraints.index(self._vocabulary)
+            self._indexed = True
+            return
         chunks = self._scheduler.rehearse()
         if chunks:
             self._model.infer(step_input(chunks))
