@@ -49,7 +49,7 @@ def plan_cpu(
     own = kernel and not shape.sliding_window and shape.head_dim % BLOCK == 0
     element = kv_element(shape.head_dim, deterministic, own)
     spare = round(shape.kv_elements * element) * BLOCK
-    terms.append(Term("spare block", -spare, f"{BLOCK} tokens, written by rows that are padding"))
+    terms.append(Term("spare block", -spare, f"{BLOCK} tokens that no sequence gets"))
     whole = Architecture(**{**vars(shape), "sliding_window": None, "sliding_layers": 0})
     return make_plan(
         model, "openvino", "this machine's CPU", weight_type.name, whole, terms, element, 1, BLOCK

@@ -23,7 +23,7 @@ DRAW = np.random.default_rng(8)
 WIDTH = 64  # of the model
 HEADS = Heads(queries=4, kept=2, width=32, scale=0.2)
 QUERIES, KEPT = HEADS.queries * HEADS.width, HEADS.kept * HEADS.width
-BLOCKS = 60
+BLOCKS = 90
 
 
 def weights(outputs: int, inputs: int) -> Grouped:
@@ -127,7 +127,7 @@ def expected(projected: Float) -> Float:
     return result
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 8, 31, 32, 33, 255, 256, 257, 600])
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 31, 32, 33, 255, 256, 257, 600, 2500])
 def test_a_token_attends_to_itself_and_all_before_it(model: Model, length: int) -> None:
     projected, found = model((tokens(length), 0, length, blocks_for(length)))
     wanted = expected(projected)
@@ -147,7 +147,7 @@ def test_the_bits_are_the_same_in_any_company_and_with_any_threads(
     model: Model, kernel: Path, without_vnni: Path
 ) -> None:
     x, y = tokens(270), tokens(90)
-    mine, others = blocks_for(270, range(30)), blocks_for(90, range(30, 60))
+    mine, others = blocks_for(270, range(30)), blocks_for(90, range(30, 90))
     alone = model((x, 0, 270, mine))[1]
     for other in (model, Model(kernel, threads=1), Model(without_vnni)):
         other((y, 0, 40, others))

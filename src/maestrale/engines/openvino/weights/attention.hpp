@@ -25,6 +25,7 @@ namespace {
 constexpr size_t kBlock = kGroup;     // tokens of a block of the KV cache
 constexpr size_t kSpan = 8 * kBlock;  // tokens that are summed up by themselves
 constexpr size_t kTokens = 8;         // of a sequence, that read the cache together
+constexpr size_t kPartials = 1 << 20;  // floats of the results of spans that wait to be joined
 constexpr size_t kWorthThreads = 1 << 17;  // products; fewer are done faster by one thread
 constexpr uint8_t kMiddle = 128;           // the zero point of 8 bits
 constexpr float kLog2E = 1.44269504f;      // scores are powers of two, which are less work
@@ -84,21 +85,29 @@ public:
         m_layout = {heads.width};
         m_pieces.clear();
         m_spans.clear();
-        size_t partials = 0, products = 0;
+        m_batches.clear();
+        size_t partials = 0, most = 0, products = 0;
         for (size_t i = 0; i < sequences.count; ++i)
             for (int32_t row = sequences.begins[i]; row < sequences.begins[i + 1]; row += kTokens) {
                 const size_t tokens = std::min<size_t>(kTokens, sequences.begins[i + 1] - row);
                 const size_t past = sequences.past[i] + row - sequences.begins[i];
-                const Piece piece{i, size_t(row), past, tokens, partials};
+                Piece piece{i, size_t(row), past, tokens, partials};
+                const size_t more = tokens * piece.spans() * heads.queries;
+                if (m_batches.empty() || (partials + more) * heads.width > kPartials) {
+                    m_batches.push_back({m_pieces.size(), m_spans.size()});
+                    partials = piece.partials = 0;
+                }
                 for (size_t first = 0; first < past + tokens; first += kSpan)
                     m_spans.push_back({m_pieces.size(), first});
-                partials += tokens * piece.spans() * heads.queries;
+                partials += more;
+                most = std::max(most, partials);
                 products += 2 * (past + tokens) * tokens * heads.queries * heads.width;
                 m_pieces.push_back(piece);
             }
         grow(m_queries, m_pieces.size() * heads.kept);
-        grow(m_partials, partials);
-        grow(m_weighted, partials * heads.width);
+        m_batches.push_back({m_pieces.size(), m_spans.size()});
+        grow(m_partials, most);
+        grow(m_weighted, most * heads.width);
         m_threads = products >= kWorthThreads;
     }
 
@@ -112,13 +121,22 @@ public:
                 keep(given, piece, token, head, cache);
             round_queries(given.queries, piece, head, m_queries[i]);
         });
-        for_all(m_spans.size() * m_heads.kept, [&](size_t i) {
-            attend(m_spans[i / m_heads.kept], i % m_heads.kept, cache);
-        });
-        for_all(m_pieces.size(), [&](size_t i) { join(m_pieces[i], result); });
+        for (size_t batch = 0; batch + 1 < m_batches.size(); ++batch) {
+            const Batch from = m_batches[batch], to = m_batches[batch + 1];
+            for_all((to.span - from.span) * m_heads.kept, [&](size_t i) {
+                attend(m_spans[from.span + i / m_heads.kept], i % m_heads.kept, cache);
+            });
+            for_all(to.piece - from.piece, [&](size_t i) { join(m_pieces[from.piece + i], result); });
+        }
     }
 
 private:
+    // Where pieces begin whose spans wait together.
+    struct Batch {
+        size_t piece;
+        size_t span;
+    };
+
     // Tokens of a sequence that follow each other; their results begin at `partials`.
     struct Piece {
         size_t sequence;
@@ -163,7 +181,9 @@ private:
     }
 
     uint8_t* place(uint8_t* cache, const Piece& piece, size_t token, size_t head) const {
-        const size_t block = m_sequences.blocks[m_sequences.block_begins[piece.sequence] + token / kBlock];
+        const int32_t* const blocks =
+            m_sequences.blocks + m_sequences.block_begins[piece.sequence];
+        const size_t block = blocks[token / kBlock];
         return cache + (block * m_heads.kept + head) * m_layout.bytes();
     }
 
@@ -180,7 +200,8 @@ private:
                        row);
     }
 
-    void keep(const Given& given, const Piece& piece, size_t index, size_t head, uint8_t* cache) const {
+    void keep(const Given& given, const Piece& piece, size_t index, size_t head,
+              uint8_t* cache) const {
         const size_t width = m_heads.width;
         const size_t token = (piece.past + index) % kBlock;
         uint8_t* const found = place(cache, piece, piece.past + index, head);
@@ -216,7 +237,8 @@ private:
     static float largest_of(const float* x, size_t count) {
         __m256 most = _mm256_setzero_ps();
         for (size_t i = 0; i < count; i += 8)
-            most = _mm256_max_ps(most, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_loadu_ps(x + i)));
+            most = _mm256_max_ps(
+                most, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_loadu_ps(x + i)));
         return most_of(most);
     }
 
@@ -266,7 +288,9 @@ private:
                                      Rows& odds, size_t row) const {
         const __m256 none = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
         const __m256 factor = _mm256_set1_ps(m_heads.scale * kLog2E);
-        const auto score = [&](size_t i) { return _mm256_mul_ps(_mm256_loadu_ps(scores + i), factor); };
+        const auto score = [&](size_t i) {
+            return _mm256_mul_ps(_mm256_loadu_ps(scores + i), factor);
+        };
         const size_t whole = count / 8 * 8;
         __m256 most = none;
         for (size_t i = 0; i < whole; i += 8) most = _mm256_max_ps(most, score(i));
@@ -306,7 +330,8 @@ private:
                     return partial(piece, span, head / group) + token * group + head % group;
                 };
                 const size_t count = (piece.past + token + kSpan) / kSpan;
-                join_spans(count, at, result + ((piece.row + token) * m_heads.queries + head) * m_heads.width);
+                const size_t row = (piece.row + token) * m_heads.queries + head;
+                join_spans(count, at, result + row * m_heads.width);
             }
     }
 
@@ -351,6 +376,7 @@ private:
     bool m_threads = false;
     std::vector<Piece> m_pieces;
     std::vector<Span> m_spans;
+    std::vector<Batch> m_batches;  // and the end of the last
     std::vector<Rows> m_queries;  // [pieces, kept]
     std::vector<Partial> m_partials;
     std::vector<float> m_weighted;
