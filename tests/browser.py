@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from maestrale.config import default_cache_dir
+from npm import npm_package
 
 AXE_VERSION = "4.14.1"
 DESKTOP = {"width": 1280, "height": 800}
@@ -44,23 +42,7 @@ def browsing() -> Iterator[Browser]:
 
 def axe_source() -> str:
     """axe-core's script. Installed into a cache as root or in CI; else skips the test."""
-    folder = default_cache_dir().with_name("maestrale-tests-axe") / AXE_VERSION
-    script = folder / "node_modules/axe-core/axe.min.js"
-    if not script.exists():
-        npm = shutil.which("npm")
-        if npm is None or not (os.geteuid() == 0 or os.environ.get("CI")):
-            pytest.skip("axe-core is not installed; CI and root install it with npm")
-        folder.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(
-            [npm, "install", "--no-audit", "--prefix", str(folder), f"axe-core@{AXE_VERSION}"],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        if done.returncode != 0:
-            pytest.skip(f"npm could not install axe-core: {done.stderr.strip()[-200:]}")
-    return script.read_text()
+    return npm_package("axe-core", AXE_VERSION, "axe-core/axe.min.js").read_text()
 
 
 def barriers(page: Page, source: str) -> list[dict[str, Any]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from maestrale.config import default_cache_dir
+from npm import npm_package
 
 VERSION = "6.2.2"
 
@@ -24,23 +23,7 @@ def newman_command() -> list[str]:
         return [found]
     if shutil.which("node") is None:
         pytest.skip("newman needs Node, which is not installed")
-    folder = default_cache_dir().with_name("maestrale-tests-newman") / VERSION
-    program = folder / "node_modules" / ".bin" / "newman"
-    if not program.exists():
-        npm = shutil.which("npm")
-        if npm is None or not (os.geteuid() == 0 or os.environ.get("CI")):
-            pytest.skip("newman is not installed (npm install -g newman); CI and root install it")
-        folder.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(
-            [npm, "install", "--no-audit", "--prefix", str(folder), f"newman@{VERSION}"],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        if done.returncode != 0:
-            pytest.skip(f"npm could not install newman: {done.stderr.strip()[-200:]}")
-    return [str(program)]
+    return [str(npm_package("newman", VERSION, ".bin/newman"))]
 
 
 def run_newman(
