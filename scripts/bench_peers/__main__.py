@@ -60,7 +60,11 @@ def main() -> int:
     begun = time.perf_counter()
     told = report.facts(plan.rounds, shlex.join(["scripts/bench-peers", *sys.argv[1:]]))
     _say(f"{', '.join(peer.key for peer in peers)}: about {_minutes(plan, peers)} min")
-    found_limits = limits(context)
+    try:
+        found_limits = limits(context)
+    except (Failed, subprocess.SubprocessError) as error:
+        _say(f"ended, as the limits of this machine can't be measured: {error}")
+        return 1
     _say(f"limits: {found_limits}")
     streamed: list[float] = []
     try:
@@ -74,7 +78,7 @@ def main() -> int:
         _say("interrupted: the report has the rounds so far")
     try:
         again = limits(context)
-    except (subprocess.SubprocessError, KeyboardInterrupt):
+    except (Failed, subprocess.SubprocessError, KeyboardInterrupt):
         _say("the limits are those measured before the rounds")
     else:
         found_limits = {name: max(value, found_limits[name]) for name, value in again.items()}

@@ -263,7 +263,7 @@ def _told(error: Exception) -> str:
 
 
 def limits(context: Context) -> cells.Numbers:
-    """What the machine can do at most; see limits.py."""
+    """What the machine can do at most; see limits.py. Raises: cells.Failed."""
     from bench_peers.peers import FORM
     from maestrale.engines.openvino.weights.extension import extension
     from maestrale.engines.openvino.weights.repack import GRAPH, save_repacked
@@ -274,7 +274,8 @@ def limits(context: Context) -> cells.Numbers:
         extension(folder)  # one of an earlier version may lie there
     command = [sys.executable, "-m", "bench_peers.limits"]
     done = _child([*command, str(context.prepared / GRAPH), str(folder / GRAPH)])
-    done.check_returncode()
+    if done.returncode:
+        raise cells.Failed(done.stderr.strip()[-500:] or f"exit {done.returncode}")
     numbers: cells.Numbers = json.loads(done.stdout.strip().splitlines()[-1])
     return numbers
 
