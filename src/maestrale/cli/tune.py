@@ -32,9 +32,10 @@ def command(
 ) -> None:
     """Measure which settings of the CPU engine are fastest for MODEL here, and keep them.
 
-    Threads, the form of the weights, the size of a step (without --deterministic, whose steps
-    have their own bound) and the memory of the KV cache. `maestrale serve` uses the result
-    wherever its own options leave these open. Takes a minute or two; let nothing else run.
+    Threads, the form of the weights, the size of a step (--deterministic: with the form a8 only,
+    as the others' steps have their own bound) and the memory of the KV cache. `maestrale serve`
+    uses the result wherever its own options leave these open. Takes a minute or two; let nothing
+    else run.
     """
     import msgspec
 

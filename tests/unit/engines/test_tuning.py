@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from maestrale.engines.base import EngineConfig
+from maestrale.engines.base import EngineConfig, WeightFormat
 from maestrale.engines.openvino import measuring, tuning
 from maestrale.engines.openvino.cpu import available_cores
 from maestrale.engines.openvino.measuring import Choice, FormatFailed, Measured
-from maestrale.engines.openvino.tuning import Tuning, chosen, tune, tuned
+from maestrale.engines.openvino.tuning import Tuning, _best_of, _steps, chosen, tune, tuned
 from maestrale.engines.openvino.weights import extension, forms
 from maestrale.engines.openvino.weights.forms import left_out, repacked_folder, without_kernel
 from maestrale.errors import EngineError
@@ -34,6 +34,26 @@ def measured(weight_format: str, speed: float) -> Measured:
 def test_the_gain_is_told_against_the_default() -> None:
     slow, fast = measured("original", 10.0), measured("int8", 15.0)
     assert Tuning(measured=(slow, fast), best=fast.choice).gain == pytest.approx(1.5)
+
+
+def test_a_step_that_is_hardly_faster_does_not_replace_the_default() -> None:
+    def step(tokens: int, speed: float) -> Measured:
+        choice = measured("a8", speed).choice
+        return replace(measured("a8", speed), choice=replace(choice, step_tokens=tokens))
+
+    slow, first, near = measured("original", 5.0), step(256, 100.0), step(128, 102.0)
+    assert _best_of((slow, first, near)).best == first.choice
+    assert _best_of((slow, first, near, step(80, 110.0))).best.step_tokens == 80
+    assert _best_of((measured("original", 109.0), step(256, 110.0))).best == first.choice
+
+
+@pytest.mark.parametrize("form", ["original", "a8"])
+def test_steps_are_tried_where_they_are_free(form: WeightFormat) -> None:
+    config = EngineConfig(engine="openvino", model_dir="")
+    one = [256] if form == "original" else [256, 64, 80, 128]
+    assert _steps(config, form) == one
+    assert len(_steps(replace(config, deterministic=False), form)) == 4
+    assert _steps(replace(config, max_num_batched_tokens=99), form) == [99]
 
 
 def test_what_is_open_has_defaults() -> None:

@@ -43,6 +43,7 @@ SHARE_OF_MEMORY = 0.25  # that is free, for the KV cache
 DEFAULT_STEP_TOKENS = 256
 FAST_STEP_TOKENS = 80  # OpenVINO's own larger products of 8-bit weights are slower on AVX2
 DEFAULT_KV_CACHE = 1 << 30  # bytes
+AS_GOOD = 0.97  # of the best score: less than what measuring twice differs by
 
 logger = logging.getLogger(__name__)
 
@@ -210,11 +211,11 @@ def _with_format(config: EngineConfig, choice: Choice, weight_format: WeightForm
 
 
 def _steps(config: EngineConfig, weight_format: WeightFormat) -> list[int]:
-    """The default first. Deterministic mode has a bound of its own, found when it is loaded."""
+    """The default first. Deterministic mode bounds the other forms' steps when it is loaded."""
     if config.max_num_batched_tokens is not None:
         return [config.max_num_batched_tokens]
     default = _default_step(config, weight_format)
-    if config.deterministic:
+    if config.deterministic and weight_format != "a8":
         return [default]
     return sorted({64, 80, 128, 256}, key=lambda step: (step != default, step))
 
@@ -228,7 +229,16 @@ def _kv_cache(config: EngineConfig) -> int:
 
 
 def _best_of(measured: tuple[Measured, ...]) -> Tuning:
-    return Tuning(measured=measured, best=max(measured, key=lambda entry: entry.score).choice)
+    """The highest score; of sizes of a step that are as good, the first: long prompts like it."""
+    best = max(measured, key=lambda entry: entry.score)
+    enough = max(AS_GOOD * best.score, measured[0].score)
+    as_good = (
+        entry.choice
+        for entry in measured
+        if entry.score >= enough
+        and replace(entry.choice, step_tokens=best.choice.step_tokens) == best.choice
+    )
+    return Tuning(measured=measured, best=next(as_good))
 
 
 def _recall(config: EngineConfig) -> Tuning | None:
