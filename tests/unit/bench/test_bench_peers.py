@@ -87,16 +87,43 @@ def test_the_page_has_medians_spread_limits_and_failures() -> None:
 
 
 def test_a_fallen_ratio_is_found() -> None:
-    from bench_peers.__main__ import _has_fallen
-    from bench_peers.report import SPEED, as_json
+    from bench_peers.regression import verdict
+    from bench_peers.report import as_json
 
-    class Now:
-        found = found()
+    record = json.loads(as_json(found(), LIMITS, FACTS))
+    is_kept, lines = verdict(found(), FACTS, record)
+    assert is_kept
+    assert "2 of 2 are kept" in lines[0]
+    record["peers"]["ours"]["medians"]["tokens_per_second_1"] = 150.0  # ours was quicker once
+    is_kept, (first, fallen) = verdict(found(), FACTS, record)
+    assert not is_kept
+    assert "1 of 2 are kept" in first
+    assert fallen == "ours against genai, 1 stream, tok/s: 2.00, recorded 3.00"
 
-    recorded = json.loads(as_json(found(), LIMITS, FACTS))["peers"]
-    assert not _has_fallen(Now(), recorded, "ours", "genai", SPEED[0])
-    recorded["ours"]["medians"]["tokens_per_second_1"] = 150.0  # ours was quicker once
-    assert _has_fallen(Now(), recorded, "ours", "genai", SPEED[0])
+
+def test_a_record_of_another_processor_is_no_measure() -> None:
+    from bench_peers.regression import verdict
+    from bench_peers.report import as_json
+
+    record = json.loads(as_json(found(), LIMITS, FACTS))
+    record["peers"]["ours"]["medians"]["tokens_per_second_1"] = 150.0
+    now = found()
+    now["ours"].add({"json_ratio": 1.0})
+    is_kept, lines = verdict(now, FACTS | {"features": ["avx2", "avx_vnni"]}, record)
+    assert is_kept
+    assert "another processor (avx2)" in lines[0]
+    now["ours"].numbers["json_ratio"] = [2.0]
+    is_kept, (_, missed) = verdict(now, FACTS, None)
+    assert not is_kept
+    assert missed.endswith("time per token: 2.00 (≤ 1.10 asked)")
+
+
+def test_nothing_compared_is_no_verdict_in_favour() -> None:
+    from bench_peers.regression import verdict
+
+    is_kept, lines = verdict({}, FACTS, None)
+    assert not is_kept
+    assert "nothing could be compared" in lines[0]
 
 
 def test_pauses_are_those_that_touch_the_disturbance() -> None:
