@@ -34,14 +34,14 @@ def command(
 
     Threads, the form of the weights, the size of a step (--deterministic: with the form a8 only,
     as the others' steps have their own bound) and the memory of the KV cache. `maestrale serve`
-    uses the result wherever its own options leave these open. Takes a minute or two; let nothing
-    else run.
+    uses the result wherever its own options leave these open. Takes two or three minutes; let
+    nothing else run.
     """
     import msgspec
 
     from maestrale.api.progress import Progress
     from maestrale.engines.base import EngineConfig
-    from maestrale.engines.openvino.tuning import tune
+    from maestrale.engines.openvino.tuning import NOTES, tune
     from maestrale.models.resolve import prepare
 
     with Progress(lambda phase: None) as progress:
@@ -58,20 +58,21 @@ def command(
         fields |= {"gain": result.gain, "kept": kept, "left_out": left_out}
         click.echo(msgspec.json.encode(fields).decode())
         return
-    _show(result, model)
+    _show(result, Path(model).name)
     for name, reason in left_out.items():
         click.echo(f"Not tried: {name} weights: {reason.rstrip('.')}.")
     if not kept:
-        click.echo(f"It can't be kept: {folder} is not writable.", err=True)
+        click.echo(f"It can't be kept: {folder / NOTES} can't be written.", err=True)
         raise SystemExit(1)
+    click.echo("Kept for this machine; 'maestrale serve' uses it.")
 
 
 def _show(result: Tuning, model: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{model}: tokens/s", title_justify="left")
-    for name in ("weights", "threads", "step", "1 stream", "8", "32", "prefill", "score", ""):
+    table = Table(title=f"{model}: tokens/s with 1, 8, 32 streams", title_justify="left")
+    for name in ("weights", "threads", "step", "1", "8", "32", "prefill", "score", ""):
         table.add_column(name, justify="left" if name in ("weights", "") else "right")
     default = result.measured[0].score
     for entry in result.measured:
@@ -90,8 +91,9 @@ def _show(result: Tuning, model: str) -> None:
     console = Console()
     console.print(table)
     best = result.best
+    threads = "thread" if best.threads == 1 else "threads"
     console.print(
-        f"Chosen: {best.weight_format} weights, {best.threads} threads, "
+        f"Chosen: {best.weight_format} weights, {best.threads} {threads}, "
         f"{best.kv_cache_bytes >> 20} MiB for the KV cache; {result.gain:.2f} times the default's "
-        "speed (geometric mean). Kept for this machine; 'maestrale serve' uses it."
+        "speed (geometric mean)."
     )
