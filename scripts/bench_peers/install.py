@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tarfile
 import venv
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,8 +47,8 @@ def llamacpp(folder: Path, say: Say) -> Path:
         pip = [str(tools), "-m", "pip", "download", "-q", "--no-deps", "--no-binary", name, name]
         _run([*pip, "-d", str(sources)], 600)
         archive = max(sources.glob("llama_cpp_python-*.tar.gz"), key=os.path.getmtime)
-        with tarfile.open(archive) as packed:
-            packed.extractall(root.with_name("unpacked"), filter="data")
+        # No filter: Python 3.11.2, which Debian 12 has, knows none. What comes is run anyway.
+        shutil.unpack_archive(archive, root.with_name("unpacked"))
         (unpacked,) = root.with_name("unpacked").iterdir()
         unpacked.rename(root)
     say("llama.cpp: compiling its server for this processor (about ten minutes on two cores)")

@@ -99,7 +99,7 @@ class Rounds:
             found = self.found[peer.key]
             try:
                 server = self._servers[peer.key] = peer.prepare(self._context)
-            except CannotInstall as error:
+            except (CannotInstall, OSError) as error:
                 found.problems.append(f"not installed: {error}")
                 self._context.say(f"{peer.title}: left out: {error}")
                 continue
