@@ -79,6 +79,15 @@ apt_install() {
     } >"$log" 2>&1 </dev/null
 }
 
+# What helps but need not be there: where it can't be installed, the caller goes on without it.
+try_apt_install() {
+    can_apt || return 0
+    log=$env.log
+    apt_install "$@" || say "that did not work: see $log"
+}
+
+absent() { ! command -v "$1" >/dev/null 2>&1; }
+
 # A uv of our own, by way of pip or venv. Sets `uv`.
 fetch_uv() {
     say "getting uv, which brings a newer Python ..."

@@ -1,7 +1,7 @@
 """Measures maestrale and its peers in one run, and writes docs/benchmarks.md.
 
-scripts/bench-peers              everything: about 35 minutes once all peers are installed
-scripts/bench-peers --quick      ours, GenAI and llama.cpp if it is there: about 5 minutes;
+scripts/bench-peers              everything: about 20 minutes once all peers are installed
+scripts/bench-peers --quick      ours, GenAI and llama.cpp if it is there: about 3 minutes;
                                  fails when a ratio fell well below the recorded one
                                  (on another kind of processor: below a floor)
 """
@@ -23,11 +23,12 @@ from typing import Any
 
 from bench_peers import report
 from bench_peers.cells import Failed
+from bench_peers.floors import MODES
 from bench_peers.peers import PEERS, ROOT, Context, Peer
 from bench_peers.regression import REFERENCES, verdict
 from bench_peers.rounds import FULL, QUICK, Found, Plan, Rounds, front_end, limits
 
-QUICK_PEERS = ("ours", "ours-fast", *REFERENCES)
+QUICK_PEERS = (*MODES, *REFERENCES)
 BESIDE = 60.0  # seconds for the limits and the front end
 RECORD = ROOT / "docs" / "benchmarks.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -58,9 +59,10 @@ def main() -> int:
         return 0
     # Told to end (by `timeout`, say) it still writes what it has, and leaves no server behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    record = _record()  # before this run may take its place
     begun = time.perf_counter()
     told = report.facts(plan.rounds, shlex.join(["scripts/bench-peers", *sys.argv[1:]]))
-    _say(f"{', '.join(peer.key for peer in peers)}: about {_minutes(plan, peers)} min")
+    _say(f"{', '.join(peer.key for peer in peers)}: about {_minutes(plan, peers, record)} min")
     try:
         found_limits = limits(context)
     except (Failed, subprocess.SubprocessError) as error:
@@ -94,24 +96,30 @@ def main() -> int:
         _say(f"wrote {out} and {out.with_suffix('.json')}")
     if options.quick:
         print(page)
-        return _compare(rounds.found, told)
+        return _compare(rounds.found, told, record)
     return 0
 
 
-def _minutes(plan: Plan, peers: list[Peer]) -> int:
-    """By the seconds that a round of each took in the recorded run; a minute where none did."""
+def _record() -> dict[str, Any] | None:
+    """The last full run; None where there is none that can be read."""
     try:
-        recorded = json.loads(RECORD.read_text())["peers"]
-    except (OSError, ValueError, KeyError):
-        recorded = {}
+        return json.loads(RECORD.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _minutes(plan: Plan, peers: list[Peer], record: Mapping[str, Any] | None) -> int:
+    """By the seconds that a round of each took in the recorded run; a minute where none did."""
+    recorded = record["peers"] if record else {}
     each = {key: statistics.mean(one["seconds"]) for key, one in recorded.items() if one["seconds"]}
     seconds = sum(plan.rounds_of(peer) * each.get(peer.key, 60.0) for peer in peers)
     return round((seconds + BESIDE) / 60)
 
 
-def _compare(found: Mapping[str, Found], told: Mapping[str, Any]) -> int:
+def _compare(
+    found: Mapping[str, Found], told: Mapping[str, Any], record: Mapping[str, Any] | None
+) -> int:
     """Says whether ours is slower than it was. Returns the exit code."""
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else None
     is_kept, lines = verdict(found, told, record)
     for line in lines:
         _say(line)

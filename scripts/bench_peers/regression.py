@@ -7,10 +7,11 @@ on a processor with the same vector extensions; on any other, to what was to be 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 from bench_peers import report
-from bench_peers.floors import MODES, reached
+from bench_peers.floors import MODES, median, reached
 from bench_peers.rounds import Found
 
 TOLERATED = 0.75
@@ -26,7 +27,7 @@ def verdict(
     `told` are report.facts() of this run; `record` is docs/benchmarks.json, None without one.
     """
     if record is None:
-        kept, said = _by_floors(found), "there is no record, so the floors are asked"
+        kept, said = _by_floors(found), "no record can be read, so the floors are asked"
     elif record["features"] != told["features"]:
         other = ", ".join(record["features"])
         kept = _by_floors(found)
@@ -44,19 +45,15 @@ def verdict(
 def _by_record(
     found: Mapping[str, Found], recorded: Mapping[str, Any]
 ) -> Iterator[tuple[str, bool]]:
-    for ours in MODES:
-        for reference in REFERENCES:
-            if ours not in found or reference not in found:
-                continue
-            for column in report.SPEED:
-                now = report.ratio(found[ours], found[reference], column)
-                medians = [recorded.get(key, {}).get("medians", {}) for key in (ours, reference)]
-                if now is None or any(column.number not in median for median in medians):
-                    continue
-                before = medians[0][column.number] / medians[1][column.number]
-                before = before if column.more_is_better else 1 / before
-                what = f"{ours} against {reference}, {column.title}"
-                yield f"{what}: {now:.2f}, recorded {before:.2f}", now >= TOLERATED * before
+    for ours, reference, column in product(MODES, REFERENCES, report.SPEED):
+        both = (ours, reference)
+        now = [median(found, key, column.number) for key in both]
+        before = [recorded.get(key, {}).get("medians", {}).get(column.number) for key in both]
+        if None in now or None in before:
+            continue
+        lead, recorded_lead = column.lead(*now), column.lead(*before)
+        what = f"{ours} against {reference}, {column.title}"
+        yield f"{what}: {lead:.2f}, recorded {recorded_lead:.2f}", lead >= TOLERATED * recorded_lead
 
 
 def _by_floors(found: Mapping[str, Found]) -> Iterator[tuple[str, bool]]:

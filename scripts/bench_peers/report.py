@@ -29,6 +29,10 @@ class Column:
     show: Callable[[float], str]
     more_is_better: bool = True
 
+    def lead(self, ours: float, theirs: float) -> float:
+        """Ours to theirs: above 1 ours is quicker, for times as for speeds."""
+        return ours / theirs if self.more_is_better else theirs / ours
+
 
 def _plain(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -59,12 +63,11 @@ OTHER = (
 
 
 def ratio(ours: Found, other: Found, column: Column) -> float | None:
-    """Ours to theirs, by medians: above 1 ours is quicker, for times as for speeds."""
+    """Column.lead() of the medians; None where one was not measured."""
     mine, theirs = ours.numbers.get(column.number), other.numbers.get(column.number)
     if not mine or not theirs:
         return None
-    quotient = statistics.median(mine) / statistics.median(theirs)
-    return quotient if column.more_is_better else 1 / quotient
+    return column.lead(statistics.median(mine), statistics.median(theirs))
 
 
 def as_json(

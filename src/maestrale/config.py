@@ -211,8 +211,7 @@ class Settings:
         "Most tokens in one step, so the chunk in which long prompts are prefilled (on the CPU "
         "at most 80 tokens beside running answers). Deterministic mode takes fewer where this "
         "CPU is exact only up to there (80, say). Default: 256, or 80 with --no-deterministic "
-        "where weights are not a8, "
-        "or what `maestrale tune` found; vLLM's own on a GPU.",
+        "where weights are not a8, or what `maestrale tune` found; vLLM's own on a GPU.",
         group="Engine",
         metavar="N",
         minimum=1,
