@@ -13,7 +13,6 @@ import math
 import mmap
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 
 SLOTS = 1 << 17
@@ -23,10 +22,21 @@ _PROBES = 64
 
 
 def make_levels() -> int:
-    """A file descriptor of the memory, which has no name anywhere; to be inherited."""
-    with tempfile.TemporaryFile() as file:
-        os.ftruncate(file.fileno(), SLOTS * _RECORD.size)  # pages come into being as they are used
-        return os.dup(file.fileno())
+    """A file descriptor of the memory, to be inherited. Raises: OSError for want of memory.
+
+    It is of no file system: a full disk, or a folder that is gone, would kill whoever touches a
+    page of a mapped file. All of it is there from the beginning, so that a want of memory shows
+    here and not later.
+    """
+    fd = os.memfd_create("maestrale-levels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.posix_fallocate(fd, 0, SLOTS * _RECORD.size)
+        # Nobody can cut it under those who have it mapped.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 class SharedLevels:

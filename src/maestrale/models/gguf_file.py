@@ -2,17 +2,18 @@
 
 Layout, all little-endian: magic, version, tensor count, metadata count; the metadata as
 (key, type, value); the tensors as (name, dimensions, type, offset); padding; the weights.
-Model files come from anywhere, so every count and length is checked against the file's size.
+Model files come from anywhere, so every count and length is checked against the file's size. The
+file is read and not mapped: one that is cut meanwhile would kill the process.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from maestrale.errors import ModelError
 
@@ -51,14 +52,12 @@ def read_gguf(path: Path) -> GGUFFile:
                     f"{path} is not a GGUF file (it doesn't begin with 'GGUF'). "
                     "Download it again, or give another file."
                 )
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _read(_Cursor(data, path))
+            return _read(_Cursor(file, path))
     except OSError as error:
         raise ModelError(f"Can't read {path}: {error.strerror}.") from error
 
 
 def _read(cursor: _Cursor) -> GGUFFile:
-    cursor.take(4)
     version = cursor.number("I")
     if version not in (2, 3):
         raise ModelError(f"{cursor.path} is GGUF version {version}; versions 2 and 3 can be read.")
@@ -79,7 +78,7 @@ def _read(cursor: _Cursor) -> GGUFFile:
     if not isinstance(alignment, int) or alignment < 1:
         raise cursor.damaged("its alignment is no positive number")
     needed = -(-cursor.at // alignment) * alignment + end
-    if needed > len(cursor.data):
+    if needed > cursor.size:
         raise cursor.truncated(needed)
     return GGUFFile(metadata, tuple(names))
 
@@ -87,14 +86,18 @@ def _read(cursor: _Cursor) -> GGUFFile:
 class _Cursor:
     """Takes values one after the other; running past the end means a truncated file."""
 
-    def __init__(self, data: mmap.mmap, path: Path) -> None:
-        self.data, self.path, self.at = data, path, 0
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self.path, self.at = file, path, file.tell()
+        self.size = os.fstat(file.fileno()).st_size
 
     def take(self, count: int) -> bytes:
         end = self.at + count
-        if end > len(self.data):
+        if end > self.size:
             raise self.truncated(end)
-        taken, self.at = self.data[self.at : end], end
+        taken = self._file.read(count)
+        if len(taken) < count:  # cut since it was opened
+            raise self.truncated(end)
+        self.at = end
         return taken
 
     def number(self, form: str) -> Any:
@@ -116,7 +119,7 @@ class _Cursor:
             raise self.damaged(f"metadata of unknown type {kind}")
         item, count = self.number("I"), self.number("Q")
         if item == _STRING:
-            if count * 8 > len(self.data):
+            if count * 8 > self.size:
                 raise self.truncated(self.at + count * 8)
             return [self.string() for _ in range(count)]
         if item not in _SCALARS:
@@ -130,6 +133,6 @@ class _Cursor:
 
     def truncated(self, needed: int) -> ModelError:
         return ModelError(
-            f"{self.path} is truncated: it has {len(self.data):,} bytes and promises "
+            f"{self.path} is truncated: it has {self.size:,} bytes and promises "
             f"{needed:,}. The download was probably cut off; download it again."
         )

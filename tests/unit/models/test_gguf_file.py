@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 from pathlib import Path
 
 import gguf
@@ -90,4 +92,20 @@ def test_other_versions_are_refused(written: bytes, scratch: Path) -> None:
 def test_a_truncated_file_is_named_as_such(written: bytes, scratch: Path) -> None:
     scratch.write_bytes(written[:-64])
     with pytest.raises(ModelError, match="is truncated: it has 1,024 bytes"):
+        read_gguf(scratch)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_truncated(
+    written: bytes, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch.write_bytes(written[:100])
+    real = os.fstat
+
+    def before_the_cut(fd: int) -> os.stat_result:
+        fields = list(real(fd))
+        fields[stat.ST_SIZE] = len(written)
+        return os.stat_result(fields)
+
+    monkeypatch.setattr("maestrale.models.gguf_file.os.fstat", before_the_cut)
+    with pytest.raises(ModelError, match="truncated"):
         read_gguf(scratch)

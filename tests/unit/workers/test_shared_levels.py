@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -73,5 +74,30 @@ def test_a_record_that_makes_no_sense_is_a_full_bucket(fd: int) -> None:
         assert levels.read("odd", 7.0, NOON) == (7.0, NOON)
 
 
-def test_the_memory_has_no_name(fd: int) -> None:
-    assert os.readlink(f"/proc/self/fd/{fd}").endswith("(deleted)")
+def test_the_memory_has_no_name_and_is_not_inherited_by_chance(fd: int) -> None:
+    assert os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:")
+    assert not os.get_inheritable(fd)
+
+
+def test_it_needs_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/nonexistent")
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    made = make_levels()
+    try:
+        assert granted(limiter(made), 700) == 600
+    finally:
+        os.close(made)
+
+
+def test_nobody_can_cut_it_under_those_who_use_it(fd: int) -> None:
+    levels = SharedLevels(fd)
+    with pytest.raises(OSError, match="not permitted"):
+        os.ftruncate(fd, 0)
+    levels.write("still there", 1.0, NOON)
+    assert levels.read("still there", 7.0, NOON) == (1.0, NOON)
+
+
+def test_all_of_it_is_there_from_the_beginning(fd: int) -> None:
+    # What is not there yet would have to come when a page is first touched, and kill then.
+    status = os.fstat(fd)
+    assert status.st_blocks * 512 >= status.st_size > 0
