@@ -33,6 +33,7 @@ class Answer:
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class RunningEngine:
@@ -100,6 +101,7 @@ async def collect(
         async for delta in deltas:
             if not answer.tokens:
                 answer.cached_tokens = delta.cached_tokens
+                answer.prompt_logprobs = delta.prompt_logprobs
             answer.tokens += delta.token_ids
             answer.logprobs += delta.logprobs or ()
             answer.finish_reason = delta.finish_reason

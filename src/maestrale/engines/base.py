@@ -66,7 +66,9 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     With a deterministic engine the tokens depend on this object alone. `seed` is always set
     (the API draws one where the client gave none). A generated id in `stop_token_ids` ends
     the sequence with finish reason "stop"; it is part of the delta's tokens. `logprobs`:
-    None is off, 0 gives the chosen token's, k > 0 also the k most likely. `forced` tokens
+    None is off, 0 gives the chosen token's, k > 0 also the k most likely. `prompt_logprobs`
+    asks the same of the prompt's tokens, whose logits are then computed, prefix cache or not;
+    with it `max_tokens` may be 0: the prompt is computed, nothing is generated. `forced` tokens
     are taken as if sampled, in order, before free generation goes on (they count as
     generated, and advance penalties, constraint and random stream).
     """
@@ -80,6 +82,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     priority: int = 0
     forced: tuple[int, ...] = ()
 
@@ -100,8 +103,9 @@ class TokenDelta(Struct, frozen=True):
     """Tokens generated since the last delta. The last delta has a `finish_reason`.
 
     `cached_tokens` counts the prompt tokens taken from the prefix cache, `waited` the seconds
-    between the request's arrival in the engine and its first step; both are meaningful on the
-    first delta of a request.
+    between the request's arrival in the engine and its first step, and `prompt_logprobs` has what
+    was asked for of the prompt's tokens from the second on (the first follows nothing); all are
+    meaningful on the first delta of a request.
     """
 
     token_ids: tuple[int, ...]
@@ -109,6 +113,7 @@ class TokenDelta(Struct, frozen=True):
     logprobs: tuple[TokenLogprob, ...] | None = None
     cached_tokens: int = 0
     waited: float = 0.0
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class ReservedGpus(Struct, frozen=True, kw_only=True):

@@ -56,4 +56,5 @@ def merge(deltas: Sequence[TokenDelta]) -> TokenDelta:
         logprobs=tuple(logprobs) if logprobs else deltas[0].logprobs,
         cached_tokens=deltas[0].cached_tokens,
         waited=deltas[0].waited,
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )

@@ -6,19 +6,22 @@ from maestrale.engines.base import EngineInfo, GenerationRequest
 from maestrale.errors import EngineError
 
 MAX_TOP_LOGPROBS = 20
+MAX_PROMPT_LOGPROBS = 2_000_000  # of one prompt in all: they travel in one message
 
 
 def check_request(request: GenerationRequest, info: EngineInfo) -> None:
     """Raises: EngineError that says why this request can't be run on this engine."""
     sampling = request.sampling
     longest = len(request.prompt) + request.max_tokens
+    scored = request.prompt_logprobs
+    least = 1 if scored is None else 0
     biased = [token for token, _ in sampling.logit_bias]
     tokens = (*request.prompt, *request.stop_token_ids, *request.forced, *biased)
     fault = ""
     if not request.prompt:
         fault = "the prompt is empty"
-    elif request.max_tokens < 1:
-        fault = "max_tokens must be at least 1"
+    elif request.max_tokens < least:
+        fault = f"max_tokens must be at least {least}"
     elif longest > info.max_model_len:
         fault = (
             f"the prompt's {len(request.prompt)} tokens and max_tokens {request.max_tokens} "
@@ -26,8 +29,13 @@ def check_request(request: GenerationRequest, info: EngineInfo) -> None:
         )
     elif not 0 <= min(tokens) <= max(tokens) < info.vocab_size:
         fault = f"a token id lies outside the vocabulary of {info.vocab_size} tokens"
-    elif (request.logprobs or 0) > MAX_TOP_LOGPROBS:
+    elif max(request.logprobs or 0, scored or 0) > MAX_TOP_LOGPROBS:
         fault = f"at most {MAX_TOP_LOGPROBS} top logprobs can be given"
+    elif scored is not None and len(request.prompt) * (scored + 1) > MAX_PROMPT_LOGPROBS:
+        fault = (
+            f"prompt_logprobs {scored} of {len(request.prompt)} tokens is more than "
+            f"{MAX_PROMPT_LOGPROBS} numbers; ask for fewer"
+        )
     elif len(request.forced) > request.max_tokens:
         fault = f"{len(request.forced)} forced tokens exceed max_tokens {request.max_tokens}"
     elif sampling.temperature < 0 or not 0 < sampling.top_p <= 1:

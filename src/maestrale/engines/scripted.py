@@ -264,7 +264,7 @@ class ScriptedEngine:
                 self._script.accident(sequence.request.prompt, len(sequence.generated))
             computed += 1 if sequence.generated else len(sequence.request.prompt)
             delta = sequence.advance()
-            self._generation_tokens += 1
+            self._generation_tokens += len(delta.token_ids)
             sequence.mailbox.put(delta)
             if delta.finish_reason is not None:
                 sequence.finished = True
@@ -388,6 +388,8 @@ class _Sequence:
     def advance(self) -> TokenDelta:
         """Choose the next token."""
         position = len(self.generated)
+        if not self.request.max_tokens:
+            return TokenDelta((), "length", waited=self.waited, prompt_logprobs=self._of_prompt())
         forced = self.request.forced
         token = forced[position] if position < len(forced) else self._choose(position)
         if self._constraint is not None:
@@ -396,8 +398,9 @@ class _Sequence:
         return TokenDelta(
             (token,),
             self._finished(token),
-            self._logprobs(token, position),
+            self._logprobs(token, position, self.request.logprobs),
             waited=0.0 if position else self.waited,
+            prompt_logprobs=None if position else self._of_prompt(),
         )
 
     def _choose(self, position: int) -> int:
@@ -442,13 +445,25 @@ class _Sequence:
                 return "stop"
         return "length" if len(self.generated) >= self._limit else None
 
-    def _logprobs(self, token: int, position: int) -> tuple[TokenLogprob, ...] | None:
-        if self.request.logprobs is None:
+    def _of_prompt(self) -> tuple[TokenLogprob, ...] | None:
+        top = self.request.prompt_logprobs
+        if top is None:
+            return None
+        of_each = (
+            self._logprobs(token, -2 - place, top)
+            for place, token in enumerate(self.request.prompt[1:])
+        )
+        return tuple(entry for entries in of_each for entry in entries or ())
+
+    def _logprobs(
+        self, token: int, position: int, top: int | None
+    ) -> tuple[TokenLogprob, ...] | None:
+        if top is None:
             return None
         best = -0.01 - self._draw(position, 1000) % 100 / 100
-        others = [i for i in range(self.request.logprobs + 1) if i != token]
+        others = [i for i in range(top + 1) if i != token]
         ranked = [(token, best), *((i, best - 1 - n) for n, i in enumerate(others))]
-        return (TokenLogprob(token, best, tuple(ranked[: self.request.logprobs])),)
+        return (TokenLogprob(token, best, tuple(ranked[:top])),)
 
     def _draw(self, position: int, attempt: int = 0) -> int:
         message = position.to_bytes(8, "big", signed=True) + attempt.to_bytes(2, "big")

@@ -102,6 +102,7 @@ class Entry:
             None if delta.logprobs is None else delta.logprobs[known:],
             delta.cached_tokens if first else 0,
             delta.waited if first else 0.0,
+            delta.prompt_logprobs if first else None,
         )
 
 

@@ -255,6 +255,65 @@ def test_a_prompt_seen_before_is_taken_from_the_cache(running: RunningEngine, ma
     assert running.settled().prefix_cache_hits == hits + sum(cached)
 
 
+def test_the_prompts_own_tokens_have_logprobs(running: RunningEngine, make: Make) -> None:
+    needs(running, "top_logprobs")
+    plain = make(311, 100, sampling=GREEDY)
+    warm = only(running, plain)
+    assert warm.prompt_logprobs is None
+    scored = only(running, make(311, 100, sampling=GREEDY, prompt_logprobs=3))
+    assert scored.tokens == warm.tokens
+    assert scored.prompt_logprobs is not None
+    assert [entry.token_id for entry in scored.prompt_logprobs] == list(plain.prompt[1:])
+    for entry in scored.prompt_logprobs:
+        assert entry.logprob <= 0
+        assert len(entry.top) == 3
+        assert entry.top[0][1] == max(value for _, value in entry.top)
+        assert entry.logprob <= entry.top[0][1] + 1e-4
+    # At any load, and whatever the cache holds: the same numbers.
+    many = running.run(
+        *(make(311, 100, sampling=GREEDY, prompt_logprobs=3, seed=seed) for seed in range(3)),
+        *(make(312 + seed, 40) for seed in range(3)),
+    )
+    for answer in many[:3]:
+        assert answer.prompt_logprobs is not None
+        pairs = zip(answer.prompt_logprobs, scored.prompt_logprobs, strict=True)
+        assert all(abs(one.logprob - other.logprob) < 0.1 for one, other in pairs)
+    if "deterministic" in running.info.features:
+        assert [answer.prompt_logprobs for answer in many[:3]] == [scored.prompt_logprobs] * 3
+
+
+def test_the_logprob_of_a_token_is_that_of_the_same_one_generated(
+    running: RunningEngine, make: Make
+) -> None:
+    """What the model wrote, given back as a prompt, is as likely as when it was written."""
+    needs(running, "top_logprobs")
+    if running.info.engine == "scripted":
+        pytest.skip("its tokens are hashes of the whole prompt")
+    asked = make(321, 30, sampling=GREEDY, max_tokens=8, logprobs=0)
+    written = only(running, asked)
+    again = only(
+        running, make(prompt=(*asked.prompt, *written.tokens), max_tokens=1, prompt_logprobs=0)
+    )
+    assert again.prompt_logprobs is not None
+    tail = again.prompt_logprobs[-len(written.tokens) :]
+    for one, other in zip(tail, written.logprobs, strict=True):
+        assert one.token_id == other.token_id
+        assert one.logprob == pytest.approx(other.logprob, abs=0.1)
+
+
+def test_a_prompt_alone_can_be_asked_about(running: RunningEngine, make: Make) -> None:
+    needs(running, "top_logprobs")
+    before = running.settled()
+    answer = only(running, make(331, 70, max_tokens=0, prompt_logprobs=0))
+    assert (answer.tokens, answer.finish_reason) == ([], "length")
+    assert answer.prompt_logprobs is not None
+    assert len(answer.prompt_logprobs) == 69
+    if running.info.engine != "scripted":
+        with pytest.raises(EngineError):
+            only(running, make(332, max_tokens=0))
+    assert running.settled().generation_tokens == before.generation_tokens
+
+
 class TestClosing:
     """On an engine of its own."""
 

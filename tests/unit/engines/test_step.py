@@ -42,6 +42,25 @@ def test_a_guess_is_a_sequence_of_one_token_over_the_same_blocks() -> None:
     assert found.logit_rows.tolist() == [0, 1, 2]
 
 
+def test_of_a_prompt_that_is_scored_every_logit_row_is_wanted_once() -> None:
+    one = sequence(50, 0, [4, 7])
+    one.scoring = True
+    assert step_input([Chunk(one, 3)]).logit_rows.tolist() == [0, 1, 2]
+    one.computed = 3
+    one.scored = 3
+    other = sequence(34, 31, [2, 9])
+    both = step_input([Chunk(other, 3), Chunk(one, 47)])
+    assert both.logit_rows.tolist() == list(range(2, 50))  # the prompt's last, for the answer
+    one.computed = 0  # preempted, and computed again
+    assert step_input([Chunk(one, 3)]).logit_rows.tolist() == []
+    assert step_input([Chunk(one, 5)]).logit_rows.tolist() == [3, 4]
+    one.scored, one.tokens = 49, [*one.tokens, 7]
+    assert step_input([Chunk(one, 50)]).logit_rows.tolist() == []
+    one.computed = 50
+    found = step_input([Chunk(one, 1, drafts=(8,))])
+    assert found.logit_rows.tolist() == [0, 1]
+
+
 def test_a_step_is_padded_with_a_token_in_the_spare_block() -> None:
     step = step_input([Chunk(sequence(32, 31, [5]), 1)])
     found = padded(step, 2, spare_block=99)

@@ -53,7 +53,9 @@ class TestParameters:
             assert given[name] == (dict(expected) if name == "logit_bias" else expected), name
 
     def test_lengths_seed_and_logprobs_arrive(self) -> None:
-        given = parameters(min_tokens=3, logprobs=4, seed=2**64 + 11)
+        given = parameters(min_tokens=3, logprobs=4, prompt_logprobs=2, seed=2**64 + 11)
+        assert given["prompt_logprobs"] == 2
+        assert parameters(prompt_logprobs=0, max_tokens=0)["max_tokens"] == 1
         assert (given["max_tokens"], given["min_tokens"]) == (9, 3)
         assert (given["logprobs"], given["seed"]) == (4, 11)
         assert parameters(min_tokens=20)["min_tokens"] == 9

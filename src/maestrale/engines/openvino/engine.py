@@ -359,7 +359,7 @@ class OpenVINOEngine:
 
     def _step(self, chunks: list[Chunk]) -> list[_Result]:
         """Run one step of the model; returns what it produced."""
-        wanting = [chunk for chunk in chunks if chunk.wants_logits]
+        wanting = [(chunk, chunk.logit_rows, chunk.wants_logits) for chunk in chunks]
         step = step_input(chunks)
         for source, target in self._scheduler.take_copies():
             self._model.copy_block(source, target)
@@ -370,11 +370,17 @@ class OpenVINOEngine:
         self._scheduler.commit(chunks)
         results: list[_Result] = []
         first = 0
-        for chunk in wanting:
-            rows = logits[first : first + 1 + len(chunk.drafts)]
+        for chunk, wanted, advances in wanting:
+            rows = logits[first : first + len(wanted) + len(chunk.drafts)]
             first += len(rows)
-            results += self._advance(chunk, rows)
-        self._generation_tokens += len(results)
+            of_prompt = len(wanted) - advances
+            if of_prompt:
+                _generation(chunk).score(rows[:of_prompt])
+            if advances:
+                results += self._advance(chunk, rows[of_prompt:])
+        self._generation_tokens += sum(
+            len(result.token_ids) for _, result in results if isinstance(result, TokenDelta)
+        )
         self._step_tokens.add(len(step.token_ids))
         self._steps += 1
         self._busy_until = time.monotonic()

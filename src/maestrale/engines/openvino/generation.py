@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +37,8 @@ class Generation(ScheduledSequence):
         )
         self.request = request
         self.mailbox = Mailbox()  # touched on the event loop only
+        self.scoring = request.prompt_logprobs is not None
+        self._prompt_logprobs: list[TokenLogprob] = []
         self._constraint = constraint
         self._lookup = lookup
         self._eos = frozenset(eos_token_ids)
@@ -52,12 +56,22 @@ class Generation(ScheduledSequence):
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_length
 
+    def score(self, rows: NDArray[np.float32]) -> None:
+        """Take the logits [tokens, vocab] that the prompt's next tokens were to come from."""
+        for row in rows:
+            self.scored += 1
+            token = self.tokens[self.scored]
+            top = self.request.prompt_logprobs or 0
+            self._prompt_logprobs.append(sampling.logprobs(row, token, top))
+
     def advance(self, logits: NDArray[np.float32]) -> TokenDelta:
         """Choose the next token from `logits` [vocab] and append it.
 
         Raises: ConstraintError when the constraint leads nowhere, or forbids a forced token.
         """
         position = self.generated
+        if not self.request.max_tokens:  # only the prompt is asked about
+            return TokenDelta((), "length", **self._of_first())
         forced = self.request.forced
         if position < len(forced):
             token = forced[position]
@@ -72,9 +86,16 @@ class Generation(ScheduledSequence):
             token_ids=(token,),
             finish_reason=reason,
             logprobs=entries,
-            cached_tokens=self.cached_tokens,
-            waited=0.0 if position else self.waited,
+            **(self._of_first() if not position else {}),
         )
+
+    def _of_first(self) -> dict[str, Any]:
+        """What the first delta tells of the request."""
+        return {
+            "cached_tokens": self.cached_tokens,
+            "waited": self.waited,
+            "prompt_logprobs": tuple(self._prompt_logprobs) if self.scoring else None,
+        }
 
     def draft(self, most: int, *, free: int, alone: bool) -> list[int]:
         """What a replay forces or a grammar foresees; else guesses."""

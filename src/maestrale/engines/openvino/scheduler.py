@@ -48,6 +48,8 @@ class ScheduledSequence:
     published: int = 0  # blocks entered in the prefix cache (or taken from it)
     claimed: list[Digest] = field(default_factory=list)
     silent: bool = False  # computed for the prefix cache only: nobody wants its logits
+    scoring: bool = False  # the logits of all its prompt's tokens are wanted
+    scored: int = 0  # tokens of the prompt whose logits were computed
 
     def draft(self, most: int, *, free: int, alone: bool) -> list[int]:
         """Up to `most` tokens that follow the last for sure; else `free` likely ones.
@@ -83,6 +85,18 @@ class Chunk:
         """Of the last token, and of each guessed one."""
         sequence = self.sequence
         return not sequence.silent and sequence.computed + self.count == len(sequence.tokens)
+
+    @property
+    def logit_rows(self) -> range:
+        """Which of the `count` tokens' logits are wanted: the last's, or the prompt's as well."""
+        sequence = self.sequence
+        end = self.count if self.wants_logits else 0
+        if not sequence.scoring:
+            return range(max(0, end - 1), end)
+        # Each tells how likely the token after it was; the prompt's last, the answer's first.
+        end = end or min(self.count, sequence.prompt_length - 1 - sequence.computed)
+        begin = max(0, sequence.scored - sequence.computed)
+        return range(min(begin, end - 1) if self.wants_logits else begin, end)
 
 
 class Scheduler:
@@ -210,7 +224,7 @@ class Scheduler:
         """Let a sequence in prefill that comes to a new block copy what another knows of it."""
         index = len(sequence.blocks)
         start = index * BLOCK_SIZE
-        if not self._prefix_caching or sequence.computed != start:
+        if not self._prefix_caching or sequence.scoring or sequence.computed != start:
             return
         extend_digests(sequence.digests, sequence.tokens, index)
         before = sequence.digests[index - 1] if index else None
@@ -277,7 +291,8 @@ class Scheduler:
             )
             # The last tokens are always computed: their logits give the next one.
             most = max(0, sequence.prefill_length - MIN_CHUNK)
-            full = most // BLOCK_SIZE if self._prefix_caching else 0
+            shares = self._prefix_caching and not sequence.scoring
+            full = most // BLOCK_SIZE if shares else 0
             extend_digests(sequence.digests, sequence.tokens, full)
             digests = sequence.digests[:full]
             shared = self.blocks.lookup(digests)
@@ -305,7 +320,7 @@ class Scheduler:
         if not sequence.preempted:
             sequence.waited = time.monotonic() - sequence.arrived
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
-            if self._prefix_caching:
+            if self._prefix_caching and not sequence.scoring:
                 self.prefix_queries += sequence.prompt_length
                 self.prefix_hits += sequence.cached_tokens
 

@@ -44,10 +44,11 @@ def step_input(chunks: Sequence[Chunk]) -> StepInput:
     longest = 0
     for chunk in chunks:
         sequence = chunk.sequence
+        rows += (len(tokens) + row for row in chunk.logit_rows)
         start, end = sequence.computed, sequence.computed + chunk.count
         # A guess is a sequence of one token over the same blocks, one position further on.
         pieces = [sequence.tokens[start:end], *([guess] for guess in chunk.drafts)]
-        for piece in pieces:
+        for number, piece in enumerate(pieces):
             end = start + len(piece)
             tokens += piece
             positions += range(start, end)
@@ -56,7 +57,7 @@ def step_input(chunks: Sequence[Chunk]) -> StepInput:
             blocks += sequence.blocks[: -(-end // BLOCK_SIZE)]
             block_begins.append(len(blocks))
             longest = max(longest, end)
-            if chunk.wants_logits:
+            if number:
                 rows.append(len(tokens) - 1)
             start = end
     return StepInput(

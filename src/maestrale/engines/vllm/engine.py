@@ -286,7 +286,12 @@ class VLLMEngine:
         if request.logprobs is not None:
             rows = zip(tokens, piece.logprobs, strict=False)
             entries = tuple(_logprob(token, row, request.logprobs) for token, row in rows)
-        return TokenDelta(tokens, reason, entries, output.num_cached_tokens or 0)
+        if not request.max_tokens:  # only the prompt is asked about; vLLM makes one token at least
+            tokens, reason, entries = (), "length", None
+        cached = output.num_cached_tokens or 0
+        return TokenDelta(
+            tokens, reason, entries, cached, prompt_logprobs=_of_prompt(request, output)
+        )
 
     def _end_of_constraint(
         self, request: GenerationRequest, tokens: tuple[int, ...], constraint: TokenConstraint
@@ -380,6 +385,14 @@ def _logprob(token: int, row: Any, top: int) -> TokenLogprob:
     ranked = sorted(row.items(), key=lambda item: item[1].rank)[:top]
     most = tuple((int(other), float(entry.logprob)) for other, entry in ranked)
     return TokenLogprob(token_id=token, logprob=float(row[token].logprob), top=most)
+
+
+def _of_prompt(request: GenerationRequest, output: Any) -> tuple[TokenLogprob, ...] | None:
+    """Of the prompt's tokens from the second on; vLLM gives them once, with the first output."""
+    if request.prompt_logprobs is None or not output.prompt_logprobs:
+        return None
+    rows = zip(request.prompt[1:], output.prompt_logprobs[1:], strict=True)
+    return tuple(_logprob(token, row, request.prompt_logprobs) for token, row in rows)
 
 
 def _first_line(error: BaseException) -> str:

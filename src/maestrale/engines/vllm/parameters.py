@@ -32,11 +32,12 @@ def sampling_parameters(
         "repetition_penalty": sampling.repetition_penalty,
         "logit_bias": dict(sampling.logit_bias) or None,
         "seed": request.seed & _SEED_MASK,
-        "max_tokens": request.max_tokens,
+        "max_tokens": max(1, request.max_tokens),  # of none asked for, the one is thrown away
         "min_tokens": min(request.min_tokens, request.max_tokens),
         "stop_token_ids": list(stops),
         "ignore_eos": True,
         "logprobs": request.logprobs,
+        "prompt_logprobs": request.prompt_logprobs,
         "detokenize": False,
         "skip_special_tokens": False,
         "extra_args": {FORCED: list(request.forced)} if request.forced else None,
