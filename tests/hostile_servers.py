@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 
+Behaviour = Callable[[socket.socket, threading.Event], None]
+READS_ITSELF: set[Behaviour] = set()
 MODELS = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
 
 
@@ -78,13 +82,103 @@ def stream_cut_off(peer: socket.socket, stop: threading.Event) -> None:
     peer.sendall(head + b"1f4\r\ndata: {")
 
 
+READS_ITSELF.add(stream_cut_off)
+
+
+def huge_list(peer: socket.socket, stop: threading.Event) -> None:
+    """A list of models that is valid JSON, of 600 MB."""
+    peer.sendall(_head() + b'{"object":"list","data":[')
+    entries = b",".join([b'{"id":"m","object":"model"}'] * 2000)
+    for _ in range(10_000):
+        peer.sendall(entries + b",")
+    peer.sendall(MODELS[MODELS.index(b"{", 1) :])
+
+
+def nested_list(peer: socket.socket, stop: threading.Event) -> None:
+    peer.sendall(_head() + b'{"data":' + b"[" * 1_000_000)
+
+
+def gzip_bomb(peer: socket.socket, stop: threading.Event) -> None:
+    """2 MB that are 2 GB."""
+    peer.sendall(_head().replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n"))
+    packer = zlib.compressobj(9, wbits=31)
+    zeros = bytes(1 << 20)
+    for _ in range(2000):
+        peer.sendall(packer.compress(zeros))
+    peer.sendall(packer.flush())
+
+
+def endless_head(peer: socket.socket, stop: threading.Event) -> None:
+    peer.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    while not stop.is_set():
+        peer.sendall(b"x" * 65536)
+
+
+def endless_headers(peer: socket.socket, stop: threading.Event) -> None:
+    peer.sendall(b"HTTP/1.1 200 OK\r\n")
+    while not stop.is_set():
+        peer.sendall(b"X-One: more\r\n" * 5000)
+
+
+def redirects_elsewhere(peer: socket.socket, stop: threading.Event) -> None:
+    peer.sendall(
+        b"HTTP/1.1 307 Elsewhere\r\nLocation: http://elsewhere.invalid/\x1b[2J\r\n"
+        b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+
+
+def redirects_with_a_body(peer: socket.socket, stop: threading.Event) -> None:
+    peer.sendall(b"HTTP/1.1 302 Found\r\nLocation: /again\r\nConnection: close\r\n\r\n")
+    while not stop.is_set():
+        peer.sendall(b"x" * 65536)
+
+
+def escapes(peer: socket.socket, stop: threading.Event) -> None:
+    """All that is text in an error has escape sequences."""
+    text = "a\x1b]52;c;eA==\x07b\u202ec\x9b2Jd"
+    body = json.dumps({"error": {"message": text, "code": text, "type": text}}, ensure_ascii=False)
+    peer.sendall(
+        f"HTTP/1.1 400 {text[:-6]}\r\nContent-Type: application/json\r\n"
+        f"Connection: close\r\n\r\n{body}".encode()
+    )
+
+
+def streaming(*parts: bytes, endless: bool = False) -> Behaviour:
+    """Lists its model, and answers each chat with a stream of these parts, once or for ever."""
+
+    def behave(peer: socket.socket, stop: threading.Event) -> None:
+        if b"GET /v1/models" in _request(peer):
+            peer.sendall(_head(length=len(MODELS)) + MODELS)
+            return
+        peer.sendall(_head("text/event-stream"))
+        for part in parts:
+            peer.sendall(part)
+        while endless and not stop.is_set():
+            peer.sendall(parts[-1])
+
+    READS_ITSELF.add(behave)
+    return behave
+
+
+def event(text: str) -> bytes:
+    """One event with a piece of an answer."""
+    choices = [{"index": 0, "delta": {"content": text}, "finish_reason": None}]
+    return b"data: " + json.dumps({"choices": choices}, ensure_ascii=False).encode() + b"\n\n"
+
+
+LAST = (
+    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\ndata: [DONE]\n\n'
+)
+
+
 def _request(peer: socket.socket) -> bytes:
     peer.settimeout(5)
     return peer.recv(65536)
 
 
 @contextlib.contextmanager
-def misbehaving(behave: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
+def misbehaving(behave: Behaviour) -> Iterator[str]:
     """The URL of a server that treats every connection so, until the block ends."""
     stop = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
@@ -92,7 +186,7 @@ def misbehaving(behave: Callable[[socket.socket, threading.Event], None]) -> Ite
 
     def one(peer: socket.socket) -> None:
         with peer, contextlib.suppress(OSError):  # the client gave up, as it should
-            if behave is not stream_cut_off:
+            if behave not in READS_ITSELF:
                 _request(peer)
             behave(peer, stop)
 

@@ -14,11 +14,15 @@ PACKAGE = ROOT / "src" / "maestrale"
 
 # layer → what of maestrale it may import; a layer may always import itself.
 # `engines.base` holds types only.
-FOUNDATION = {"", "errors"}
+FOUNDATION = {"", "errors", "printable"}
 SETTINGS = {"config", "setting_values", "hub_settings"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
+    "printable": set(),
+    # What reads another server's answers, and what shows them.
+    "bounded": set(),
+    "console": {"printable"},
     "setting_values": set(),
     "hub_settings": {"errors"},
     "config": FOUNDATION | SETTINGS,
@@ -34,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": FOUNDATION
     | SETTINGS
     | {"answer", "chat", "prompt", "engines.base", "models", "logs", "metrics"}
-    | {"keys"},
+    | {"keys", "console"},
     # Several API processes: each is what `api` is, and their parent has the engine.
     "workers": FOUNDATION
     | SETTINGS
@@ -48,10 +52,11 @@ ALLOWED: dict[str, set[str]] = {
     "kuberay": FOUNDATION | SETTINGS | {"engines.ray_serve.options"},
     # What a cluster deploys: the replicas alone.
     "cluster_application": SETTINGS | {"api.hosting", "engines"},
-    "verify": FOUNDATION | SETTINGS,
-    "bench": FOUNDATION | SETTINGS | {"verify"},  # the scenarios are those of its collection
-    "terminal": FOUNDATION | SETTINGS,
-    "machine": FOUNDATION | SETTINGS,
+    "verify": FOUNDATION | SETTINGS | {"bounded"},
+    # The scenarios are those of verify's collection.
+    "bench": FOUNDATION | SETTINGS | {"bounded", "verify"},
+    "terminal": FOUNDATION | SETTINGS | {"bounded"},
+    "machine": FOUNDATION | SETTINGS | {"bounded"},
 }
 # Where the parts of a running server are put together, and nowhere else; and the chat page's
 # scenarios, which are those of the collection.

@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 import httptools
 
 from maestrale.bench.events import EventLog, Usage, error_of_body
+from maestrale.bounded import Oversized
 from maestrale.errors import CannotBench
 
 _MOST_ERROR_BYTES = 64 * 1024
+_MOST_HEAD_BYTES = 256 * 1024
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Target:
             f"Host: {parts.netloc.rpartition('@')[2]}",
             "Content-Type: application/json",
             "Accept: text/event-stream",
+            "Accept-Encoding: identity",
             "User-Agent: maestrale-bench",
             *(f"{name}: {value}" for name, value in (headers or {}).items()),
         ]
@@ -87,22 +90,27 @@ class _Connection(asyncio.Protocol):
         self._is_stream = False
         self._body = b""
         self._content_type = b""
+        self._compression = b""
         self._ends_with_connection = True
+        self._head_left: int | None = _MOST_HEAD_BYTES
         self.answered = False  # a byte of the present answer is here
 
     async def ask(self, request: bytes, *, keep_text: bool, started: float) -> Exchange:
         """Send and read the answer to its end. Raises: ConnectionError, TimeoutError."""
         assert self._transport is not None
-        self._log = EventLog()
+        self._log = EventLog(keep_text=keep_text)
         self._parser = httptools.HttpResponseParser(self)
         self._answer = asyncio.get_running_loop().create_future()
         self._body, self._is_stream, self._content_type = b"", False, b""
+        self._compression = b""
         self._ends_with_connection = True
+        self._head_left = _MOST_HEAD_BYTES
         self.answered = False
         self.usable = False
         self._transport.write(request)
         await self._answer
-        self.usable = self._parser.should_keep_alive() and not self._transport.is_closing()
+        if not self._transport.is_closing():
+            self.usable = self._parser.should_keep_alive()
         return self._exchange(started, keep_text)
 
     def close(self) -> None:
@@ -119,6 +127,8 @@ class _Connection(asyncio.Protocol):
             exchange.error = f"HTTP {status} {named}".rstrip()
         elif not self._is_stream:
             exchange.error = "no event stream"
+        elif self._compression not in (b"", b"identity"):
+            exchange.error = "a compressed stream"
         else:
             ending = log.close()
             exchange.usage, exchange.finish_reason = ending.usage, ending.finish_reason
@@ -143,12 +153,21 @@ class _Connection(asyncio.Protocol):
         self.usable = True
 
     def data_received(self, data: bytes) -> None:
+        if self._answer is None or self._answer.done():  # nothing was asked
+            self.close()
+            return
         self._now = time.perf_counter()
         self.answered = True
+        if self._head_left is not None:
+            self._head_left -= len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._fail(ConnectionError(f"no HTTP: {error}"))
+            # What a callback raises is the error's context.
+            cause = error.__context__
+            self._fail(cause if isinstance(cause, Oversized) else _no_http(error))
+        if self._head_left is not None and self._head_left < 0:
+            self._fail(_no_http("the head of the answer has no end"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
@@ -156,7 +175,7 @@ class _Connection(asyncio.Protocol):
             self.on_message_complete()
         self._fail(ConnectionError("connection lost"))
 
-    def _fail(self, error: ConnectionError) -> None:
+    def _fail(self, error: Exception) -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
         if self._transport is not None:
@@ -168,21 +187,31 @@ class _Connection(asyncio.Protocol):
         name = name.lower()
         if name == b"content-type":
             self._content_type = value.lower()
+        elif name == b"content-encoding":
+            self._compression = value.strip().lower()
         elif name in (b"content-length", b"transfer-encoding"):
             self._ends_with_connection = False
 
     def on_headers_complete(self) -> None:
+        self._head_left = None
         self._is_stream = self._content_type.startswith(b"text/event-stream")
 
     def on_body(self, body: bytes) -> None:
         if self._is_stream:
             self._log.add(body, self._now)
-        elif len(self._body) < _MOST_ERROR_BYTES:
-            self._body += body
+            return
+        self._body += body[: _MOST_ERROR_BYTES - len(self._body)]
+        if len(self._body) >= _MOST_ERROR_BYTES:  # enough to name the error: it is left
+            self.on_message_complete()
+            self.close()
 
     def on_message_complete(self) -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(None)
+
+
+def _no_http(why: object) -> ConnectionError:
+    return ConnectionError(f"no HTTP: {why}")
 
 
 class Client:
@@ -213,6 +242,8 @@ class Client:
             error = f"TLS: {problem.reason}"
         except ConnectionRefusedError:
             error = "connection refused"
+        except Oversized as problem:
+            error = str(problem)
         except OSError as problem:
             error = str(problem) if isinstance(problem, ConnectionError) else type(problem).__name__
         return Exchange(started, time.perf_counter(), error=error)

@@ -14,6 +14,7 @@ from rich.text import Text
 from maestrale.bench.plot import Line, chart
 from maestrale.bench.results import Latencies, Measurement, Report
 from maestrale.bench.statistics import Summary
+from maestrale.printable import printable, printable_json
 
 MEASURES = (
     ("ttft", "time to first token"),
@@ -30,7 +31,7 @@ _DEFINITIONS = (
 
 def as_json(report: Report) -> str:
     """Everything, with times in seconds."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
+    return printable_json(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -187,8 +188,15 @@ def _value(latencies: Latencies, measure: str, percentile: str) -> float:
     return value
 
 
+def _shown(value: object) -> object:
+    """What the page shows of it: no text from outside may turn the direction of writing."""
+    return printable(value) if type(value) is str else value
+
+
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown
+    )
     source = (files("maestrale.bench") / "assets" / "report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)

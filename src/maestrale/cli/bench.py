@@ -26,7 +26,9 @@ from maestrale.bench.load import Generator, Point, points
 from maestrale.bench.progress import Progress
 from maestrale.bench.results import Report, measure
 from maestrale.bench.workloads import NAMES, Conversation, Options, adjusted, conversations
+from maestrale.cli.echo import echo
 from maestrale.cli.ranges import FiniteRange
+from maestrale.console import CleanConsole
 from maestrale.errors import CannotBench, CannotVerify, MaestraleError
 from maestrale.verify.preflight import first_model
 from maestrale.verify.runner import Options as VerifyOptions
@@ -181,7 +183,7 @@ def command(
     if concurrency is None and rate is None:
         concurrency = DEFAULT_CONCURRENCY
     printed = str(to_json) == "-"
-    out = Console(stderr=printed)
+    out = CleanConsole(stderr=printed)
     try:
         for path in (html, None if printed else to_json):
             _check_folder(path)
@@ -223,7 +225,7 @@ def command(
         return 2
     reports.print_report(out, found)
     if printed:
-        click.echo(reports.as_json(found))
+        echo(reports.as_json(found))
     else:
         _write(to_json, reports.as_json, found)
     _write(html, reports.as_html, found)

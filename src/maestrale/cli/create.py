@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from maestrale import config
+from maestrale.cli.echo import echo
 from maestrale.cli.given import given_names
 from maestrale.errors import SettingsError
 
@@ -24,7 +25,7 @@ GPU_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    echo(text, err=True)
 
 
 @click.command("create")
@@ -94,7 +95,7 @@ def command(
     book = Book(config.default_machines_dir(os.environ))
     if listing:
         if not any(book.all()):
-            click.echo("No machine was made here.")
+            echo("No machine was made here.")
             return 0
         return create_run.show_list(_tools(None, ""))
     if acts:

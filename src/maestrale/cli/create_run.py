@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from maestrale import config
+from maestrale.cli.echo import echo
 from maestrale.errors import MachineError, ModelError, NoSuchOffer, SettingsError
 from maestrale.machine.cloud import after, flow, offers, task
 from maestrale.machine.cloud.flow import Tools
@@ -172,7 +173,7 @@ def create(wanted: Wanted, tools: Tools, port: int) -> int:
     if record is None:
         tools.say("Nothing was made.")
         return 1
-    click.echo(summary(record, tools, port))
+    echo(summary(record, tools, port))
     return 0
 
 
@@ -237,15 +238,15 @@ def connect(name: str, tools: Tools, port: int) -> int:
     with tools.pilot, after.connected(name, tools, port) as (record, there):
         url = f"http://127.0.0.1:{there}"
         try:
-            click.echo(f"{name} answers at {url} (web page and API) until you press Ctrl-C.")
-            click.echo(f"Key: {record.key}")
-            click.echo(curl(url, record.key, record.model))
+            echo(f"{name} answers at {url} (web page and API) until you press Ctrl-C.")
+            echo(f"Key: {record.key}")
+            echo(curl(url, record.key, record.model))
             while True:
                 time.sleep(2.0)
                 with socket.create_connection(("127.0.0.1", there), 5.0):
                     pass
         except KeyboardInterrupt:
-            click.echo("\nThe tunnel is closed; the machine goes on, and costs.", err=True)
+            echo("\nThe tunnel is closed; the machine goes on, and costs.", err=True)
             return 0
         except OSError as error:
             raise MachineError(
@@ -259,12 +260,12 @@ def show_list(tools: Tools) -> int:
     with tools.pilot:
         found = after.states(tools)
     if not found:
-        click.echo("No machine was made here.")
+        echo("No machine was made here.")
     for record, state in found:
         where = f"{PROVIDERS[record.cloud].title} {record.instance}".strip()
         price = f"${record.price:.2f} an hour" if record.price else "no price of its own"
         host = record.login.host if record.login else "-"
-        click.echo(f"{record.name}  {state}  {where}  {record.region or '-'}  {host}  {price}")
+        echo(f"{record.name}  {state}  {where}  {record.region or '-'}  {host}  {price}")
     return 0
 
 
@@ -276,14 +277,14 @@ def delete(name: str, tools: Tools, yes: bool) -> int:
         tools.say("Nothing was deleted.")
         return 1
     with tools.pilot:
-        click.echo(after.down(name, tools))
+        echo(after.down(name, tools))
     return 0
 
 
 def stop(name: str, tools: Tools) -> int:
     """Stop it."""
     with tools.pilot:
-        click.echo(after.stop(name, tools))
+        echo(after.stop(name, tools))
     return 0
 
 
@@ -291,5 +292,5 @@ def start(name: str, tools: Tools, port: int) -> int:
     """Start it again, prove it, and print how to use it."""
     with tools.pilot:
         record = after.start(name, tools)
-    click.echo(summary(record, tools, port))
+    echo(summary(record, tools, port))
     return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maestrale import config
+from maestrale.cli.echo import echo
 from maestrale.cli.ranges import FiniteRange
 from maestrale.errors import MachineError
 
@@ -97,7 +98,7 @@ def command(
             )
     except MachineError as error:
         if as_json:
-            click.echo(json.dumps(_not_seen(target, error), indent=2))
+            echo(json.dumps(_not_seen(target, error), indent=2))
         raise
     asked = Asked(
         "" if machine.local else machine.name, settings.port, None if machine.local else began
@@ -108,7 +109,7 @@ def command(
         *server_findings(settings, machine.local),
     ]
     if as_json:
-        click.echo(json.dumps(_document(target, facts, findings), indent=2))
+        echo(json.dumps(_document(target, facts, findings), indent=2))
     else:
         from maestrale.cli.doctor_table import show
 

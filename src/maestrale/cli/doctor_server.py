@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from maestrale.bounded import MOST_BODY, UNCOMPRESSED, Oversized, Undecodable, read_body
 from maestrale.config import Settings
 from maestrale.logs import one_line
 from maestrale.machine.doctor.findings import Finding
@@ -24,8 +26,11 @@ def server_findings(settings: Settings, local: bool) -> list[Finding]:
         return [status]
     if status is None:
         return []
-    nodes, replicas = status.get("api_nodes", []), status.get("replicas", [])
-    return [_server(status, settings.port), *map(_node, nodes), *map(_replica, replicas)]
+    try:
+        nodes, replicas = status.get("api_nodes", []), status.get("replicas", [])
+        return [_server(status, settings.port), *map(_node, nodes), *map(_replica, replicas)]
+    except (LookupError, TypeError, AttributeError):  # another program's page of that name
+        return []
 
 
 def _status(settings: Settings) -> dict[str, Any] | Finding | None:
@@ -33,17 +38,21 @@ def _status(settings: Settings) -> dict[str, Any] | Finding | None:
 
     url = f"http://127.0.0.1:{settings.port}/status.json"
     headers = {"authorization": f"Bearer {settings.api_key[0]}"} if settings.api_key else {}
+    headers |= UNCOMPRESSED
     try:
-        answer = httpx.get(url, headers=headers, timeout=TIMEOUT, trust_env=False)
-        if answer.status_code == 401:
-            return Finding(
-                "server",
-                "ok",
-                f"The server on port {settings.port} asks for a key; with MAESTRALE_API_KEY set "
-                "doctor tells what it runs.",
-            )
-        body = answer.json()
-    except (httpx.HTTPError, ValueError):
+        with (
+            httpx.Client(timeout=TIMEOUT, trust_env=False) as client,
+            client.stream("GET", url, headers=headers) as answer,
+        ):
+            if answer.status_code == 401:
+                return Finding(
+                    "server",
+                    "ok",
+                    f"The server on port {settings.port} asks for a key; with MAESTRALE_API_KEY "
+                    "set doctor tells what it runs.",
+                )
+            body = json.loads(read_body(answer, MOST_BODY, seconds=2 * TIMEOUT))
+    except (httpx.HTTPError, ValueError, RecursionError, Oversized, Undecodable):
         return None
     ours = answer.status_code == 200 and isinstance(body, dict) and "api_processes" in body
     return body if ours else None

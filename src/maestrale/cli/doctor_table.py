@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from maestrale.console import CleanConsole
 from maestrale.machine.doctor import Finding
 from maestrale.machine.facts import MachineFacts
 
@@ -19,7 +20,7 @@ _TONES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 def show(name: str, facts: MachineFacts, findings: Sequence[Finding], setup: str) -> None:
     """Print each finding with its remedy under it, then what to do first."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console = CleanConsole(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     here = name == "this machine"
     console.print(Text("This machine" if here else name, style="bold"))
     for finding in findings:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from maestrale import config, keys
+from maestrale.cli.echo import echo
 
 FILE = click.option(
     "--file",
@@ -48,8 +49,8 @@ def add(
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
     )
-    click.echo("This key is shown only now:", err=True)
-    click.echo(secret)
+    echo("This key is shown only now:", err=True)
+    echo(secret)
 
 
 @command.command("list")
@@ -70,10 +71,10 @@ def list_(file: Path | None, as_json: bool) -> None:
         for key in known
     ]
     if as_json:
-        click.echo(json.dumps(rows))
+        echo(json.dumps(rows))
         return
     if not rows:
-        click.echo(f"No keys in {path}. Make one: maestrale keys add NAME")
+        echo(f"No keys in {path}. Make one: maestrale keys add NAME")
         return
     width = max(len(key.name) for key in known)
     for key in known:
@@ -86,7 +87,7 @@ def list_(file: Path | None, as_json: bool) -> None:
             if limit is not None
         ]
         shown = ", ".join(limits) or "no limits"
-        click.echo(f"{key.name:{width}}  {key.prefix}…  {key.created}  {shown}")
+        echo(f"{key.name:{width}}  {key.prefix}…  {key.created}  {shown}")
 
 
 @command.command()
@@ -95,7 +96,7 @@ def list_(file: Path | None, as_json: bool) -> None:
 def revoke(name: str, file: Path | None) -> None:
     """Take a key back: the server refuses it from then on."""
     keys.revoke_key(_path(file), name)
-    click.echo(f"Revoked {name}.")
+    echo(f"Revoked {name}.")
 
 
 def _path(file: Path | None) -> Path:

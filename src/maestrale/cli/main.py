@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 
 from maestrale import __version__
+from maestrale.cli.echo import echo
 from maestrale.cli.interrupt import EXIT_CODE, raise_on_ctrl_c
 from maestrale.errors import MaestraleError, SettingsError
 
@@ -108,12 +109,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MaestraleError as error:
         if debug:
             raise
-        click.echo(f"maestrale: {error}", err=True)
+        echo(f"maestrale: {error}", err=True)
         return 2 if isinstance(error, SettingsError) else 1
     except Exception as error:
         if debug:
             raise
-        click.echo(
+        echo(
             f"maestrale: something unforeseen went wrong: {type(error).__name__}: {error}\n"
             "This is a fault in maestrale. With MAESTRALE_DEBUG=1 set it shows where it arose.",
             err=True,

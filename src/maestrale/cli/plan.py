@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maestrale import config
+from maestrale.cli.echo import echo
 from maestrale.cli.given import given_names
 from maestrale.cli.ranges import FiniteRange
 from maestrale.errors import ModelDoesNotFit, SettingsError
@@ -68,7 +69,7 @@ def command(context: click.Context, /, model: str, as_json: bool, **given: Any) 
     plans = _plans(described, gpu, given, settings)
     plan = plans[_weight_type(described, gpu, given["dtype"])]
     if as_json:
-        click.echo(json.dumps(_document(plan, plans, described), indent=2))
+        echo(json.dumps(_document(plan, plans, described), indent=2))
     else:
         from maestrale.cli.plan_table import show
 

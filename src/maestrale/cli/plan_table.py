@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from rich.console import Console
 from rich.table import Table
 
+from maestrale.console import CleanConsole
 from maestrale.models.advice import advice
 from maestrale.models.describe import Described
 from maestrale.models.fit import USERS_AT, Plan
@@ -17,7 +17,7 @@ PIPE_WIDTH = 160  # columns where there is no terminal to ask
 
 def show(plan: Plan, plans: Mapping[str, Plan], described: Described) -> None:
     """Print the account, then what fits for each type of weights, then what could be changed."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console = CleanConsole(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     shape = described.shape
     console.print(
         f"{plan.model}: {shape.parameters / 1e9:.2f} billion parameters, context "

@@ -7,6 +7,7 @@ import os
 import click
 
 from maestrale import config
+from maestrale.cli.echo import echo
 
 
 @click.command("pull")
@@ -45,18 +46,18 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     # What is only fetched needs no engine: the files may be for another machine.
     named = EngineChoice(engine, "as --engine says")
     choice = named if engine != "auto" else choose_engine(engine, model)
-    click.echo(choice.line, err=True)
+    echo(choice.line, err=True)
     known = find_model(model)
     if known is not None and choice.name == CPU_ENGINE and known.package_file:
         refuse_revision(model, revision)
-        click.echo(f"{known.name} comes with maestrale: there is nothing to fetch.")
+        echo(f"{known.name} comes with maestrale: there is nothing to fetch.")
         return
     path = None if known is not None else local_path(model)
     if path is not None:
         refuse_revision(model, revision)
         if not (path / METADATA_FILE).is_file():
             describe(model, config.hub_settings(os.environ))  # or say that it is no model
-        click.echo(f"{model} is on this machine: there is nothing to fetch.")
+        echo(f"{model} is on this machine: there is nothing to fetch.")
         return
     hub = config.hub_settings(os.environ)
     repo, variant = remote_source(model, known, choice.name)
@@ -81,8 +82,8 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
                 hub=hub,
             )
     fetched = f"{shown_bytes(pulled.fetched)} fetched" if pulled.fetched else "nothing to fetch"
-    click.echo(
+    echo(
         f"{repo} ({pulled.commit[:12]}): {len(pulled.names)} files, {shown_bytes(pulled.size)}; "
         f"{fetched}."
     )
-    click.echo(str(pulled.snapshot))
+    echo(str(pulled.snapshot))

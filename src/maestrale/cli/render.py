@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from maestrale import config
+from maestrale.cli.echo import echo
 from maestrale.errors import ModelError
+from maestrale.printable import printable
 
 if TYPE_CHECKING:
     from maestrale.prompt.encode import PromptEncoder
@@ -46,11 +49,12 @@ def command(model: str | None, chat_template: Path | None, as_json: bool, file: 
     )
     ids = list(prompt.token_ids)
     if as_json:
-        click.echo(json.dumps({"prompt": prompt.text, "token_ids": ids, "count": len(ids)}))
+        echo(json.dumps({"prompt": prompt.text, "token_ids": ids, "count": len(ids)}))
         return
-    click.echo(prompt.text)
-    click.echo()
-    click.echo(f"{len(ids)} tokens: {' '.join(map(str, ids))}")
+    # Byte for byte for a program; a person's terminal obeys no template.
+    click.echo(printable(prompt.text) if sys.stdout.isatty() else prompt.text)
+    echo()
+    echo(f"{len(ids)} tokens: {' '.join(map(str, ids))}")
 
 
 def _encoder(model: str | None, chat_template: Path | None) -> PromptEncoder:
@@ -74,4 +78,4 @@ def _encoder(model: str | None, chat_template: Path | None) -> PromptEncoder:
 
 def _say(phase: str, fraction: float | None) -> None:
     if fraction is None:
-        click.echo(f"{phase} ...", err=True)
+        echo(f"{phase} ...", err=True)

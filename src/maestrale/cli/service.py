@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from maestrale import config
+from maestrale.cli.echo import echo
 from maestrale.errors import ServiceError, SettingsError
 from maestrale.keys import new_key
 from maestrale.machine import service
@@ -66,9 +67,9 @@ def install(
         service.check_program(how)
         _check_files(settings, given)
     service.install(name, text, secrets.values)
-    click.echo(f"{path} is installed and started. Its log: journalctl -fu {name}")
+    echo(f"{path} is installed and started. Its log: journalctl -fu {name}")
     if secrets.made:
-        click.echo(f"API key (shown this once; it is in {environment_file(name)}): {secrets.made}")
+        echo(f"API key (shown this once; it is in {environment_file(name)}): {secrets.made}")
     service.check_start(name)
 
 
@@ -78,9 +79,9 @@ def uninstall(name: str) -> None:
     """Stop the service and remove it. Its models stay."""
     service.check_machine()
     left = service.uninstall(name)
-    click.echo(f"The service {name} is removed.")
+    echo(f"The service {name} is removed.")
     for folder in left:
-        click.echo(f"Left: {folder}")
+        echo(f"Left: {folder}")
 
 
 @command.command("status")
@@ -91,8 +92,8 @@ def status(name: str) -> int:
         service.check_machine()
     state = service.status(name)
     for key, value in state.items():
-        click.echo(f"{key:16}{value}")
-    click.echo(f"{'Unit':16}{service.unit_path(name)}")
+        echo(f"{key:16}{value}")
+    echo(f"{'Unit':16}{service.unit_path(name)}")
     return 0 if state.get("ActiveState") == "active" else INACTIVE
 
 

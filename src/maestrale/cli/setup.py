@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from maestrale.cli.echo import echo
 from maestrale.cli.given import given_names
 from maestrale.cli.ranges import FiniteRange
 from maestrale.errors import SettingsError
+from maestrale.printable import printable
 
 if TYPE_CHECKING:
     from maestrale.machine.setup.run import Outcome
@@ -155,7 +157,7 @@ class Terminal:
 
     def note(self, line: str) -> None:
         self._clear()
-        click.echo(line)
+        echo(line)
         self._show()
 
     def begin(self, doing: str) -> None:
@@ -167,24 +169,24 @@ class Terminal:
         self._doing = ""
         took = f" ({outcome.seconds:.0f} s)" if outcome.seconds >= 1 else ""
         if outcome.changed:
-            click.echo(f"  {click.style('changed  ', fg='green')}  {outcome.doing}{took}")
+            click.echo(
+                f"  {click.style('changed  ', fg='green')}  {printable(outcome.doing)}{took}"
+            )
         else:
-            click.echo(f"  {click.style('as it was', dim=True)}  {outcome.doing}")
+            click.echo(f"  {click.style('as it was', dim=True)}  {printable(outcome.doing)}")
 
     def preview(self, outcomes: list[Outcome], *, verbose: bool) -> None:
         from maestrale.machine.setup import scripts
 
         for each in outcomes:
             mark = click.style("would change", fg="yellow") if each.changed else "as it is    "
-            click.echo(f"  {mark}  {each.doing}")
+            click.echo(f"  {mark}  {printable(each.doing)}")
             for line in each.commands if verbose else ():
-                click.echo(f"        $ {line.replace(scripts.APT, 'apt-get')}")
+                echo(f"        $ {line.replace(scripts.APT, 'apt-get')}")
 
     def _show(self) -> None:
         if self._moving and self._doing:
-            click.echo(
-                f"  ...        {self._doing[:64]} (since {time.strftime('%H:%M')})", nl=False
-            )
+            echo(f"  ...        {self._doing[:64]} (since {time.strftime('%H:%M')})", nl=False)
 
     def _clear(self) -> None:
         if self._moving:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from maestrale.cli.echo import echo
 from maestrale.config import BUNDLED_MODEL, default_cache_dir
 
 if TYPE_CHECKING:
@@ -56,19 +57,18 @@ def command(
     if as_json:
         fields: dict[str, Any] = msgspec.to_builtins(result)
         fields |= {"gain": result.gain, "kept": kept, "left_out": left_out}
-        click.echo(msgspec.json.encode(fields).decode())
+        echo(msgspec.json.encode(fields).decode())
         return
     _show(result, Path(model).name)
     for name, reason in left_out.items():
-        click.echo(f"Not tried: {name} weights: {reason.rstrip('.')}.")
+        echo(f"Not tried: {name} weights: {reason.rstrip('.')}.")
     if not kept:
-        click.echo(f"It can't be kept: {folder / NOTES} can't be written.", err=True)
+        echo(f"It can't be kept: {folder / NOTES} can't be written.", err=True)
         raise SystemExit(1)
-    click.echo("Kept for this machine; 'maestrale serve' uses it.")
+    echo("Kept for this machine; 'maestrale serve' uses it.")
 
 
 def _show(result: Tuning, model: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{model}: tokens/s with 1, 8, 32 streams", title_justify="left")
@@ -88,7 +88,9 @@ def _show(result: Tuning, model: str) -> None:
             f"{entry.score / default:.2f}",
             "chosen" if choice == result.best else "",
         )
-    console = Console()
+    from maestrale.console import CleanConsole
+
+    console = CleanConsole()
     console.print(table)
     best = result.best
     threads = "thread" if best.threads == 1 else "threads"

@@ -10,7 +10,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from maestrale.cli.echo import echo
 from maestrale.cli.ranges import FiniteRange
+from maestrale.console import CleanConsole
 from maestrale.errors import CannotVerify, MaestraleError
 from maestrale.verify import report
 from maestrale.verify.bundled import bundled_collection, bundled_environment
@@ -66,7 +68,7 @@ def command(
     Exit code 0: every check passed. 1: a check failed. 2: it could not be run.
     """
     options = Options(seconds=timeout, connect_seconds=connect_timeout, folders=folder)
-    out = Console(stderr=to_json)
+    out = CleanConsole(stderr=to_json)
     result = new_result(str(collection or "maestrale"), url or DEFAULT_URL, model or "")
     try:
         for path in (html, junit):
@@ -83,7 +85,7 @@ def command(
     out.print()
     out.print(Text(result.closing_line(), style=tone), soft_wrap=True)
     if to_json:
-        click.echo(report.as_json(result))
+        echo(report.as_json(result))
     _write(html, report.as_html, result)
     _write(junit, report.as_junit, result)
     return result.exit_code

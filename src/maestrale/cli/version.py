@@ -9,6 +9,7 @@ import platform
 import click
 
 from maestrale import __version__
+from maestrale.cli.echo import echo
 
 PARTS = ("openvino", "mistral-common", "tokenizers", "llguidance", "starlette", "uvicorn")
 
@@ -24,8 +25,8 @@ def command(as_json: bool) -> None:
     }
     versions |= {part: importlib.metadata.version(part) for part in PARTS}
     if as_json:
-        click.echo(json.dumps(versions))
+        echo(json.dumps(versions))
         return
     width = max(map(len, versions))
     for name, version in versions.items():
-        click.echo(f"{name:{width}}  {version}")
+        echo(f"{name:{width}}  {version}")

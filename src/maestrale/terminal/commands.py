@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from maestrale.errors import CannotChat
+from maestrale.printable import brief
 from maestrale.terminal.conversation import Conversation, read_schema
 
 N = TypeVar("N", int, float)
 OFF = ("off", "none", "-")
+MOST_NAMES = 100  # of models that are listed
 
 
 class Leave(Exception):
@@ -110,9 +112,11 @@ class Commands:
         """[NAME]|ask another model; alone: list them"""
         if arguments:
             self._conversation.model = chosen_model(arguments, self._models)
-        return "\n".join(
-            f"{'*' if name == self._conversation.model else ' '} {name}" for name in self._models
-        )
+        shown = [
+            f"{'*' if name == self._conversation.model else ' '} {brief(name, 200)}"
+            for name in self._models[:MOST_NAMES]
+        ]
+        return "\n".join([*shown, *_others(self._models)])
 
     def _do_reset(self, arguments: str) -> str:
         """|begin anew; system prompt and settings stay"""
@@ -159,8 +163,17 @@ class Commands:
 def chosen_model(name: str, models: list[str]) -> str:
     """Raises: CannotChat when the server doesn't have it."""
     if name not in models:
-        raise CannotChat(f"There is no model {name!r} here; the server has {', '.join(models)}.")
+        shown = [brief(one, 200) for one in models[:MOST_NAMES]]
+        raise CannotChat(
+            f"There is no model {name!r} here; the server has "
+            f"{', '.join([*shown, *_others(models)])}."
+        )
     return name
+
+
+def _others(models: list[str]) -> list[str]:
+    """How many names are not shown, if any."""
+    return [f"and {len(models) - MOST_NAMES} more"] if len(models) > MOST_NAMES else []
 
 
 def _number(text: str, kind: Callable[[str], N], what: str, least: float, most: float) -> N | None:

@@ -1,7 +1,8 @@
 """Where the user types and reads: a terminal with line editing, or pipes.
 
 The answer goes to stdout and nothing else does, except on a terminal, where everything is for
-the same pair of eyes. Notes and errors go to stderr.
+the same pair of eyes. Notes and errors go to stderr. Whatever is shown went through the cleaner
+first, in a pipe too: its other end is mostly a terminal after all.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from maestrale.printable import printable
+
 PROMPT, MORE = "> ", ". "
 QUOTES = '"""'
 HISTORY_LINES = 1000
 DIM, RED, PLAIN = "\x1b[2m", "\x1b[31m", "\x1b[0m"
-# What a model must not do to a terminal: escape sequences, C0 and C1 controls but tab and newline.
-CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "�")
-del CONTROLS[9], CONTROLS[10]
 
 
 class Screen:
@@ -70,7 +70,7 @@ class Screen:
 
     def piece(self, text: str) -> None:
         """A part of the answer."""
-        sys.stdout.write(text.translate(CONTROLS) if self._shown else text)
+        sys.stdout.write(printable(text))
         sys.stdout.flush()
         self._column_zero = text.endswith("\n")
 
@@ -95,7 +95,7 @@ class Screen:
     def waiting(self, text: str) -> None:
         """Why nothing happens yet: a line that is written over; in a pipe one for each reason."""
         if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{text.translate(CONTROLS)}")
+            sys.stderr.write(f"\r\x1b[K{printable(text)}")
             sys.stderr.flush()
         elif text != self._waited_for:
             self._waited_for = text
@@ -107,7 +107,7 @@ class Screen:
             sys.stderr.flush()
 
     def _tell(self, text: str, colour: str) -> None:
-        text = text.translate(CONTROLS)
+        text = printable(text)
         if self._colour and text:
             text = f"{colour}{text}{PLAIN}"
         sys.stderr.write(text + "\n")

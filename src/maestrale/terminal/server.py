@@ -12,12 +12,25 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from maestrale.bounded import (
+    MOST_LIST,
+    MOST_STREAM,
+    UNCOMPRESSED,
+    Events,
+    Oversized,
+    Undecodable,
+    read_body,
+    read_parts,
+)
 from maestrale.config import is_loopback
 from maestrale.errors import CannotChat
+from maestrale.printable import brief
 
 CONNECT_SECONDS = 10.0
 START_SECONDS = 900.0  # a first start converts a model; a large one takes minutes
 SILENCE_SECONDS = 600.0  # a queue may be long; a server of ours sends comments meanwhile
+LIST_SECONDS = 60.0  # for the whole list of models
+MOST_ANSWER = 16 << 20  # characters of one answer
 
 
 @dataclass
@@ -43,6 +56,7 @@ class ChatServer:
         self.url = url.rstrip("/").removesuffix("/v1").rstrip("/")
         self._key = api_key
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        headers |= UNCOMPRESSED
         try:
             host = urlsplit(self.url).hostname or ""
             self._client = httpx.Client(
@@ -66,22 +80,21 @@ class ChatServer:
         """
         deadline = time.monotonic() + START_SECONDS
         while True:
-            with self._explained():
-                answer = self._client.get("/models")
+            with self._explained(), self._client.stream("GET", "/models") as answer:
+                body = read_body(answer, MOST_LIST, seconds=LIST_SECONDS)
             if answer.status_code == 503 and time.monotonic() < deadline:
-                waiting(_message(answer))
+                waiting(_message(answer, body))
                 time.sleep(1)
                 continue
-            self._check(answer)
+            self._check(answer, body)
             try:
-                names = [str(each["id"]) for each in answer.json()["data"]]
+                names = [str(each["id"]) for each in json.loads(body)["data"]]
                 if names:
                     return names
                 raise CannotChat(f"{self.url} serves no model.")
-            except (ValueError, LookupError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
                 raise CannotChat(
-                    f"{self.url} answers, but not as a chat API: {answer.text[:80]!r}. "
-                    "Is the URL right?"
+                    f"{self.url} answers, but not as a chat API: {_quoted(body)}. Is the URL right?"
                 ) from error
 
     def stream(self, body: dict[str, Any], outcome: Outcome) -> Iterator[str]:
@@ -97,11 +110,14 @@ class ChatServer:
                 self._client.stream("POST", "/chat/completions", json=body) as answer,
             ):
                 if answer.status_code != 200:
-                    answer.read()
-                    self._check(answer)
+                    self._check(answer, read_body(answer, MOST_LIST, seconds=LIST_SECONDS))
                 outcome.seed = answer.headers.get("x-seed", "")
+                length = 0
                 for event in _events(answer):
                     if text := _note(event, outcome):
+                        length += len(text)
+                        if length > MOST_ANSWER:
+                            raise Oversized("the answer has no end")
                         if outcome.first_token is None:
                             outcome.first_token = time.perf_counter() - begun
                         outcome.text.append(text)
@@ -109,15 +125,15 @@ class ChatServer:
         finally:
             outcome.seconds = time.perf_counter() - begun
 
-    def _check(self, answer: httpx.Response) -> None:
+    def _check(self, answer: httpx.Response, body: bytes) -> None:
         if answer.status_code in (401, 403):
             given = "refuses the key that was given" if self._key else "asks for a key"
             raise CannotChat(
-                f"{self.url} {given} ({answer.status_code}: {_message(answer)}). "
-                "Give one with --api-key or MAESTRALE_API_KEY."
+                f"{self.url} {given} ({answer.status_code}: {_message(answer, body)}). "
+                "Give one with MAESTRALE_API_KEY, --api-key-file or --api-key."
             )
         if answer.status_code != 200:
-            raise CannotChat(f"{self.url} answers {answer.status_code}: {_message(answer)}")
+            raise CannotChat(f"{self.url} answers {answer.status_code}: {_message(answer, body)}")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -132,17 +148,18 @@ class ChatServer:
         except httpx.TimeoutException as error:
             what = type(error).__name__
             raise CannotChat(f"{self.url} did not answer in time ({what}).") from error
-        except (httpx.TransportError, httpx.DecodingError) as error:
+        except httpx.TransportError as error:
             raise CannotChat(f"The connection to {self.url} broke: {error}.") from error
+        except Undecodable as error:
+            raise CannotChat(f"What {self.url} sends can't be decompressed: {error}.") from error
+        except Oversized as error:
+            raise CannotChat(f"{self.url} was left: {error}. Is it a chat API?") from error
 
 
 def _events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
     """The JSON of each event. Raises: CannotChat for an error event, or a stream cut off."""
-    for line in answer.iter_lines():
-        if not line.startswith("data:"):
-            continue
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
+    for data in _data(answer):
+        if data.strip() == b"[DONE]":
             return
         try:
             event = json.loads(data)
@@ -151,9 +168,17 @@ def _events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
         if not isinstance(event, dict):
             raise _broken(data)
         if told := event.get("error"):
-            raise CannotChat(str(told.get("message", told) if isinstance(told, dict) else told))
+            words = told.get("message", told) if isinstance(told, dict) else told
+            raise CannotChat(brief(str(words)))
         yield event
     raise CannotChat("The answer was cut off: the server closed the connection.")
+
+
+def _data(answer: httpx.Response) -> Iterator[bytes]:
+    events = Events()
+    for part in read_parts(answer, MOST_STREAM):
+        yield from events.feed(part)
+    yield from events.rest()
 
 
 def _note(event: dict[str, Any], outcome: Outcome) -> str:
@@ -161,25 +186,39 @@ def _note(event: dict[str, Any], outcome: Outcome) -> str:
     try:
         usage = event.get("usage")
         if usage:
-            outcome.prompt_tokens = int(usage.get("prompt_tokens") or 0)
-            outcome.completion_tokens = int(usage.get("completion_tokens") or 0)
+            outcome.prompt_tokens = _count(usage.get("prompt_tokens"))
+            outcome.completion_tokens = _count(usage.get("completion_tokens"))
         text = ""
         for choice in event.get("choices") or ():
             text += (choice.get("delta") or {}).get("content") or ""
             outcome.finish_reason = str(choice.get("finish_reason") or outcome.finish_reason)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise _broken(json.dumps(event)) from error
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise _broken(json.dumps(event).encode()) from error
     return text
 
 
-def _broken(data: str) -> CannotChat:
-    return CannotChat(f"The answer is broken: {data[:80]!r}.")
+def _count(value: Any) -> int:
+    """A number of tokens; 0 where it isn't told. Raises: what `int` does; ValueError."""
+    count = int(value or 0)
+    if not 0 <= count <= 10**9:
+        raise ValueError("no number of tokens")
+    return count
 
 
-def _message(answer: httpx.Response) -> str:
+def _broken(data: bytes) -> CannotChat:
+    return CannotChat(f"The answer is broken: {_quoted(data)}.")
+
+
+def _quoted(body: bytes) -> str:
+    """The beginning of what came, as Python writes it."""
+    return repr(body[:80].decode(errors="replace"))
+
+
+def _message(answer: httpx.Response, body: bytes) -> str:
     """The server's own words for a refusal, on one line."""
     try:
-        told = answer.json()
-        return str((told["error"] if isinstance(told.get("error"), dict) else told)["message"])
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return " ".join(answer.text.split())[:200] or answer.reason_phrase
+        told = json.loads(body)
+        words = (told["error"] if isinstance(told.get("error"), dict) else told)["message"]
+        return brief(str(words))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return brief(body.decode(errors="replace"), 200) or brief(answer.reason_phrase, 80)

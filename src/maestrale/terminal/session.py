@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from maestrale.errors import CannotChat
+from maestrale.printable import brief
 from maestrale.terminal.commands import Again, Commands, Leave
 from maestrale.terminal.conversation import Conversation
 from maestrale.terminal.screen import Screen, line_editing
@@ -27,9 +28,8 @@ class Session:
     def talk(self, history: Path | None) -> int:
         """Until the end of the input. Returns the exit code: 1 when piped input met an error."""
         screen = self._screen
-        screen.note(
-            f"{self._conversation.model} at {self._server.url}. /help for help, Ctrl-D to leave."
-        )
+        model = brief(self._conversation.model, 200)
+        screen.note(f"{model} at {self._server.url}. /help for help, Ctrl-D to leave.")
         if not screen.typed:
             return self._read_all()
         with line_editing(history, self._commands.names):
@@ -110,5 +110,5 @@ def _summary(outcome: Outcome, max_tokens: int | None, *, stopped: bool) -> str:
         if outcome.completion_tokens > 1 and decode > 0:
             parts.append(f"{(outcome.completion_tokens - 1) / decode:.1f} tokens/s")
     if outcome.seed:
-        parts.append(f"seed {outcome.seed}")
+        parts.append(f"seed {brief(outcome.seed, 40)}")
     return ", ".join(parts)

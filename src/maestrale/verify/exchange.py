@@ -10,9 +10,19 @@ from dataclasses import dataclass
 
 import httpx
 
+from maestrale.bounded import (
+    MOST_BODY,
+    UNCOMPRESSED,
+    Oversized,
+    Undecodable,
+    read_parts_async,
+)
 from maestrale.errors import CannotVerify
+from maestrale.printable import brief
 
-MOST_BODY_BYTES = 16 * 1024 * 1024
+_MOST_REDIRECTS = 10
+_OVERLAP = 256  # bytes: the first token may be cut between two reads
+_REDIRECTS = (301, 302, 303, 307, 308)
 _FIRST_TOKEN = re.compile(rb'"(?:content|text|reasoning_content)"\s*:\s*"[^"]')
 
 
@@ -72,16 +82,24 @@ async def exchange(
     start = time.perf_counter()
     try:
         async with asyncio.timeout(seconds):
-            async with (
-                httpx.AsyncClient(
-                    timeout=httpx.Timeout(None, connect=connect_seconds),
-                    follow_redirects=True,
-                    trust_env=not is_loopback(url),
-                ) as client,
-                client.stream(method, url, headers=headers, content=body) as response,
-            ):
-                began = True
-                return await _read(response, start)
+            async with httpx.AsyncClient(
+                timeout=httpx.Timeout(None, connect=connect_seconds),
+                trust_env=not is_loopback(url),
+            ) as client:
+                request = client.build_request(method, url, headers=headers, content=body)
+                if "accept-encoding" not in {name.lower() for name, _ in headers}:
+                    request.headers.update(UNCOMPRESSED)
+                for _ in range(_MOST_REDIRECTS):
+                    response = await client.send(request, stream=True)
+                    began = True
+                    try:
+                        following = _following(client, request, response)
+                        if following is None:
+                            return await _read(response, start)
+                    finally:
+                        await response.aclose()
+                    request = following
+                raise NoAnswer("the server redirects without end", began=True)
     except TimeoutError as error:
         what = "the answer did not end" if began else "no answer came"
         raise NoAnswer(f"{what} within {seconds:g} seconds", began=began) from error
@@ -93,10 +111,10 @@ async def exchange(
     except httpx.RemoteProtocolError as error:
         what = "the answer was cut off" if began else "no HTTP answer came"
         raise NoAnswer(f"{what}: {error}", began=began) from error
-    except httpx.TooManyRedirects as error:
-        raise NoAnswer("the server redirects without end", began=True) from error
-    except httpx.DecodingError as error:
+    except Undecodable as error:
         raise NoAnswer(f"the answer can't be decompressed: {error}", began=True) from error
+    except Oversized as error:
+        raise NoAnswer(str(error), began=True) from error
     except httpx.UnsupportedProtocol as error:
         raise CannotVerify(f"{url[:200]!r} is not a URL that can be asked: {error}") from error
     except httpx.TransportError as error:
@@ -106,20 +124,45 @@ async def exchange(
         raise CannotVerify(f"The request {method} {url[:200]} can't be sent: {error}") from error
 
 
+def _following(
+    client: httpx.AsyncClient, request: httpx.Request, response: httpx.Response
+) -> httpx.Request | None:
+    """The request that a redirect asks for; None where the answer is none.
+
+    Raises: NoAnswer for one to another host, which nobody named.
+    """
+    if response.status_code not in _REDIRECTS or "location" not in response.headers:
+        return None
+    url = request.url.join(response.headers["location"])
+    if url.host != request.url.host or url.scheme not in ("http", "https"):
+        raise NoAnswer(
+            f"the server redirects to another one, {brief(str(url), 200)}: give that URL if it "
+            "is meant",
+            began=True,
+        )
+    if response.status_code in (307, 308):
+        return client.build_request(
+            request.method, url, headers=request.headers, content=request.content
+        )
+    method = request.method if request.method in ("GET", "HEAD") else "GET"
+    headers = httpx.Headers(request.headers)
+    for name in ("content-length", "content-type", "transfer-encoding"):
+        headers.pop(name, None)
+    return client.build_request(method, url, headers=headers)
+
+
 async def _read(response: httpx.Response, start: float) -> Answer:
     body = bytearray()
     first_token = None
     stream = response.headers.get("content-type", "").startswith("text/event-stream")
-    async for piece in response.aiter_bytes():
-        body += piece
-        if len(body) > MOST_BODY_BYTES:
-            limit = MOST_BODY_BYTES // 2**20
-            raise NoAnswer(f"the answer is longer than {limit} MiB and has no end", began=True)
-        if stream and first_token is None and _FIRST_TOKEN.search(body):
+    async for part in read_parts_async(response, MOST_BODY):
+        looked = max(0, len(body) - _OVERLAP)
+        body += part
+        if stream and first_token is None and _FIRST_TOKEN.search(body, looked):
             first_token = time.perf_counter() - start
     return Answer(
         status=response.status_code,
-        reason=response.reason_phrase,
+        reason=brief(response.reason_phrase, 80),
         headers=tuple(response.headers.multi_items()),
         body=bytes(body),
         seconds=time.perf_counter() - start,

@@ -31,7 +31,10 @@ async def first_model(server: str, api_key: str, options: Options) -> str:
         ) from error
     if answer.status in (401, 403):
         given = "refuses the key that was given" if api_key else "asks for a key"
-        raise CannotVerify(f"{server} {given} ({answer.status}). Give one with --api-key.")
+        raise CannotVerify(
+            f"{server} {given} ({answer.status}). Give one with "
+            "MAESTRALE_API_KEY, --api-key-file or --api-key."
+        )
     if answer.status == 404:
         raise CannotVerify(
             f"{url} is not found (404). If this is a chat API that lists no models, name one "

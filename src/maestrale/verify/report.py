@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import jinja2
 
+from maestrale.printable import printable, printable_json
 from maestrale.verify.causes import cause_of, cause_of_problem
 from maestrale.verify.results import RequestResult, RunResult
 
@@ -32,7 +33,7 @@ def as_json(run: RunResult) -> str:
         shown["problem_cause"] = cause_of_problem(found.problem) if found.problem else None
         for assertion, entry in zip(found.assertions, shown["assertions"], strict=True):
             entry["cause"] = None if assertion.passed else cause_of(found, assertion)
-    return json.dumps(data, indent=2, ensure_ascii=False)
+    return printable_json(json.dumps(data, indent=2, ensure_ascii=False))
 
 
 def as_junit(run: RunResult) -> str:
@@ -102,7 +103,7 @@ def _junit_request(root: ElementTree.Element, result: RequestResult) -> None:
 
 
 def _clean(text: str) -> str:
-    return _NOT_IN_XML.sub("\ufffd", text)
+    return _NOT_IN_XML.sub("\ufffd", printable(text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +138,16 @@ def _answer_text(result: RequestResult) -> str | None:
         return None
 
 
+def _shown(value: object) -> object:
+    """What the page shows of it: no text from outside may turn the direction of writing."""
+    return printable(value) if type(value) is str else value
+
+
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown
+    )
     source = (files("maestrale.verify") / "assets" / "report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)
 

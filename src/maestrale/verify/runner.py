@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,8 @@ from maestrale.verify.sandbox import Assertion, Failure, Scopes, ScriptRun, run_
 
 HIDDEN = "•••"
 _MOST_LOST_IN_A_ROW = 2
+_MOST_TOKENS = 10**9  # in one answer
+_MOST_KEPT = 1 << 20  # characters of an answer, for the reports
 _MOST_ROUNDS = 10  # a setNextRequest loop ends after this many times the collection's length
 
 
@@ -207,7 +208,7 @@ async def _run_request(
             status=answer.status,
             reason=answer.reason,
             content_type=answer.header("content-type"),
-            body=secrets.hide(answer.text()),
+            body=secrets.hide(answer.text())[:_MOST_KEPT],
         ),
         following,
         True,
@@ -287,26 +288,33 @@ def _measure(answer: Answer) -> dict[str, Any]:
     answer's counts all tokens over the whole time.
     """
     usage = _usage(answer)
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     speed = None
-    if isinstance(completion, int) and completion > 0:
+    if completion:
         if answer.first_token is None:
-            speed = completion / answer.seconds
+            speed = completion / max(answer.seconds, 1e-9)
         elif completion > 1 and answer.seconds > answer.first_token:
             speed = (completion - 1) / (answer.seconds - answer.first_token)
     return {
         "seconds": answer.seconds,
         "first_token": answer.first_token,
         "tokens_per_second": speed,
-        "prompt_tokens": prompt if isinstance(prompt, int) else None,
-        "completion_tokens": completion if isinstance(completion, int) else None,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
     }
+
+
+def _count(usage: dict[str, Any], name: str) -> int | None:
+    """A number of tokens; None for what is none that could be."""
+    value = usage.get(name)
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
 def _usage(answer: Answer) -> dict[str, Any]:
     text = answer.text()
     if "text/event-stream" in answer.header("content-type"):
-        texts = re.findall(r"^data:\s*(\{.*\"usage\".*\})\s*$", text, re.MULTILINE)
+        lines = (line for line in text.splitlines() if line.startswith("data:"))
+        texts = [line[5:] for line in lines if '"usage"' in line]
     else:
         texts = [text]
     for one in reversed(texts):

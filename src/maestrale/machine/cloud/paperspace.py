@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from maestrale.bounded import MOST_BODY, UNCOMPRESSED, Oversized, Undecodable, read_body
 from maestrale.errors import CloudRefused, CloudUnreachable, NoCredentials
 
 URL = "https://api.paperspace.com/v1"
@@ -40,7 +41,9 @@ class Paperspace:
 
     def __init__(self, key: str, url: str = URL) -> None:
         self._client = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=SECONDS
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}", **UNCOMPRESSED},
+            timeout=SECONDS,
         )
 
     def template(self, machine_type: str) -> str:
@@ -88,8 +91,9 @@ class Paperspace:
 
     def _ask(self, method: str, path: str, query: dict[str, str] | None = None) -> dict[str, Any]:
         try:
-            answer = self._client.request(method, path, params=query)
-        except httpx.HTTPError as error:
+            with self._client.stream(method, path, params=query) as answer:
+                told = read_body(answer, MOST_BODY, seconds=2 * SECONDS)
+        except (httpx.HTTPError, Oversized, Undecodable) as error:
             raise CloudUnreachable(
                 f"Paperspace's API doesn't answer ({type(error).__name__}: {error})."
             ) from error
@@ -98,8 +102,8 @@ class Paperspace:
                 "Paperspace doesn't accept the API key in ~/.paperspace/config.json."
             )
         try:
-            body = answer.json() if answer.content else {}
-        except ValueError:
+            body = json.loads(told) if told else {}
+        except (ValueError, RecursionError):
             body = {}
         if not answer.is_success:
             said = body.get("message") if isinstance(body, dict) else ""

@@ -1,0 +1,136 @@
+"""Our clients against servers that send too much, or what a terminal would obey."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import hostile_servers as hostile
+from serving import clean_environment
+
+MOST_MEMORY = 400 << 20  # bytes; the programs themselves take 60 to 130 MB
+SECONDS = 60.0
+CLIENTS = {
+    "chat": ("chat", "-m", "Hello"),
+    "bench": ("bench", "--requests", "2", "--concurrency", "2", "--warm-up", "0"),
+    "verify": ("verify", "--timeout", "20", "--folder", "Streaming"),
+}
+ESCAPES = "a\x1b]52;c;eA==\x07b\u202ec\x9b2Jd\r\x1b[2J"
+
+
+@dataclass
+class Done:
+    """How a client ended. `memory`: the most that it had, in bytes."""
+
+    code: int
+    out: str
+    err: str
+    memory: int
+
+    @property
+    def said(self) -> str:
+        return self.out + self.err
+
+
+def run(client: str, url: str, folder: Path, *more: str) -> Done:
+    command, *options = CLIENTS[client]
+    with (folder / "out").open("w+b") as out, (folder / "err").open("w+b") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "maestrale", command, url, *options, *more],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env=clean_environment(),
+        )
+        ends = time.monotonic() + SECONDS
+        while True:
+            pid, status, used = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > ends:
+                process.kill()
+                pytest.fail(f"{client} did not end within {SECONDS:g} s")
+            time.sleep(0.05)
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+        texts = [(file.seek(0), file.read())[1].decode() for file in (out, err)]
+    return Done(code, *texts, used.ru_maxrss * 1024)
+
+
+def assert_clean(done: Done) -> None:
+    assert "Traceback" not in done.said
+    assert "unforeseen" not in done.said
+    for sign in ("\x1b", "\x07", "\x9b", "\u202e", "\r"):
+        assert sign not in done.said, repr(done.said)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize(
+    "behave",
+    [
+        hostile.huge_list,
+        hostile.nested_list,
+        hostile.gzip_bomb,
+        hostile.endless,
+        hostile.endless_head,
+        hostile.endless_headers,
+        hostile.redirects_elsewhere,
+        hostile.redirects_with_a_body,
+        hostile.escapes,
+    ],
+    ids=lambda behave: behave.__name__,
+)
+def test_whatever_comes_first(client: str, behave: hostile.Behaviour, tmp_path: Path) -> None:
+    with hostile.misbehaving(behave) as url:
+        done = run(client, url, tmp_path)
+    assert done.code in (1, 2), done.said
+    assert done.said.strip()
+    assert_clean(done)
+    assert done.memory < MOST_MEMORY, f"{done.memory >> 20} MB"
+
+
+STREAMS = {
+    "a line": hostile.streaming(b"data: ", b"x" * 65536, endless=True),
+    "a line after text": hostile.streaming(
+        hostile.event("a"), b"data: ", b"x" * 65536, endless=True
+    ),
+    "an event": hostile.streaming(b"data: x\n" * 8192, endless=True),
+    "comments": hostile.streaming(b": x\n\n" * 10_000, endless=True),
+    "text": hostile.streaming(hostile.event("word " * 5000), endless=True),
+    "pieces": hostile.streaming(hostile.event("a") * 1000, endless=True),
+    "finish reasons": hostile.streaming(
+        b'data: {"choices":[{"delta":{},"finish_reason":"%s"}]}\n\n' % (b"x" * 60000), endless=True
+    ),
+    "numbers": hostile.streaming(
+        hostile.event("a"),
+        b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":%s}}\n\n'
+        % (b"9" * 400)
+        + b"data: [DONE]\n\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+def test_a_stream_without_an_end(client: str, stream: hostile.Behaviour, tmp_path: Path) -> None:
+    with hostile.misbehaving(stream) as url:
+        done = run(client, url, tmp_path, *(() if client == "chat" else ("--model", "m")))
+    assert done.code in (1, 2), done.said[-1000:]
+    assert_clean(done)
+    assert done.memory < MOST_MEMORY, f"{done.memory >> 20} MB"
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_model_that_writes_escape_sequences(client: str, tmp_path: Path) -> None:
+    stream = hostile.streaming(hostile.event(ESCAPES), hostile.LAST)
+    with hostile.misbehaving(stream) as url:
+        done = run(client, url, tmp_path)
+    assert_clean(done)
+    if client == "chat":
+        assert done.code == 0
+        assert done.out.startswith("a\N{REPLACEMENT CHARACTER}]52;c;eA==")
