@@ -143,6 +143,14 @@ def escapes(peer: socket.socket, stop: threading.Event) -> None:
     )
 
 
+def hub_words(peer: socket.socket, stop: threading.Event) -> None:
+    """A hub's refusal, whose words are in its headers."""
+    peer.sendall(
+        b"HTTP/1.1 403 No\r\nX-Error-Message: a\x1b[2Jb\xc2\x9b2Jc\r\nX-Error-Code: \x1b[2J\r\n"
+        b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+
+
 def streaming(*parts: bytes, endless: bool = False) -> Behaviour:
     """Lists its model, and answers each chat with a stream of these parts, once or for ever."""
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
 
-import httpx
+if TYPE_CHECKING:
+    import httpx
 
 MOST_LIST = 4 << 20  # bytes of a list of models, or an error
 MOST_BODY = 4 << 20  # bytes of a whole answer

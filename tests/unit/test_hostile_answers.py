@@ -21,6 +21,7 @@ CLIENTS = {
     "bench": ("bench", "--requests", "2", "--concurrency", "2", "--warm-up", "0"),
     "verify": ("verify", "--timeout", "20", "--folder", "Streaming"),
 }
+PULL = ("pull", "--engine", "vllm", "org/model")
 ESCAPES = "a\x1b]52;c;eA==\x07b\u202ec\x9b2Jd\r\x1b[2J"
 
 
@@ -39,14 +40,14 @@ class Done:
 
 
 def run(client: str, url: str, folder: Path, *more: str) -> Done:
-    command, *options = CLIENTS[client]
+    arguments = [*PULL] if client == "pull" else [*CLIENTS[client], url]
     with (folder / "out").open("w+b") as out, (folder / "err").open("w+b") as err:
         process = subprocess.Popen(
-            [sys.executable, "-m", "maestrale", command, url, *options, *more],
+            [sys.executable, "-m", "maestrale", *arguments, *more],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            env=clean_environment(),
+            env=clean_environment(HF_ENDPOINT=url, HF_HOME=str(folder / "hub")),
         )
         ends = time.monotonic() + SECONDS
         while True:
@@ -69,7 +70,7 @@ def assert_clean(done: Done) -> None:
         assert sign not in done.said, repr(done.said)
 
 
-@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("client", [*CLIENTS, "pull"])
 @pytest.mark.parametrize(
     "behave",
     [
@@ -82,6 +83,7 @@ def assert_clean(done: Done) -> None:
         hostile.redirects_elsewhere,
         hostile.redirects_with_a_body,
         hostile.escapes,
+        hostile.hub_words,
     ],
     ids=lambda behave: behave.__name__,
 )

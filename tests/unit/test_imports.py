@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "logs": FOUNDATION | SETTINGS,
     "keys": {"errors"},
     "metrics": FOUNDATION | {"answer", "engines.base"},
-    "models": FOUNDATION | SETTINGS,
+    "models": FOUNDATION | SETTINGS | {"bounded"},
     "engines": FOUNDATION | {"models"},
     "prompt": FOUNDATION | {"models", "engines.base"},
     "supervise": FOUNDATION | SETTINGS | {"engines", "models"},

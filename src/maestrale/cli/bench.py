@@ -26,6 +26,7 @@ from maestrale.bench.load import Generator, Point, points
 from maestrale.bench.progress import Progress
 from maestrale.bench.results import Report, measure
 from maestrale.bench.workloads import NAMES, Conversation, Options, adjusted, conversations
+from maestrale.cli.api_key import api_key_options
 from maestrale.cli.echo import echo
 from maestrale.cli.ranges import FiniteRange
 from maestrale.console import CleanConsole
@@ -82,7 +83,7 @@ class Range(click.ParamType[Any]):
 
 @click.command("bench", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url", required=False)
-@click.option("--api-key", envvar="MAESTRALE_API_KEY", show_envvar=True, help="Key to send.")
+@api_key_options
 @click.option("--model", help="Model to ask. Default: the first that the server lists.")
 @click.option(
     "--workload",

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from maestrale.cli.api_key import api_key_options
 from maestrale.cli.ranges import FiniteRange
 from maestrale.config import default_history_file
 
@@ -15,7 +16,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @click.command("chat", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url", default=DEFAULT_URL)
-@click.option("--api-key", envvar="MAESTRALE_API_KEY", show_envvar=True, help="Key to send.")
+@api_key_options
 @click.option("--model", help="Model to ask. Default: the first that the server lists.")
 @click.option("-m", "--message", help="Ask this only, and leave; what is piped in is added.")
 @click.option("--system", help="What the model shall be (/system).")

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from maestrale.cli.api_key import api_key_options
 from maestrale.cli.echo import echo
 from maestrale.cli.ranges import FiniteRange
 from maestrale.console import CleanConsole
@@ -28,7 +29,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url", required=False)
-@click.option("--api-key", envvar="MAESTRALE_API_KEY", show_envvar=True, help="Key to send.")
+@api_key_options
 @click.option("--model", help="Model to ask. Default: the first that the server lists.")
 @click.option("--collection", type=_FILE, help="Another Postman collection (v2.1) to run.")
 @click.option("--environment", type=_FILE, help="Its Postman environment.")

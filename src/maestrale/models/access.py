@@ -20,10 +20,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from maestrale.bounded import Oversized, Undecodable
 from maestrale.errors import AccessDenied, HubUnreachable, ModelError
 from maestrale.hub_settings import HubSettings
 from maestrale.models.catalog import closest_names, find_model
 from maestrale.models.hub import Hub, Listing, RemoteFile, status_of
+from maestrale.printable import brief
 
 LIMIT = 4.0  # seconds for the listing and the head together
 
@@ -145,11 +147,15 @@ def _unreachable(error: Exception, hub: HubSettings, status: int) -> ModelError:
             f"{hub.endpoint} fails at the moment (status {status}). See {site}; then try again."
         )
     if status:
-        return ModelError(f"{hub.endpoint} refuses the request (status {status}): {error}")
+        return ModelError(
+            f"{hub.endpoint} refuses the request (status {status}): {brief(str(error))}"
+        )
     if isinstance(error, TimeoutError | httpx2.TimeoutException):
         what = f"{hub.endpoint} doesn't answer within {LIMIT:g} s"
     elif isinstance(error, httpx2.TransportError | OSError):
         what = f"{hub.endpoint} can't be reached ({error})"
+    elif isinstance(error, Oversized | Undecodable):
+        what = f"{hub.endpoint} doesn't answer like a model hub: {error}"
     else:
         what = f"{hub.endpoint} doesn't answer like a model hub ({type(error).__name__}: {error})"
     return HubUnreachable(

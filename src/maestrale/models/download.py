@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maestrale.bounded import read_body
 from maestrale.errors import HubUnreachable, ModelError
 from maestrale.hub_settings import HubSettings
 from maestrale.models.access import check_access, explain
@@ -20,6 +21,7 @@ from maestrale.models.store import Progress, locked
 from maestrale.models.wanted import Kind, Wanted, wanted_files
 
 HEAD_TIMEOUT = 20.0  # seconds, for what the listing left out
+MOST_SMALL = 64 << 20  # bytes of a JSON file: the largest models' indexes have some ten million
 SPARE = 256 << 20  # bytes that stay free on the disk
 
 logger = logging.getLogger(__name__)
@@ -98,10 +100,10 @@ def fetch_small(settings: HubSettings, repo: str, revision: str, name: str) -> d
     hub = Hub(settings)
     listing, _ = check_access(hub, repo, revision, lambda found: _the_one(found, name))
     with hub.open(listing, name, 0) as response:
-        body = response.read()
+        body = read_body(response, MOST_SMALL)
     try:
         document = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{name} of {repo} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise ModelError(f"{name} of {repo} is not a JSON object.")

@@ -1,7 +1,8 @@
 """The model hub, by huggingface_hub: what a model consists of, and one file's bytes.
 
 Its HTTP session, headers, addresses and errors are huggingface_hub's. Files come over plain
-HTTP, whatever storage stands behind them, so that progress, resuming and checksums are ours.
+HTTP, whatever storage stands behind them, so that progress, resuming and checksums are ours. All
+else that a hub answers is bounded: HF_ENDPOINT may name anything.
 """
 
 from __future__ import annotations
@@ -11,15 +12,59 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_url
+import httpx2
+from huggingface_hub import HfApi, hf_hub_url, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import get_hf_file_metadata
 from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import get_session, hf_raise_for_status
+from huggingface_hub.utils._http import (
+    default_client_factory,
+    get_session,
+    hf_raise_for_status,
+)
 
+from maestrale.bounded import Limit, Unpacker
 from maestrale.hub_settings import HubSettings
 
 READ_TIMEOUT = 20.0  # seconds without a byte after which a connection counts as cut
+MOST_ANSWER = 16 << 20  # bytes of a listing, or of anything else that is no file
+_IS_FILE = "maestrale_file"  # marks a request for a file, whose size the caller bounds
+
+
+class _BoundedStream(httpx2.SyncByteStream):
+    """The body of an answer, unpacked, as far as its limit."""
+
+    def __init__(self, inner: httpx2.SyncByteStream, encoding: str) -> None:
+        self._inner = inner
+        self._unpacker = Unpacker(encoding)
+        self._limit = Limit(MOST_ANSWER)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for raw in self._inner:
+            for part in self._unpacker.parts(raw):
+                self._limit.take(len(part))
+                yield part
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _bound(response: httpx2.Response) -> None:
+    """Every answer goes through here before its body is read. Raises: Undecodable."""
+    if _IS_FILE in response.request.extensions and response.status_code in (200, 206):
+        return
+    assert isinstance(response.stream, httpx2.SyncByteStream)
+    response.stream = _BoundedStream(response.stream, response.headers.pop("content-encoding", ""))
+
+
+def _client() -> httpx2.Client:
+    client = default_client_factory()
+    client.headers["Accept-Encoding"] = "identity"
+    client.event_hooks = {**client.event_hooks, "response": [_bound]}
+    return client
+
+
+set_client_factory(_client)
 
 
 @dataclass(frozen=True)
@@ -88,7 +133,9 @@ class Hub:
             headers["Range"] = f"bytes={offset}-"
         url = self._url(listing, name)
         # Redirects to the storage lose the token on the way: the session sees to it.
-        with get_session().stream("GET", url, headers=headers, timeout=READ_TIMEOUT) as response:
+        with get_session().stream(
+            "GET", url, headers=headers, timeout=READ_TIMEOUT, extensions={_IS_FILE: True}
+        ) as response:
             if response.status_code >= 400:
                 response.read()
             hf_raise_for_status(response)
