@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from maestrale.config import Settings, engines_of, flag
 from maestrale.engines.base import Engine, EngineConfig
 from maestrale.errors import MaestraleError, SettingsError
 from maestrale.logs import LOGGER
+from maestrale.models.machine_limits import available_cores
 from maestrale.models.prepared import PreparedModel
 from maestrale.supervise.process import Restarts, SupervisedEngine
 from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
@@ -226,7 +226,7 @@ def threads_of_each(settings: Settings) -> int | None:
         return settings.threads
     if settings.replica_range is None:
         return None
-    return max(1, len(os.sched_getaffinity(0)) // settings.replica_range[1])
+    return max(1, available_cores() // settings.replica_range[1])
 
 
 def engine_config(settings: Settings, model_dir: str) -> EngineConfig:

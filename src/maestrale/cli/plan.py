@@ -145,7 +145,8 @@ def _plans(
     """The plan for each type of weights; the files' sizes count where they are known."""
     from maestrale.engines.openvino.weights.extension import unavailable
     from maestrale.models.fit import GpuOptions, plan_gpu
-    from maestrale.models.fit_cpu import available_memory, plan_cpu
+    from maestrale.models.fit_cpu import plan_cpu
+    from maestrale.models.machine_limits import available_memory
     from maestrale.models.weight_sizes import CPU_TYPES, VLLM_TYPES
 
     stated = _stated(described)

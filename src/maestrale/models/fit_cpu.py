@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from maestrale.models.architecture import Architecture
 from maestrale.models.fit import Plan, Term, make_plan
 from maestrale.models.weight_sizes import CPU_TYPES, WeightType
@@ -85,20 +83,3 @@ def fast_element(head_dim: int) -> float:
     block; values have them for each token, so 8 bytes more for each head.
     """
     return 1.0 + (8.0 / BLOCK + 8.0 / head_dim) / 2
-
-
-def available_memory() -> int:
-    """Bytes that a new process may take: the system's, or what the cgroup leaves.
-
-    Raises: OSError where /proc can't be read.
-    """
-    available = 0
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        current = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return available if limit == "max" else max(0, min(available, int(limit) - current))

@@ -26,12 +26,8 @@ def check_cpu(
 
     Raises: ModelDoesNotFit with the number of tokens that can, or what memory is missing.
     """
-    from maestrale.models.fit_cpu import (
-        DEFAULT_KV_CACHE,
-        available_memory,
-        kv_capacity,
-        kv_element,
-    )
+    from maestrale.models.fit_cpu import DEFAULT_KV_CACHE, kv_capacity, kv_element
+    from maestrale.models.machine_limits import available_memory
 
     kv_cache = kv_cache or DEFAULT_KV_CACHE
     memory = available_memory()

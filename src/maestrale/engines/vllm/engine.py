@@ -37,7 +37,7 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.choose import require_vllm
 from maestrale.engines.constraint import TokenConstraint, compile_constraint, grammar_text
-from maestrale.engines.openvino.cpu import available_cores, cpu_identity
+from maestrale.engines.openvino.cpu import cpu_identity
 from maestrale.engines.ray_group import placement_group
 from maestrale.engines.requests import check_request
 from maestrale.engines.vllm.arguments import engine_arguments, read_options
@@ -51,6 +51,7 @@ from maestrale.engines.vllm.parameters import sampling_parameters
 from maestrale.engines.vllm.sockets import make_sockets_folder
 from maestrale.errors import EngineDied, EngineError, ModelError
 from maestrale.models.load_vocabulary import load_vocabulary
+from maestrale.models.machine_limits import available_cores
 from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.models.vocabulary import Vocabulary
 
