@@ -102,8 +102,8 @@ class Api:
         return [item if item == "[DONE]" else json.loads(item) for item in data]
 
     async def idle(self) -> None:
-        """Wait until the engine has nothing to do. Fails after a second."""
-        async with asyncio.timeout(1):
+        """Wait until the engine has nothing to do. Fails after two seconds."""
+        async with asyncio.timeout(2):
             while self.engine.stats().running or self.engine.stats().waiting:
                 await asyncio.sleep(0.005)
 

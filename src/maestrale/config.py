@@ -21,13 +21,22 @@ from typing import Any
 
 from maestrale.errors import SettingsError
 from maestrale.hub_settings import HubSettings, read_hub_settings
-from maestrale.setting_values import parse_range, parse_size, read_value
+from maestrale.setting_values import check_text, parse_range, parse_size, read_value
+from maestrale.text_files import decode_text
 
 BUNDLED_MODEL = "smollm2-135m-instruct"
 SETTINGS_FILE = "maestrale.toml"
 ENVIRONMENT_PREFIX = "MAESTRALE_"
 # Variables that are not settings of `serve`: tracebacks, and another place for maestrale.toml.
 OTHER_VARIABLES = ("MAESTRALE_DEBUG", "MAESTRALE_CONFIG")
+# What Kubernetes gives each pod for each Service of its namespace, as Docker's links once did.
+# A Service named maestrale, or maestrale-api, has them under our own prefix.
+_SERVICE_VARIABLE = re.compile(
+    r"MAESTRALE_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?"
+    r"|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+_SERVICE_PORT = re.compile(r"MAESTRALE_(?:\w+_)?PORT")
+_SERVICE_URL = re.compile(r"(?:tcp|udp|sctp)://\S+")
 
 
 def setting(
@@ -580,6 +589,8 @@ def load_settings(
         rules = fields()[name].metadata["rules"]
         try:
             values[name] = read_value(value, field_type(name), rules)
+            if name != "model" and field_type(name) is not Path:  # those may be names of files
+                check_text(values[name])
         except ValueError as error:
             # A key is never repeated, and no value is repeated at any length.
             came = "" if rules.get("secret") else f", but {str(value)[:60]!r} was given"
@@ -604,6 +615,8 @@ def _given(
     yield from _standard_variables(environment)
     names = {variable(name): name for name in fields()}
     for key, value in environment.items():
+        if _is_of_a_service(key, value):
+            continue
         if key in names:
             if value.strip():
                 yield names[key], value, key
@@ -613,6 +626,13 @@ def _given(
     for name, value in flags.items():
         if value is not None and value != ():
             yield name, value, flag(name)
+
+
+def _is_of_a_service(name: str, value: str) -> bool:
+    """Whether the variable tells of a Service in the network; MAESTRALE_PORT may be either."""
+    if _SERVICE_VARIABLE.fullmatch(name):
+        return True
+    return bool(_SERVICE_PORT.fullmatch(name) and _SERVICE_URL.fullmatch(value))
 
 
 def _standard_variables(environment: Mapping[str, str]) -> Iterable[tuple[str, Any, str]]:
@@ -646,8 +666,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        document = tomllib.loads(decode_text(path.read_bytes()))
+    except OSError as error:
+        raise SettingsError(f"{path} can't be read: {error.strerror}.") from error
+    except ValueError as error:  # tomllib's own, too
         raise SettingsError(f"{path} can't be read: {error}") from error
     for table in document:
         if table != "serve":
@@ -706,8 +728,15 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
         path = getattr(settings, name)
         if path is not None and not path.is_file():
             raise SettingsError(f"{sources[name]}: there is no file {path}.")
+    source = sources.get("cache_dir", flag("cache_dir"))
+    try:
+        check_text(str(settings.cache_dir))
+    except ValueError as error:
+        raise SettingsError(
+            f"{source}: a folder whose name is UTF-8 is needed for what is kept, and "
+            f"{str(settings.cache_dir)!r} is none. Give another with --cache-dir."
+        ) from error
     if settings.cache_dir.exists() and not settings.cache_dir.is_dir():
-        source = sources.get("cache_dir", flag("cache_dir"))
         raise SettingsError(f"{source}: {settings.cache_dir} is not a folder.")
     for name in ("api_key", "key_file"):
         if settings.no_auth and getattr(settings, name):

@@ -27,6 +27,7 @@ from pathlib import Path
 import msgspec
 
 from maestrale.errors import MaestraleError, SettingsError
+from maestrale.text_files import without_bom
 
 KEY_PREFIX = "sk-maestrale-"
 RELOAD_INTERVAL = 1.0  # seconds between two looks at the file
@@ -162,7 +163,7 @@ def _read_kept(path: Path) -> str:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_mode & 0o077:
             raise SettingsError(f"Others may read the key in {path}: run 'chmod 600 {path}'.")
-        key = file.read(1000).strip()
+        key = without_bom(file.read(1000)).strip()
     if not re.fullmatch(rb"[!-~]{16,200}", key):
         raise SettingsError(f"{path} holds no key: remove it, and the next start makes one.")
     return key.decode()
@@ -181,7 +182,7 @@ def read_keys(path: Path) -> list[Key]:
     if len(raw) > MAX_FILE_BYTES:
         raise SettingsError(f"The key file {path} is larger than {MAX_FILE_BYTES} bytes.")
     try:
-        file_ = msgspec.json.decode(raw, type=_File)
+        file_ = msgspec.json.decode(without_bom(raw), type=_File)
     except msgspec.DecodeError as error:
         raise SettingsError(
             f"The key file {path} is broken: {error}. Restore it, or remove it and add the keys "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -89,7 +90,10 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(entry).decode()
+        try:
+            return msgspec.json.encode(entry).decode()
+        except UnicodeEncodeError:  # the name of a file, which may hold any bytes
+            return json.dumps(entry, default=str)
 
 
 def one_line(text: str) -> str:

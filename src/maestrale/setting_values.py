@@ -110,6 +110,16 @@ def read_value(value: object, kind: Any, rules: Mapping[str, Any]) -> Any:
     return parsed
 
 
+def check_text(value: object) -> None:
+    """A flag or a variable may hold any bytes. Raises: ValueError for those that are no UTF-8."""
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError("a text in UTF-8 is needed") from error
+
+
 def _check_range(number: float, rules: Mapping[str, Any]) -> None:
     low, high = rules.get("minimum"), rules.get("maximum")
     if low is not None and high is not None and not low <= number <= high:

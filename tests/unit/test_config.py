@@ -339,3 +339,68 @@ def test_api_processes_on_all_nodes_are_for_who_deploys_on_a_cluster() -> None:
         load({"api_nodes": "all", "ray_address": "10.0.0.1:6379", "ray_join": "true"})
     with pytest.raises(SettingsError, match="this, all"):
         load({"api_nodes": "some", "ray_address": "10.0.0.1:6379"})
+
+
+SERVICES = {
+    "maestrale": {
+        "MAESTRALE_SERVICE_HOST": "10.96.3.7",
+        "MAESTRALE_SERVICE_PORT": "8000",
+        "MAESTRALE_SERVICE_PORT_HTTP": "8000",
+        "MAESTRALE_SERVICE_PORT_HTTP_METRICS": "8001",
+        "MAESTRALE_PORT": "tcp://10.96.3.7:8000",
+        "MAESTRALE_PORT_8000_TCP": "tcp://10.96.3.7:8000",
+        "MAESTRALE_PORT_8000_TCP_PROTO": "tcp",
+        "MAESTRALE_PORT_8000_TCP_PORT": "8000",
+        "MAESTRALE_PORT_8000_TCP_ADDR": "10.96.3.7",
+        "MAESTRALE_PORT_53_UDP_ADDR": "fd00::7",
+    },
+    "maestrale-api": {
+        "MAESTRALE_API_SERVICE_HOST": "10.96.3.7",
+        "MAESTRALE_API_SERVICE_PORT": "8000",
+        "MAESTRALE_API_PORT": "tcp://10.96.3.7:8000",
+        "MAESTRALE_API_PORT_8000_TCP": "tcp://10.96.3.7:8000",
+    },
+    "maestrale-raycluster-x7-head-svc": {
+        "MAESTRALE_RAYCLUSTER_X7_HEAD_SVC_SERVICE_HOST": "10.96.3.8",
+        "MAESTRALE_RAYCLUSTER_X7_HEAD_SVC_SERVICE_PORT_DASHBOARD": "8265",
+        "MAESTRALE_RAYCLUSTER_X7_HEAD_SVC_PORT_8265_TCP_PORT": "8265",
+        "MAESTRALE_RAYCLUSTER_X7_HEAD_SVC_PORT": "tcp://[fd00::1]:6379",
+    },
+}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_variables_that_kubernetes_makes_for_a_service_are_no_settings(service: str) -> None:
+    settings = load(environment=SERVICES[service])
+    assert settings == load()
+    assert load({"port": "81"}, SERVICES[service]).port == 81
+
+
+def test_a_port_that_is_one_is_still_read_and_a_wrong_name_still_refused() -> None:
+    assert load(environment={"MAESTRALE_PORT": "81"}).port == 81
+    assert "MAESTRALE_PORT" in refusal(environment={"MAESTRALE_PORT": "tcp:81"})
+    for name in ("MAESTRALE_API_PORT", "MAESTRALE_SERVICE", "MAESTRALE_PORTS", "MAESTRALE_HOSTS"):
+        assert name in refusal(environment={name: "8000"})
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_byte_order_mark_before_the_file_is_no_part_of_it(end: bytes) -> None:
+    Path("bom.toml").write_bytes(b"\xef\xbb\xbf[serve]" + end + b"port = 81" + end)
+    assert load(file=Path("bom.toml")).port == 81
+
+
+def test_a_file_in_another_encoding_is_told_so() -> None:
+    Path("windows.toml").write_bytes("[serve]\nport = 81\n".encode("utf-16"))
+    assert "UTF-16" in refusal(file=Path("windows.toml"))
+    Path("latin.toml").write_bytes(b'[serve]\nmodel = "\xe9"\n')
+    assert "not UTF-8 (byte 17)" in refusal(file=Path("latin.toml"))
+
+
+def test_names_of_files_may_be_any_bytes_and_other_texts_may_not() -> None:
+    odd = "t\udcfd.jinja"
+    Path(odd).touch()
+    assert load({"chat_template": odd, "model": "m\udcff.gguf"}).chat_template == Path(odd)
+    assert "--served-model-name" in refusal(flags={"served_model_name": ("a\udcff",)})
+    assert "MAESTRALE_REVISION" in refusal(environment={"MAESTRALE_REVISION": "a\udcff"})
+    assert "--cache-dir" in refusal(flags={"cache_dir": "/x\udcff"})
+    assert "--cache-dir" in refusal(environment={"HOME": "/home/m\udcfcller"})

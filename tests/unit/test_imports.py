@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "maestrale"
 
 # layer → what of maestrale it may import; a layer may always import itself.
 # `engines.base` holds types only.
-FOUNDATION = {"", "errors", "printable"}
+FOUNDATION = {"", "errors", "printable", "text_files"}
 SETTINGS = {"config", "setting_values", "hub_settings"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),
@@ -25,9 +25,10 @@ ALLOWED: dict[str, set[str]] = {
     "console": {"printable"},
     "setting_values": set(),
     "hub_settings": {"errors"},
+    "text_files": set(),
     "config": FOUNDATION | SETTINGS,
     "logs": FOUNDATION | SETTINGS,
-    "keys": {"errors"},
+    "keys": {"errors", "text_files"},
     "metrics": FOUNDATION | {"answer", "engines.base"},
     "models": FOUNDATION | SETTINGS | {"bounded"},
     "engines": FOUNDATION | {"models"},

@@ -300,3 +300,9 @@ def test_when_a_key_is_made_and_kept(
         add_key(path, "alice")
         assert key_to_make(complete) == key
         assert key_to_make(replace(complete, made_key_file=None)) == ""
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(path: Path) -> None:
+    key = add_key(path, "alice")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert KeyStore(path=path).authenticate(key.encode()) is not None

@@ -102,6 +102,8 @@ def build_app(backend: Backend) -> ASGIApp:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnected):  # nobody reads it, and nothing failed
+        return Response(status_code=499)
     answer = as_api_error(error, request.scope["path"])
     context_of(request.scope).refused = answer.code or answer.type
     return error_response(answer)

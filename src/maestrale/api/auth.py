@@ -37,7 +37,7 @@ class Guard:
 
     With keys, a key is asked for. Without keys, `loopback` says that the server listens on
     this machine only: then Host must be a name of it (DNS rebinding), and in either case an
-    Origin other than the server's own must be in `allowed_origins`.
+    Origin other than the server's own, or one of `allowed_hosts`, must be in `allowed_origins`.
     """
 
     def __init__(
@@ -90,11 +90,28 @@ class Guard:
             )
         for value in _values(scope, b"origin"):
             origin = value.decode("latin-1")
-            if origin.lower() != f"{scope['scheme']}://{host}" and not self.allows_origin(origin):
+            if not self._is_own(origin.lower(), host) and not self.allows_origin(origin):
                 raise PermissionDenied(
                     f"Pages from {quoted(origin)!r} may not call this server; "
                     "allow them with --allowed-origins."
                 )
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Whether a page of this origin came from this server.
+
+        A proxy may have ended TLS, so that the page is https and what reaches us is not; and it
+        may call us by another name than the operator told us it has.
+        """
+        scheme, _, authority = origin.partition("://")
+        if scheme not in ("http", "https"):
+            return False
+        port = ":443" if scheme == "https" else ":80"
+        authority = authority.removesuffix(port)
+        return (
+            authority == host.removesuffix(port)
+            or authority in self._hosts
+            or _without_port(authority) in self._hosts
+        )
 
 
 def _key_of(scope: Scope) -> bytes:

@@ -8,6 +8,7 @@ is spent, the slowest sender, if it had its time, makes room for the others.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from functools import cache
 from typing import Any, TypeVar
@@ -23,12 +24,19 @@ from maestrale.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
+from maestrale.text_files import without_bom
 
 # Decoding more than this takes long enough to hold others up: it leaves the event loop.
 DECODE_IN_THREAD = 256 * 1024
 SMALL_BODY = 64 * 1024  # bytes that need no room in the budget
 BUDGET = 128 * 1024 * 1024  # bytes of large bodies held at once
 GRACE = 5.0  # seconds in which nobody is too slow
+# Escapes in JSON, and at last a half of a surrogate pair: escaped, or as bytes that no UTF-8 has.
+_ESCAPES = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2}|\xed[\xa0-\xbf][\x80-\xbf])"
+    rb"|\\."
+)
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -149,6 +157,7 @@ def _too_slow(body: _LargeBody) -> RequestTimeout:
 
 def decode(raw: bytes | bytearray, type_: type[T]) -> T:
     """Decode JSON as `type_`. Raises: InvalidRequest."""
+    raw = without_bom(raw)
     if not raw:
         raise InvalidRequest("The body is empty; a JSON object is expected.", code="invalid_json")
     try:
@@ -157,14 +166,31 @@ def decode(raw: bytes | bytearray, type_: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise of_validation(error, type_) from None
     except UnicodeDecodeError:
-        raise InvalidRequest("The body is not UTF-8.", code="invalid_json") from None
+        fault = half_pair(raw) or "The body is not UTF-8."
+        raise InvalidRequest(fault, code="invalid_json") from None
     except msgspec.DecodeError as error:
-        raise InvalidRequest(
-            f"The body is not valid JSON: {quoted(str(error))}.", code="invalid_json"
-        ) from None
+        fault = half_pair(raw) or f"The body is not valid JSON: {quoted(str(error))}."
+        raise InvalidRequest(fault, code="invalid_json") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deep.", code="invalid_json") from None
     return result
+
+
+def half_pair(raw: bytes | bytearray) -> str:
+    """What is wrong with a body that has half of a surrogate pair, as a sentence; "" for none."""
+    for match in _ESCAPES.finditer(raw):
+        if match["half"]:
+            found = match["half"].decode("latin-1")
+            shown = found if found.startswith("\\") else f"U+{ord(_code_point(match['half'])):04X}"
+            return (
+                f"The body has half of a surrogate pair, {shown} (byte {match.start('half')}): a "
+                "character such as an emoji was cut in two. Cut text between characters."
+            )
+    return ""
+
+
+def _code_point(half: bytes) -> str:
+    return half.decode("utf-8", "surrogatepass")
 
 
 @cache

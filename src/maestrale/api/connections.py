@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
-_DRAIN_CAP = 1024 * 1024
-"""Bytes read and thrown away while a connection lingers; more stay in the kernel."""
+_TCP_CLOSE = 7  # the kernel's number of the state
 
 _FILES_IN_RESERVE = 128
 """File handles kept back from connections: the engine's socket, logs, key file, library files."""
@@ -39,6 +39,17 @@ def connections_that_fit(wanted: int) -> int:
     if soft == resource.RLIM_INFINITY:
         return wanted
     return max(1, min(wanted, soft - _FILES_IN_RESERVE))
+
+
+def is_reset(transport: asyncio.Transport) -> bool:
+    """Whether the other side has answered with a reset, which nobody reads any more."""
+    raw = transport.get_extra_info("socket")
+    if raw is None or not hasattr(socket, "TCP_INFO"):
+        return False
+    try:
+        return bool(raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE)
+    except OSError:
+        return False
 
 
 class Evictable(Protocol):
@@ -104,8 +115,9 @@ class Outlet(asyncio.Transport):
     """A transport that gives up on clients that don't read, and lingers when it closes early.
 
     Closing a socket with unread input makes the kernel reset the connection, which can destroy
-    the answer just sent. So after an early answer this side is shut, what still arrives is
-    thrown away for `linger` seconds, and only then the socket goes.
+    the answer just sent. So after an early answer this side is shut, and what still arrives is
+    thrown away until nothing has come for `linger` seconds (`linger_total` at most, and
+    `linger_bytes`); only then the socket goes.
 
     Unsent output must shrink within every `stall_timeout` seconds, and by `min_rate` bytes a
     second over every `window` seconds, from when it passes the high-water mark, the answer is
@@ -122,6 +134,8 @@ class Outlet(asyncio.Transport):
         min_rate: float,
         window: float,
         linger: float,
+        linger_total: float,
+        linger_bytes: int,
         request_is_complete: Callable[[], bool],
     ) -> None:
         super().__init__()
@@ -131,11 +145,14 @@ class Outlet(asyncio.Transport):
         self._min_rate = min_rate
         self._window = window
         self._linger = linger
+        self._linger_total = linger_total
+        self._linger_bytes = linger_bytes
         self._request_is_complete = request_is_complete
         self._closing = False
         self._held = False
         self._paused = False
-        self._drained = 0
+        self._drained = self._drained_before = 0
+        self._linger_until = 0.0
         self._written = 0
         self._watch: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -177,6 +194,7 @@ class Outlet(asyncio.Transport):
             return
         self._held = self._paused = False
         self._apply_reading()
+        self._linger_until = self._loop.time() + self._linger_total
         self._linger_timer = self._loop.call_later(self._linger, self._end_linger)
 
     def abort(self) -> None:
@@ -193,7 +211,7 @@ class Outlet(asyncio.Transport):
     def throw_away(self, size: int) -> None:
         """`size` bytes arrived on a closing connection."""
         self._drained += size
-        if self._drained > _DRAIN_CAP:
+        if self._drained > self._linger_bytes:
             self.hold(True)
 
     def forget(self) -> None:
@@ -233,8 +251,10 @@ class Outlet(asyncio.Transport):
             self._arm_watch()
 
     def _end_linger(self) -> None:
-        if self._raw.get_write_buffer_size():
-            # The answer is still on its way; `_check` sees to it that this ends.
+        goes_on = self._drained != self._drained_before and self._loop.time() < self._linger_until
+        self._drained_before = self._drained
+        if goes_on or self._raw.get_write_buffer_size():
+            # The client still sends; or the answer is on its way, and `_check` ends that.
             self._linger_timer = self._loop.call_later(self._linger, self._end_linger)
         else:
             self._raw.abort()

@@ -70,13 +70,24 @@ def routes() -> list[Route]:
     async def page(request: Request) -> Response:
         digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
         policy = f"default-src 'none'; style-src 'sha256-{digest}'; frame-ancestors 'none'"
-        base = f"{request.url.scheme}://{request.headers.get('host', '')}"
+        base = _base(request)
         return HTMLResponse(render(base), headers={"content-security-policy": policy})
 
     return [
         Route("/openapi.json", document, methods=["GET"]),
         Route("/docs", page, methods=["GET"]),
     ]
+
+
+def _base(request: Request) -> str:
+    """The server's URL as its reader knows it, by way of a proxy that says so."""
+    scheme = request.headers.get("x-forwarded-proto", "")
+    if scheme not in ("http", "https"):
+        scheme = request.url.scheme
+    prefix = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+    if not prefix.startswith("/"):
+        prefix = ""
+    return f"{scheme}://{request.headers.get('host', '')}{prefix}"
 
 
 def build() -> dict[str, Any]:
@@ -92,6 +103,7 @@ def build() -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "maestrale", "version": __version__, "license": {"name": "Apache-2.0"}},
+        "servers": [{"url": "."}],  # wherever this document was found
         "paths": paths,
         "components": {
             "schemas": components,
@@ -109,7 +121,7 @@ def render(base: str) -> str:
         '<meta name=viewport content="width=device-width">'
         f"<style>{STYLE}</style><h1>maestrale {__version__}</h1>"
         "<p>OpenAI's and Mistral's clients work with this server. "
-        'For machines: <a href="/openapi.json">openapi.json</a>.</p>'
+        'For machines: <a href="openapi.json">openapi.json</a>.</p>'
         f"<pre>{html.escape(EXAMPLE.format(base=base))}</pre>"
     ]
     for method, path, summary, body in OPERATIONS:

@@ -20,12 +20,12 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 
 import httptools
-from uvicorn._types import ASGI3Application
+from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from maestrale.api.connections import ConnectionTable, Outlet, connections_that_fit
+from maestrale.api.connections import ConnectionTable, Outlet, connections_that_fit, is_reset
 from maestrale.errors import (
     ApiError,
     HeadersTooLarge,
@@ -33,6 +33,10 @@ from maestrale.errors import (
     RequestTimeout,
     Unavailable,
 )
+
+_ANSWERS_WITHIN = 0.2
+_ASK_EVERY = 10.0
+"""Seconds: until a reset has come back from near, and at last between two questions."""
 
 _SLICE = 4096
 """Bytes parsed at once. Small, so that limits hold however much one read brings."""
@@ -64,7 +68,15 @@ class HttpLimits:
     """With output unsent: bytes a second that a client reads at least, over `write_window`."""
     write_window: float = 120.0
     linger: float = 2.0
-    """After an early answer: how long the rest of the request is read and thrown away."""
+    """After an early answer: how long the rest of the request is waited for and thrown away."""
+    linger_total: float = 30.0
+    """The same for one that goes on sending: many clients read nothing before they have sent all,
+    and a reset would take the answer from them."""
+    linger_bytes: int = 256 * 1024 * 1024
+    """The same, in bytes."""
+    still_there: float = 0.5
+    """A client that has ended its side may have left, or wait for its answer: how long until it
+    is asked for the first time, by a line that only one who is there takes."""
     last_request: float = 0.5
     """When the server ends: how long a connection that is owed nothing may still bring a request.
     One is often on its way, and closing at once would reset it unread."""
@@ -120,6 +132,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_started_at = 0.0
         self._body_last_at = 0.0
         self._wants_keep_alive = True
+        self._ask_again = self.limits.still_there
 
     # Connection
 
@@ -135,6 +148,8 @@ class BoundedProtocol(HttpToolsProtocol):
             min_rate=limits.min_write_rate,
             window=limits.write_window,
             linger=limits.linger,
+            linger_total=limits.linger_total,
+            linger_bytes=limits.linger_bytes,
             request_is_complete=lambda: self._phase is _Phase.BETWEEN and not self._failed,
         )
         super().connection_made(outlet)
@@ -159,9 +174,39 @@ class BoundedProtocol(HttpToolsProtocol):
     def evict(self) -> None:
         self._outlet.abort()
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. Where its request is whole, it may wait for the answer."""
         super().eof_received()
         self._outlet.watch_writes()
+        waits = self._phase is _Phase.BETWEEN and not self._failed and not self._owes_no_answer()
+        if not waits or self._held or self.transport.get_extra_info("ssl_object") is not None:
+            return False  # and with TLS there is no half of a connection
+        self._wants_keep_alive = self.cycle.keep_alive = False
+        if not self.transport.is_closing():
+            self._start_timer(self.limits.still_there, self._ask_if_there)
+        return True
+
+    def _ask_if_there(self) -> None:
+        """To one who has closed its socket whole, whatever is sent comes back as a reset."""
+        self._timer = None
+        if self._owes_no_answer() or self.transport.is_closing():
+            return
+        if is_reset(self.transport):
+            self._outlet.abort()
+            return
+        active = self._active
+        assert active is not None
+        if not active.response_started and active.scope["http_version"] == "1.1":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._start_timer(_ANSWERS_WITHIN, self._look_if_there)
+
+    def _look_if_there(self) -> None:
+        self._timer = None
+        if not self._owes_no_answer() and is_reset(self.transport):
+            self._outlet.abort()
+        else:
+            self._ask_again = min(2 * self._ask_again, _ASK_EVERY)
+            self._start_timer(self._ask_again, self._ask_if_there)
 
     def shutdown(self) -> None:
         self._shutting_down = True
@@ -268,6 +313,8 @@ class BoundedProtocol(HttpToolsProtocol):
         # for the next request would let the client make us read a refused body of any length.
         self._wants_keep_alive = self.cycle.keep_alive
         self.cycle.keep_alive = False
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.__class__ = _UntilClose
         self._phase = _Phase.BODY
         self._head_bytes = self._field_bytes = self._fields = 0
         self._body_started_at = self._body_last_at = self.loop.time()
@@ -433,6 +480,23 @@ class BoundedProtocol(HttpToolsProtocol):
             idle_at = self._body_last_at + limits.body_idle_timeout
             total_at = self._body_started_at + limits.body_timeout
             self._start_timer(min(idle_at, total_at) - now, self._check_body)
+
+
+class _UntilClose(RequestResponseCycle):
+    """An answer to HTTP/1.0: chunks are unknown there, so one of unknown length ends with the
+    connection.
+    """
+
+    _open_ended = False
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            names = [name.lower() for name, _ in message.get("headers", [])]
+            if b"content-length" not in names:
+                self._open_ended, self.chunked_encoding = True, False
+        elif self._open_ended and message["type"] == "http.response.body":
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 def _malformed() -> InvalidRequest:

@@ -14,6 +14,7 @@ from maestrale import config
 from maestrale.cli.echo import echo
 from maestrale.errors import ModelError
 from maestrale.printable import printable
+from maestrale.text_files import without_bom
 
 if TYPE_CHECKING:
     from maestrale.prompt.encode import PromptEncoder
@@ -39,7 +40,7 @@ def command(model: str | None, chat_template: Path | None, as_json: bool, file: 
     from maestrale.api.schemas import ChatRequest
     from maestrale.api.tools import read_tools
 
-    raw = file.read().strip()
+    raw = without_bom(file.read()).strip()
     request = decode(b'{"messages":%b}' % raw if raw.startswith(b"[") else raw, ChatRequest)
     encoder = _encoder(model or request.model, chat_template)
     prompt = encoder.encode_chat(

@@ -23,6 +23,7 @@ from maestrale.models.safetensors_file import check_safetensors
 from maestrale.models.sampling_defaults import of_generation_config
 from maestrale.models.store import Progress, build_once, digest_of
 from maestrale.models.wanted import OPENVINO_MODEL, wanted_files
+from maestrale.text_files import readable
 
 _NEEDED = ("tokenizer.json", "config.json")
 
@@ -47,7 +48,7 @@ def prepare_folder(
     digests = [f"{file} {digest_of(source / file, store, progress)}" for file in wanted.names]
     parts = [str(source.resolve()), wanted.kind, *digests]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    called = name or source.resolve().name
+    called = name or readable(source.resolve().name)
     return build_once(
         store, digest, lambda folder: _fill(folder, source, wanted.names, called, digest), progress
     )

@@ -16,6 +16,7 @@ from maestrale.models.packaged import weights_of
 from maestrale.models.prepared import METADATA_FILE, load_prepared
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 from maestrale.models.store import build_once, digest_of
+from maestrale.text_files import readable
 
 WHAT_WORKS = (
     "Works: a name such as smollm2-135m-instruct (comes with maestrale) or "
@@ -124,7 +125,7 @@ def _prepare_path(path: Path, cache_dir: Path, progress: Progress, engine: str) 
             f"{path} is for the CPU engine; {engine} needs a folder with safetensors, or a name on "
             "the hub. Leave out --engine, or give it --engine openvino."
         )
-    return _prepare_gguf(path, path.stem, cache_dir, progress)
+    return _prepare_gguf(path, readable(path.stem), cache_dir, progress)
 
 
 def _prepare_gguf(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
@@ -36,7 +37,7 @@ def digest_of(path: Path, store: Path, progress: Progress) -> str:
     """SHA-256 of a file, in hex; remembered in `store` until the file changes."""
     status = path.stat()
     notes = store / "digests"
-    note = notes / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+    note = notes / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
     seen = (status.st_size, status.st_mtime_ns, status.st_ino)
     try:
         stamp = msgspec.json.decode(note.read_bytes(), type=_Stamp)

@@ -14,6 +14,7 @@ from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool
 from maestrale.prompt.tools.base import ToolFormat
+from maestrale.text_files import decode_text
 
 
 class PromptEncoder(Protocol):
@@ -94,11 +95,11 @@ def encoder_for(
 def read_template(path: Path | None) -> str | None:
     """The source of `--chat-template`, if one is given. Raises: ModelError."""
     try:
-        return None if path is None else path.read_text("utf-8")
+        return None if path is None else decode_text(path.read_bytes())
     except OSError as error:
         raise ModelError(f"The template {path} can't be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path} is no template: it is not UTF-8.") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is no template: {error}") from error
 
 
 def encoder_for_name(name: str) -> PromptEncoder:

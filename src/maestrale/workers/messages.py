@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,7 +179,8 @@ FromApiWorker = (
 
 
 def pack_settings(settings: Settings) -> bytes:
-    return msgspec.msgpack.encode(settings, enc_hook=str)
+    """As ASCII, since a path may hold any bytes, and then is no text that msgpack takes."""
+    return json.dumps(msgspec.to_builtins(settings, enc_hook=str)).encode()
 
 
 def unpack_settings(packed: bytes) -> Settings:
@@ -186,4 +188,4 @@ def unpack_settings(packed: bytes) -> Settings:
         assert kind is Path
         return Path(value)
 
-    return msgspec.msgpack.decode(packed, type=Settings, dec_hook=path)
+    return msgspec.convert(json.loads(packed), Settings, dec_hook=path)

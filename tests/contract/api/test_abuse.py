@@ -32,6 +32,34 @@ async def test_bad_json(body: bytes) -> None:
         await still_works(server)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (b"\\ud83d", "\\ud83d (byte 39)"),
+        (b"\\uDE00 x", "\\uDE00"),
+        (b"\\ud83d\\ud83d\\ude00", "\\ud83d (byte 39)"),
+        (b"\\\\ud83d \\ud83d", "\\ud83d (byte 47)"),
+        (b"\xed\xa0\xbd", "U+D83D"),
+    ],
+)
+async def test_half_a_surrogate_pair_is_named(text: bytes, shown: str) -> None:
+    async with api(options={"length": "1"}) as server:
+        body = b'{"messages":[{"role":"user","content":"%b"}]}' % text
+        answer = await server.client.post(CHAT, content=body, headers=JSON)
+        error = check_error(answer, 400)
+        assert "half of a surrogate pair" in error["message"]
+        assert shown in error["message"]
+
+
+async def test_a_byte_order_mark_is_taken_off() -> None:
+    async with api(options={"length": "1"}) as server:
+        for text in ("Hello", "\U0001f600"):
+            body = json.dumps(chat_body(messages=[{"role": "user", "content": text}]))
+            content = body.encode("utf-8-sig")
+            answer = await server.client.post(CHAT, content=content, headers=JSON)
+            assert answer.status_code == 200
+
+
 @pytest.mark.parametrize(("fields", "param"), BAD_FIELDS.values(), ids=BAD_FIELDS)
 async def test_bad_fields(fields: dict[str, Any], param: str) -> None:
     async with api(options={"length": "9"}) as server:

@@ -108,8 +108,11 @@ async def test_host_on_keyless_loopback(host: str, status: int) -> None:
     ("origin", "status"),
     [
         ("http://127.0.0.1:8000", 200),
+        ("https://127.0.0.1:8000", 200),  # a proxy ended TLS
         ("https://chat.example", 200),
         ("http://127.0.0.1:9000", 403),
+        ("http://127.0.0.1", 403),
+        ("ftp://127.0.0.1:8000", 403),
         ("https://evil.example", 403),
         ("null", 403),
     ],
@@ -124,6 +127,26 @@ async def test_origin_without_keys(settings: dict[str, Any], origin: str, status
         assert answer.status_code == status
         shared = answer.headers.get("access-control-allow-origin")
         assert shared == (origin if origin == "https://chat.example" else None)
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("chat.example", "https://chat.example", 200),
+        ("chat.example:443", "https://chat.example", 200),
+        ("chat.example", "http://chat.example:80", 200),
+        ("127.0.0.1:8000", "https://chat.example", 200),  # the proxy calls us by our own name
+        ("127.0.0.1:8000", "https://chat.example:8443", 200),
+        ("chat.example", "https://evil.example", 403),
+        ("chat.example", "https://chat.example.evil", 403),
+        ("chat.example", "https://evil.example/chat.example", 403),
+    ],
+)
+async def test_pages_by_way_of_a_tls_proxy(host: str, origin: str, status: int) -> None:
+    async with api(make_settings(allowed_hosts=("chat.example",))) as server:
+        headers = {"host": host, "origin": origin}
+        answer = await server.client.get("/v1/models", headers=headers)
+        assert answer.status_code == status
 
 
 async def test_preflight() -> None:

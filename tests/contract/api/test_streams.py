@@ -182,7 +182,7 @@ async def test_a_full_queue_makes_no_prompts() -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_disconnect_stops_the_engine(stream: bool) -> None:
+async def test_disconnect_stops_the_engine(stream: bool, caplog: pytest.LogCaptureFixture) -> None:
     options = {"length": "1000000", "tokens_per_second": "200"}
     async with api(options=options, over_http=True, max_num_seqs=2) as server:
         body = chat_body(stream=stream)
@@ -200,6 +200,11 @@ async def test_disconnect_stops_the_engine(stream: bool) -> None:
         assert (await server.chat(max_tokens=2)).status_code == 200
         load = await server.client.get("/load")
         assert load.json() == {"server_load": 0}
+        # Nothing failed: not in the metrics, nor on the status page.
+        metrics = (await server.client.get("/metrics")).text
+        assert "internal_error" not in metrics
+        assert (await server.client.get("/status.json")).json()["events"] == []
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_each_token_is_sent_as_it_comes() -> None:

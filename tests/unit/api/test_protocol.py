@@ -42,6 +42,9 @@ LIMITS = HttpLimits(
     min_write_rate=1_000_000,
     write_window=1.0,
     linger=0.3,
+    linger_total=2.0,
+    linger_bytes=8 * 2**20,
+    still_there=0.2,
 )
 
 
@@ -58,6 +61,12 @@ class App:
         path = scope["path"]
         if path == "/early":
             await self.answer(send, 413, b"too large")
+        elif path == "/three":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for piece in (b"one ", b"two ", b"three"):
+                message = {"type": "http.response.body", "body": piece, "more_body": True}
+                await send(message)
+            await send({"type": "http.response.body", "body": b""})
         elif path == "/slow":
             await asyncio.sleep(0.3)
             await self.answer(send, 200, b"slow")
@@ -280,6 +289,80 @@ def test_an_early_answer_arrives_whole_and_the_body_stays_unread(server: Running
         assert b"connection: close" in answer
         assert answer.endswith(b"too large")
         assert trickle(client, 1000, b"a" * 65536, pause=0) < 500
+
+
+def test_a_client_that_reads_only_when_it_has_sent_all_gets_the_early_answer(
+    server: Running,
+) -> None:
+    """As most do. A body that is larger than what the kernel holds would end in a reset."""
+    size = 6 * 2**20
+    with server.connect() as client:
+        head = b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
+        client.sendall(head + b"a" * size)
+        assert statuses(read_to_end(client)) == [413]
+
+
+def test_who_sends_for_ever_is_cut_off_at_last(server: Running) -> None:
+    with server.connect() as client:
+        client.sendall(b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n")
+        begun = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - begun < 8:
+                client.sendall(b"a" * 1000)
+                time.sleep(0.02)
+        assert time.monotonic() - begun < 6
+
+
+@pytest.mark.parametrize("path", [b"/good", b"/slow"])
+@pytest.mark.parametrize("body", [b"", b"hello"])
+def test_a_client_that_ends_its_side_after_a_whole_request_gets_its_answer(
+    server: Running, path: bytes, body: bytes
+) -> None:
+    with server.connect() as client:
+        head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (path, len(body))
+        client.sendall(head + body)
+        client.shutdown(socket.SHUT_WR)
+        answer = read_to_end(client)
+    assert statuses(answer)[-1] == 200
+    assert b"connection: close" in answer or path == b"/good"
+
+
+def test_pipelined_requests_before_the_end_are_all_answered(server: Running) -> None:
+    slow = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
+    with server.connect() as client:
+        client.sendall(slow + slow)
+        time.sleep(0.05)
+        client.shutdown(socket.SHUT_WR)
+        assert [status for status in statuses(read_to_end(client)) if status > 100] == [200, 200]
+
+
+def test_one_who_has_left_altogether_is_told_from_one_who_waits(server: Running) -> None:
+    with server.connect() as client:
+        client.sendall(b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(lambda: bool(server.server.server_state.tasks))
+        client.shutdown(socket.SHUT_WR)
+        time.sleep(0.7)
+        assert not server.app.ended, "it still reads"
+    wait_until(lambda: server.app.ended == ["disconnect"], 3)
+
+
+def test_a_stream_to_http_1_0_ends_with_the_connection_and_has_no_chunks(server: Running) -> None:
+    with server.connect() as client:
+        client.sendall(b"GET /three HTTP/1.0\r\n\r\n")
+        answer = read_to_end(client)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert statuses(answer) == [200]
+    assert b"transfer-encoding" not in head.lower()
+    assert b"connection: close" in head.lower()
+    assert body == b"one two three"
+    chunked = server.exchange(b"GET /three HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert b"transfer-encoding: chunked" in chunked
+
+
+def test_an_answer_of_known_length_to_http_1_0(server: Running) -> None:
+    answer = server.exchange(b"GET /good HTTP/1.0\r\n\r\n")
+    assert statuses(answer) == [200]
+    assert b"content-length" in answer
 
 
 def test_endless_chunks_after_an_early_answer(server: Running) -> None:

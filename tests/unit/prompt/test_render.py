@@ -69,3 +69,12 @@ def test_a_bad_file_is_one_clear_message(
 def test_a_missing_file_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["render", "--model", MISTRAL, "/nowhere/at-all.json"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_and_names_of_any_bytes_are_fine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "m\udcff.json"
+    file.write_bytes(b"\xef\xbb\xbf" + b'[{"role":"user","content":"Hi"}]')
+    assert run(["render", "--model", MISTRAL, "--json", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "<s>[INST] Hi [/INST]"

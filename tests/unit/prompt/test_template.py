@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from maestrale.api.body import decode
 from maestrale.api.schemas import ChatRequest
 from maestrale.errors import ContextLengthExceeded, InvalidRequest, ModelError
 from maestrale.models.vocabulary import Vocabulary
+from maestrale.prompt.encode import read_template
 from maestrale.prompt.messages import ChatMessage, ToolCall
 from maestrale.prompt.template import TemplateEncoder
 from serving import ROOT
@@ -369,3 +371,12 @@ def test_calls_without_a_place_in_the_template_are_refused(smollm: TemplateEncod
         with pytest.raises(InvalidRequest) as refused:
             smollm.encode_chat([question, turn])
         assert refused.value.param == f"messages[1].{field}"
+
+
+def test_a_template_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "t\udcfd.jinja"
+    file.write_bytes(b"\xef\xbb\xbf{{ messages }}")
+    assert read_template(file) == "{{ messages }}"
+    file.write_bytes("{{ messages }}".encode("utf-16"))
+    with pytest.raises(ModelError, match="UTF-16"):
+        read_template(file)

@@ -45,3 +45,8 @@ def test_settings_arrive_as_they_were_sent() -> None:
         max_model_len=100,
     )
     assert unpack_settings(pack_settings(settings)) == settings
+
+
+def test_paths_of_any_bytes_arrive() -> None:
+    settings = Settings(model="/m\udcff.gguf", chat_template=Path("/t\udcfd"), cache_dir=Path("/c"))
+    assert unpack_settings(pack_settings(settings)) == settings

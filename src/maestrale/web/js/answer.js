@@ -34,7 +34,7 @@ export async function answer(message, body, signal, onChange) {
   let complete = false;
   let finish = "";
   try {
-    const response = await call("/v1/chat/completions", { body, signal });
+    const response = await call("v1/chat/completions", { body, signal });
     message.seed = response.headers.get("x-seed") ?? "";
     for await (const { data, comment } of events(response.body)) {
       if (comment !== undefined) {

@@ -31,7 +31,8 @@ export function failureOf(error, status = 0, retryAfter = 0) {
   return new Failure(title, message ?? "", { status, code: code ?? "", param: param ?? "", retryAfter });
 }
 
-/** fetch with the key. Raises: Failure for whatever isn't a success; an abort stays an AbortError. */
+/** fetch with the key; `path` has no leading slash, so that it is found below a proxy's path, too.
+    Raises: Failure for whatever isn't a success; an abort stays an AbortError. */
 export async function call(path, { body, signal } = {}) {
   let response;
   try {
@@ -56,7 +57,7 @@ export async function call(path, { body, signal } = {}) {
 /** {state, detail} as /health tells, which never asks for a key; "unreachable" without an answer. */
 export async function health() {
   try {
-    const answer = await (await fetch("/health", { cache: "no-store", credentials: "omit" })).json();
+    const answer = await (await fetch("health", { cache: "no-store", credentials: "omit" })).json();
     return { state: answer.status, detail: answer.detail };
   } catch {
     return { state: "unreachable", detail: "The server can't be reached." };

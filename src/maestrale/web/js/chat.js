@@ -226,7 +226,7 @@ const act = {
       ...before.map(({ role, content }) => ({ role, content })),
     ];
     const { model: name, ...rest } = body;
-    showCode({ url: location.origin, body: { model: name ?? server.model, messages, ...rest }, keyed });
+    showCode({ url: new URL(".", location.href).href.replace(/\/$/, ""), body: { model: name ?? server.model, messages, ...rest }, keyed });
   },
 };
 

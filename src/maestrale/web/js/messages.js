@@ -40,7 +40,7 @@ function answerView(message, act) {
   const paused = h("p", { class: "paused", hidden: true });
   const below = h("div", { class: "below" });
   const element = h("article", { class: "message assistant", "aria-label": "Answer" },
-    h("div", { class: "who" }, h("img", { src: "/web/icon.svg", alt: "" }), message.sent?.body.model ?? "Answer"),
+    h("div", { class: "who" }, h("img", { src: "web/icon.svg", alt: "" }), message.sent?.body.model ?? "Answer"),
     prose, paused, below);
   let due = 0;
   let cost = 0;

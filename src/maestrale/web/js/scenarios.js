@@ -8,7 +8,7 @@ const ICONS = ["chat", "book", "braces"];
 export async function showScenarios(start) {
   const cards = $("#cards");
   try {
-    const scenarios = await (await fetch("/web/scenarios.json")).json();
+    const scenarios = await (await fetch("web/scenarios.json")).json();
     cards.replaceChildren(...scenarios.map((scenario, index) => card(scenario, index, start)));
   } catch {
     cards.replaceChildren(h("p", {}, "The examples could not be loaded. Reload the page to try again."));

@@ -16,7 +16,7 @@ export async function changeKey(why = "") {
 export async function meet() {
   $("#server-notice").hidden = true;
   try {
-    const { data } = await (await call("/v1/models")).json();
+    const { data } = await (await call("v1/models")).json();
     server.model = data[0].id;
     adopt(data[0].default_model_temperature);
     showState("ready", server.model);

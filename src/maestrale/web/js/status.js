@@ -159,7 +159,7 @@ async function update() {
   clearTimeout(timer);
   let wait = PERIOD;
   try {
-    show(await (await call("/status.json")).json());
+    show(await (await call("status.json")).json());
     notice("");
     $("#key-open").hidden = !hasKey();
   } catch (failure) {
