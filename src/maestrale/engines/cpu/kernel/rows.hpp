@@ -1,0 +1,195 @@
+// Rows of activations, rounded to 8 bits in groups of 32: q = nearest(x * (127 / largest)), where
+// `largest` is the largest magnitude in the group, and the scale is largest / 127. A group that holds
+// something that is not finite is NaN as a whole.
+
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "lanes.hpp"
+#include "layout.hpp"
+
+namespace mst::LEVEL {
+
+// Memory that grows, and is not initialised: lines of the cache of its own.
+template <typename T>
+class Buffer {
+public:
+    Buffer() = default;
+    Buffer(Buffer&& other) noexcept : m_data(other.m_data), m_size(other.m_size) {
+        other.m_data = nullptr;
+        other.m_size = 0;
+    }
+    Buffer& operator=(Buffer&& other) noexcept {
+        if (this != &other) {
+            std::free(m_data);
+            m_data = other.m_data;
+            m_size = other.m_size;
+            other.m_data = nullptr;
+            other.m_size = 0;
+        }
+        return *this;
+    }
+    ~Buffer() { std::free(m_data); }
+
+    // At least so many; what was there is lost where it grows.
+    void reserve(size_t count) {
+        if (count <= m_size) return;
+        std::free(m_data);
+        m_data = nullptr;
+        m_size = 0;
+        const size_t bytes = (count * sizeof(T) + 127) / 64 * 64;
+        m_data = static_cast<T*>(std::aligned_alloc(64, bytes));
+        if (!m_data) throw std::bad_alloc();
+        m_size = count;
+    }
+
+    T* data() { return m_data; }
+    const T* data() const { return m_data; }
+
+private:
+    T* m_data = nullptr;
+    size_t m_size = 0;
+};
+
+// Groups whose largest magnitude is below this are 0.
+constexpr float kLeast = 1e-30f;
+constexpr float kNan = __builtin_nanf("");
+
+// To the nearest whole number, the even one of two; for small numbers.
+MST_INLINE int32_t nearest(float value) { return int32_t((value + 12582912.0f) - 12582912.0f); }
+
+constexpr size_t kTogether = 16;  // rows that lie beside each other
+
+// Rows lie together sixteen by sixteen, the rest by themselves: group by group, in it row by row.
+struct Rows {
+    size_t count = 0;
+    size_t inputs = 0;  // up to a whole group
+    size_t groups = 0;
+    Buffer<int8_t> values;    // of rows together: [groups, rows, 32]
+    Buffer<float> scales;     // [groups, rows]
+    Buffer<float> weighted;   // the sum of a group's values times its scale, [groups, rows]
+    Buffer<int32_t> sums;     // of 16 values, [2 * groups, rows]
+
+    // `width`: of a row; what is missing to a whole group is 0.
+    void resize(size_t rows, size_t width) {
+        count = rows;
+        m_width = width;
+        groups = (width + kGroup - 1) / kGroup;
+        inputs = groups * kGroup;
+        values.reserve(rows * inputs);
+        scales.reserve(rows * groups);
+        weighted.reserve(rows * groups);
+        sums.reserve(2 * rows * groups);
+    }
+
+    // Where a row is: behind the rows before those that it lies together with.
+    struct Place {
+        size_t before;
+        size_t beside;  // how many lie together
+        size_t index;   // among them
+    };
+
+    Place place(size_t row) const {
+        const size_t before = row / kTogether * kTogether;
+        const size_t left = count - before;
+        return {before, left < kTogether ? left : kTogether, row - before};
+    }
+
+    void round(const float* source, size_t row) {
+        const Place at = place(row);
+        const size_t whole = m_width / kGroup;
+        for (size_t group = 0; group < whole; ++group) put(source + group * kGroup, at, group);
+        if (whole < groups) {
+            float rest[kGroup] = {};
+            std::memcpy(rest, source + whole * kGroup, (m_width % kGroup) * sizeof(float));
+            put(rest, at, whole);
+        }
+    }
+
+    // A group of a row, rounded.
+    void put(const float* part, const Place& at, size_t group);
+
+private:
+    size_t m_width = 0;
+
+    MST_INLINE int8_t* values_of(const Place& at, size_t group) {
+        return values.data() + at.before * inputs + (group * at.beside + at.index) * kGroup;
+    }
+
+    // What is known of a group beside its values.
+    MST_INLINE void note(const Place& at, size_t group, float scale, int32_t first, int32_t second) {
+        const size_t i = at.before * groups + group * at.beside + at.index;
+        scales.data()[i] = scale;
+        weighted.data()[i] = scale * float(first + second);
+        int32_t* const sum = sums.data() + 2 * (at.before * groups + group * at.beside) + at.index;
+        sum[0] = first;
+        sum[at.beside] = second;
+    }
+};
+
+#if defined(LEVEL_AVX2) || defined(LEVEL_AVX512)
+
+inline void Rows::put(const float* part, const Place& at, size_t group) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256 parts[4];
+    __m256i most = _mm256_setzero_si256();  // as whole numbers: not a number is above all others
+    for (int i = 0; i < 4; ++i) {
+        parts[i] = _mm256_loadu_ps(part + 8 * i);
+        most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(parts[i]), magnitude));
+    }
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+    float largest = _mm_cvtss_f32(_mm_castsi128_ps(four));
+    const bool finite = _mm_cvtsi128_si32(four) < 0x7f800000;
+    if (!finite)
+        for (__m256& eight : parts) eight = _mm256_setzero_ps();
+    const __m256 factor = _mm256_set1_ps(finite && largest >= kLeast ? 127.0f / largest : 0.0f);
+    __m256i whole[4];
+    for (int i = 0; i < 4; ++i) whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(parts[i], factor));
+    const __m256i first = _mm256_add_epi32(whole[0], whole[1]);
+    const __m256i second = _mm256_add_epi32(whole[2], whole[3]);
+    __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]),
+                                       _mm256_packs_epi32(whole[2], whole[3]));
+    // The packs work on halves of a vector: bring their quarters back in order.
+    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values_of(at, group)), bytes);
+    const __m256i both = _mm256_hadd_epi32(first, second);  // first's pairs, then second's, twice
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+    note(at, group, finite ? largest / 127.0f : kNan, _mm_cvtsi128_si32(sum), _mm_extract_epi32(sum, 2));
+}
+
+#else
+
+inline void Rows::put(const float* part, const Place& at, size_t group) {
+    uint32_t most = 0;  // as whole numbers: not a number is above all others
+    for (size_t i = 0; i < kGroup; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, part + i, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    float largest;
+    std::memcpy(&largest, &most, sizeof largest);
+    const bool finite = most < 0x7f800000;
+    const float factor = finite && largest >= kLeast ? 127.0f / largest : 0.0f;
+    int8_t* const to = values_of(at, group);
+    int32_t sum[2] = {0, 0};
+    for (size_t i = 0; i < kGroup; ++i) {
+        const float value = finite ? part[i] * factor : 0.0f;
+        to[i] = int8_t(nearest(value));
+        sum[i / 16] += to[i];
+    }
+    note(at, group, finite ? largest / 127.0f : kNan, sum[0], sum[1]);
+}
+
+#endif
+
+}  // namespace mst::LEVEL
