@@ -3,7 +3,7 @@
 Layout, all little-endian: magic, version, tensor count, metadata count; the metadata as
 (key, type, value); the tensors as (name, dimensions, type, offset); padding; the weights.
 Model files come from anywhere, so every count and length is checked against the file's size. The
-file is read and not mapped: one that is cut meanwhile would kill the process.
+head is read and not mapped: a file that is cut meanwhile would kill the process.
 """
 
 from __future__ import annotations
@@ -11,53 +11,52 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from maestrale.errors import ModelError
+from maestrale.models.tensor_info import GGML_TYPES, TensorInfo
 
 MAGIC = b"GGUF"
+LFS_POINTER = b"version https://git-lfs"
+MAX_DIMENSIONS = 4  # as ggml has it
+MAX_ALIGNMENT = 1 << 20
+_PAGE = 1 << 20  # bytes read ahead
+_LENGTH = struct.Struct("<Q")
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
 
-# ggml type → (weights in a block, bytes of a block); types not listed aren't measured
-_BLOCKS = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
-    9: (32, 36), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176),
-    14: (256, 210), 15: (256, 292), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8),
-    28: (1, 8), 30: (1, 2),
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """`metadata` by key (arrays are lists), and the names of the tensors."""
+    """`metadata` by key (arrays are lists), and the tensors by name, in the file's order."""
 
     metadata: dict[str, Any]
-    tensor_names: tuple[str, ...]
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        return tuple(self.tensors)
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Read metadata and tensor table, and check that the weights they promise are there.
+    """Read metadata and tensor table of one file, and check that its weights are there.
 
     Raises: ModelError when the file is no GGUF, damaged or truncated.
     """
     try:
         with path.open("rb") as file:
-            if file.read(4) != MAGIC:
-                raise ModelError(
-                    f"{path} is not a GGUF file (it doesn't begin with 'GGUF'). "
-                    "Download it again, or give another file."
-                )
             return _read(_Cursor(file, path))
     except OSError as error:
         raise ModelError(f"Can't read {path}: {error.strerror}.") from error
 
 
 def _read(cursor: _Cursor) -> GGUFFile:
+    cursor.check_magic()
     version = cursor.number("I")
     if version not in (2, 3):
         raise ModelError(f"{cursor.path} is GGUF version {version}; versions 2 and 3 can be read.")
@@ -65,40 +64,98 @@ def _read(cursor: _Cursor) -> GGUFFile:
     metadata: dict[str, Any] = {}
     for _ in range(entry_count):
         key = cursor.string()
+        if key in metadata:
+            raise cursor.damaged(f"it says {key!r} twice")
         metadata[key] = cursor.value(cursor.number("I"))
-    names: list[str] = []
-    end = 0
-    for _ in range(tensor_count):
-        names.append(cursor.string())
-        dimensions = [cursor.number("Q") for _ in range(min(cursor.number("I"), 8))]
-        kind, offset = cursor.number("I"), cursor.number("Q")
-        weights, size = _BLOCKS.get(kind, (1, 0))
-        end = max(end, offset + math.prod(dimensions) // weights * size)
+    found = list(_table(cursor, tensor_count))
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise cursor.damaged("its alignment is no positive number")
-    needed = -(-cursor.at // alignment) * alignment + end
-    if needed > cursor.size:
-        raise cursor.truncated(needed)
-    return GGUFFile(metadata, tuple(names))
+    if not isinstance(alignment, int) or not 1 <= alignment <= MAX_ALIGNMENT:
+        raise cursor.damaged("its alignment is no sensible number")
+    start = -(-cursor.at // alignment) * alignment
+    tensors: dict[str, TensorInfo] = {}
+    for name, kind, shape, offset in found:
+        if name in tensors:
+            raise cursor.damaged(f"it has two tensors called {name!r}")
+        tensor = _tensor(cursor, name, kind, shape, start + offset)
+        if offset % alignment:
+            raise cursor.damaged(f"the tensor {name!r} begins at {offset:,}, between its places")
+        if tensor.offset + tensor.size > cursor.size:
+            raise cursor.truncated(tensor.offset + tensor.size, name)
+        tensors[name] = tensor
+    return GGUFFile(metadata, tensors)
+
+
+def _table(cursor: _Cursor, count: int) -> Iterator[tuple[str, int, tuple[int, ...], int]]:
+    """(name, type, shape, offset) of each tensor; a count that is too large ends at the end."""
+    for _ in range(count):
+        name = cursor.string()
+        dimensions = cursor.number("I")
+        if dimensions > MAX_DIMENSIONS:
+            raise cursor.damaged(f"the tensor {name!r} has {dimensions} dimensions")
+        shape = tuple(cursor.number("Q") for _ in range(dimensions))
+        yield name, cursor.number("I"), shape[::-1], cursor.number("Q")
+
+
+def _tensor(
+    cursor: _Cursor, name: str, number: int, shape: tuple[int, ...], offset: int
+) -> TensorInfo:
+    kind = GGML_TYPES.get(number)
+    if kind is None:
+        raise ModelError(
+            f"{cursor.path}: the tensor {name!r} has the type {number}, which isn't known here. "
+            "Get the model in another quantisation, such as Q4_K_M or Q8_0."
+        )
+    if not shape or 0 in shape or shape[-1] % kind.elements:
+        raise cursor.damaged(f"the tensor {name!r} is {shape} {kind.name}, which can't be")
+    size = math.prod(shape) // kind.elements * kind.size
+    return TensorInfo(name, kind.name, shape, cursor.path, offset, size)
 
 
 class _Cursor:
     """Takes values one after the other; running past the end means a truncated file."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self.path, self.at = file, path, file.tell()
+        self._file, self.path = file, path
         self.size = os.fstat(file.fileno()).st_size
+        self._page, self._begin, self._next = b"", 0, 0  # what was read, from where; the next byte
+
+    @property
+    def at(self) -> int:
+        """Where in the file the next value is."""
+        return self._begin + self._next
 
     def take(self, count: int) -> bytes:
-        end = self.at + count
-        if end > self.size:
-            raise self.truncated(end)
-        taken = self._file.read(count)
-        if len(taken) < count:  # cut since it was opened
-            raise self.truncated(end)
-        self.at = end
+        self._have(count)
+        taken = self._page[self._next : self._next + count]
+        self._next += count
         return taken
+
+    def _have(self, count: int) -> None:
+        """Read until the next `count` bytes are there."""
+        missing = self._next + count - len(self._page)
+        if missing <= 0:
+            return
+        if self.at + count > self.size:
+            raise self.truncated(self.at + count)
+        more = self._file.read(max(missing, _PAGE))
+        if len(more) < missing:  # cut since it was opened
+            raise self.truncated(self.at + count)
+        self._begin, self._page = self.at, self._page[self._next :] + more
+        self._next = 0
+
+    def check_magic(self) -> None:
+        if self.size >= len(MAGIC) and self.take(len(MAGIC)) == MAGIC:
+            return
+        self._file.seek(0)
+        if self._file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ModelError(
+                f"{self.path} is a Git LFS pointer, not the file that it stands for. Fetch that "
+                "with `git lfs pull`, or download it from the model's page."
+            )
+        raise ModelError(
+            f"{self.path} is not a GGUF file (it doesn't begin with 'GGUF'). "
+            "Download it again, or give another file."
+        )
 
     def number(self, form: str) -> Any:
         form = "<" + form
@@ -119,20 +176,45 @@ class _Cursor:
             raise self.damaged(f"metadata of unknown type {kind}")
         item, count = self.number("I"), self.number("Q")
         if item == _STRING:
-            if count * 8 > self.size:
-                raise self.truncated(self.at + count * 8)
-            return [self.string() for _ in range(count)]
+            return self._strings(count)
         if item not in _SCALARS:
             raise self.damaged(f"an array of unknown type {item}")
         size = struct.calcsize("<" + _SCALARS[item])
         raw = self.take(count * size)
         return list(struct.unpack(f"<{count}{_SCALARS[item]}", raw))
 
+    def _strings(self, count: int) -> list[str]:
+        """An array of texts. A vocabulary has 100,000 and more, so this loop calls nothing."""
+        if count * _LENGTH.size > self.size:
+            raise self.truncated(self.at + count * _LENGTH.size)
+        found: list[bytes] = []
+        while len(found) < count:
+            self._have(_LENGTH.size)
+            page, at, end = self._page, self._next, len(self._page)
+            for _ in range(count - len(found)):
+                begin = at + 8
+                if begin > end:
+                    break
+                stop = begin + _LENGTH.unpack_from(page, at)[0]
+                if stop > end:
+                    break
+                found.append(page[begin:stop])
+                at = stop
+            if at > self._next:
+                self._next = at
+            else:  # not even one was there in full
+                self._have(_LENGTH.size + _LENGTH.unpack_from(page, at)[0])
+        try:
+            return [text.decode() for text in found]
+        except UnicodeDecodeError as error:
+            raise self.damaged("a text in it is not UTF-8") from error
+
     def damaged(self, what: str) -> ModelError:
         return ModelError(f"{self.path} is a damaged GGUF file: {what}. Download it again.")
 
-    def truncated(self, needed: int) -> ModelError:
+    def truncated(self, needed: int, tensor: str | None = None) -> ModelError:
+        where = f" up to the end of the tensor {tensor!r}" if tensor else ""
         return ModelError(
             f"{self.path} is truncated: it has {self.size:,} bytes and promises "
-            f"{needed:,}. The download was probably cut off; download it again."
+            f"{needed:,}{where}. The download was probably cut off; download it again."
         )

@@ -1,0 +1,109 @@
+"""Families of architectures: from a model's metadata and tensors to what the kernel computes.
+
+A new family is one file here and one line in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from maestrale.engines.cpu.architectures import config, gguf
+from maestrale.engines.cpu.architectures.family import Family, Form
+from maestrale.engines.cpu.architectures.gemma import GEMMA2, GEMMA3
+from maestrale.engines.cpu.architectures.gpt_oss import GPT_OSS
+from maestrale.engines.cpu.architectures.granite import GRANITE
+from maestrale.engines.cpu.architectures.llama import LLAMA, MIXTRAL
+from maestrale.engines.cpu.architectures.names import find_roles, left_over
+from maestrale.engines.cpu.architectures.olmo import OLMO2
+from maestrale.engines.cpu.architectures.phi import PHI3
+from maestrale.engines.cpu.architectures.qwen import QWEN2, QWEN3
+from maestrale.engines.cpu.architectures.refused import refusal
+from maestrale.engines.cpu.architectures.smollm3 import SMOLLM3
+from maestrale.engines.cpu.spec import DecoderSpec, MatrixShape
+from maestrale.engines.cpu.weights.roles import Roles, Rows
+from maestrale.engines.cpu.weights.source import Source
+from maestrale.errors import ModelError
+
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    MIXTRAL,
+    QWEN2,
+    QWEN3,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    SMOLLM3,
+    GRANITE,
+    OLMO2,
+    GPT_OSS,
+)
+_GGUF = {name: family.gguf for family in FAMILIES for name in family.gguf.names}
+_FOLDER = {name: family.folder for family in FAMILIES for name in family.folder.names}
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model that can be loaded: what it computes, and where its weights lie."""
+
+    spec: DecoderSpec
+    roles: Roles
+    source: Source
+
+
+def form_of(kind: str, architecture: str, where: str) -> Form:
+    """The family of an architecture, in a format. Raises: ModelError where it isn't served."""
+    known = _GGUF if kind == "gguf" else _FOLDER
+    form = known.get(architecture)
+    if form is None:
+        raise refusal(where, architecture, sorted(known))
+    return form
+
+
+def describe(source: Source) -> Described:
+    """Read a model's metadata and tensor table to the end.
+
+    Raises: ModelError for what is missing, damaged, unknown or not served, by name.
+    """
+    form = form_of(source.kind, source.architecture, str(source.path))
+    spec = form.spec(source)
+    _check(source, spec)
+    naming = form.naming(source, spec)
+    roles = find_roles(source, spec, naming)
+    common = gguf.HARMLESS if source.kind == "gguf" else config.harmless(source.keys)
+    source.keys.refuse_unread(common | form.harmless)
+    left = left_over(source, naming)
+    if left:
+        raise ModelError(
+            f"{source.path} has the tensor {left[0]!r}, which isn't known here in a model of the "
+            f"architecture {source.architecture!r} and may change what it computes, so it is not "
+            "served. A newer maestrale may know it."
+        )
+    complete = replace(
+        spec,
+        tied=roles.logits is None,
+        matrices=_shapes(source, roles),
+        vector_elements=sum(vector.size for vector in roles.vectors()),
+        notes=tuple(source.notes),
+    )
+    return Described(complete, roles, source)
+
+
+def _check(source: Source, spec: DecoderSpec) -> None:
+    """Refuse shapes that no decoder has, before anything is computed with them."""
+    if spec.heads % spec.kv_heads:
+        raise ModelError(
+            f"{source.path} is damaged or mislabelled: {spec.heads} heads can't share "
+            f"{spec.kv_heads} heads of keys and values."
+        )
+    if spec.norm_epsilon < 0 or spec.layers > 10_000:
+        raise ModelError(f"{source.path} is damaged: its epsilon or its layers can't be.")
+
+
+def _shapes(source: Source, roles: Roles) -> tuple[MatrixShape, ...]:
+    def shape(rows: Rows) -> MatrixShape:
+        kind = "MXFP4" if rows.scales else source.tensors[rows.tensor].type
+        return MatrixShape(kind, rows.rows, rows.columns)
+
+    counted = Counter(shape(rows) for rows in roles.matrices())
+    return tuple(replace(each, count=count) for each, count in counted.items())

@@ -1,0 +1,54 @@
+"""SmolLM3: a llama, some of whose layers have no rotary embedding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from maestrale.engines.cpu.architectures import config, gguf
+from maestrale.engines.cpu.architectures.family import Family, Form, always
+from maestrale.engines.cpu.architectures.names import QKV_BIASES, folder_naming, gguf_naming
+from maestrale.engines.cpu.spec import DecoderSpec
+from maestrale.engines.cpu.weights.source import Source
+
+EVERY = 4  # layers, of which the last has none
+
+
+def of_gguf(source: Source) -> DecoderSpec:
+    """Of the keys below `smollm3.`, which don't say which layers."""
+    spec = gguf.base_spec(source)
+    return replace(spec, layer_ropes=_without(spec.layers, EVERY))
+
+
+def of_folder(source: Source) -> DecoderSpec:
+    """Of a config.json."""
+    keys = source.keys
+    keys.ignore("attention_bias", "mlp_bias")  # the tensors tell
+    spec = config.base_spec(source)
+    given = keys.entries("no_rope_layers", int, spec.layers)
+    if given is None:
+        every = keys.whole("no_rope_layer_interval", default=EVERY)
+        return replace(spec, layer_ropes=_without(spec.layers, every))
+    return replace(spec, layer_ropes=tuple(0 if has else -1 for has in given))
+
+
+def _without(layers: int, every: int) -> tuple[int, ...]:
+    return tuple(0 if (layer + 1) % every else -1 for layer in range(layers))
+
+
+_BIASES = (*QKV_BIASES, "output", "gate", "up", "down")
+
+SMOLLM3 = Family(
+    gguf=Form(("smollm3",), of_gguf, always(gguf_naming(interleaved=True))),
+    folder=Form(
+        ("smollm3",),
+        of_folder,
+        always(folder_naming(optional_biases=_BIASES)),
+        defaults={
+            "use_sliding_window": False,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+            "rope_theta": 2_000_000.0,
+            "max_position_embeddings": 32768,
+        },
+    ),
+)
