@@ -183,7 +183,7 @@ def read_keys(path: Path) -> list[Key]:
         raise SettingsError(f"The key file {path} is larger than {MAX_FILE_BYTES} bytes.")
     try:
         file_ = msgspec.json.decode(without_bom(raw), type=_File)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SettingsError(
             f"The key file {path} is broken: {error}. Restore it, or remove it and add the keys "
             "anew with 'maestrale keys add'."

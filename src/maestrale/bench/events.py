@@ -152,7 +152,7 @@ def _decoded(data: bytes) -> _Chunk | None:
         return None
     try:
         return _decode(data)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -172,6 +172,6 @@ def error_of_body(body: bytes) -> str:
     """The same of an error's whole body; "" where it has none of our kind."""
     try:
         decoded = msgspec.json.decode(body)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
     return _error_code(decoded.get("error") or decoded) if isinstance(decoded, dict) else ""

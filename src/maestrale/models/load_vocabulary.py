@@ -24,7 +24,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     path = folder / VOCABULARY_FILE
     try:
         return msgspec.msgpack.decode(path.read_bytes(), type=Vocabulary)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelError(
             f"{folder} is not a prepared model: its vocabulary can't be read ({error}). "
             "Delete the folder; it will be made anew."

@@ -9,11 +9,12 @@ maestrale.json             this struct
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from maestrale.errors import ModelError
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
@@ -21,7 +22,12 @@ from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 METADATA_FILE = "maestrale.json"
 WEIGHTS_FILE = "openvino_model.bin"
 GRAPH_FILE = "openvino_model.xml"
+MOST_READ = 64 << 20  # bytes of a file that is read and compared at each start; others by size
 FORMAT_VERSION = 3
+
+
+# A string that is no UTF-8 has an error of its own.
+_BROKEN = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class PreparedModel(Struct, frozen=True, kw_only=True):
@@ -32,6 +38,7 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     beside this one, by name: a folder that differs was damaged. `kv_elements`: what one token
     adds to the KV cache, keys and values in all layers; with `head_dim` it tells beforehand what
     fits (both None where the source doesn't say). `sampling`: how its makers want it sampled.
+    `digests`: SHA-256 of the files that are read again at each start; `checksum`: of this struct.
     """
 
     name: str
@@ -49,42 +56,104 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     head_dim: int | None = None
     sampling: SamplingDefaults = NEUTRAL
     sizes: dict[str, int] = {}
+    digests: dict[str, str] = {}
+    checksum: str = ""
     format_version: int = FORMAT_VERSION
 
 
 def load_prepared(folder: Path) -> PreparedModel:
     """Read `maestrale.json` of a prepared model.
 
+    Whether it is as it was made is asked once, at start: `damage`.
+
     Raises: ModelError when the folder is not one, or was written by another version.
     """
     path = folder / METADATA_FILE
     try:
-        prepared = msgspec.json.decode(path.read_bytes(), type=PreparedModel)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ModelError(f"{folder} is not a prepared model: {error}") from error
-    if prepared.format_version != FORMAT_VERSION:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror}.") from error
+    return _decoded(text, folder)
+
+
+def _decoded(text: bytes, folder: Path) -> PreparedModel:
+    try:
+        prepared = msgspec.json.decode(text, type=PreparedModel)
+        version = prepared.format_version
+    except _BROKEN as error:
+        version = _version_of(text)
+        if version in (None, FORMAT_VERSION):
+            raise ModelError(f"{folder} is not a prepared model: {error}") from error
+    if version != FORMAT_VERSION:
         raise ModelError(
             f"{folder} was prepared by another version of maestrale (format "
-            f"{prepared.format_version}; this one reads {FORMAT_VERSION}). Delete it; it will be "
-            "made anew."
+            f"{version}; this one reads {FORMAT_VERSION}). Delete it; it will be made anew."
         )
     return prepared
 
 
+def _version_of(text: bytes) -> int | None:
+    """The format of a `maestrale.json` whose fields are another version's."""
+    try:
+        return msgspec.json.decode(text, type=_Versioned).format_version
+    except _BROKEN:
+        return None
+
+
+class _Versioned(Struct):
+    format_version: int | None = None
+
+
+def _checksum(prepared: PreparedModel) -> str:
+    return hashlib.sha256(msgspec.json.encode(structs.replace(prepared, checksum=""))).hexdigest()
+
+
 def save_prepared(prepared: PreparedModel, folder: Path) -> None:
-    """Write `maestrale.json`, with the sizes of the files that stand in `folder`."""
-    sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
-    sizes.pop(METADATA_FILE, None)
-    complete = msgspec.structs.replace(prepared, sizes=sizes)
+    """Write `maestrale.json`, with sizes and digests of the files that stand in `folder`."""
+    files = [file for file in folder.iterdir() if file.is_file() and file.name != METADATA_FILE]
+    sizes = {file.name: file.stat().st_size for file in files}
+    digests = {file.name: _digest(file) for file in files if sizes[file.name] <= MOST_READ}
+    complete = structs.replace(prepared, sizes=sizes, digests=digests)
+    complete = structs.replace(complete, checksum=_checksum(complete))
     (folder / METADATA_FILE).write_bytes(
         msgspec.json.format(msgspec.json.encode(complete), indent=2)
     )
 
 
-def is_intact(folder: Path) -> bool:
-    """Whether the folder is a prepared model whose files are all there in full."""
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def damage(folder: Path) -> str | None:
+    """What of a prepared model is damaged or lacks, in words; None when it is as it was made.
+
+    Takes some tens of milliseconds: small files are compared byte by byte, large ones by size.
+
+    Raises: OSError where it can't be told, which is no damage: rights, or an error of the disk.
+    """
     try:
-        prepared = load_prepared(folder)
-        return all((folder / name).stat().st_size == n for name, n in prepared.sizes.items())
-    except (ModelError, OSError):
-        return False
+        prepared = _decoded((folder / METADATA_FILE).read_bytes(), folder)
+    except ModelError as error:
+        return str(error)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{folder / METADATA_FILE} is missing"
+    if prepared.checksum != _checksum(prepared):
+        return f"{folder / METADATA_FILE} says other things than it was written with"
+    for name, size in prepared.sizes.items():
+        file = folder / name
+        try:
+            if file.stat().st_size != size:
+                return f"{file} has {file.stat().st_size:,} bytes, and had {size:,}"
+            if name in prepared.digests and _digest(file) != prepared.digests[name]:
+                return f"{file} has other bytes than it was written with"
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{file} is missing"
+    return None
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether the folder is a prepared model, with all its files as they were made.
+
+    Raises: OSError where it can't be told.
+    """
+    return damage(folder) is None

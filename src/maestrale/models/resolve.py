@@ -13,7 +13,7 @@ from maestrale.models.hf_folder import prepare_folder
 from maestrale.models.hub_names import hub_name
 from maestrale.models.local import local_path, refuse_revision
 from maestrale.models.packaged import weights_of
-from maestrale.models.prepared import METADATA_FILE, load_prepared
+from maestrale.models.prepared import METADATA_FILE, damage, load_prepared
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 from maestrale.models.store import build_once, digest_of
 from maestrale.text_files import readable
@@ -109,6 +109,8 @@ def _prepare_path(path: Path, cache_dir: Path, progress: Progress, engine: str) 
     if path.is_dir():
         if (path / METADATA_FILE).is_file():
             load_prepared(path)
+            if found := damage(path):
+                raise ModelError(f"{found}. Make {path} anew, or fetch it again.")
             return path
         return prepare_folder(path, cache_dir / "models", progress, engine=engine)
     if not path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import sys
@@ -15,7 +16,9 @@ from pathlib import Path
 import msgspec
 
 from maestrale.errors import ModelError
-from maestrale.models.prepared import FORMAT_VERSION, is_intact
+from maestrale.models.prepared import FORMAT_VERSION, damage, is_intact
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, float | None], None]
 
@@ -43,7 +46,7 @@ def digest_of(path: Path, store: Path, progress: Progress) -> str:
         stamp = msgspec.json.decode(note.read_bytes(), type=_Stamp)
         if (stamp.size, stamp.modified, stamp.inode) == seen:
             return stamp.digest
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         pass  # no note yet, or a torn one: take the digest
     digest = hashlib.sha256()
     done = 0
@@ -61,7 +64,10 @@ def build_once(store: Path, digest: str, build: Callable[[Path], None], progress
     """The prepared model for `digest`, built by `build(folder)` if it isn't there yet in full.
 
     Several processes may ask at once: one builds, the others wait. A build that fails or is
-    killed leaves nothing that could be taken for a model.
+    killed leaves nothing that could be taken for a model. One that is damaged is built anew, and
+    the log says what was wrong with it; nothing is deleted where that can't be told.
+
+    Raises: what `build` does; ModelError; OSError.
     """
     key = f"{digest[:32]}-{FORMAT_VERSION}"
     target = store / key
@@ -69,8 +75,11 @@ def build_once(store: Path, digest: str, build: Callable[[Path], None], progress
         return target
     store.mkdir(parents=True, exist_ok=True)
     with locked(store / f"{key}.lock", progress):
-        if is_intact(target):
-            return target
+        if target.is_dir():
+            found = damage(target)
+            if found is None:
+                return target
+            logger.warning("A prepared model was damaged, and is made anew: %s.", found.rstrip("."))
         for leftover in store.glob(f"{key}*"):  # damaged, or of a build that was killed
             if leftover.is_dir():
                 shutil.rmtree(leftover)
@@ -84,8 +93,11 @@ def build_once(store: Path, digest: str, build: Callable[[Path], None], progress
             shutil.rmtree(partial, ignore_errors=True)
             raise
         partial.rename(target)
-    if not is_intact(target):
-        raise ModelError(f"The model in {target} is damaged right after it was made. Disk full?")
+    if found := damage(target):
+        raise ModelError(
+            f"The model in {target} is damaged right after it was made: {found.rstrip('.')}. Is "
+            "the disk full, or failing?"
+        )
     return target
 
 

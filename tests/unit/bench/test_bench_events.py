@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maestrale.bench.events import EventLog, error_of_body
+from maestrale.bounded import Oversized
 
 
 def event(delta: dict[str, object] | None, finish: str | None = None, **more: object) -> bytes:
@@ -32,7 +33,7 @@ STREAM = (
 @given(st.lists(st.integers(1, len(STREAM) - 1), max_size=12), st.booleans())
 def test_however_it_is_cut(cuts: list[int], crlf: bool) -> None:
     stream = STREAM.replace(b"\n", b"\r\n") if crlf else STREAM
-    log = EventLog()
+    log = EventLog(keep_text=True)
     edges = [0, *sorted(set(cuts)), len(stream)]
     for number, (begin, end) in enumerate(itertools.pairwise(edges)):
         log.add(stream[begin:end], float(number))
@@ -87,7 +88,58 @@ def test_an_error_in_the_stream() -> None:
         (b'{"object": "error", "message": "m"}', "m"),
         (b"<html>", ""),
         (b"[]", ""),
+        (b'{"error": "\xff"}', ""),
+        (b'{"error": ' + b"[" * 100_000, ""),
     ],
 )
 def test_errors_have_a_short_name(body: bytes, name: str) -> None:
     assert error_of_body(body) == name
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [b'data: {"choices": "\xff"}', b'data: {"error": ' + b"[" * 100_000, b"data: \xff", b"data: {",
+     b'data: {"usage": {"completion_tokens": 1e99}}', b'data: {"usage": {"prompt_tokens": -5}}',
+     b'data: {"usage": {"completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": []}}}'],
+)  # fmt: skip
+def test_what_no_server_should_send_breaks_nothing(bad: bytes) -> None:
+    log = EventLog(keep_text=True)
+    log.add(bad + b"\n\n" + event({"content": "a"}) + bad + b"\n\n", 1.0)
+    ending = log.close()
+    assert log.text() == "a"
+    assert ending.usage is None or ending.usage.cached_tokens == 0
+    assert not ending.done
+
+
+def test_a_long_stream_keeps_its_end_only() -> None:
+    log = EventLog()
+    piece = event({"content": "word " * 50})
+    for now in range(40_000):
+        log.add(piece, float(now))
+    log.add(event({}, "stop") + event(None, usage=USAGE) + b"data: [DONE]\n\n", 5e4)
+    assert sum(map(len, log._parts)) < 10 << 20
+    ending = log.close()
+    assert ending.done
+    assert ending.usage is not None
+    assert ending.finish_reason == "stop"
+    assert ending.pieces == 40_000
+
+
+def test_a_stream_without_an_end_is_left() -> None:
+    log = EventLog()
+
+    def feed() -> None:
+        for now in range(10_000):
+            log.add(b": comment\n\n" * 1000, float(now))
+
+    with pytest.raises(Oversized, match="64 MiB"):
+        feed()
+
+
+@given(st.integers(1, 20))
+def test_pieces_are_counted_across_reads(size: int) -> None:
+    log = EventLog()
+    stream = event({"content": "a"}) * 5
+    for at in range(0, len(stream), size):
+        log.add(stream[at : at + size], float(at))
+    assert log.close().pieces == 5
