@@ -13,6 +13,7 @@ from maestrale.bounded import read_body
 from maestrale.errors import HubUnreachable, ModelError
 from maestrale.hub_settings import HubSettings
 from maestrale.models.access import check_access, explain
+from maestrale.models.checked_files import CheckedFiles, damaged_files
 from maestrale.models.hub import Hub, Listing, RemoteFile
 from maestrale.models.hub_names import DEFAULT_REVISION
 from maestrale.models.meter import Meter, shown_bytes
@@ -56,13 +57,19 @@ def pull(
     """Fetch what `engine` needs of `repo`. Without `refresh`, what is here in full is taken.
 
     Access is tested on a real file first, then the disk's space; then files come, the small
-    ones first. A cut is resumed, in this run or the next.
+    ones first. A cut is resumed, in this run or the next. What is here and damaged is fetched
+    again.
 
     Raises: AccessDenied, HubUnreachable, ModelError with what to do.
     """
     here = cached_files(settings.cache, repo, revision, engine, variant)
-    if here is not None and not (refresh and not settings.offline):
+    damaged = "" if here is None else _damage(repo, settings, *here, progress)
+    if here is not None and not damaged and not (refresh and not settings.offline):
         return _pulled(*here, 0)
+    if damaged and settings.offline:
+        raise ModelError(
+            f"{damaged} HF_HUB_OFFLINE forbids fetching it again: unset it and run this again."
+        )
     if settings.offline:
         raise ModelError(
             f"{repo} is not (or not in full) in {settings.cache}, and HF_HUB_OFFLINE forbids "
@@ -75,12 +82,16 @@ def pull(
             hub, repo, asked, lambda found: wanted_files(repo, found.names, engine, variant).weights
         )
     except HubUnreachable as error:
+        if damaged:
+            raise HubUnreachable(f"{damaged} It can't be fetched again now: {error}") from error
         if here is None:
             raise
         logger.warning("%s Going on with what was fetched before.", error)
         return _pulled(*here, 0)
     wanted = wanted_files(repo, listing.names, engine, variant)
     try:
+        if damaged:
+            logger.warning("%s It is fetched again.", damaged)
         return _fetch(hub, listing, wanted, head, progress)
     except OSError as error:
         if error.filename is None and error.errno is None:
@@ -116,6 +127,24 @@ def _the_one(listing: Listing, name: str) -> str:
     return name
 
 
+def _damage(
+    repo: str, settings: HubSettings, snapshot: Path, wanted: Wanted, progress: Progress
+) -> str:
+    """A sentence about the damaged files of a model that is here; "" when all are sound."""
+    try:
+        found = damaged_files(RepoCache.of(settings.cache, repo), snapshot, wanted.names, progress)
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename or snapshot} can't be read: {error.strerror or error}."
+        ) from error
+    if not found:
+        return ""
+    return (
+        f"{', '.join(str(snapshot / name) for name in found)} is damaged: it doesn't have the "
+        "checksum that it was fetched with."
+    )
+
+
 def _fetch(
     hub: Hub, listing: Listing, wanted: Wanted, head: RemoteFile, progress: Progress
 ) -> Pulled:
@@ -131,7 +160,8 @@ def _fetch(
             _check_name(listing.repo, file)
         # Small ones first, so that a snapshot with all its weights is complete.
         files.sort(key=lambda file: file.size)
-        missing = [file for file in files if not _is_here(place, file)]
+        checked = CheckedFiles(place)
+        missing = [file for file in files if not _is_here(place, checked, file, progress)]
         already = {file.name: _size(place.partial(file.checksum)) for file in missing}
         _check_space(listing.repo, missing, sum(already.values()), hub.settings.cache)
         total = sum(file.size for file in missing)
@@ -145,6 +175,7 @@ def _fetch(
 
                 fetch_file(hub, listing, file, partial, meter)
                 partial.replace(place.blob(file.checksum))
+                checked.note(place.blob(file.checksum))
             place.link(listing.commit, file.name, file.checksum)
         place.note_revision(listing.revision, listing.commit)
     return _pulled(place.snapshot(listing.commit), wanted, total - sum(already.values()))
@@ -172,10 +203,11 @@ def _check_name(repo: str, file: RemoteFile) -> None:
         )
 
 
-def _is_here(place: RepoCache, file: RemoteFile) -> bool:
-    """Whether the blob is there; it is named by its checksum, and got its name when it matched."""
+def _is_here(place: RepoCache, checked: CheckedFiles, file: RemoteFile, progress: Progress) -> bool:
+    """Whether the blob is there, and sound."""
     blob = place.blob(file.checksum)
-    return blob.is_file() and blob.stat().st_size == file.size
+    here = blob.is_file() and blob.stat().st_size == file.size
+    return here and not checked.damaged(blob, progress)
 
 
 def _size(path: Path) -> int:

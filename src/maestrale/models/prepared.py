@@ -77,23 +77,20 @@ def load_prepared(folder: Path) -> PreparedModel:
 
 
 def _decoded(text: bytes, folder: Path) -> PreparedModel:
+    version = _version_of(text)
     try:
-        prepared = msgspec.json.decode(text, type=PreparedModel)
-        version = prepared.format_version
-    except _BROKEN as error:
-        version = _version_of(text)
         if version in (None, FORMAT_VERSION):
-            raise ModelError(f"{folder} is not a prepared model: {error}") from error
-    if version != FORMAT_VERSION:
-        raise ModelError(
-            f"{folder} was prepared by another version of maestrale (format "
-            f"{version}; this one reads {FORMAT_VERSION}). Delete it; it will be made anew."
-        )
-    return prepared
+            return msgspec.json.decode(text, type=PreparedModel)
+    except _BROKEN as error:
+        raise ModelError(f"{folder} is not a prepared model: {error}") from error
+    raise ModelError(
+        f"{folder} was prepared by another version of maestrale (format "
+        f"{version}; this one reads {FORMAT_VERSION}). Delete it; it will be made anew."
+    )
 
 
 def _version_of(text: bytes) -> int | None:
-    """The format of a `maestrale.json` whose fields are another version's."""
+    """The format of a `maestrale.json`, whatever fields it has; None where it is none."""
     try:
         return msgspec.json.decode(text, type=_Versioned).format_version
     except _BROKEN:

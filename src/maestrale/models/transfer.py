@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import httpx2
 
 from maestrale.errors import ModelError
+from maestrale.models.checked_files import Digest
 from maestrale.models.hub import Hub, Listing, RemoteFile, status_of
 from maestrale.models.meter import Meter
 
@@ -100,21 +100,19 @@ def _pause(reason: Exception | None, failures: int) -> float:
 
 
 class _Digest:
-    """The checksum of what has come so far: SHA-256, or git's SHA-1 of a blob."""
+    """The checksum of what has come so far of a file."""
 
     def __init__(self, file: RemoteFile) -> None:
         self._file = file
         self.restart()
 
+    @property
+    def length(self) -> int:
+        return self._digest.length
+
     def restart(self) -> None:
-        self.length = 0
         self._sound = True
-        self._hash: Any = None
-        if len(self._file.checksum) == 64:
-            self._hash = hashlib.sha256()
-        elif len(self._file.checksum) == 40:
-            header = b"blob %d\0" % self._file.size
-            self._hash = hashlib.sha1(header, usedforsecurity=False)
+        self._digest = Digest(self._file.checksum, self._file.size)
 
     def take_up(self, out: BinaryIO) -> None:
         """Digest what a former attempt left in the file; more than there should be is dropped."""
@@ -126,15 +124,11 @@ class _Digest:
             self.update(chunk)
 
     def update(self, chunk: bytes) -> None:
-        self.length += len(chunk)
-        if self._hash is not None:
-            self._hash.update(chunk)
+        self._digest.update(chunk)
 
     def spoil(self) -> None:
         self._sound = False
 
     def matches(self) -> bool:
         """Where the hub gives no checksum of a known kind, the length must do."""
-        if not self._sound or self.length != self._file.size:
-            return False
-        return self._hash is None or self._hash.hexdigest() == self._file.checksum.lower()
+        return self._sound and self.length == self._file.size and self._digest.matches()

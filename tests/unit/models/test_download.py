@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
 from maestrale.errors import AccessDenied, HubUnreachable, ModelError
 from maestrale.hub_settings import HubSettings
-from maestrale.models import download, transfer
+from maestrale.models import checked_files, download, transfer
 from maestrale.models.download import Pulled, pull
 from stand_in_hub import COMMIT, GOOD_TOKEN, STRANGER, Repo, StandInHub, sha256, stand_in_hub
 
@@ -118,6 +120,90 @@ def test_what_is_here_is_not_fetched_again(hub: StandInHub, tmp_path: Path) -> N
     fetch(hub, tmp_path, refresh=False)
     fetch(hub, tmp_path, offline=True)
     assert len(hub.requests) == asked
+
+
+def flip(file: Path) -> None:
+    blob = file.resolve()
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    blob.write_bytes(content)
+
+
+NEEDED = ("config.json", "tokenizer.json", "model-00001-of-00001.safetensors")
+
+
+@pytest.mark.parametrize("refresh", [True, False])
+@pytest.mark.parametrize("name", NEEDED)
+def test_what_is_damaged_here_is_fetched_again(
+    hub: StandInHub, tmp_path: Path, name: str, refresh: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pulled = fetch(hub, tmp_path)
+    flip(pulled.snapshot / name)
+    again = fetch(hub, tmp_path, refresh=refresh)
+    assert again.fetched == len(FILES[name])
+    assert all((again.snapshot / one).read_bytes() == FILES[one] for one in NEEDED)
+    assert f"{name} is damaged" in caplog.text
+    assert fetch(hub, tmp_path, refresh=refresh).fetched == 0
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_what_is_damaged_and_cannot_be_fetched_is_named_and_kept(
+    hub: StandInHub, tmp_path: Path, name: str
+) -> None:
+    pulled = fetch(hub, tmp_path)
+    flip(pulled.snapshot / name)
+    damaged = (pulled.snapshot / name).read_bytes()
+    with pytest.raises(ModelError, match=rf"{name} is damaged.*HF_HUB_OFFLINE"):
+        fetch(hub, tmp_path, offline=True)
+    hub.faults.api_statuses = [503] * 20
+    with pytest.raises(HubUnreachable, match=rf"{name} is damaged.*can't be fetched again"):
+        fetch(hub, tmp_path, refresh=False)
+    assert (pulled.snapshot / name).read_bytes() == damaged
+
+
+def test_a_large_file_is_read_once_and_when_it_changed(
+    hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checked_files, "MOST_READ", 100_000)
+    said: list[tuple[str, float | None]] = []
+    pulled = fetch(hub, tmp_path)
+    fetch(hub, tmp_path, refresh=False, said=said)
+    assert said == []  # it was checked as it came
+    (tmp_path / "models--org--open" / checked_files.NOTES).write_bytes(b"\xff")
+    fetch(hub, tmp_path, refresh=False, said=said)  # as in a cache that another tool filled
+    assert ("Checking the model's files", 1.0) in said
+    said.clear()
+    fetch(hub, tmp_path, refresh=False, said=said)
+    assert said == []
+    flip(pulled.weights)
+    assert fetch(hub, tmp_path, refresh=False).fetched == len(WEIGHTS)
+
+
+def test_a_cache_that_cannot_be_read_is_not_damaged(
+    hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulled = fetch(hub, tmp_path)
+    real = Path.open
+
+    def refuse(self: Path, *arguments: Any, **more: Any) -> IO[Any]:
+        if self.parent.name == "blobs":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return real(self, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(ModelError, match="can't be read: Permission denied"):
+            fetch(hub, tmp_path, refresh=False)
+    assert pulled.weights.read_bytes() == WEIGHTS
+
+
+def test_a_file_that_somebody_put_there_is_theirs(hub: StandInHub, tmp_path: Path) -> None:
+    pulled = fetch(hub, tmp_path)
+    own = pulled.snapshot / "config.json"
+    own.unlink()
+    own.write_bytes(b'{"architectures": ["Mine"]}')
+    assert fetch(hub, tmp_path, refresh=False).fetched == 0
+    assert b"Mine" in own.read_bytes()
 
 
 def test_storage_never_sees_the_token(hub: StandInHub, tmp_path: Path) -> None:
