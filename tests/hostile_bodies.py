@@ -72,7 +72,9 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "repetition_penalty 1e-300": ({"repetition_penalty": 1e-300}, "repetition_penalty"),
     "n 0": ({"n": 0}, "n"),
     "n 1,000,000": ({"n": 1_000_000}, "n"),
-    "max_tokens -1": ({"max_tokens": -1}, "max_tokens"),
+    "max_tokens -2": ({"max_tokens": -2}, "max_tokens"),
+    "max_tokens 0": ({"max_tokens": 0}, "max_tokens"),
+    "max_completion_tokens 0": ({"max_completion_tokens": 0}, "max_completion_tokens"),
     "max_tokens 2^63": ({"max_tokens": 2**63}, "max_tokens"),
     "max_tokens given twice": (
         {"max_tokens": 1, "max_completion_tokens": 2},
@@ -239,6 +241,25 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "chat_template": ({"chat_template": "{{ 7 * 7 }}"}, "chat_template"),
     "chat_template_kwargs": ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+    "chat_template_kwargs of another type": (
+        {"chat_template_kwargs": {"enable_thinking": "no"}},
+        "chat_template_kwargs",
+    ),
+    "chat_template_kwargs a number": ({"chat_template_kwargs": 7}, "chat_template_kwargs"),
+    "skip_special_tokens false": ({"skip_special_tokens": False}, "skip_special_tokens"),
+    "echo in a chat": ({"echo": True}, "echo"),
+    "length_penalty true": ({"length_penalty": True}, "length_penalty"),
+    "guided_json": ({"guided_json": {"type": "object"}}, "guided_json"),
+    "a schema beside text": (
+        {"response_format": {"type": "text", "schema": {}}},
+        "response_format.schema",
+    ),
+    "two schemas": (
+        {"response_format": {"type": "json_schema", "schema": {}, "json_schema": {"schema": {}}}},
+        "response_format.schema",
+    ),
+    "prompt_logprobs in a stream": ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+    "prompt_logprobs 21": ({"prompt_logprobs": 21}, "prompt_logprobs"),
     "a file as image": (
         {
             "messages": [

@@ -37,9 +37,11 @@ AnswerFinish = FinishReason | Literal["tool_calls"]
 class Options(Struct, frozen=True, kw_only=True):
     """How to answer: what the request says beside its prompt, validated and with defaults.
 
-    `max_tokens` None means what remains of the context. `seed` None means draw one. `tools`
-    None means that none may be called. `key` names who asks: keys take turns.
-    `constraint_param` and `max_tokens_param` name the fields to blame in errors.
+    `max_tokens` None means what remains of the context. With `echo` the answer begins with the
+    prompt, and its log-probabilities with those of the prompt's tokens. `seed` None means draw
+    one. `template_variables` go to the chat template. `tools` None means that none may be
+    called. `key` names who asks: keys take turns. `constraint_param` and `max_tokens_param` name
+    the fields to blame in errors.
     """
 
     n: int = 1
@@ -54,19 +56,23 @@ class Options(Struct, frozen=True, kw_only=True):
     constraint: Constraint | None = None
     constraint_param: str = "response_format"
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    template_variables: tuple[tuple[str, bool], ...] = ()
+    echo: bool = False
+    add_special_tokens: bool = True
     tools: ToolUse | None = None
     key: str = "-"
 
 
 class LogprobEntry(Struct, frozen=True):
-    """The log-probability of one generated token, spelled out.
+    """The log-probability of one token, spelled out; None for a prompt's first.
 
     `text_offset` is where the token begins in the answer, in characters. `top` holds
     (token id, logprob), most likely first.
     """
 
     token_id: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, float], ...]
     text_offset: int
 
@@ -146,8 +152,8 @@ class Timings:
 class Answer:
     """An admitted request: everything is checked, nothing has run yet. Iterate `pieces()` once.
 
-    `lead` is text that every choice begins with (Mistral's `prefix`). `continues` tells that
-    the answer goes on from text, so that a first space is a real one.
+    `leads` are what each choice begins with (Mistral's `prefix`, or the prompt itself).
+    `continues` tells that the answer goes on from text, so that a first space is a real one.
     """
 
     def __init__(
@@ -160,7 +166,7 @@ class Answer:
         options: Options,
         prompt_tokens: int,
         seed: int,
-        lead: str = "",
+        leads: Sequence[str],
         continues: bool = False,
         on_gap: Callable[[float], None] | None = None,
         tool_format: ToolFormat | None = None,
@@ -177,7 +183,8 @@ class Answer:
         self._engine = engine
         self._vocabulary = vocabulary
         self._options = options
-        self._lead = lead
+        self._leads = leads
+        self.prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}  # by choice, as asked for
         self._continues = continues
         self._on_gap = on_gap
         self._tool_format = tool_format if options.tools is not None else None
@@ -249,13 +256,15 @@ class Answer:
         decoder = IncrementalDecoder(self._vocabulary, continuing=self._continues, shown=shown)
         parser = self._tool_parser(request)
         stops = StopStrings(self._options.stop) if self._options.stop else None
-        ledger = _LogprobLedger(decoder, self._vocabulary) if request.logprobs is not None else None
-        text = self._lead
-        offset = len(self._lead)  # characters given out, or not held back any more
+        ledger = None
+        if request.logprobs is not None:
+            ledger = _LogprobLedger(decoder, self._vocabulary, with_end=self._options.echo)
+        text = self._leads[index]
+        offset = len(text)  # characters given out, or not held back any more
         generated = 0
         if ledger is not None:
             ledger.offset = offset
-        if request.max_tokens == 0:  # the prompt fills the context to the last token
+        if request.max_tokens == 0 and request.prompt_logprobs is None:
             self._finish(index, "length", 0)
             yield Piece(index, text, [], "length")
             return
@@ -273,6 +282,10 @@ class Answer:
                 elif self._on_gap is not None:
                     self._on_gap(now - last)
                 last = now
+                if delta.prompt_logprobs is not None:
+                    self.prompt_logprobs[index] = delta.prompt_logprobs
+                    if ledger is not None and self._options.echo:
+                        ledger.begin_with(self._of_prompt(request, delta.prompt_logprobs))
                 generated += len(delta.token_ids)
                 self.usage.completion_tokens += len(delta.token_ids)
                 finish = delta.finish_reason
@@ -317,6 +330,17 @@ class Answer:
             if close is not None:
                 await close()
 
+    def _of_prompt(
+        self, request: GenerationRequest, logprobs: Sequence[TokenLogprob]
+    ) -> list[LogprobEntry]:
+        """The prompt's tokens as entries of an answer that begins with it."""
+        decoder = IncrementalDecoder(self._vocabulary)
+        entries, offset = [LogprobEntry(request.prompt[0], None, (), 0)], 0
+        for before, entry in zip(request.prompt, logprobs, strict=False):
+            offset += len(decoder.push((before,)))
+            entries.append(LogprobEntry(entry.token_id, entry.logprob, entry.top, offset))
+        return entries
+
     def _tool_parser(self, request: GenerationRequest) -> ToolCallParser | None:
         """Finds the calls in one choice; their ids follow from the request alone."""
         use = self._options.tools
@@ -342,8 +366,12 @@ class _LogprobLedger:
     So that no part of a stop string is given away by the logprobs either.
     """
 
-    def __init__(self, decoder: IncrementalDecoder, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, decoder: IncrementalDecoder, vocabulary: Vocabulary, *, with_end: bool
+    ) -> None:
+        """`with_end`: the end-of-sequence token has an entry as well."""
         self.offset = 0
+        self._with_end = with_end
         self._decoder = decoder
         self._token_bytes = vocabulary.token_bytes
         self._held: list[LogprobEntry] = []
@@ -355,13 +383,17 @@ class _LogprobLedger:
         for position, token_id in enumerate(token_ids):
             # The end-of-sequence token counts, but is no part of the answer.
             ends = stopped and position == len(token_ids) - 1 and not self._token_bytes[token_id]
-            if position < len(logprobs) and not ends:
+            if position < len(logprobs) and (self._with_end or not ends):
                 entry = logprobs[position]
                 self._held.append(LogprobEntry(token_id, entry.logprob, entry.top, self.offset))
             fresh = self._decoder.push((token_id,))
             self.offset += len(fresh)
             text += fresh
         return text
+
+    def begin_with(self, entries: Sequence[LogprobEntry]) -> None:
+        """Entries that come before the first generated token's."""
+        self._held[:0] = entries
 
     def take(self, released: int, *, everything: bool) -> list[LogprobEntry]:
         """The entries of tokens that begin before character `released`, in order."""

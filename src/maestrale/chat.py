@@ -23,7 +23,7 @@ import hashlib
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -43,7 +43,9 @@ from maestrale.errors import (
     UnsupportedParameter,
 )
 from maestrale.models.vocabulary import Vocabulary
+from maestrale.prompt.decode import IncrementalDecoder
 from maestrale.prompt.encode import PromptEncoder
+from maestrale.prompt.jinja import template_variables
 from maestrale.prompt.messages import ChatMessage, Tool
 from maestrale.prompt.tools.base import ToolUse
 from maestrale.prompt.tools.grammar import argument_constraints, tool_constraint
@@ -111,9 +113,11 @@ class ChatService:
                 options, constraint=constraint, constraint_param=param
             )
         tools = use.definitions if use is not None else None
-        token_ids = await self.encode_chat(messages, prefix=prefix, tools=tools)
+        token_ids = await self.encode_chat(
+            messages, prefix=prefix, tools=tools, variables=dict(options.template_variables)
+        )
         lead = messages[-1].content if prefix else ""
-        answer = await self._prepare("chatcmpl", [token_ids], options, lead, "messages")
+        answer = await self._prepare("chatcmpl", [token_ids], options, [lead], "messages")
         answer.timings.started = begun
         return answer
 
@@ -126,15 +130,25 @@ class ChatService:
         encoded = []
         for prompt in prompts:
             if isinstance(prompt, str):
-                encoded.append(await self.encode_text(prompt))
+                encoded.append(await self.encode_text(prompt, add_bos=options.add_special_tokens))
             else:
                 if len(prompt) > self.context_length:
                     what = f"the prompt has {len(prompt)} tokens"
                     raise _too_long(self.context_length, what, "prompt")
                 encoded.append(self.check_token_ids(prompt, "prompt"))
-        answer = await self._prepare("cmpl", encoded, options, "", "prompt")
+        leads = [""] * len(encoded)
+        if options.echo:
+            leads = [
+                prompt if isinstance(prompt, str) else self._spelled(ids)
+                for prompt, ids in zip(prompts, encoded, strict=True)
+            ]
+        answer = await self._prepare("cmpl", encoded, options, leads, "prompt")
         answer.timings.started = begun
         return answer
+
+    def _spelled(self, token_ids: Sequence[int]) -> str:
+        """A prompt's text as an answer would have it: without control tokens."""
+        return IncrementalDecoder(self.vocabulary).push(token_ids)
 
     async def encode_chat(
         self,
@@ -142,16 +156,21 @@ class ChatService:
         *,
         prefix: bool = False,
         tools: Sequence[Tool] | None = None,
+        variables: Mapping[str, bool] | None = None,
     ) -> tuple[int, ...]:
-        """The prompt's token ids. Raises: InvalidRequest, ContextLengthExceeded."""
+        """The prompt's token ids; the template knows `variables`, too.
+
+        Raises: InvalidRequest, ContextLengthExceeded.
+        """
         # A template may take what time it likes, even for a short conversation.
         heavy = sum(map(_size, messages)) > LONG_TEXT or bool(tools)
         limit = self.context_length
 
         def encode() -> tuple[int, ...]:
-            return self.encoder.encode_chat(
-                messages, tools=tools, continue_final=prefix, max_tokens=limit
-            ).token_ids
+            with template_variables(variables or {}):
+                return self.encoder.encode_chat(
+                    messages, tools=tools, continue_final=prefix, max_tokens=limit
+                ).token_ids
 
         return await self._in_thread(encode, heavy=heavy)
 
@@ -240,7 +259,7 @@ class ChatService:
         kind: str,
         prompts: Sequence[tuple[int, ...]],
         options: Options,
-        lead: str,
+        leads: Sequence[str],
         param: str,
     ) -> Answer:
         self._check_options(options)
@@ -253,9 +272,15 @@ class ChatService:
         seed = options.seed if options.seed is not None else self._seeds.getrandbits(48)
         seed &= SEED_MASK
         answer_id = f"{kind}-{secrets.token_hex(12)}"
-        stop_ids = options.stop_token_ids
+        control = self.vocabulary.control_ids
+        # A control token has no text: a stop string that is its name is found by its id.
+        named = (control[stop] for stop in options.stop if stop in control)
+        stop_ids = (*options.stop_token_ids, *named)
         if not options.ignore_eos:
             stop_ids = (*self.vocabulary.eos_token_ids, *stop_ids)
+        scored = options.prompt_logprobs
+        if options.echo and options.logprobs is not None:
+            scored = max(options.logprobs, scored or 0)
         requests = tuple(
             GenerationRequest(
                 request_id=f"{answer_id}-{prompt_index * options.n + choice}",
@@ -264,9 +289,10 @@ class ChatService:
                 seed=choice_seed(seed, choice),
                 sampling=options.sampling,
                 min_tokens=options.min_tokens,
-                stop_token_ids=stop_ids,
+                stop_token_ids=tuple(dict.fromkeys(stop_ids)),
                 constraint=options.constraint,
                 logprobs=options.logprobs,
+                prompt_logprobs=scored,
             )
             for prompt_index, prompt in enumerate(prompts)
             for choice in range(options.n)
@@ -279,8 +305,8 @@ class ChatService:
             options=options,
             prompt_tokens=sum(map(len, prompts)),
             seed=seed,
-            lead=lead,
-            continues=bool(lead) or kind == "cmpl",
+            leads=[lead for lead in leads for _ in range(options.n)],
+            continues=any(leads) or kind == "cmpl",
             on_gap=self._on_gap,
             tool_format=self.encoder.tool_format,
         )
@@ -297,7 +323,7 @@ class ChatService:
                         f"ids are 0 to {info.vocab_size - 1}.",
                         param="logit_bias",
                     )
-        if options.logprobs:
+        if options.logprobs or options.prompt_logprobs is not None:
             _require(info, "top_logprobs", "top_logprobs")
         self.check_token_ids(options.stop_token_ids, "stop_token_ids")
         if options.constraint is not None:
@@ -322,13 +348,14 @@ class ChatService:
             raise _too_long(limit, f"the prompt has {prompt_tokens} tokens", param)
         room = limit - prompt_tokens
         max_tokens = room if options.max_tokens is None else options.max_tokens
-        if max_tokens > room:
+        if max_tokens and not room and options.max_tokens is not None:
             raise _too_long(
                 limit,
-                f"the prompt has {prompt_tokens} tokens and '{options.max_tokens_param}' asks "
-                f"for {max_tokens} more ({prompt_tokens + max_tokens} in all)",
+                f"the prompt has {prompt_tokens} tokens, which leaves no room for the "
+                f"{max_tokens} that '{options.max_tokens_param}' asks for",
                 param,
             )
+        max_tokens = min(max_tokens, room)
         if options.min_tokens > max_tokens:
             raise InvalidRequest(
                 f"'min_tokens' ({options.min_tokens}) is more than the answer may have "

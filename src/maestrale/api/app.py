@@ -38,7 +38,7 @@ from maestrale.prompt.encode import PromptEncoder
 
 CORS_METHODS = "GET, POST, OPTIONS"
 CORS_EXPOSED = (
-    "x-request-id, x-seed, retry-after, "
+    "x-request-id, x-seed, x-max-tokens, retry-after, "
     "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )

@@ -11,9 +11,9 @@ from starlette.types import ASGIApp
 
 from maestrale.answer import Answer, LogprobEntry, Options, Piece
 from maestrale.api.backend import Backend
-from maestrale.api.chunks import Chunks
+from maestrale.api.chunks import LEAST_LOGPROB, Chunks
 from maestrale.api.context import context_of
-from maestrale.api.schemas import ChatRequest
+from maestrale.api.schemas import ChatRequest, StreamOptions
 from maestrale.api.sse import AnswerResponse, encode, while_connected
 from maestrale.chat import ChatService
 from maestrale.errors import InvalidRequest
@@ -34,11 +34,12 @@ def routes(backend: Backend) -> list[Route]:
         messages = body.chat_messages()
         preparing = service.chat(messages, options, prefix=body.has_prefix())
         answer = await while_connected(request.receive, preparing)
-        usage = body.stream_options.include_usage if body.stream_options else None
-        shape = ChatShape(service, answer, model, include_usage=usage)
+        shape = ChatShape(service, answer, model, body.stream_options)
         return AnswerResponse(backend, answer, shape, stream=bool(body.stream))
 
-    return [Route("/v1/chat/completions", chat_completions, methods=["POST"])]
+    # Some clients' base has no /v1.
+    paths = ("/v1/chat/completions", "/chat/completions")
+    return [Route(path, chat_completions, methods=["POST"]) for path in paths]
 
 
 def _check_auto(options: Options, enabled: bool) -> None:
@@ -57,9 +58,9 @@ class ChatShape(Chunks):
     object_name = "chat.completion.chunk"
 
     def __init__(
-        self, service: ChatService, answer: Answer, model: str, *, include_usage: bool | None
+        self, service: ChatService, answer: Answer, model: str, options: StreamOptions | None
     ) -> None:
-        super().__init__(service, answer, model, include_usage=include_usage)
+        super().__init__(service, answer, model, options)
         # Nearly every event differs in its text only: the rest is encoded once.
         head = b"data: " + encode(self._frame)[:-1] + b',"choices":[{"index":'
         self._heads = [
@@ -67,7 +68,7 @@ class ChatShape(Chunks):
             for index in range(len(answer.requests))
         ]
         self._tail = b'},"logprobs":null,"finish_reason":null}]'
-        self._tail += b',"usage":null}\n\n' if include_usage else b"}\n\n"
+        self._tail += b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
         self._begun: set[int] = set()
         self._called = [0] * len(answer.requests)  # calls sent of each choice
 
@@ -91,12 +92,18 @@ class ChatShape(Chunks):
                 for piece in pieces
             ],
             "usage": self._answer.usage.body(),
+            **self._of_prompt(),
         }
+
+    def _of_prompt(self) -> dict[str, Any]:
+        if self._answer.options.prompt_logprobs is None:
+            return {}
+        return {"prompt_logprobs": self._prompt_logprobs(0)}
 
     def event(self, piece: Piece, *, is_last: bool) -> bytes:
         index = piece.index
         plain = piece.finish_reason is None and not piece.logprobs and not piece.calls
-        if plain and index in self._begun:
+        if plain and index in self._begun and not self._continuous:
             return self._heads[index] + encode(piece.text) + self._tail
         delta: dict[str, Any] = {}
         if index not in self._begun:
@@ -131,10 +138,9 @@ class ChatShape(Chunks):
             content.append({**self._token(entry.token_id, entry.logprob), "top_logprobs": top})
         return {"content": content, "refusal": None}
 
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+    def _token(self, token_id: int, logprob: float | None) -> dict[str, Any]:
         text, raw = self._service.spell(token_id)
-        # JSON has no minus infinity; OpenAI, too, says -9999 for "never".
-        value = max(logprob, -9999.0)
+        value = max(logprob or 0.0, LEAST_LOGPROB)
         return {"token": text, "logprob": value, "bytes": list(raw), "token_id": token_id}
 
 

@@ -9,12 +9,13 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from maestrale.answer import LogprobEntry, Piece
+from maestrale.answer import Answer, LogprobEntry, Piece
 from maestrale.api.backend import Backend
-from maestrale.api.chunks import Chunks
+from maestrale.api.chunks import LEAST_LOGPROB, Chunks
 from maestrale.api.context import context_of
-from maestrale.api.schemas import CompletionRequest
+from maestrale.api.schemas import CompletionRequest, StreamOptions
 from maestrale.api.sse import AnswerResponse, while_connected
+from maestrale.chat import ChatService
 
 
 def routes(backend: Backend) -> list[Route]:
@@ -29,11 +30,12 @@ def routes(backend: Backend) -> list[Route]:
         options = structs.replace(options, key=key)
         preparing = service.complete(body.prompts(), options)
         answer = await while_connected(request.receive, preparing)
-        usage = body.stream_options.include_usage if body.stream_options else None
-        shape = CompletionShape(service, answer, model, include_usage=usage)
+        best = (body.n or 1) if body.chooses else None
+        shape = CompletionShape(service, answer, model, body.stream_options, body.logprobs, best)
         return AnswerResponse(backend, answer, shape, stream=bool(body.stream))
 
-    return [Route("/v1/completions", completions, methods=["POST"])]
+    paths = ("/v1/completions", "/completions")
+    return [Route(path, completions, methods=["POST"]) for path in paths]
 
 
 class CompletionShape(Chunks):
@@ -41,30 +43,79 @@ class CompletionShape(Chunks):
 
     object_name = "text_completion"
 
+    def __init__(
+        self,
+        service: ChatService,
+        answer: Answer,
+        model: str,
+        options: StreamOptions | None,
+        logprobs: int | None,
+        best: int | None,
+    ) -> None:
+        """`logprobs`: as asked for. `best`: so many choices of each prompt are given."""
+        super().__init__(service, answer, model, options)
+        self._asked = logprobs is not None
+        self._best = best
+
     def whole(self, pieces: list[Piece]) -> dict[str, Any]:
-        choices = [self._choice(piece) for piece in pieces]
+        choices: list[dict[str, Any]] = []
+        for piece in self._chosen(pieces):
+            choice = self._choice(piece, of_all=True)
+            if self._answer.options.prompt_logprobs is not None:
+                choice["prompt_logprobs"] = self._prompt_logprobs(piece.index)
+            choices.append({**choice, "index": len(choices)})
         return {**self._frame, "choices": choices, "usage": self._answer.usage.body()}
+
+    def _chosen(self, pieces: list[Piece]) -> list[Piece]:
+        """Those with the highest log-probability a token, the best of each prompt first."""
+        if self._best is None:
+            return pieces
+        of_each = self._answer.options.n
+        chosen = []
+        for first in range(0, len(pieces), of_each):
+            group = pieces[first : first + of_each]
+            group.sort(key=self._likelihood, reverse=True)
+            chosen += group[: self._best]
+        return chosen
+
+    def _likelihood(self, piece: Piece) -> float:
+        # What an echo repeats is the same in all.
+        values = [entry.logprob for entry in piece.logprobs if entry.logprob is not None]
+        return sum(values) / len(values) if values else 0.0
 
     def event(self, piece: Piece, *, is_last: bool) -> bytes:
         return self._chunk(self._choice(piece), is_last=is_last)
 
-    def _choice(self, piece: Piece) -> dict[str, Any]:
+    def _choice(self, piece: Piece, *, of_all: bool = False) -> dict[str, Any]:
         return {
             "index": piece.index,
             "text": piece.text,
-            "logprobs": self._logprobs(piece.logprobs),
+            "logprobs": self._logprobs(piece.logprobs, of_all=of_all),
             "finish_reason": piece.finish_reason,
         }
 
-    def _logprobs(self, entries: list[LogprobEntry]) -> dict[str, Any] | None:
-        if not entries:
+    def _logprobs(
+        self, entries: list[LogprobEntry], *, of_all: bool = False
+    ) -> dict[str, Any] | None:
+        """None where there is nothing to tell; an answer without a token has empty lists."""
+        if not self._asked or not (entries or of_all):
             return None
         return {
             "tokens": [self._service.spell(entry.token_id)[0] for entry in entries],
-            "token_logprobs": [max(entry.logprob, -9999.0) for entry in entries],
-            "top_logprobs": [
-                {self._service.spell(token)[0]: max(value, -9999.0) for token, value in entry.top}
-                for entry in entries
-            ],
+            "token_logprobs": [_shown(entry.logprob) for entry in entries],
+            "top_logprobs": [self._top(entry) for entry in entries],
             "text_offset": [entry.text_offset for entry in entries],
         }
+
+    def _top(self, entry: LogprobEntry) -> dict[str, float | None] | None:
+        """By text, most likely first; the token itself is always among them."""
+        if entry.logprob is None:
+            return None
+        top: dict[str, float | None] = {}
+        for token, value in (*entry.top, (entry.token_id, entry.logprob)):
+            top.setdefault(self._service.spell(token)[0], _shown(value))
+        return top
+
+
+def _shown(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, LEAST_LOGPROB)

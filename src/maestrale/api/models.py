@@ -25,8 +25,12 @@ def routes(backend: Backend) -> list[Route]:
         return JSONResponse(card(backend, service, name))
 
     return [
-        Route("/v1/models", list_models, methods=["GET"]),
-        Route("/v1/models/{model_id:path}", get_model, methods=["GET"]),
+        route
+        for base in ("/v1/models", "/models")
+        for route in (
+            Route(base, list_models, methods=["GET"]),
+            Route(base + "/{model_id:path}", get_model, methods=["GET"]),
+        )
     ]
 
 

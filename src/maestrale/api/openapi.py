@@ -16,9 +16,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from maestrale import __version__
+from maestrale.api.foreign_fields import IGNORED_FIELDS, UNSUPPORTED_FIELDS
 from maestrale.api.schemas import (
-    IGNORED_FIELDS,
-    UNSUPPORTED_FIELDS,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -33,6 +32,7 @@ OPERATIONS: tuple[tuple[str, str, str, type[msgspec.Struct] | None], ...] = (
     ("get", "/v1/models/{model_id}", "One model; slashes in the id are fine.", None),
     ("post", "/tokenize", "The token ids of a prompt or of messages.", TokenizeRequest),
     ("post", "/detokenize", "The text of token ids.", DetokenizeRequest),
+    ("get", "/tokenizer_info", "The tokenizer's names for begin and end, its template.", None),
     ("get", "/health", "200 when ready; 503 while starting, draining or dead.", None),
     ("get", "/ping", "The same as /health.", None),
     ("get", "/version", "The server's version.", None),

@@ -8,12 +8,21 @@ what chat.py understands: `ChatMessage`s and `Options`.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from maestrale.answer import Options
+from maestrale.api.foreign_fields import (
+    IGNORED_FIELDS,
+    NULL,
+    UNSUPPORTED_FIELDS,
+    is_neutral,
+    null,
+    refuse_unsupported,
+    with_fields,
+)
 from maestrale.api.tools import MAX_CALLS_IN_MESSAGE, MAX_TOOLS, CallBody, past_calls, tool_use
 from maestrale.chat import ANY_OBJECT
 from maestrale.engines.base import Constraint, Sampling
@@ -31,6 +40,7 @@ MAX_USER_CHARS = 1000
 MAX_MESSAGES = 4096
 MAX_CONTENT_PARTS = 1024
 MAX_BIASES = 1024
+DEFAULT_MAX_TOKENS = 16  # of a plain completion, as OpenAI's and vLLM's
 MAX_TOKEN_IDS = 1 << 20  # of one prompt: more than any context
 
 SAFE_PROMPT = (
@@ -39,66 +49,18 @@ SAFE_PROMPT = (
     "Ensure replies promote fairness and positivity."
 )
 
-# Fields that clients send and that change nothing here: accepted, and listed in the docs.
-IGNORED_FIELDS = {
-    "user": "an end user's name, for the provider's records",
-    "metadata": "labels for the provider's records",
-    "store": "whether the provider keeps the answer; nothing is kept here",
-    "service_tier": "there is one tier",
-    "safety_identifier": "an end user's name, for the provider's abuse checks",
-    "prompt_cache_key": "the prefix cache finds shared beginnings by itself",
-    "prompt_cache_options": "the prefix cache finds shared beginnings by itself",
-    "prompt_cache_retention": "the prefix cache keeps what fits",
-    "prediction": "a hint for speed that never changes the answer",
-}
-
-# Known fields that would change the answer in a way that can't be done here: refused.
-UNSUPPORTED_FIELDS = {
-    "functions": "use a model that knows tools, and 'tools'",
-    "function_call": "use a model that knows tools, and 'tools'",
-    "audio": "the model answers with text only",
-    "web_search_options": "there is no web search",
-    "moderation": "there is no moderation model",
-    "guardrails": "there are no guardrails",
-    "reasoning_effort": "the model has no reasoning mode",
-    "prompt_mode": "the model has no reasoning mode",
-    "verbosity": "the model has no such mode; ask for it in the prompt",
-    "prompt_logprobs": "log-probabilities are given for generated tokens only",
-    "top_prompt_logprobs": "log-probabilities are given for generated tokens only",
-    "chat_template": "a template from a request would be code from a stranger; "
-    "start the server with --chat-template",
-    "chat_template_kwargs": "a request can't reach into the template; "
-    "start the server with --chat-template",
-    "best_of": "ask for 'n' and choose",
-    "echo": "the prompt is not repeated in the answer",
-    "suffix": "the model can't fill in the middle",
-}
-
-# What some of them say when they ask for what is done anyway: accepted.
-NEUTRAL_VALUES = {
-    "suffix": b'""',
-    "reasoning_effort": b'"none"',
-    "verbosity": b'"medium"',
-    "function_call": b'"none"',
-    "chat_template_kwargs": b"{}",
-}
-
 # Of a part of a message's content that is text; the caches need no marks.
 TEXT_PART_FIELDS = {"type", "text", "cache_control", "prompt_cache_breakpoint"}
 
-NULL = Raw(b"null")
 _CANONICAL_ID = re.compile(r"0|[1-9][0-9]{0,8}")
-
-
-def _null() -> Raw:
-    return NULL
 
 
 Probability = Annotated[float, Meta(gt=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 # Smaller ones would leave the range of 32-bit logits.
 RepetitionPenalty = Annotated[float, Meta(ge=1e-6, le=10)]
-TokenCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+# -1 is llama.cpp's word for as many as there is room for.
+TokenCount = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = StopText | Annotated[list[StopText], Meta(max_length=MAX_STOPS)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -120,20 +82,20 @@ class ContentPart(Body, kw_only=True):
 
     type: str
     text: str | None = None
-    cache_control: Raw = msgspec.field(default_factory=_null)
-    prompt_cache_breakpoint: Raw = msgspec.field(default_factory=_null)
-    image_url: Raw = msgspec.field(default_factory=_null)
-    video_url: Raw = msgspec.field(default_factory=_null)
-    audio_url: Raw = msgspec.field(default_factory=_null)
-    input_audio: Raw = msgspec.field(default_factory=_null)
-    document_url: Raw = msgspec.field(default_factory=_null)
-    document_name: Raw = msgspec.field(default_factory=_null)
-    file: Raw = msgspec.field(default_factory=_null)
-    file_id: Raw = msgspec.field(default_factory=_null)
-    detail: Raw = msgspec.field(default_factory=_null)
-    refusal: Raw = msgspec.field(default_factory=_null)
-    reference_ids: Raw = msgspec.field(default_factory=_null)
-    thinking: Raw = msgspec.field(default_factory=_null)
+    cache_control: Raw = msgspec.field(default_factory=null)
+    prompt_cache_breakpoint: Raw = msgspec.field(default_factory=null)
+    image_url: Raw = msgspec.field(default_factory=null)
+    video_url: Raw = msgspec.field(default_factory=null)
+    audio_url: Raw = msgspec.field(default_factory=null)
+    input_audio: Raw = msgspec.field(default_factory=null)
+    document_url: Raw = msgspec.field(default_factory=null)
+    document_name: Raw = msgspec.field(default_factory=null)
+    file: Raw = msgspec.field(default_factory=null)
+    file_id: Raw = msgspec.field(default_factory=null)
+    detail: Raw = msgspec.field(default_factory=null)
+    refusal: Raw = msgspec.field(default_factory=null)
+    reference_ids: Raw = msgspec.field(default_factory=null)
+    thinking: Raw = msgspec.field(default_factory=null)
 
 
 class Message(Body, kw_only=True):
@@ -145,11 +107,12 @@ class Message(Body, kw_only=True):
     prefix: bool | None = None
     tool_calls: Annotated[list[CallBody], Meta(max_length=MAX_CALLS_IN_MESSAGE)] | None = None
     tool_call_id: ShortText | None = None
-    function_call: Raw = msgspec.field(default_factory=_null)
-    audio: Raw = msgspec.field(default_factory=_null)
+    function_call: Raw = msgspec.field(default_factory=null)
+    audio: Raw = msgspec.field(default_factory=null)
     refusal: str | None = None
-    annotations: Raw = msgspec.field(default_factory=_null)
-    reasoning_content: Raw = msgspec.field(default_factory=_null)
+    annotations: Raw = msgspec.field(default_factory=null)
+    reasoning_content: Raw = msgspec.field(default_factory=null)
+    reasoning: Raw = msgspec.field(default_factory=null)
 
 
 Tools = Annotated[list[Raw], Meta(max_length=MAX_TOOLS)]  # each is read by tools.py
@@ -159,6 +122,7 @@ Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 class StreamOptions(Body, kw_only=True):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class SchemaFormat(Body, kw_only=True):
@@ -166,16 +130,25 @@ class SchemaFormat(Body, kw_only=True):
 
     name: Annotated[str, Meta(max_length=256)] | None = None
     description: str | None = None
-    schema: Raw = msgspec.field(default_factory=_null)
+    schema: Raw = msgspec.field(default_factory=null)
     strict: bool | None = None
 
 
 class ResponseFormat(Body, kw_only=True):
+    """`schema` beside the type is llama.cpp's way."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaFormat | None = None
+    schema: Raw = msgspec.field(default_factory=null)
 
 
-class SamplingFields(Body, kw_only=True):
+if TYPE_CHECKING:
+    ForeignFields = Body
+else:
+    ForeignFields = with_fields(Body, {**IGNORED_FIELDS, **UNSUPPORTED_FIELDS})
+
+
+class SamplingFields(ForeignFields, kw_only=True):
     """What chat and plain completions have in common."""
 
     model: Annotated[str, Meta(max_length=512)] | None = None
@@ -200,46 +173,26 @@ class SamplingFields(Body, kw_only=True):
     response_format: ResponseFormat | None = None
 
     user: ShortText | None = None
-    metadata: Raw = msgspec.field(default_factory=_null)
+    metadata: Raw = msgspec.field(default_factory=null)
     store: bool | None = None
     service_tier: ShortText | None = None
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
-    prompt_cache_options: Raw = msgspec.field(default_factory=_null)
+    prompt_cache_options: Raw = msgspec.field(default_factory=null)
     prompt_cache_retention: ShortText | None = None
-    prediction: Raw = msgspec.field(default_factory=_null)
+    prediction: Raw = msgspec.field(default_factory=null)
 
-    functions: Raw = msgspec.field(default_factory=_null)
-    function_call: Raw = msgspec.field(default_factory=_null)
-    audio: Raw = msgspec.field(default_factory=_null)
-    web_search_options: Raw = msgspec.field(default_factory=_null)
-    moderation: Raw = msgspec.field(default_factory=_null)
-    guardrails: Raw = msgspec.field(default_factory=_null)
-    reasoning_effort: Raw = msgspec.field(default_factory=_null)
-    prompt_mode: Raw = msgspec.field(default_factory=_null)
-    verbosity: Raw = msgspec.field(default_factory=_null)
-    prompt_logprobs: Raw = msgspec.field(default_factory=_null)
-    top_prompt_logprobs: Raw = msgspec.field(default_factory=_null)
-    chat_template: Raw = msgspec.field(default_factory=_null)
-    chat_template_kwargs: Raw = msgspec.field(default_factory=_null)
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     def check_fields(self) -> None:
         """Refuse what can't be done, and what is too large to be ignored in good faith."""
-        for name, reason in UNSUPPORTED_FIELDS.items():
-            value = getattr(self, name, NULL)
-            if is_given(value) and not self._is_neutral(name, value):
-                raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", param=name)
+        refuse_unsupported(self)
         for name in IGNORED_FIELDS:
             value = getattr(self, name, None)
             if isinstance(value, Raw) and len(bytes(value)) > MAX_IGNORED_BYTES:
                 raise InvalidRequest(
                     f"'{name}' is larger than {MAX_IGNORED_BYTES} bytes.", param=name
                 )
-
-    def _is_neutral(self, name: str, value: Raw) -> bool:
-        if name == "best_of":
-            return bytes(value) == b"%d" % (self.n or 1)  # the best `n` of `n` are all of them
-        return bytes(value) == NEUTRAL_VALUES.get(name)
 
     def options(self, max_n: int, defaults: SamplingDefaults, **more: Any) -> Options:
         """What chat.py needs to know. `more` is what only one of the two routes has.
@@ -256,7 +209,10 @@ class SamplingFields(Body, kw_only=True):
                 "'stream_options' is only for requests with 'stream': true.",
                 param="stream_options",
             )
-        more.setdefault("max_tokens", self.max_tokens)
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequest(
+                "'prompt_logprobs' is not for streams: leave out 'stream'.", param="prompt_logprobs"
+            )
         return Options(
             n=n,
             seed=self.chosen_seed(),
@@ -277,6 +233,7 @@ class SamplingFields(Body, kw_only=True):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             constraint=self.constraint(),
+            prompt_logprobs=self.prompt_logprobs,
             **more,
         )
 
@@ -310,15 +267,23 @@ class SamplingFields(Body, kw_only=True):
                 "schema the type is 'json_schema'.",
                 param="response_format.type",
             )
-        if form.type == "text":
+        raw, param = bytes(form.schema), "response_format.schema"
+        if raw != b"null":
+            if form.type == "text" or form.json_schema is not None:
+                raise InvalidRequest(
+                    "'schema' is for the type 'json_object', or 'json_schema' without another.",
+                    param=param,
+                )
+        elif form.type == "text":
             return None
-        if form.type == "json_object":
+        elif form.type == "json_object":
             return ANY_OBJECT
-        param = "response_format.json_schema"
-        if form.json_schema is None:
-            raise InvalidRequest("'response_format' needs 'json_schema'.", param=param)
-        raw = bytes(form.json_schema.schema)
-        param += ".schema"
+        elif form.json_schema is None:
+            raise InvalidRequest(
+                "'response_format' needs 'json_schema'.", param="response_format.json_schema"
+            )
+        else:
+            raw, param = bytes(form.json_schema.schema), "response_format.json_schema.schema"
         if raw == b"null":
             raise InvalidRequest("'response_format.json_schema' needs 'schema'.", param=param)
         if len(raw) > MAX_SCHEMA_BYTES:
@@ -343,8 +308,11 @@ class ChatRequest(SamplingFields, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     safe_prompt: bool | None = None
+    enable_thinking: bool | None = None
+    add_special_tokens: bool | None = None
+    echo: bool | None = None
     tools: Tools | None = None
-    tool_choice: Raw = msgspec.field(default_factory=_null)
+    tool_choice: Raw = msgspec.field(default_factory=null)
     parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
 
@@ -352,6 +320,12 @@ class ChatRequest(SamplingFields, kw_only=True):
         """Raises: InvalidRequest, UnsupportedParameter."""
         self.check_fields()
         tools = tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
+        for name in ("add_special_tokens", "echo"):
+            if getattr(self, name):
+                raise UnsupportedParameter(
+                    f"'{name}' is not supported: the chat template makes the whole prompt.",
+                    param=name,
+                )
         if self.modalities not in (None, ["text"]):
             raise UnsupportedParameter(
                 "'modalities' is not supported: the model answers with text only.",
@@ -363,13 +337,16 @@ class ChatRequest(SamplingFields, kw_only=True):
             self.max_tokens, "max_tokens", self.max_completion_tokens, "max_completion_tokens"
         )
         given = "max_tokens" if self.max_tokens is not None else "max_completion_tokens"
+        if max_tokens == 0:
+            raise InvalidRequest(f"'{given}' must be at least 1.", param=given)
         options = self.options(
             max_n,
             defaults,
-            max_tokens=max_tokens,
+            max_tokens=None if max_tokens == -1 else max_tokens,
             max_tokens_param=given,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             tools=tools,
+            template_variables=self.template_variables(),
         )
         if tools is not None and tools.required and self.has_prefix():
             raise InvalidRequest(
@@ -383,6 +360,13 @@ class ChatRequest(SamplingFields, kw_only=True):
                 param=f"messages[{len(self.messages) - 1}].prefix",
             )
         return options
+
+    def template_variables(self) -> tuple[tuple[str, bool], ...]:
+        """What the chat template is told besides; `check_fields` has looked at it."""
+        told = {"enable_thinking": self.enable_thinking}
+        raw = getattr(self, "chat_template_kwargs", NULL)
+        told |= msgspec.json.decode(raw) or {}
+        return tuple((name, value) for name, value in told.items() if value is not None)
 
     def has_prefix(self) -> bool:
         """Whether the answer goes on from the last message."""
@@ -412,21 +396,50 @@ class CompletionRequest(SamplingFields, kw_only=True):
 
     prompt: str | Annotated[list[str | TokenId | TokenIds], Meta(max_length=MAX_TOKEN_IDS)]
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    best_of: Raw = msgspec.field(default_factory=_null)
-    echo: Raw = msgspec.field(default_factory=_null)
-    suffix: Raw = msgspec.field(default_factory=_null)
+    best_of: Annotated[int, Meta(ge=1)] | None = None
+    echo: bool | None = None
+    add_special_tokens: bool | None = None
 
     def completion_options(self, max_n: int, defaults: SamplingDefaults = NEUTRAL) -> Options:
-        """Raises: InvalidRequest, UnsupportedParameter."""
+        """Raises: InvalidRequest, UnsupportedParameter.
+
+        With `best_of` the options ask for so many choices, of which the route gives the best `n`.
+        """
         self.check_fields()
-        options = self.options(max_n, defaults, logprobs=self.logprobs)
+        max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        logprobs = self.logprobs
+        if self.chooses and logprobs is None:
+            logprobs = 0  # by these the best are found
+        options = self.options(
+            max_n,
+            defaults,
+            max_tokens=None if max_tokens == -1 else max_tokens,
+            logprobs=logprobs,
+            echo=bool(self.echo),
+            add_special_tokens=self.add_special_tokens is not False,
+        )
+        if self.chooses:
+            if self.best_of < options.n:  # type: ignore[operator]
+                raise InvalidRequest("'best_of' must be at least 'n'.", param="best_of")
+            if self.stream:
+                raise InvalidRequest(
+                    "'best_of' is not for streams: the best is known at the end.", param="best_of"
+                )
+            options = msgspec.structs.replace(options, n=self.best_of)
         choices = options.n * len(self.prompts())
         if choices > max_n:
+            given = "best_of" if self.chooses else "n"
             raise InvalidRequest(
-                f"'prompt' and 'n' ask for {choices} answers; this server allows up to {max_n}.",
-                param="prompt",
+                f"'prompt' and '{given}' ask for {choices} answers; this server allows up to "
+                f"{max_n}.",
+                param="prompt" if len(self.prompts()) > 1 else given,
             )
         return options
+
+    @property
+    def chooses(self) -> bool:
+        """Whether more answers are generated than are given."""
+        return self.best_of is not None and self.best_of != (self.n or 1)
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one. Raises: InvalidRequest when the list is mixed or empty."""
@@ -447,12 +460,21 @@ class CompletionRequest(SamplingFields, kw_only=True):
 class TokenizeRequest(Body, kw_only=True):
     """POST /tokenize, as vLLM's: a prompt or messages."""
 
+    add_generation_prompt: Raw = msgspec.field(default_factory=null)
+    continue_final_message: Raw = msgspec.field(default_factory=null)
+    chat_template: Raw = msgspec.field(default_factory=null)
+    chat_template_kwargs: Raw = msgspec.field(default_factory=null)
+    mm_processor_kwargs: Raw = msgspec.field(default_factory=null)
     model: Annotated[str, Meta(max_length=512)] | None = None
     prompt: str | None = None
     messages: Messages | None = None
     tools: Tools | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
+
+    def check_fields(self) -> None:
+        """Raises: UnsupportedParameter."""
+        refuse_unsupported(self)
 
 
 class DetokenizeRequest(Body, kw_only=True):
@@ -464,7 +486,7 @@ class DetokenizeRequest(Body, kw_only=True):
 
 def is_given(value: object) -> bool:
     """Whether a field that can't be served asks for anything: null, false and [] do not."""
-    return bytes(value) not in (b"null", b"false", b"[]") if isinstance(value, Raw) else bool(value)
+    return not is_neutral("", value) if isinstance(value, Raw) else bool(value)
 
 
 def plain_messages(messages: list[Message]) -> list[ChatMessage]:

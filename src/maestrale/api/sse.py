@@ -42,6 +42,7 @@ LINE_ENDS = (
 )
 
 T = TypeVar("T")
+Headers = list[tuple[bytes, bytes]]
 encode = msgspec.json.encode
 
 
@@ -81,11 +82,11 @@ class AnswerResponse:
         backend.metrics.begin(answer)
         try:
             if self._stream:
-                events = EventStream(send, answer.seed, backend.paused)
+                events = EventStream(send, headers_of(answer), backend.paused)
                 await while_connected(receive, self._send_events(events), events.tend())
             else:
                 pieces = await while_connected(receive, self._collect())
-                await _send_json(send, self._shape.whole(pieces), answer.seed)
+                await _send_json(send, self._shape.whole(pieces), headers_of(answer))
         except MaestraleError as error:
             answer.failure = error
             raise
@@ -182,19 +183,19 @@ class AnswerResponse:
 class EventStream:
     """An open event stream: writes events, and comments into silence."""
 
-    def __init__(self, send: Send, seed: int, paused: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, send: Send, headers: Headers, paused: Callable[[], Awaitable[bool]]) -> None:
         """`paused` says whether the engine is being replaced."""
         self.is_open = False
         self._paused = paused
         self._send = send
-        self._seed = seed
+        self._headers = headers
         self._wrote = time.monotonic()
         self._writing = False
 
     async def open(self) -> None:
         if not self.is_open:
             self.is_open = True
-            headers = [*EVENT_HEADERS, _seed_header(self._seed)]
+            headers = [*EVENT_HEADERS, *self._headers]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def write(self, data: bytes) -> None:
@@ -254,17 +255,20 @@ async def _chain(first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[Piec
         yield piece
 
 
-def _seed_header(seed: int) -> tuple[bytes, bytes]:
-    """The seed used, given or drawn: with it the request can be run again exactly."""
-    return (b"x-seed", str(seed).encode())
+def headers_of(answer: Answer) -> Headers:
+    """The seed used, given or drawn: with it the request can be run again exactly. The most
+    tokens that a choice may have: as asked for, or what the prompt leaves room for.
+    """
+    most = min(request.max_tokens for request in answer.requests)
+    return [(b"x-seed", b"%d" % answer.seed), (b"x-max-tokens", b"%d" % most)]
 
 
-async def _send_json(send: Send, body: dict[str, Any], seed: int) -> None:
+async def _send_json(send: Send, body: dict[str, Any], headers: Headers) -> None:
     data = encode(body)
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(data)).encode()),
-        _seed_header(seed),
+        *headers,
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": data})

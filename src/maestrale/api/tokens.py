@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, as vLLM's."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info, as vLLM's."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def routes(backend: Backend) -> list[Route]:
         service = await backend.service()
         body = await backend.bodies.read(request.scope, request.receive, TokenizeRequest)
         backend.check_model(body.model)
+        body.check_fields()
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("Give 'prompt' or 'messages', one of them.", param="prompt")
         if body.messages is not None:
@@ -47,7 +48,25 @@ def routes(backend: Backend) -> list[Route]:
         backend.check_model(body.model)
         return JSONResponse({"prompt": await service.decode(body.tokens)})
 
+    async def tokenizer_info(request: Request) -> Response:
+        service = await backend.service()
+        names = {token: name for name, token in service.vocabulary.control_ids.items()}
+        begins = await service.encode_text("")
+        ends = service.vocabulary.eos_token_ids
+        return JSONResponse(
+            {
+                "tokenizer_class": type(service.encoder).__name__,
+                "bos_token": names.get(begins[0]) if begins else None,
+                "eos_token": names.get(ends[0]) if ends else None,
+                "pad_token": None,
+                "model_max_length": service.context_length,
+                "vocab_size": len(service.vocabulary),
+                "chat_template": getattr(service.encoder, "chat_template", None),
+            }
+        )
+
     return [
+        Route("/tokenizer_info", tokenizer_info, methods=["GET"]),
         Route("/tokenize", tokenize, methods=["POST"]),
         Route("/detokenize", detokenize, methods=["POST"]),
     ]

@@ -7,13 +7,15 @@ come with model files, so loops are counted, and sizes given to functions are li
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import jinja2
@@ -53,6 +55,19 @@ class TemplateRefuses(jinja2.TemplateError):
     """The template called `raise_exception`: it has no place for this conversation."""
 
 
+@contextlib.contextmanager
+def template_variables(variables: Mapping[str, bool]) -> Iterator[None]:
+    """Templates rendered within know these, too: enable_thinking, say. Others ignore them."""
+    token = _VARIABLES.set(variables)
+    try:
+        yield
+    finally:
+        _VARIABLES.reset(token)
+
+
+_VARIABLES: ContextVar[Mapping[str, bool]] = ContextVar("template_variables", default={})  # noqa: B039
+
+
 class ChatTemplate:
     """One compiled template."""
 
@@ -74,7 +89,7 @@ class ChatTemplate:
     def render(self, **names: Any) -> str:
         """Raises: jinja2.TemplateError and others of RENDER_ERRORS; TemplateTooSlow."""
         self._limit.ends = time.monotonic() + MAX_SECONDS
-        return self._template.render(**names)
+        return self._template.render(**{**_VARIABLES.get(), **names})
 
     def _tick(self) -> str:
         """Called on each turn of each loop and each call of a macro."""

@@ -49,6 +49,7 @@ class TemplateEncoder:
 
         Raises: ModelError when the tokenizer or the template can't be used.
         """
+        self.chat_template = template
         self._markers = _markers(tokenizer)
         special = [name for name, token in self._markers.items() if token["special"]]
         self._seal = Seal(self._markers)

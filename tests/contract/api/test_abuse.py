@@ -153,12 +153,16 @@ async def test_context_exactly_one_less_one_more() -> None:
         for max_tokens in (2, 3):
             answer = await server.chat(messages=messages, max_tokens=max_tokens)
             assert answer.json()["usage"]["total_tokens"] == 97 + max_tokens
-        for stream in (False, True):
-            answer = await server.chat(messages=messages, max_tokens=4, stream=stream)
-            error = check_error(answer, 400, "messages")
-            assert error["code"] == "context_length_exceeded"
-            assert "100" in error["message"]
-            assert "97" in error["message"]
+        for stream in (False, True):  # beyond the room: as many as there is room for
+            answer = await server.chat(messages=messages, max_tokens=4000, stream=stream)
+            assert answer.status_code == 200
+            assert answer.headers["x-max-tokens"] == "3"
+        answer = await server.chat(messages=messages, max_tokens=-1)
+        assert answer.json()["usage"]["completion_tokens"] == 3
+        answer = await server.chat(messages=messages, max_tokens=2)
+        assert answer.headers["x-max-tokens"] == "2"
+        answer = await server.chat(messages=messages, max_tokens=4000, min_tokens=4)
+        check_error(answer, 400, "min_tokens")
         answer = await server.chat(messages=messages)
         assert answer.json()["usage"]["completion_tokens"] == 3
         assert answer.json()["choices"][0]["finish_reason"] == "length"
@@ -170,6 +174,11 @@ async def test_prompt_that_fills_the_context() -> None:
         assert answer.status_code == 200
         assert answer.json()["choices"][0]["finish_reason"] == "length"
         assert answer.json()["usage"]["completion_tokens"] == 0
+        full = [{"role": "user", "content": "x" * 93}]
+        answer = await server.chat(messages=full, max_tokens=1)
+        error = check_error(answer, 400, "messages")
+        assert error["code"] == "context_length_exceeded"
+        assert "no room" in error["message"]
         answer = await server.chat(messages=[{"role": "user", "content": "x" * 94}])
         check_error(answer, 400, "messages")
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from api_app import MODEL, api, make_settings
-from maestrale.api.schemas import IGNORED_FIELDS, SAFE_PROMPT
+from maestrale.api.foreign_fields import IGNORED_FIELDS
+from maestrale.api.schemas import SAFE_PROMPT
 from maestrale.engines.base import GenerationRequest
 
 pytestmark = pytest.mark.anyio
@@ -161,7 +162,13 @@ async def test_ignored_fields_change_nothing() -> None:
         "prompt_cache_key": "x",
         "prompt_cache_options": {"mode": "x"},
         "prompt_cache_retention": "24h",
+        "cache_prompt": True,
         "prediction": {"type": "content", "content": "x"},
+        "document_image_limit": 8,
+        "document_page_limit": 64,
+        "request_id": "r1",
+        "guided_decoding_backend": "xgrammar",
+        "spaces_between_special_tokens": False,
     }
     assert set(values) == set(IGNORED_FIELDS)
     async with api() as server:

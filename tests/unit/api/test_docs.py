@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from maestrale.api.foreign_fields import IGNORED_FIELDS, UNSUPPORTED_FIELDS
 from maestrale.api.openapi import OPERATIONS
-from maestrale.api.schemas import IGNORED_FIELDS, UNSUPPORTED_FIELDS, ChatRequest, CompletionRequest
+from maestrale.api.schemas import ChatRequest, CompletionRequest
 from serving import ROOT
 
 PAGE = (ROOT / "docs" / "api.md").read_text()
