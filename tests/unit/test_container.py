@@ -102,7 +102,6 @@ def prepared(folder: Path) -> Path:
         context_length=1,
         vocab_size=1,
         eos_token_ids=(0,),
-        bos_token_id=None,
         tokenizer_kind="hf",
         tokenizer_file="t",
         weights_digest="d",

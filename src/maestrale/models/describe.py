@@ -49,7 +49,7 @@ def describe(model: str, hub: HubSettings, revision: str | None = None) -> Descr
 
 def describe_folder(path: Path) -> Described:
     """From a folder's config.json, and the sizes of its weights."""
-    from maestrale.models.hf_folder import read_json
+    from maestrale.models.folder_words import read_json
 
     if not (path / "config.json").is_file():
         inside = sorted(path.glob("*.gguf"))
@@ -80,7 +80,7 @@ def _describe_remote(repo: str, revision: str, hub: HubSettings) -> Described:
 
     here = cached_file(hub.cache, repo, revision, "config.json")
     if here is not None:
-        from maestrale.models.hf_folder import read_json
+        from maestrale.models.folder_words import read_json
 
         config = read_json(here)
     elif hub.offline:

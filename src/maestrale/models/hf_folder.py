@@ -1,13 +1,12 @@
-"""A folder in Hugging Face's layout: config.json, a tokenizer, and weights as OpenVINO's IR (what
-optimum-intel exports) or as safetensors (what vLLM loads).
+"""A folder in Hugging Face's layout: config.json, a tokenizer, and weights as safetensors or, for
+the openvino engine, as OpenVINO's IR (what optimum-intel exports).
 
-Its files are linked, not copied; what else serving needs is written beside the links.
+The CPU engine reads the weights where they are; for the other engines the folder's files are
+linked. What else serving needs is written beside the metadata.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +14,23 @@ from typing import Any
 
 from maestrale.errors import ModelError
 from maestrale.models.architecture import from_config
-from maestrale.models.hf_tokenizer import hf_vocabulary, mistral_version_of
+from maestrale.models.folder_words import (
+    TEMPLATE_FOLDER,
+    around_text,
+    chat_templates,
+    end_tokens,
+    read_json,
+    read_settings,
+    special_tokens,
+)
+from maestrale.models.hf_tokenizer import hf_vocabulary, ids_of, mistral_version_of
 from maestrale.models.load_vocabulary import save_vocabulary
 from maestrale.models.mistral_vocabulary import mistral_vocabulary, shipped_file
-from maestrale.models.prepared import PreparedModel, save_prepared
+from maestrale.models.prepared import PreparedModel, named_source, save_prepared
 from maestrale.models.safetensors_file import check_safetensors
 from maestrale.models.sampling_defaults import of_generation_config
-from maestrale.models.store import Progress, build_once, digest_of
-from maestrale.models.wanted import OPENVINO_MODEL, wanted_files
+from maestrale.models.store import Progress, build_once, digest_of, key_of, stamp_of
+from maestrale.models.wanted import OPENVINO_MODEL, Wanted, wanted_files
 from maestrale.text_files import readable
 
 _NEEDED = ("tokenizer.json", "config.json")
@@ -35,7 +43,7 @@ def prepare_folder(
 
     Raises: ModelError when the folder isn't such a model, lacks a part, or has a damaged one.
     """
-    names = sorted(path.name for path in source.iterdir() if path.is_file())
+    names = files_of(source)
     _check_is_model(source, names, engine)
     wanted = wanted_files(str(source), names, engine)
     if wanted.kind == "gguf":
@@ -45,21 +53,49 @@ def prepare_folder(
         raise ModelError(f"{source} is no complete model folder: it lacks {', '.join(missing)}.")
     if wanted.kind == "safetensors":
         check_safetensors(source, wanted.names)
-    digests = [f"{file} {digest_of(source / file, store, progress)}" for file in wanted.names]
-    parts = [str(source.resolve()), wanted.kind, *digests]
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     called = name or readable(source.resolve().name)
+    if engine == "cpu":
+        parts = [str(source.absolute()), engine, called]
+        parts += [_mark(source / file, store, progress) for file in wanted.names]
+        digest = ""
+    else:
+        parts = [f"{file} {digest_of(source / file, store, progress)}" for file in wanted.names]
+        parts[:0] = [str(source.resolve()), wanted.kind]
+        digest = key_of(parts)
     return build_once(
-        store, digest, lambda folder: _fill(folder, source, wanted.names, called, digest), progress
+        store,
+        digest or key_of(parts),
+        lambda folder: _fill(folder, source, wanted, called, digest),
+        progress,
     )
+
+
+def files_of(folder: Path) -> list[str]:
+    """The names of the files of a folder, with those of its chat templates."""
+    files = [path.name for path in folder.iterdir() if path.is_file()]
+    files += [f"{TEMPLATE_FOLDER}/{path.name}" for path in folder.glob(f"{TEMPLATE_FOLDER}/*")]
+    return sorted(files)
+
+
+def _mark(file: Path, store: Path, progress: Progress) -> str:
+    """What changes with the file: of weights their size and time, of all else the content."""
+    if file.suffix == ".safetensors":
+        return f"{file.name} {stamp_of(file)}"
+    return f"{file.name} {digest_of(file, store, progress)}"
 
 
 def _check_is_model(source: Path, names: list[str], engine: str) -> None:
     """Say what a folder lacks that holds no weights, or only half of an OpenVINO model."""
     halves = [name for name in OPENVINO_MODEL if name in names]
     weights = [name for name in names if name.endswith((".safetensors", ".gguf"))]
+    if "adapter_config.json" in names and not halves and "config.json" not in names:
+        raise _adapter(source)
+    if halves and engine == "cpu" and not weights:
+        return  # refused by what is there instead
     if len(halves) == 1 or (not halves and not weights):
         missing = [name for name in (*OPENVINO_MODEL, *_NEEDED) if name not in names]
+        if engine == "cpu":
+            missing = ["weights (*.safetensors)", *(n for n in _NEEDED if n not in names)]
         pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
         if pickles and not halves:
             raise ModelError(
@@ -73,10 +109,19 @@ def _check_is_model(source: Path, names: list[str], engine: str) -> None:
         )
 
 
-def _fill(folder: Path, source: Path, names: tuple[str, ...], called: str, digest: str) -> None:
+def _adapter(source: Path) -> ModelError:
+    base = read_json(source / "adapter_config.json").get("base_model_name_or_path")
+    of = f" of {base}" if isinstance(base, str) and base else ""
+    return ModelError(
+        f"{source} is an adapter (LoRA){of}, not a model by itself. Merge it into its base model "
+        "(with peft: merge_and_unload, then save_pretrained), and give the merged folder."
+    )
+
+
+def _fill(folder: Path, source: Path, wanted: Wanted, called: str, digest: str) -> None:
     config = read_json(source / "config.json")
     tokenizer = read_json(source / "tokenizer.json")
-    settings = read_json(source / "tokenizer_config.json", optional=True)
+    settings = read_settings(source)
     generation = read_json(source / "generation_config.json", optional=True)
     nested = config.get("text_config")
     text = nested if isinstance(nested, Mapping) else config
@@ -85,17 +130,20 @@ def _fill(folder: Path, source: Path, names: tuple[str, ...], called: str, diges
         raise ModelError(
             f"{source / 'config.json'} lacks 'max_position_embeddings' or 'vocab_size'."
         )
-    bos = text.get("bos_token_id", config.get("bos_token_id"))
-    ends = _end_tokens(source, generation, text, config)
-    template = _chat_template(source, settings)
-    for file in names:
-        (folder / file).symlink_to((source / file).resolve())
+    ids, special = ids_of(tokenizer), special_tokens(settings)
+    ends = end_tokens(source, special.get("eos_token"), ids, generation, text, config)
+    ends = tuple(end for end in ends if end < size) or ends
+    template, named = chat_templates(source, settings)
+    if digest:
+        for file in wanted.names:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).symlink_to((source / file).resolve())
     version = mistral_version_of(tokenizer, template)
     common: dict[str, Any] = {
         "name": called,
         "context_length": context,
         "vocab_size": size,
-        "bos_token_id": bos if isinstance(bos, int) else None,
+        "source": "" if digest else named_source(source, folder),
         "weights_digest": digest,
         "sampling": of_generation_config(generation),
         **_kv_size(config),
@@ -107,20 +155,25 @@ def _fill(folder: Path, source: Path, names: tuple[str, ...], called: str, diges
         prepared = PreparedModel(
             **common,
             eos_token_ids=vocabulary.eos_token_ids,
-            add_bos=True,
             tokenizer_kind="mistral",
             tokenizer_file=f"mistral-{shipped.name}",
             mistral_version=version,
         )
     else:
         vocabulary = hf_vocabulary(tokenizer, size, ends)
+        prefix, suffix = around_text(tokenizer, ids)
+        if not digest:
+            shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
         prepared = PreparedModel(
             **common,
             eos_token_ids=ends,
-            add_bos=isinstance(bos, int) and settings.get("add_bos_token") is True,
+            text_prefix=prefix,
+            text_suffix=suffix,
             tokenizer_kind="hf",
             tokenizer_file="tokenizer.json",
             chat_template=template,
+            named_templates=named,
+            special_tokens=special,
         )
     save_vocabulary(vocabulary, folder)
     save_prepared(prepared, folder)
@@ -132,43 +185,3 @@ def _kv_size(config: Mapping[str, Any]) -> dict[str, int]:
     except ModelError:
         return {}
     return {"kv_elements": shape.kv_elements, "head_dim": shape.head_dim}
-
-
-def _end_tokens(source: Path, *documents: Mapping[str, Any]) -> tuple[int, ...]:
-    """The tokens that end an answer, by the first document that names some."""
-    for document in documents:
-        ends = document.get("eos_token_id")
-        ends = tuple(ends) if isinstance(ends, list) else (ends,)
-        if ends and all(isinstance(token, int) for token in ends):
-            return ends
-    raise ModelError(f"{source} names no end-of-text token (eos_token_id).")
-
-
-def _chat_template(source: Path, settings: Mapping[str, Any]) -> str | None:
-    file = source / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text("utf-8")
-    template = settings.get("chat_template")
-    if template is None:
-        template = read_json(source / "chat_template.json", optional=True).get("chat_template")
-    if isinstance(template, list):  # several, by name
-        by_name = {
-            entry.get("name"): entry.get("template")
-            for entry in template
-            if isinstance(entry, Mapping)
-        }
-        template = by_name.get("default")
-    return template if isinstance(template, str) else None
-
-
-def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """A JSON object from a model's file. Raises: ModelError when it is none."""
-    if optional and not path.is_file():
-        return {}
-    try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ModelError(f"{path} is not a JSON object.")
-    return document

@@ -18,7 +18,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 def mistral_version_of(tokenizer: Mapping[str, Any], template: str | None) -> str | None:
     """The version of Mistral's tokenizer that this is, piece by piece, or None."""
-    entries = _entries(tokenizer)
+    entries = ids_of(tokenizer)
     if not entries or sorted(entries.values()) != list(range(len(entries))):
         return None
     pieces = sorted(entries, key=lambda piece: entries[piece])
@@ -59,10 +59,13 @@ def hf_vocabulary(tokenizer: Mapping[str, Any], size: int, ends: tuple[int, ...]
     )
 
 
-def _entries(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+def ids_of(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """The id of each token of a tokenizer.json by its text, added ones too."""
     model = tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, Mapping) else None
     entries = dict(vocab) if isinstance(vocab, Mapping) else {}
+    if isinstance(vocab, list):  # Unigram's: pairs of text and score
+        entries = {entry[0]: token for token, entry in enumerate(vocab)}
     for added in tokenizer.get("added_tokens") or ():
         entries[added["content"]] = added["id"]
     return entries

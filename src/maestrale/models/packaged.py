@@ -16,8 +16,7 @@ from pathlib import Path
 
 from maestrale.errors import ModelError
 from maestrale.models.catalog import KnownModel, packaged_weights
-from maestrale.models.convert import Progress
-from maestrale.models.store import digest_of, locked
+from maestrale.models.store import Progress, digest_of, locked
 
 # What requirements.lock has; a test holds the two together.
 WHEELS = {

@@ -1,10 +1,12 @@
-"""A prepared model: a folder in the cache with all that serving needs, ready to load.
+"""A prepared model: a small folder in the cache with what serving needs beside the weights.
 
-openvino_model.xml, .bin   weights as an OpenVINO IR (from the GGUF, converted once)
 tokenizer.json             Hugging Face tokenizer (tokenizer_kind "hf"), or the Mistral
                            tokenizer file named by `tokenizer_file` (kind "mistral")
 vocabulary.msgpack         what each token spells (models/load_vocabulary.py)
 maestrale.json             this struct
+
+The weights stay where they are: for the CPU engine `source` names them, for vLLM they are linked.
+The openvino engine's are converted into the folder: openvino_model.xml, .bin.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 METADATA_FILE = "maestrale.json"
 WEIGHTS_FILE = "openvino_model.bin"
 GRAPH_FILE = "openvino_model.xml"
+SOURCE_LINK = "source"
 MOST_READ = 64 << 20  # bytes of a file that is read and compared at each start; others by size
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 # A string that is no UTF-8 has an error of its own.
@@ -31,27 +34,35 @@ _BROKEN = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class PreparedModel(Struct, frozen=True, kw_only=True):
-    """What is known of a prepared model. Lengths in tokens; `weights_digest` is a SHA-256.
+    """What is known of a prepared model. Lengths in tokens.
 
-    `vocab_size` is the length of a row of logits. `add_bos` tells that plain text (not chat,
-    whose template decides) begins with `bos_token_id`. `sizes` holds the bytes of each file
-    beside this one, by name: a folder that differs was damaged. `kv_elements`: what one token
-    adds to the KV cache, keys and values in all layers; with `head_dim` it tells beforehand what
-    fits (both None where the source doesn't say). `sampling`: how its makers want it sampled.
-    `digests`: SHA-256 of the files that are read again at each start; `checksum`: of this struct.
+    `source`: the path of the weights, a GGUF file (of a split one the first part) or a folder of
+    safetensors (`weights_path`); empty where they are in the folder itself. `weights_digest`: a
+    SHA-256 of them; empty for the CPU engine, which learns it as it reads them.
+    `vocab_size` is the length of a row of logits. Plain text (not chat, whose template decides)
+    is put between `text_prefix` and `text_suffix`. `named_templates`: further chat templates, such
+    as tool_use. `special_tokens`: what templates call bos_token, eos_token and so on. `sizes` holds
+    the bytes of each file beside this one, by name: a folder that differs was damaged.
+    `kv_elements`: what one token adds to the KV cache, keys and values in all layers; with
+    `head_dim` it tells beforehand what fits (both None where the source doesn't say). `sampling`:
+    how its makers want it sampled. `digests`: SHA-256 of the files that are read again at each
+    start; `checksum`: of this struct.
     """
 
     name: str
     context_length: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
-    bos_token_id: int | None
-    add_bos: bool = False
+    text_prefix: tuple[int, ...] = ()
+    text_suffix: tuple[int, ...] = ()
     tokenizer_kind: Literal["hf", "mistral"]
     tokenizer_file: str  # relative to the folder
     mistral_version: str | None = None  # "v1", "v3", ... for tokenizer_kind "mistral"
     chat_template: str | None = None
-    weights_digest: str
+    named_templates: dict[str, str] = {}
+    special_tokens: dict[str, str] = {}
+    source: str = ""
+    weights_digest: str = ""
     kv_elements: int | None = None
     head_dim: int | None = None
     sampling: SamplingDefaults = NEUTRAL
@@ -59,6 +70,26 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     digests: dict[str, str] = {}
     checksum: str = ""
     format_version: int = FORMAT_VERSION
+
+
+def named_source(path: Path, folder: Path) -> str:
+    """What `source` is to be for weights at `path`, in the prepared model in `folder`.
+
+    A path that is no text, which JSON can't hold, becomes a link in the folder.
+    """
+    path = path.absolute()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        (folder / SOURCE_LINK).symlink_to(path)
+        return SOURCE_LINK
+    return str(path)
+
+
+def weights_path(prepared: PreparedModel, folder: Path) -> Path:
+    """Where the weights of the prepared model in `folder` are: a file, or a folder."""
+    path = folder / prepared.source
+    return path.readlink() if prepared.source == SOURCE_LINK else path
 
 
 def load_prepared(folder: Path) -> PreparedModel:
@@ -107,7 +138,8 @@ def _checksum(prepared: PreparedModel) -> str:
 
 def save_prepared(prepared: PreparedModel, folder: Path) -> None:
     """Write `maestrale.json`, with sizes and digests of the files that stand in `folder`."""
-    files = [file for file in folder.iterdir() if file.is_file() and file.name != METADATA_FILE]
+    beside = (METADATA_FILE, SOURCE_LINK)
+    files = [file for file in folder.iterdir() if file.is_file() and file.name not in beside]
     sizes = {file.name: file.stat().st_size for file in files}
     digests = {file.name: _digest(file) for file in files if sizes[file.name] <= MOST_READ}
     complete = structs.replace(prepared, sizes=sizes, digests=digests)

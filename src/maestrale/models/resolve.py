@@ -8,14 +8,15 @@ from maestrale.config import hub_settings
 from maestrale.errors import ModelError
 from maestrale.hub_settings import HubSettings
 from maestrale.models.catalog import KnownModel, find_model, unknown_model
-from maestrale.models.convert import Progress, convert_gguf
+from maestrale.models.convert import convert_gguf
+from maestrale.models.gguf_model import fill_from_gguf
 from maestrale.models.hf_folder import prepare_folder
 from maestrale.models.hub_names import hub_name
 from maestrale.models.local import local_path, refuse_revision
 from maestrale.models.packaged import weights_of
 from maestrale.models.prepared import METADATA_FILE, damage, load_prepared
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
-from maestrale.models.store import build_once, digest_of
+from maestrale.models.store import Progress, build_once, digest_of, key_of, stamp_of
 from maestrale.text_files import readable
 
 WHAT_WORKS = (
@@ -23,7 +24,9 @@ WHAT_WORKS = (
     "mistralai/Mistral-7B-Instruct-v0.2 (from the hub), the path of a .gguf file, or a folder "
     "with a model."
 )
-CPU_ENGINE, GPU_ENGINE = "openvino", "vllm"
+# `cpu` reads the file itself; `openvino`, which it will replace, gets it converted.
+CPU_ENGINE, GPU_ENGINE, OWN_ENGINE = "openvino", "vllm", "cpu"
+_HEAD = 8 << 20  # bytes at the beginning of a GGUF file, where its metadata is
 # Pickles run code when they are read, so they are never opened.
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
@@ -40,22 +43,24 @@ def prepare(
     """The folder of the prepared model that `model` names, for the engine of that name.
 
     `model` is a known name, ORG/NAME (or ORG/NAME:VARIANT) on the hub, a .gguf file or a folder.
-    Fetches what isn't here, converts what needs converting, once, into `cache_dir`; the result
-    is named by the SHA-256 of its source. `progress(phase, fraction)` is called along the way;
-    the fraction is None where it can't be known.
+    Fetches what isn't here, converts what needs converting, once, into `cache_dir`; the result is
+    named by a digest of its source. For the engine `cpu` nothing is converted: the weights stay
+    where they are, so this takes a second at first and milliseconds later. `progress(phase,
+    fraction)` is called along the way; the fraction is None where it can't be known.
 
     Raises: ModelError with what is wrong and what would work.
     """
-    if engine != GPU_ENGINE:
+    if engine not in (GPU_ENGINE, OWN_ENGINE):
         engine = CPU_ENGINE  # the scripted one, say
     known = find_model(model)
     path = None if known is not None else local_path(model)
     try:
-        if known is not None and engine == CPU_ENGINE:
+        if known is not None and engine != GPU_ENGINE:
             weights = weights_of(known, cache_dir, progress)
             if weights is not None:
                 refuse_revision(model, revision)
-                return _prepare_gguf(weights, known.short_name, cache_dir, progress, known.sampling)
+                name, sampling = known.short_name, known.sampling
+                return _prepare_gguf(weights, name, cache_dir, progress, engine, sampling)
         if path is not None:
             refuse_revision(model, revision)
             return _prepare_path(path, cache_dir, progress, engine)
@@ -74,7 +79,7 @@ def remote_source(model: str, known: KnownModel | None, engine: str) -> tuple[st
     Raises: ModelError when `model` can't be a name on the hub.
     """
     name = known.name if known is not None else model
-    if known is not None and engine == CPU_ENGINE and known.cpu_source:
+    if known is not None and engine != GPU_ENGINE and known.cpu_source:
         name = known.cpu_source
     found = hub_name(name)
     if found is None:
@@ -101,7 +106,7 @@ def _prepare_remote(
     name = known.name if known is not None else model
     if pulled.kind == "gguf":
         sampling = known.sampling if known is not None else NEUTRAL
-        return _prepare_gguf(pulled.weights.resolve(), name, cache_dir, progress, sampling)
+        return _prepare_gguf(pulled.weights, name, cache_dir, progress, engine, sampling)
     return prepare_folder(pulled.snapshot, cache_dir / "models", progress, engine=engine, name=name)
 
 
@@ -122,12 +127,12 @@ def _prepare_path(path: Path, cache_dir: Path, progress: Progress, engine: str) 
         )
     if path.suffix.lower() == ".safetensors":
         raise ModelError(f"{path} is one file of a model. Give its folder: {path.parent}")
-    if engine != CPU_ENGINE:
+    if engine == GPU_ENGINE:
         raise ModelError(
             f"{path} is for the CPU engine; {engine} needs a folder with safetensors, or a name on "
             "the hub. Leave out --engine, or give it --engine openvino."
         )
-    return _prepare_gguf(path, readable(path.stem), cache_dir, progress)
+    return _prepare_gguf(path, readable(path.stem), cache_dir, progress, engine)
 
 
 def _prepare_gguf(
@@ -135,10 +140,20 @@ def _prepare_gguf(
     name: str,
     cache_dir: Path,
     progress: Progress,
+    engine: str,
     sampling: SamplingDefaults = NEUTRAL,
 ) -> Path:
     store = cache_dir / "models"
     try:
+        if engine == OWN_ENGINE:
+            path = path.absolute()
+            marks = [str(path), stamp_of(path, head=_HEAD), name, repr(sampling)]
+            return build_once(
+                store,
+                key_of(marks),
+                lambda folder: fill_from_gguf(path, folder, name=name, sampling=sampling),
+                progress,
+            )
         digest = digest_of(path, store, progress)
         return build_once(
             store,

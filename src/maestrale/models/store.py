@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,6 +58,21 @@ def digest_of(path: Path, store: Path, progress: Progress) -> str:
     notes.mkdir(parents=True, exist_ok=True)
     note.write_bytes(msgspec.json.encode(_Stamp(*seen, digest.hexdigest())))
     return digest.hexdigest()
+
+
+def key_of(marks: Iterable[str]) -> str:
+    """One digest of several texts; paths among them may be any bytes."""
+    return hashlib.sha256(b"\n".join(os.fsencode(mark) for mark in marks)).hexdigest()
+
+
+def stamp_of(path: Path, *, head: int = 0) -> str:
+    """What changes with a file that is too large to be read: size, time and its first bytes."""
+    status = path.stat()
+    seen = f"{status.st_size} {status.st_mtime_ns}"
+    if head:
+        with path.open("rb") as file:
+            seen += f" {hashlib.sha256(file.read(head)).hexdigest()}"
+    return seen
 
 
 def build_once(store: Path, digest: str, build: Callable[[Path], None], progress: Progress) -> Path:

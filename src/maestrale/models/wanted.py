@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from maestrale.errors import ModelError
+from maestrale.models.catalog import find_model
 
 Kind = Literal["safetensors", "openvino", "gguf"]
 
@@ -17,22 +18,39 @@ _SMALL = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
     "vocab.json", "merges.txt", "tokenizer.model", "tokenizer.model.v*", "tekken.json",
+    "additional_chat_templates/*.jinja",
 )  # fmt: skip
 _SAFETENSORS_BESIDE = ("*.safetensors.index.json", "params.json", "preprocessor_config.json",
                        "processor_config.json", "quant*_config.json")  # fmt: skip
 # What OpenVINO's reader of GGUF takes, the best trade of size and quality first.
-_QUANTISATIONS = ("Q4_K_M", "Q4_0", "Q4_1", "Q4_K_S", "Q8_0", "Q6_K", "F16", "BF16")
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+_OPENVINO_TYPES = ("Q4_K_M", "Q4_0", "Q4_1", "Q4_K_S", "Q8_0", "Q6_K", "F16", "BF16")
+# The same for the CPU engine, which takes them all. A model in the last three only is taken from
+# safetensors where there are some.
+_TYPES = (
+    "Q4_K_M", "Q4_K_L", "Q4_K_XL", "Q4_K_S", "Q4_0", "Q4_1", "MXFP4", "MXFP4_MOE", "IQ4_NL",
+    "IQ4_XS", "Q5_K_M", "Q5_K_L", "Q5_K_XL", "Q5_K_S", "Q5_0", "Q5_1", "Q6_K", "Q6_K_L", "Q6_K_XL",
+    "Q8_0", "Q8_K_XL", "Q3_K_XL", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS",
+    "IQ3_XXS", "Q2_K_XL", "Q2_K_L", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS",
+    "IQ1_M", "IQ1_S",
+)  # fmt: skip
+_WHOLE_TYPES = ("BF16", "F16", "F32")
+_PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
+_NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+_EXPORTED = re.compile(r"[-_.]?(?:int8|int4|fp16|nf4)?(?:[-_](?:cw|asym|sym))?[-_](?:ov|openvino)$")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """`names` in the order of the listing; `weights` is the first file of weights among them."""
+    """`names` in the order of the listing; `weights` is the first file of weights among them.
+
+    `others`: what else there was to choose from, where one GGUF file was picked of several.
+    """
 
     kind: Kind
     names: tuple[str, ...]
     weights: str
+    others: tuple[str, ...] = ()
 
 
 def wanted_files(repo: str, names: Sequence[str], engine: str, variant: str = "") -> Wanted:
@@ -44,59 +62,132 @@ def wanted_files(repo: str, names: Sequence[str], engine: str, variant: str = ""
     safetensors = _safetensors(top)
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
     has_ir = all(name in top for name in OPENVINO_MODEL)
+    if "adapter_config.json" in top and not safetensors and not ggufs and not has_ir:
+        raise ModelError(_adapter(repo))
     if engine == "vllm":
         if safetensors:
-            small = _matching(top, (*_SMALL, *_SAFETENSORS_BESIDE))
-            return _ordered("safetensors", names, [*small, *safetensors], safetensors[0])
+            return _folder(names, safetensors)
         raise ModelError(_nothing_for_vllm(repo, top, has_ir, ggufs))
+    if engine == "cpu":
+        quantised = any(_type(name) in _TYPES for name in _models(ggufs))
+        if variant or quantised or (ggufs and not safetensors):
+            return _gguf(repo, _models(ggufs), variant)
+        if safetensors:
+            return _folder(names, safetensors)
+        raise ModelError(_exported(repo) if has_ir else _no_weights(repo, top))
     if variant or (ggufs and not has_ir):
-        gguf = _gguf(repo, ggufs, variant)
-        return Wanted("gguf", (gguf,), gguf)
+        return _gguf_for_openvino(repo, ggufs, variant)
     if has_ir:
-        return _ordered("openvino", names, [*_matching(top, _SMALL), *OPENVINO_MODEL],
+        return _ordered("openvino", names, [*_matching(names, _SMALL), *OPENVINO_MODEL],
                         "openvino_model.bin")  # fmt: skip
-    raise ModelError(_nothing_for_cpu(repo, top, bool(safetensors)))
+    raise ModelError(_nothing_for_openvino(repo, top, bool(safetensors)))
 
 
 def _safetensors(names: Sequence[str]) -> list[str]:
     """The weights in Hugging Face's naming; Mistral's second copy (consolidated) only alone."""
-    files = [name for name in names if name.endswith(".safetensors")]
+    files = [
+        name
+        for name in names
+        if name.endswith(".safetensors") and not name.startswith("adapter_model")
+    ]
     models = [name for name in files if not name.startswith("consolidated")]
     return models or files
 
 
-def _gguf(repo: str, ggufs: Sequence[str], variant: str) -> str:
+def _folder(names: Sequence[str], safetensors: Sequence[str]) -> Wanted:
+    small = _matching(names, (*_SMALL, *_SAFETENSORS_BESIDE))
+    return _ordered("safetensors", names, [*small, *safetensors], safetensors[0])
+
+
+def _models(ggufs: Sequence[str]) -> dict[str, list[str]]:
+    """The models among GGUF files: the name of each, or of its first part → all its parts."""
+    models: dict[str, list[str]] = {}
+    for name in ggufs:
+        if not _NO_MODEL.search(name.rpartition("/")[2]):
+            models.setdefault(_PART.sub(r"-00001-of-\2", name), []).append(name)
+    return {first: sorted(parts) for first, parts in models.items()}
+
+
+def _gguf(repo: str, models: Mapping[str, list[str]], variant: str) -> Wanted:
+    picked = _named(models, variant) if variant else _best(models)
+    if picked is not None:
+        others = (
+            () if variant else tuple(sorted(_called(name) for name in models if name != picked))
+        )
+        return Wanted("gguf", tuple(models[picked]), picked, others)
+    there = ", ".join(sorted({_called(name) for name in models})) or "none"
     if variant:
-        wanted = variant.casefold()
-        found = [name for name in ggufs if name.casefold() == wanted] or [
-            name for name in ggufs if _quantisation(name).casefold() == wanted
-        ]
-        if found:
-            return found[0]
-        there = ", ".join(sorted({_quantisation(name) or name for name in ggufs})) or "none"
         raise ModelError(f"{repo} has no GGUF file {variant!r}. It has: {there}.")
-    whole = [name for name in ggufs if not _SPLIT.search(name)]
-    for quantisation in _QUANTISATIONS:
-        for name in whole:
-            if _quantisation(name).casefold() == quantisation.casefold():
-                return name
-    if len(whole) == 1:
-        return whole[0]
     raise ModelError(
-        f"{repo} has GGUF files, none of a kind known to work here ({', '.join(_QUANTISATIONS)}, "
+        f"{repo} has several GGUF files, and their names don't tell how they differ. Name one: "
+        f"{repo}:FILE.gguf. It has: {there}."
+    )
+
+
+def _best(models: Mapping[str, list[str]]) -> str | None:
+    for kind in (*_TYPES, *_WHOLE_TYPES):
+        for name in models:
+            if _type(name) == kind:
+                return name
+    return next(iter(models)) if len(models) == 1 else None
+
+
+def _named(models: Mapping[str, list[str]], variant: str) -> str | None:
+    wanted = variant.casefold().removesuffix(".gguf")
+    for name, parts in models.items():
+        if any(wanted == part.casefold().removesuffix(".gguf") for part in parts):
+            return name
+    for name in models:
+        if _type(name).casefold() == wanted:
+            return name
+    for name in models:  # UD-Q4_K_XL, or a file within a folder
+        stem = _PART.sub("", name).casefold().removesuffix(".gguf")
+        if re.search(rf"(?:^|[-._/]){re.escape(wanted)}$", stem):
+            return name
+    return None
+
+
+def _called(name: str) -> str:
+    """What to give as the variant: the type of weights, or the file's name."""
+    return _type(name) or name
+
+
+def _gguf_for_openvino(repo: str, ggufs: Sequence[str], variant: str) -> Wanted:
+    models = _models(ggufs)
+    if variant:
+        return _gguf(repo, models, variant)
+    whole = {name: parts for name, parts in models.items() if not _PART.search(name)}
+    for kind in _OPENVINO_TYPES:
+        for name in whole:
+            if _type(name) == kind:
+                return Wanted("gguf", (name,), name)
+    if len(whole) == 1:
+        only = next(iter(whole))
+        return Wanted("gguf", (only,), only)
+    raise ModelError(
+        f"{repo} has GGUF files, none of a kind known to work here ({', '.join(_OPENVINO_TYPES)}, "
         f"in one file). Name one: {repo}:FILE.gguf"
     )
 
 
-def _quantisation(name: str) -> str:
-    """`model-Q4_K_M.gguf`, `model.q8_0.gguf` → the kind; empty where the name doesn't tell."""
-    match = re.search(r"[-._]((?:I?Q\d\w*)|B?F(?:16|32))\.gguf$", name, re.IGNORECASE)
-    return match[1] if match else ""
+def _type(name: str) -> str:
+    """`model-Q4_K_M.gguf`, `model.q8_0.gguf` → the type; empty where the name doesn't tell."""
+    match = re.search(
+        r"[-._](I?Q\d\w*|MXFP4(?:_MOE)?|B?F(?:16|32)|FP(?:16|32))\.gguf$",
+        _PART.sub("", name),
+        re.IGNORECASE,
+    )
+    return match[1].upper().replace("FP16", "F16").replace("FP32", "F32") if match else ""
 
 
 def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """A pattern's star stands for no slash."""
     kept = list(patterns)
-    return [name for name in names if any(fnmatch.fnmatchcase(name, one) for one in kept)]
+    return [
+        name
+        for name in names
+        if any(fnmatch.fnmatchcase(name, one) and name.count("/") == one.count("/") for one in kept)
+    ]
 
 
 def _ordered(kind: Kind, names: Sequence[str], kept: Iterable[str], weights: str) -> Wanted:
@@ -114,7 +205,7 @@ def _nothing_for_vllm(repo: str, names: Sequence[str], has_ir: bool, ggufs: Sequ
     return _no_weights(repo, names)
 
 
-def _nothing_for_cpu(repo: str, names: Sequence[str], safetensors: bool) -> str:
+def _nothing_for_openvino(repo: str, names: Sequence[str], safetensors: bool) -> str:
     if not safetensors:
         return _no_weights(repo, names)
     short = repo.rpartition("/")[2]
@@ -124,6 +215,29 @@ def _nothing_for_cpu(repo: str, names: Sequence[str], safetensors: bool) -> str:
         f"repository that holds one: OpenVINO/{short}-int4-ov and bartowski/{short}-GGUF are "
         "usual names; or convert it once with 'optimum-cli export openvino' and give the "
         "folder. On a machine with an NVIDIA GPU, --engine vllm serves it as it is."
+    )
+
+
+def _exported(repo: str) -> str:
+    """For an OpenVINO model, with where the same model comes from in a format that is read."""
+    short = _EXPORTED.sub("", repo.rstrip("/").rpartition("/")[2])
+    known = find_model(short)
+    source = (
+        f"its name alone, {known.name}, or {known.cpu_source}"
+        if known is not None and known.cpu_source
+        else f"the repository of the original model, or a GGUF file of it (bartowski/{short}-GGUF "
+        "is a usual name)"
+    )
+    return (
+        f"{repo} is a model in OpenVINO's format, which the CPU engine does not read: it takes "
+        f"GGUF files and safetensors. Give the same model so: {source}."
+    )
+
+
+def _adapter(repo: str) -> str:
+    return (
+        f"{repo} is an adapter (LoRA), not a model by itself. Merge it into its base model (with "
+        "peft: merge_and_unload, then save_pretrained), and give the merged folder."
     )
 
 

@@ -10,8 +10,7 @@ from typing import Protocol
 from maestrale.errors import ModelError
 from maestrale.models.catalog import CATALOG, find_model
 from maestrale.models.load_vocabulary import load_vocabulary
-from maestrale.models.prepared import PreparedModel, load_prepared
-from maestrale.models.vocabulary import Vocabulary
+from maestrale.models.prepared import load_prepared
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.text_files import decode_text
@@ -86,9 +85,11 @@ def encoder_for(
         document,
         vocabulary,
         prepared.chat_template if chat_template is None else chat_template,
-        _constants(prepared, vocabulary),
-        prepared.bos_token_id if prepared.add_bos else None,
+        prepared.special_tokens,
+        prepared.text_prefix,
         tool_call_parser,
+        text_suffix=prepared.text_suffix,
+        tool_template=prepared.named_templates.get("tool_use") if chat_template is None else None,
     )
 
 
@@ -118,12 +119,3 @@ def encoder_for_name(name: str) -> PromptEncoder:
 
     version = known.mistral_version
     return MistralEncoder(shipped_file(version), mistral_vocabulary(version, 0))
-
-
-def _constants(prepared: PreparedModel, vocabulary: Vocabulary) -> dict[str, str]:
-    """The names of special tokens that templates use."""
-    names: dict[int | None, str] = {token: name for name, token in vocabulary.control_ids.items()}
-    return {
-        "bos_token": names.get(prepared.bos_token_id, ""),
-        "eos_token": names.get(prepared.eos_token_ids[0], ""),
-    }

@@ -40,12 +40,17 @@ class TemplateEncoder:
         vocabulary: Vocabulary,
         template: str | None,
         constants: Mapping[str, str],
-        bos_token_id: int | None,
+        text_prefix: tuple[int, ...] = (),
         tool_call_parser: str | None = None,
+        *,
+        text_suffix: tuple[int, ...] = (),
+        tool_template: str | None = None,
     ) -> None:
-        """`tokenizer` is the document of a `tokenizer.json`; `bos_token_id` leads plain text.
+        """`tokenizer` is the document of a `tokenizer.json`.
 
-        `tool_call_parser` names the format of tool calls; by default the template tells it.
+        Plain text is put between `text_prefix` and `text_suffix`. `tool_template` stands in for
+        `template` where a request has tools. `tool_call_parser` names the format of tool calls; by
+        default the template tells it.
 
         Raises: ModelError when the tokenizer or the template can't be used.
         """
@@ -58,15 +63,19 @@ class TemplateEncoder:
         self._plain = _without_markers(tokenizer, self._markers)
         self._vocabulary = vocabulary
         self._longest = max(map(len, vocabulary.token_bytes))
-        self._bos = bos_token_id
+        self._prefix, self._suffix = text_prefix, text_suffix
         self._template = ChatTemplate(template, constants) if template is not None else None
+        self._tool_template = self._template
+        if tool_template is not None:
+            self._tool_template = ChatTemplate(tool_template, constants)
         self.tool_format: ToolFormat | None = None
         if self._template is not None:
             self._try_out(self._template)
+        if self._tool_template is not None:
             if tool_call_parser is not None:
                 self.tool_format = format_by_name(tool_call_parser, vocabulary)
-            elif self._template.uses_tools:
-                self.tool_format = format_of_template(self._template.source, vocabulary)
+            elif self._tool_template.uses_tools:
+                self.tool_format = format_of_template(self._tool_template.source, vocabulary)
 
     def encode_chat(
         self,
@@ -82,7 +91,7 @@ class TemplateEncoder:
         `max_tokens` refuses a prompt that can't fit before time is spent on it.
         Raises: InvalidRequest, ContextLengthExceeded.
         """
-        template = self._template
+        template = self._tool_template if tools else self._template
         if template is None:
             raise InvalidRequest(
                 "This model has no chat template; use /v1/completions, or serve it with "
@@ -113,7 +122,7 @@ class TemplateEncoder:
         """
         refuse_if_hopeless((text,), self._longest, max_tokens)
         ids = self._encode_plain(text, max_tokens)
-        return (self._bos, *ids) if add_bos and self._bos is not None else tuple(ids)
+        return (*self._prefix, *ids, *self._suffix) if add_bos else tuple(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """What these tokens spell, control tokens by their names.

@@ -85,7 +85,6 @@ class TestArguments:
             context_length=8192,
             vocab_size=10,
             eos_token_ids=EOS,
-            bos_token_id=None,
             tokenizer_kind="hf",
             tokenizer_file="tokenizer.json",
             weights_digest="d",

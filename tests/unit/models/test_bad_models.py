@@ -151,7 +151,6 @@ PREPARED = PreparedModel(
     context_length=32768,
     vocab_size=4,
     eos_token_ids=(1,),
-    bos_token_id=None,
     tokenizer_kind="hf",
     tokenizer_file="tokenizer.json",
     weights_digest="",

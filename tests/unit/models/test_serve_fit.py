@@ -46,7 +46,6 @@ def test_each_stage_of_a_pipeline_holds_its_layers_alone(
         context_length=8192,
         vocab_size=128256,
         eos_token_ids=(1,),
-        bos_token_id=None,
         tokenizer_kind="hf",
         tokenizer_file="tokenizer.json",
         weights_digest="",

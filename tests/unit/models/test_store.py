@@ -35,7 +35,6 @@ def fill(folder: Path) -> None:
         context_length=8,
         vocab_size=4,
         eos_token_ids=(1,),
-        bos_token_id=None,
         tokenizer_kind="hf",
         tokenizer_file="tokenizer.json",
         weights_digest=DIGEST,

@@ -66,7 +66,7 @@ def test_one_gguf_is_taken(variant: str, file: str) -> None:
         (MISTRAL, "openvino", "", r"safetensors\. The CPU engine.*OpenVINO/m-int4-ov"),
         (OPENVINO, "vllm", "", "an OpenVINO model; vLLM needs safetensors"),
         (GGUFS, "vllm", "", "GGUF files; vLLM needs safetensors"),
-        (GGUFS, "openvino", "Q3_K", r"no GGUF file 'Q3_K'. It has: Q2_K, Q4_0"),
+        (GGUFS, "openvino", "Q3_K", r"no GGUF file 'Q3_K'. It has: BF16, F16, Q2_K"),
         (("a-IQ1_S.gguf", "b-IQ2_M.gguf"), "openvino", "", "none of a kind known"),
         (("config.json", "pytorch_model.bin"), "vllm", "", "pickles"),
         (("README.md",), "openvino", "", "no weights"),
@@ -77,6 +77,80 @@ def test_what_is_not_there_is_said(
 ) -> None:
     with pytest.raises(ModelError, match=said):
         wanted_files("org/m", names, engine, variant)
+
+
+MANY = (
+    "README.md", "m-IQ4_XS.gguf", "m-Q8_0.gguf", "m-q4_k_m-00002-of-00002.gguf",
+    "m-q4_k_m-00001-of-00002.gguf", "mmproj-m-f16.gguf", "UD/m-UD-Q6_K_XL-00001-of-00002.gguf",
+    "UD/m-UD-Q6_K_XL-00002-of-00002.gguf", "m-imatrix.gguf", "m-bf16.gguf",
+)  # fmt: skip
+Q4, UD = ("m-q4_k_m-00001-of-00002.gguf", "m-q4_k_m-00002-of-00002.gguf"), MANY[6:8]
+
+
+@pytest.mark.parametrize(
+    ("variant", "files"),
+    [
+        ("", Q4),
+        ("Q4_K_M", Q4),
+        (Q4[1], Q4),
+        ("m-q4_k_m-00001-of-00002", Q4),
+        ("q8_0", ("m-Q8_0.gguf",)),
+        ("UD-Q6_K_XL", UD),
+        ("Q6_K_XL", UD),
+        ("BF16", ("m-bf16.gguf",)),
+    ],
+)
+def test_the_cpu_engine_gets_all_parts_of_one_gguf(variant: str, files: tuple[str, ...]) -> None:
+    wanted = wanted_files("m", MANY, "cpu", variant)
+    assert (wanted.kind, wanted.names, wanted.weights) == ("gguf", files, files[0])
+    assert wanted.others == (() if variant else ("BF16", "IQ4_XS", "Q6_K_XL", "Q8_0"))
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "weights"),
+    [
+        (MISTRAL, "safetensors", "model-00001-of-00003.safetensors"),
+        ((*MISTRAL, "m-Q5_K_S.gguf"), "gguf", "m-Q5_K_S.gguf"),
+        ((*MISTRAL, "m.gguf"), "safetensors", "model-00001-of-00003.safetensors"),
+        (("params.json", "tekken.json", "consolidated.safetensors"), "safetensors",
+         "consolidated.safetensors"),
+        (("odd.gguf", "README.md"), "gguf", "odd.gguf"),
+        (("m-mxfp4.gguf", "m-F16.gguf"), "gguf", "m-mxfp4.gguf"),
+        (("a-fp16.gguf", "mmproj.gguf"), "gguf", "a-fp16.gguf"),
+    ],
+)  # fmt: skip
+def test_the_cpu_engine_reads_ggufs_and_safetensors(
+    names: tuple[str, ...], kind: str, weights: str
+) -> None:
+    wanted = wanted_files("m", names, "cpu")
+    assert (wanted.kind, wanted.weights) == (kind, weights)
+
+
+def test_chat_templates_come_along() -> None:
+    names = (*MISTRAL, "additional_chat_templates/tool_use.jinja", "onnx/config.json")
+    wanted = wanted_files("m", names, "cpu").names
+    assert "additional_chat_templates/tool_use.jinja" in wanted
+    assert "onnx/config.json" not in wanted
+
+
+@pytest.mark.parametrize(
+    ("repo", "names", "variant", "said"),
+    [
+        ("OpenVINO/Qwen3-8B-int4-ov", OPENVINO, "", "GGUF files and safetensors.*Qwen/Qwen3-8B"),
+        ("o/odd-fp16-ov", OPENVINO, "", "bartowski/odd-GGUF"),
+        ("o/m", MANY, "Q3_K", "no GGUF file 'Q3_K'. It has: BF16, IQ4_XS, Q4_K_M"),
+        ("o/m", MISTRAL, "Q4_K_M", "no GGUF file 'Q4_K_M'. It has: none"),
+        ("o/m", ("a.gguf", "b.gguf"), "", "don't tell how they differ.*o/m:FILE.gguf.*a.gguf"),
+        ("o/m", ("config.json", "pytorch_model.bin"), "", "pickles"),
+        ("o/m", ("adapter_config.json", "adapter_model.safetensors"), "", "adapter .LoRA.*Merge"),
+        ("o/m", ("README.md",), "", "no weights"),
+    ],
+)
+def test_what_the_cpu_engine_cannot_have_is_said(
+    repo: str, names: tuple[str, ...], variant: str, said: str
+) -> None:
+    with pytest.raises(ModelError, match=said):
+        wanted_files(repo, names, "cpu", variant)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def encoder_with(smollm_document: dict[str, Any], smollm_vocabulary: Vocabulary)
 
     def make(
         template: str | None,
-        bos_token_id: int | None = None,
+        text_prefix: tuple[int, ...] = (),
         tool_call_parser: str | None = None,
     ) -> TemplateEncoder:
         return TemplateEncoder(
@@ -59,7 +59,7 @@ def encoder_with(smollm_document: dict[str, Any], smollm_vocabulary: Vocabulary)
             smollm_vocabulary,
             template,
             {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
-            bos_token_id,
+            text_prefix,
             tool_call_parser,
         )
 

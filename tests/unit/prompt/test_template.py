@@ -238,7 +238,7 @@ def test_without_a_template_there_is_no_chat(encoder_with: Make) -> None:
 
 
 def test_plain_text_has_no_control_tokens(encoder_with: Make) -> None:
-    encoder = encoder_with(None, bos_token_id=1)
+    encoder = encoder_with(None, text_prefix=(1,))
     ids = encoder.encode_text("<|im_end|>")
     assert ids[0] == 1
     assert 2 not in ids

@@ -1,0 +1,201 @@
+"""What a Hugging Face folder says of its model beside the weights, taken as transformers takes it.
+
+Special tokens come from tokenizer_config.json (or, in old folders, special_tokens_map.json), what
+stands around plain text from tokenizer.json's post-processor, the ends of an answer from every
+file that names some, chat templates from files of their own before the settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from maestrale.errors import ModelError
+from maestrale.models.gguf_checks import LFS_POINTER, lfs_pointer
+
+TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
+_SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
+
+def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """A JSON object from a model's file. Raises: ModelError when it is none."""
+    if optional and not path.is_file():
+        return {}
+    content = path.read_bytes()
+    if content.startswith(LFS_POINTER):
+        raise lfs_pointer(path)
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{path} is not a JSON object.")
+    return document
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with what older folders keep in a file of its own."""
+    settings = read_json(folder / "tokenizer_config.json", optional=True)
+    if "added_tokens_decoder" in settings:
+        return settings
+    return settings | read_json(folder / "special_tokens_map.json", optional=True)
+
+
+def special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What a chat template calls bos_token, eos_token ...; also those with names of their own."""
+    found = {name: _content(settings.get(name)) for name in _SPECIAL}
+    found |= {
+        name: _content(value)
+        for name, value in settings.items()
+        if name.endswith("_token") and name not in found and not isinstance(value, bool)
+    }
+    extra = settings.get("extra_special_tokens")
+    if isinstance(extra, Mapping):
+        found |= {str(name): _content(value) for name, value in extra.items()}
+    return {name: content for name, content in found.items() if content is not None}
+
+
+def end_tokens(
+    folder: Path, eos: str | None, ids: Mapping[str, int], *documents: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """The tokens that end an answer: `eos`, the tokenizer's own, and those of all `documents`.
+
+    Raises: ModelError when there is none.
+    """
+    found = [ids[eos]] if eos is not None and eos in ids else []
+    for document in documents:
+        ends: Any = document.get("eos_token_id")
+        found += [end for end in (ends if isinstance(ends, list) else [ends]) if _is_id(end)]
+    if not found:
+        raise ModelError(
+            f"{folder} names no end-of-text token (eos_token_id in config.json or "
+            "generation_config.json, eos_token in tokenizer_config.json), so answers would never "
+            "end."
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def around_text(
+    tokenizer: Mapping[str, Any], ids: Mapping[str, int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens that the post-processor of a tokenizer.json puts before and after a text."""
+    for processor in _processors(tokenizer.get("post_processor")):
+        kind = processor.get("type")
+        if kind == "TemplateProcessing":
+            return _template_processing(processor, ids)
+        if kind in ("BertProcessing", "RobertaProcessing"):
+            first, last = processor.get("cls"), processor.get("sep")
+            if isinstance(first, list) and isinstance(last, list):
+                return tuple(first[1:]), tuple(last[1:])
+    return (), ()
+
+
+def chat_templates(folder: Path, settings: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
+    """The chat template, and the others by name (tool_use, rag).
+
+    Templates in files of their own stand before those in tokenizer_config.json.
+    """
+    named: dict[str, str] = {}
+    template = settings.get("chat_template")
+    if template is None:  # where processors of images kept it
+        template = read_json(folder / "chat_template.json", optional=True).get("chat_template")
+    if isinstance(template, str):
+        named["default"] = template
+    elif isinstance(template, Mapping):
+        named = {str(name): text for name, text in template.items() if isinstance(text, str)}
+    elif isinstance(template, list):
+        for entry in template:
+            name, text = (
+                (entry.get("name"), entry.get("template")) if isinstance(entry, Mapping) else (0, 0)
+            )
+            if isinstance(name, str) and isinstance(text, str):
+                named[name] = text
+    files = {}
+    if (folder / TEMPLATE_FILE).is_file():
+        files["default"] = _read_text(folder / TEMPLATE_FILE)
+    for file in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja")):
+        files[file.stem] = _read_text(file)
+    if files:
+        named = files if "default" in files else {**_only_default(named), **files}
+    return named.pop("default", None), named
+
+
+def added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tokens that settings and added_tokens.json add to a tokenizer, as tokenizer.json has it.
+
+    For a folder whose tokenizer is a file of another kind.
+    """
+    special = set(special_tokens(settings).values())
+    found: dict[int, dict[str, Any]] = {}
+    for name, token in read_json(folder / "added_tokens.json", optional=True).items():
+        if _is_id(token):
+            found[token] = {"content": name, "special": name in special}
+    decoder = settings.get("added_tokens_decoder")
+    for token, entry in decoder.items() if isinstance(decoder, Mapping) else ():
+        if isinstance(entry, Mapping) and isinstance(entry.get("content"), str) and token.isdigit():
+            found[int(token)] = dict(entry)
+    return [
+        {
+            "id": token,
+            "content": entry["content"],
+            "single_word": bool(entry.get("single_word")),
+            "lstrip": bool(entry.get("lstrip")),
+            "rstrip": bool(entry.get("rstrip")),
+            "normalized": False,
+            "special": bool(entry.get("special")),
+        }
+        for token, entry in sorted(found.items())
+    ]
+
+
+def _only_default(named: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in named.items() if name == "default"}
+
+
+def _content(value: Any) -> str | None:
+    """A special token's text: as such, or an object with its properties."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _processors(processor: Any) -> Iterator[Mapping[str, Any]]:
+    if not isinstance(processor, Mapping):
+        return
+    if processor.get("type") == "Sequence":
+        for inner in processor.get("processors") or ():
+            yield from _processors(inner)
+    else:
+        yield processor
+
+
+def _template_processing(
+    processor: Mapping[str, Any], ids: Mapping[str, int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    parts: tuple[list[int], list[int]] = ([], [])
+    seen_text = 0
+    known = processor.get("special_tokens")
+    known = known if isinstance(known, Mapping) else {}
+    for piece in processor.get("single") or ():
+        if "Sequence" in piece:
+            seen_text = 1
+        elif isinstance(piece.get("SpecialToken"), Mapping):
+            name = piece["SpecialToken"].get("id")
+            entry = known.get(name)
+            stated = entry.get("ids") if isinstance(entry, Mapping) else None
+            parts[seen_text].extend(stated or ([ids[name]] if name in ids else []))
+    return tuple(parts[0]), tuple(parts[1])
+
+
+def _read_text(path: Path) -> str:
+    """A template's source, without the byte order mark that Windows' editors write."""
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is no chat template: it is not UTF-8.") from error
