@@ -10,6 +10,7 @@ from pathlib import Path
 from msgspec import structs
 
 from maestrale.errors import ModelError
+from maestrale.models.gguf_checks import check_is_model
 from maestrale.models.gguf_file import read_gguf
 from maestrale.models.gguf_model import write_tokenizer
 from maestrale.models.prepared import GRAPH_FILE, WEIGHTS_FILE, save_prepared
@@ -38,6 +39,12 @@ def convert_gguf(
     """
     progress("Reading the GGUF file", None)
     gguf = read_gguf(source)
+    check_is_model(gguf.metadata, source)
+    if "split.count" in gguf.metadata and gguf.metadata["split.count"] != 1:
+        raise ModelError(
+            f"{source} is one of {gguf.metadata['split.count']} parts of a split model. Join them "
+            "with `llama-gguf-split --merge`, and give the whole file."
+        )
     architecture = gguf.metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise ModelError(

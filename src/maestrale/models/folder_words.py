@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from maestrale.errors import ModelError
-from maestrale.models.gguf_checks import LFS_POINTER, lfs_pointer
+from maestrale.models.gguf_file import LFS_POINTER
+from maestrale.text_files import decode_text
 
 TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 _SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
@@ -25,7 +26,10 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
         return {}
     content = path.read_bytes()
     if content.startswith(LFS_POINTER):
-        raise lfs_pointer(path)
+        raise ModelError(
+            f"{path} is a Git LFS pointer, not the file that it stands for. Fetch that with "
+            "`git lfs pull`, or download it from the model's page."
+        )
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -196,6 +200,6 @@ def _template_processing(
 def _read_text(path: Path) -> str:
     """A template's source, without the byte order mark that Windows' editors write."""
     try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path} is no chat template: it is not UTF-8.") from error
+        return decode_text(path.read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{path} is no chat template: {error}") from error

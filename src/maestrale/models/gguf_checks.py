@@ -1,4 +1,4 @@
-"""Files that are not what they seem: each is told by what it is, with what to do."""
+"""GGUF files that are no language models, or none that can be served: each is called what it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from maestrale.errors import ModelError
 
-LFS_POINTER = b"version https://git-lfs"
 # general.type of GGUF files that hold no language model, and what they are
 _OTHER_TYPES = {
     "mmproj": "the image or audio part of a model (mmproj). Give the file of the language model",
@@ -22,14 +21,6 @@ _OTHER_TOKENIZERS = {
     "whitespace": "one of single words, an encoder's",
     "hybriddna": "one of DNA sequences",
 }
-
-
-def lfs_pointer(path: Path) -> ModelError:
-    """What to say of a file that stands for another."""
-    return ModelError(
-        f"{path} is a Git LFS pointer, not the file that it stands for. Fetch that with "
-        "`git lfs pull`, or download it from the model's page."
-    )
 
 
 def check_is_model(metadata: Mapping[str, Any], path: Path) -> None:

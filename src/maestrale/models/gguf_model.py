@@ -16,7 +16,7 @@ from msgspec import structs
 from maestrale.errors import ModelError
 from maestrale.models.architecture import gguf_shape
 from maestrale.models.gguf_checks import check_is_model
-from maestrale.models.gguf_file import read_gguf
+from maestrale.models.gguf_parts import read_gguf_model
 from maestrale.models.gguf_tokenizer import (
     byte_level_tokenizer,
     byte_level_vocabulary,
@@ -40,7 +40,7 @@ def fill_from_gguf(source: Path, folder: Path, *, name: str, sampling: SamplingD
 
     Raises: ModelError when the file is damaged, or of a kind that can't be served.
     """
-    metadata = read_gguf(source).metadata
+    metadata = read_gguf_model(source).metadata
     check_is_model(metadata, source)
     prepared = write_tokenizer(metadata, folder, name=name, sampling=sampling)
     save_prepared(structs.replace(prepared, source=named_source(source, folder)), folder)

@@ -10,6 +10,7 @@ from maestrale.hub_settings import HubSettings
 from maestrale.models.catalog import KnownModel, find_model, unknown_model
 from maestrale.models.convert import convert_gguf
 from maestrale.models.gguf_model import fill_from_gguf
+from maestrale.models.gguf_parts import gguf_parts
 from maestrale.models.hf_folder import prepare_folder
 from maestrale.models.hub_names import hub_name
 from maestrale.models.local import local_path, refuse_revision
@@ -146,8 +147,10 @@ def _prepare_gguf(
     store = cache_dir / "models"
     try:
         if engine == OWN_ENGINE:
-            path = path.absolute()
-            marks = [str(path), stamp_of(path, head=_HEAD), name, repr(sampling)]
+            parts = [part for part in gguf_parts(path.absolute()) if part.is_file()]
+            path = parts[0]
+            marks = [str(path), name, repr(sampling)]
+            marks += [stamp_of(part, head=_HEAD if part == path else 0) for part in parts]
             return build_once(
                 store,
                 key_of(marks),

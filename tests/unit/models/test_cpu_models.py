@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from maestrale.errors import ModelError
 from maestrale.models.byte_level import byte_of_character
 from maestrale.models.load_vocabulary import load_vocabulary
-from maestrale.models.prepared import load_prepared
+from maestrale.models.prepared import load_prepared, weights_path
 from maestrale.models.resolve import prepare
 from maestrale.prompt.encode import encoder_for
 from maestrale.prompt.messages import ChatMessage
@@ -248,3 +249,55 @@ def test_an_openvino_folder_names_the_model_in_other_formats(tmp_path: Path) -> 
         (folder / name).write_text("{}")
     with pytest.raises(ModelError, match=r"OpenVINO's format.*GGUF.*Qwen/Qwen3-8B"):
         prepare(str(folder), tmp_path / "cache", quiet, engine="cpu")
+
+
+def split(tmp_path: Path) -> tuple[Path, Path]:
+    """A model in two parts, as llama-gguf-split makes them."""
+    whole = gguf.GGUFReader(write_gguf(tmp_path / "whole.gguf"))
+    paths = (tmp_path / "m-00001-of-00002.gguf", tmp_path / "m-00002-of-00002.gguf")
+    for number, path in enumerate(paths):
+        writer = gguf.GGUFWriter(path, "llama")
+        if number == 0:
+            for key, entry in whole.fields.items():
+                if key.startswith(("tokenizer.", "llama.")):
+                    kind, *inner = entry.types
+                    writer.add_key_value(key, entry.contents(), kind, *inner[:1])
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 2)
+        writer.add_int32("split.tensors.count", 2)
+        writer.add_tensor(f"blk.{number}.weight", np.zeros(64, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return paths
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_a_split_model_is_served_from_its_first_part(tmp_path: Path, given: int) -> None:
+    paths = split(tmp_path)
+    folder = prepare(str(paths[given]), tmp_path / "cache", quiet, engine="cpu")
+    assert weights_path(load_prepared(folder), folder) == paths[0]
+
+
+@pytest.mark.parametrize(("given", "missing"), [(0, 1), (1, 0)])
+def test_a_part_alone_names_the_others(tmp_path: Path, given: int, missing: int) -> None:
+    paths = split(tmp_path)
+    paths[missing].unlink()
+    said = f"one of 2 parts of a model.*{re.escape(paths[missing].name)}.*beside it"
+    with pytest.raises(ModelError, match=said):
+        prepare(str(paths[given]), tmp_path / "cache", quiet, engine="cpu")
+
+
+def test_the_converter_wants_the_parts_joined(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"one of 2 parts of a split model.*--merge"):
+        prepare(str(split(tmp_path)[0]), tmp_path / "cache", quiet, engine="openvino")
+
+
+def test_paths_may_be_any_bytes(tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    source = write_gguf(tmp_path / "tiny.gguf").rename(odd / "tiny.gguf")
+    folder = prepare(str(source), tmp_path / "cache", quiet, engine="cpu")
+    assert weights_path(load_prepared(folder), folder) == source
+    assert prepare(str(source), tmp_path / "cache", quiet, engine="cpu") == folder
