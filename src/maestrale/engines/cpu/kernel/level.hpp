@@ -17,19 +17,27 @@
 
 namespace mst {
 
-// A model of its own, whose pointers to tables and matrices are the caller's.
+// A model whose lists are its own; its matrices and tables are the caller's.
 struct Model : mst_model {
-    std::vector<mst_layer> layers_kept;
-    std::vector<mst_rope> ropes_kept;
-    std::vector<std::vector<const mst_matrix*>> experts_kept;
+    Model() = default;
+    Model(Model&&) = default;
+    Model(const Model&) = delete;
+    Model& operator=(const Model&) = delete;
+
+    std::vector<mst_layer> own_layers;
+    std::vector<mst_rope> own_ropes;
+    std::vector<std::vector<const mst_matrix*>> own_experts;
 };
 
 // A model on one level; its KV cache.
 class Decoder {
 public:
+    Decoder() = default;
+    Decoder(const Decoder&) = delete;
+    Decoder& operator=(const Decoder&) = delete;
     virtual ~Decoder() = default;
     virtual size_t block_bytes() const = 0;
-    // Throws std::bad_alloc.
+    // Once. Throws std::bad_alloc.
     virtual void open_cache(size_t blocks) = 0;
     virtual void copy_block(size_t source, size_t target) = 0;
     virtual size_t blocks() const = 0;
@@ -38,6 +46,7 @@ public:
 };
 
 struct Level {
+    // `model` outlives what is opened.
     std::unique_ptr<Decoder> (*open)(Pool& pool, const Model& model);
     // `out` [count, rows of the matrix] = `x` [count, its columns] times the matrix.
     void (*multiply)(Pool& pool, const mst_matrix& matrix, const float* x, size_t count, float* out);

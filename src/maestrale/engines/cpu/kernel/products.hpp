@@ -191,8 +191,10 @@ void all_rows(const Source& source, const Rows& rows, const Prepared& prepared,
     size_t row = 0;
     if constexpr (kMostRows >= 8)
         row = some_rows<8, C>(source, rows, prepared, row, target, outputs);
-    row = some_rows<4, C>(source, rows, prepared, row, target, outputs);
-    row = some_rows<2, C>(source, rows, prepared, row, target, outputs);
+    if constexpr (kMostRows >= 4) {
+        row = some_rows<4, C>(source, rows, prepared, row, target, outputs);
+        row = some_rows<2, C>(source, rows, prepared, row, target, outputs);
+    }
     some_rows<1, C>(source, rows, prepared, row, target, outputs);
 }
 

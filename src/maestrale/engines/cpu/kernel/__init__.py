@@ -1,0 +1,1 @@
+"""The CPU engine's kernel: C++ behind a C interface (`maestrale.h`), and how it is compiled."""
