@@ -121,14 +121,16 @@ def write_folder(model: TinyModel, folder: Path, dtype: str = "F32", shards: int
     return folder
 
 
-def write_safetensors(path: Path, weights: dict[str, NDArray[Any]], dtype: str) -> None:
-    """One file; arrays of uint8 stay as they are."""
+def write_safetensors(
+    path: Path, weights: dict[str, NDArray[Any]], dtype: str, *, checked: bool = True
+) -> None:
+    """One file; arrays of uint8 stay as they are. `checked`: the type must hold all values."""
     header: dict[str, Any] = {}
     blobs: list[bytes] = []
     at = 0
     for name, values in weights.items():
         kind = "U8" if values.dtype == np.uint8 else dtype
-        blob = encoded(values, kind)
+        blob = encoded(values, kind) if checked else values.tobytes()
         header[name] = {
             "dtype": kind,
             "shape": list(values.shape),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +26,6 @@ from maestrale.engines.cpu.library import (
     ModelStruct,
     RopeStruct,
     floats,
-    ints,
     model_error,
 )
 from maestrale.engines.cpu.model_files import open_model
@@ -35,6 +35,7 @@ from maestrale.engines.cpu.weights.roles import LayerRoles
 from maestrale.errors import EngineError
 
 Progress = Callable[[float], None]
+logger = logging.getLogger(__name__)
 Numbers = NDArray[np.int32]
 
 
@@ -79,7 +80,7 @@ class Decoder:
         self._kept: list[Any] = []  # what the kernel has pointers to
         number = library.level("scalar" if exact and level is None else level)
         self.level = str(library.mst_level_name(number).decode())
-        error = ctypes.create_string_buffer(ERROR_SIZE)
+        self._error = error = ctypes.create_string_buffer(ERROR_SIZE)
         self._pool = library.mst_pool_open(threads, error, ERROR_SIZE)
         if not self._pool:
             raise EngineError(f"{threads} threads can't be started: {error.value.decode()}")
@@ -101,7 +102,7 @@ class Decoder:
 
     def open_cache(self, blocks: int) -> None:
         """Take a KV cache of so many blocks, once, before the first step. Raises: EngineError."""
-        error = ctypes.create_string_buffer(ERROR_SIZE)
+        error = self._error
         if self._library.mst_cache_open(self._handle, blocks, error, ERROR_SIZE) < 0:
             raise EngineError(f"No KV cache of {blocks} blocks: {error.value.decode()}")
         self.num_blocks = blocks
@@ -115,15 +116,18 @@ class Decoder:
         rows = len(batch.logit_rows)
         if rows > len(self._logits):
             self._logits = np.empty((rows, self.spec.vocab), np.float32)
-        logits = self._logits[:rows]
-        self._run(batch, logits.ctypes.data_as(floats) if rows else None, None)
-        return logits
-
-    def hidden(self, batch: Batch) -> NDArray[np.float32]:
-        """Compute one step; what is behind the final norm, [rows, hidden]. Raises: EngineError."""
-        hidden = np.empty((len(batch.logit_rows), self.spec.hidden), np.float32)
-        self._run(batch, None, hidden.ctypes.data_as(floats))
-        return hidden
+        struct = BatchStruct(tokens=len(batch.token_ids), sequences=len(batch.past), rows=rows)
+        arrays = [np.ascontiguousarray(getattr(batch, name), np.int32) for name in _ARRAYS]
+        for name, array in zip(_ARRAYS, arrays, strict=True):
+            setattr(struct, name, array.ctypes.data)
+        logits = self._logits.ctypes.data if rows else None
+        error = self._error
+        status = self._library.mst_step(
+            self._handle, ctypes.byref(struct), logits, None, error, ERROR_SIZE
+        )
+        if status < 0:
+            raise EngineError(f"A step can't be computed: {error.value.decode()}")
+        return self._logits[:rows]
 
     def close(self) -> None:
         """Give everything back to the system. The decoder can't be used any more."""
@@ -135,22 +139,6 @@ class Decoder:
             self._library.mst_pool_close(self._pool)
         self._pool = None
         self._kept.clear()
-
-    def _run(self, batch: Batch, logits: Any, hidden: Any) -> None:
-        arrays = {
-            name: np.ascontiguousarray(getattr(batch, name), np.int32) for name in _BATCH_ARRAYS
-        }
-        struct = BatchStruct(
-            tokens=len(batch.token_ids), sequences=len(batch.past), rows=len(batch.logit_rows)
-        )
-        for name, array in arrays.items():
-            setattr(struct, name, array.ctypes.data_as(ints))
-        error = ctypes.create_string_buffer(ERROR_SIZE)
-        status = self._library.mst_step(
-            self._handle, ctypes.byref(struct), logits, hidden, error, ERROR_SIZE
-        )
-        if status < 0:
-            raise EngineError(f"A step can't be computed: {error.value.decode()}")
 
     def _model(self, described: Described, progress: Progress | None) -> ModelStruct:
         spec, roles = self.spec, described.roles
@@ -234,7 +222,7 @@ class Decoder:
         return digest.hexdigest()
 
 
-_BATCH_ARRAYS = ("token_ids", "past", "begins", "blocks", "block_begins", "logit_rows")
+_ARRAYS = ("token_ids", "past", "begins", "blocks", "block_begins", "logit_rows")
 
 
 def _plain(spec: DecoderSpec) -> ModelStruct:
@@ -277,6 +265,8 @@ def load_decoder(
     Raises: ModelError, EngineError.
     """
     described = open_model(path)
+    for note in described.spec.notes:
+        logger.warning("%s", note)
     try:
         return Decoder(
             described,

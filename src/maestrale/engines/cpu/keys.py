@@ -8,7 +8,8 @@ from typing import Any
 
 from maestrale.errors import ModelError
 
-MAX_WHOLE = 1 << 31
+MAX_WHOLE = (1 << 31) - 1
+MAX_LAYERS = 10_000
 
 
 class _Required:
@@ -38,7 +39,9 @@ class Keys:
         given = (self._values.get(self._prefix + name) for name in names)
         return next((value for value in given if value is not None), None)
 
-    def whole(self, *names: str, default: Any = REQUIRED, least: int = 1) -> int:
+    def whole(
+        self, *names: str, default: Any = REQUIRED, least: int = 1, most: int = MAX_WHOLE
+    ) -> int:
         """A whole number; of an array, the number that all its entries are."""
         value = self.find(*names)
         if isinstance(value, list) and value and all(each == value[0] for each in value):
@@ -51,7 +54,7 @@ class Keys:
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise self.wrong(names[0], f"is {value!r}, no whole number")
-        if not least <= value < MAX_WHOLE:
+        if not least <= value <= most:
             raise self.wrong(names[0], f"is {value}, which can't be")
         return value
 

@@ -70,9 +70,9 @@ class BatchStruct(Structure):
 
     _fields_ = [
         *((name, c_int32) for name in ("tokens", "sequences")),
-        *((name, ints) for name in ("token_ids", "past", "begins", "blocks", "block_begins")),
+        *((name, c_void_p) for name in ("token_ids", "past", "begins", "blocks", "block_begins")),
         ("rows", c_int32),
-        ("logit_rows", ints),
+        ("logit_rows", c_void_p),
     ]
 
 
@@ -105,7 +105,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "mst_block_bytes": (c_int64, (c_void_p,)),
     "mst_cache_open": (c_int32, (c_void_p, c_int32, *_ERROR)),
     "mst_copy_block": (None, (c_void_p, c_int32, c_int32)),
-    "mst_step": (c_int32, (c_void_p, POINTER(BatchStruct), floats, floats, *_ERROR)),
+    "mst_step": (c_int32, (c_void_p, POINTER(BatchStruct), c_void_p, c_void_p, *_ERROR)),
 }
 
 

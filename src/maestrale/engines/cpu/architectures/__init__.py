@@ -96,8 +96,8 @@ def _check(source: Source, spec: DecoderSpec) -> None:
             f"{source.path} is damaged or mislabelled: {spec.heads} heads can't share "
             f"{spec.kv_heads} heads of keys and values."
         )
-    if spec.norm_epsilon < 0 or spec.layers > 10_000:
-        raise ModelError(f"{source.path} is damaged: its epsilon or its layers can't be.")
+    if spec.norm_epsilon < 0:
+        raise ModelError(f"{source.path} is damaged: the epsilon of its norms is below 0.")
 
 
 def _shapes(source: Source, roles: Roles) -> tuple[MatrixShape, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from maestrale.engines.cpu.architectures import rope
-from maestrale.engines.cpu.keys import Keys
+from maestrale.engines.cpu.keys import MAX_LAYERS, Keys
 from maestrale.engines.cpu.spec import GELU_TANH, SILU, DecoderSpec, Experts, Rope
 from maestrale.engines.cpu.weights.source import Source
 
@@ -39,6 +39,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "clip_qkv": (),
     "qk_layernorm": (False,),
     "use_qk_norm": (False,),
+    "use_mrope": (False,),
     "n_shared_experts": (0,),
     "shared_expert_intermediate_size": (0,),
     "pruned_heads": ({},),
@@ -56,7 +57,7 @@ def base_spec(
     keys = source.keys
     for name, values in _NEUTRAL.items():
         keys.must_be(name, *values)
-    layers = keys.whole("num_hidden_layers")
+    layers = keys.whole("num_hidden_layers", most=MAX_LAYERS)
     hidden = keys.whole("hidden_size")
     heads = keys.whole("num_attention_heads")
     head_dim = keys.whole("head_dim", default=max(hidden // heads, 1))
@@ -98,17 +99,15 @@ def ropes_of(keys: Keys, head_dim: int, context: int) -> tuple[Rope, Rope]:
     partial = keys.number("partial_rotary_factor", default=1.0)
     full = given.below("full_attention")
     sliding = given.below("sliding_attention")
-    everywhere = _rope(keys, full or given, head_dim, theta, partial, context)
-    if sliding is not None:
-        windowed = _rope(keys, sliding, head_dim, local or theta, partial, context)
-        sliding.refuse_unread(_ROPE_HARMLESS)
-    elif local:
-        windowed = rope.plain(_dims(keys, head_dim, partial), local)
-    else:
-        windowed = everywhere
-    if full is not None:
-        full.refuse_unread(_ROPE_HARMLESS)
-    given.refuse_unread(_ROPE_HARMLESS)
+    with rope.made_from(keys.where):
+        everywhere = windowed = _rope(keys, full or given, head_dim, theta, partial, context)
+        if sliding is not None:
+            windowed = _rope(keys, sliding, head_dim, local or theta, partial, context)
+        elif local:
+            windowed = rope.plain(_dims(keys, head_dim, partial), local)
+    for each in (full, sliding, given):
+        if each is not None:
+            each.refuse_unread(_ROPE_HARMLESS)
     return everywhere, windowed
 
 
@@ -152,8 +151,6 @@ def _rope(
             attention_factor=given.number("attention_factor", "attn_factor", default=0.0),
             truncate=given.flag("truncate", default=True),
         )
-        if not yarn.possible:
-            raise given.wrong("rope_type", "is yarn, with settings that can't be")
         return rope.yarn(dims, theta, yarn)
     if kind in ("longrope", "su"):
         short = _table(given, "short_factor", dims // 2)

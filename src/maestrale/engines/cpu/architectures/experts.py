@@ -34,7 +34,7 @@ class _Experts:
             "router": Vector(f"{router}.weight", self._count * self._hidden),
             "router_bias": self._vector("router", f"{router}.bias", self._count),
         }
-        if "experts_gate_up" in self._naming.names and self._fused():
+        if self._fused():
             return found | self._gate_and_up() | self._stacked("down", self._hidden, self._width)
         if self._source.has(self._name("expert_gate").format(0) + ".weight"):
             return found | self._single()

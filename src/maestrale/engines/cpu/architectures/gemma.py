@@ -110,7 +110,7 @@ _COMMON = {
     "sliding_window": 4096,
 }
 # Gemma 2's `hidden_act` is a leftover: `hidden_activation` is what counts.
-_HARMLESS = frozenset({"hidden_act", "use_bidirectional_attention"})
+_HARMLESS = frozenset({"hidden_act", "sliding_window_size"})
 
 GEMMA2 = Family(
     gguf=Form(("gemma2",), gemma2_gguf, always(gguf_naming(norms=NORMS + POST_NORMS))),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from maestrale.engines.cpu.architectures import rope
-from maestrale.engines.cpu.keys import Keys
+from maestrale.engines.cpu.keys import MAX_LAYERS, Keys
 from maestrale.engines.cpu.spec import DecoderSpec, Experts, Rope
 from maestrale.engines.cpu.weights.source import Source
 
@@ -13,7 +13,7 @@ EMBEDDING = "token_embd.weight"
 SOFTMAX_GATING = 1
 # Keys that change nothing of what a decoder computes.
 HARMLESS = frozenset({
-    "vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "embedding_length_out",
+    "vocab_size", "tensor_data_layout", "rope.scaling.finetuned",
     "attention.layer_norm_epsilon",  # of LayerNorms, which no family here has
     "expert_shared_count",  # what counts is the shared expert's width
 })  # fmt: skip
@@ -45,7 +45,7 @@ def base_spec(
     keys = source.keys
     for name, values in _NEUTRAL.items():
         keys.must_be(name, *values)
-    layers = keys.whole("block_count")
+    layers = keys.whole("block_count", most=MAX_LAYERS)
     hidden = keys.whole("embedding_length")
     heads = keys.whole("attention.head_count")
     head_dim = keys.whole("attention.key_length", default=max(hidden // heads, 1))
@@ -53,7 +53,8 @@ def base_spec(
         raise keys.wrong("attention.value_length", f"isn't the keys' {head_dim}, as is needed here")
     experts = _experts(keys)
     context = keys.whole("context_length")
-    embedding, original = rope_of(source, head_dim, context, truncate=truncate)
+    with rope.made_from(keys.where):
+        embedding, original = _rope(source, head_dim, context, truncate=truncate)
     return DecoderSpec(
         architecture=source.architecture,
         hidden=hidden,
@@ -74,9 +75,7 @@ def base_spec(
     )
 
 
-def rope_of(
-    source: Source, head_dim: int, context: int, *, truncate: bool = True
-) -> tuple[Rope, int]:
+def _rope(source: Source, head_dim: int, context: int, *, truncate: bool) -> tuple[Rope, int]:
     """The rotary embedding that the file asks for, and the context it was made for."""
     keys = source.keys
     dims = keys.whole("rope.dimension_count", default=head_dim)
@@ -114,8 +113,6 @@ def rope_of(
         factors = source.values("rope_freqs.weight", dims // 2).tolist()
         return rope.divided(dims, theta, [factor * each for each in factors]), original
     if kind == "yarn":
-        if not yarn.possible:
-            raise keys.wrong("rope.scaling.type", "is yarn, with settings that can't be")
         return rope.yarn(dims, theta, yarn), original
     if kind not in ("none", "linear"):
         raise keys.wrong("rope.scaling.type", f"is {kind!r}, which isn't known here")

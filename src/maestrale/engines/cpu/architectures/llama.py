@@ -45,6 +45,7 @@ def of_folder(source: Source) -> DecoderSpec:
     """Of a config.json."""
     keys = source.keys
     keys.ignore("attention_bias", "mlp_bias")  # the tensors tell
+    keys.must_be("rope_interleaved", False)
     spec = config.base_spec(source)
     rope = keys.below("rope_parameters") or keys.below("rope_scaling")
     beta = rope.number("llama_4_scaling_beta", default=0.0) if rope is not None else 0.0
@@ -65,6 +66,7 @@ LLAMA = Family(
         of_folder,
         always(folder_naming(optional_biases=BIASES)),
         defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+        harmless=frozenset({"is_llama_config"}),
     ),
 )
 

@@ -36,6 +36,7 @@ GGUF = {
     "router": "ffn_gate_inp",
     "experts_gate": "ffn_gate_exps",
     "experts_up": "ffn_up_exps",
+    "experts_gate_up": "ffn_gate_up_exps",
     "experts_down": "ffn_down_exps",
     "expert_gate": "ffn_gate.{}",
     "expert_up": "ffn_up.{}",

@@ -11,7 +11,10 @@ from maestrale.engines.cpu.weights.source import Source
 
 def of_folder(source: Source) -> DecoderSpec:
     """Of a config.json."""
-    source.keys.must_be("attention_bias", False)
+    for flag in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        source.keys.must_be(flag, False)
+    source.keys.must_be("full_attn_mod", 1)
+    source.keys.must_be("interpolate_factor", 1)
     return config.base_spec(source)
 
 

@@ -7,10 +7,24 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from maestrale.engines.cpu.spec import Rope
+from maestrale.errors import ModelError
+
+
+@contextmanager
+def made_from(where: str) -> Iterator[None]:
+    """Settings that give no finite frequencies are the model's fault: raises ModelError."""
+    try:
+        yield
+    except (ArithmeticError, ValueError, struct.error) as error:
+        raise ModelError(
+            f"{where}: what it says of the rotary embedding (rope) gives no finite frequencies. "
+            "The file is damaged; download it again."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -25,12 +39,6 @@ class Yarn:
     mscale_all: float = 0.0
     attention_factor: float = 0.0
     truncate: bool = True
-
-    @property
-    def possible(self) -> bool:
-        """Whether there are such frequencies."""
-        positive = min(self.factor, self.beta_fast, self.beta_slow, self.original_context)
-        return positive > 0 and self.mscale_all > -1
 
 
 def plain(dims: int, theta: float, factor: float = 1.0) -> Rope:
@@ -120,4 +128,6 @@ def _frequencies(dims: int, theta: float) -> list[float]:
 def _rounded(values: Iterable[float]) -> tuple[float, ...]:
     """As float32 has them."""
     listed = list(values)
+    if not all(map(math.isfinite, listed)):
+        raise ValueError(listed)
     return struct.unpack(f"{len(listed)}f", struct.pack(f"{len(listed)}f", *listed))

@@ -17,7 +17,7 @@ from maestrale.errors import ModelError
 from maestrale.models.tensor_info import GGML_NUMBERS, GGML_TYPES, TensorInfo
 
 _MXFP4 = GGML_NUMBERS["MXFP4"]
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Packer:
@@ -96,7 +96,7 @@ class Packer:
         if kind in self._rounded or self._library.mst_type_is_exact(number):
             return
         self._rounded.add(kind)
-        _logger.info("Weights of the type %s are rounded to 8 bits in groups of 32.", kind)
+        logger.info("Weights of the type %s are rounded to 8 bits in groups of 32.", kind)
 
 
 def interleaved_order(rows: int, heads: int) -> NDArray[np.int32]:

@@ -1,0 +1,53 @@
+"""What a decoder takes in memory, from its spec alone: packed weights, and the KV cache.
+
+The kernel itself says the same (`mst_packed_bytes`, `mst_block_bytes`); this needs no kernel.
+"""
+
+from __future__ import annotations
+
+from maestrale.engines.cpu.spec import BLOCK, DecoderSpec
+from maestrale.models.tensor_info import GGML_NUMBERS, GGML_TYPES
+
+GROUP = 32  # inputs, to which rows are filled up
+OUTPUTS = 16  # rows of a tile, to which matrices are filled up
+ROUNDED = 34  # bytes for 32 values of a type that is rounded to 8 bits
+# Exact types take what they take in the file, but for these.
+_BLOCKS = {"Q3_K": 114, "IQ4_XS": 138}
+EXACT = frozenset({
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
+    "IQ4_XS", "MXFP4",
+})  # fmt: skip
+
+
+def packed_bytes(kind: str, rows: int, columns: int) -> int:
+    """What a matrix of a type takes once it is packed."""
+    width, size = GROUP, ROUNDED
+    if kind in EXACT:
+        given = GGML_TYPES[GGML_NUMBERS[kind]]
+        width, size = given.elements, _BLOCKS.get(kind, given.size)
+    blocks = -(-columns // width)
+    return -(-rows // OUTPUTS) * OUTPUTS * blocks * size
+
+
+def weight_bytes(spec: DecoderSpec) -> int:
+    """What all weights take: packed matrices, and vectors in float32."""
+    matrices = sum(
+        each.count * packed_bytes(each.type, each.rows, each.columns) for each in spec.matrices
+    )
+    return matrices + 4 * spec.vector_elements
+
+
+def block_bytes(spec: DecoderSpec) -> int:
+    """What a block of the KV cache takes: BLOCK tokens in all layers.
+
+    Keys have a scale (float16) for 32 of their elements, values one (float32) for a token and head.
+    """
+    width = -(-spec.head_dim // GROUP) * GROUP
+    keys = BLOCK * width // GROUP * ROUNDED
+    values = BLOCK * width + 4 * BLOCK
+    return spec.layers * spec.kv_heads * (keys + values)
+
+
+def rounded_types(spec: DecoderSpec) -> list[str]:
+    """The types among its weights whose values are rounded to 8 bits in groups of 32."""
+    return sorted({each.type for each in spec.matrices} - EXACT)
