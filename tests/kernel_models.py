@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import POINTER, c_float, c_int32, c_void_p
+from ctypes import POINTER, c_float, c_void_p
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -276,7 +276,7 @@ class Decoder:
                 list(rows),
             )
         ]
-        pointers = [values.ctypes.data_as(POINTER(c_int32)) for values in lists]
+        pointers = [values.ctypes.data for values in lists]
         batch = BatchStruct(len(tokens), len(sequences), *pointers[:5], len(rows), pointers[5])
         logits = np.full((len(rows), self.spec.vocab), np.nan, np.float32)
         hidden = np.full((len(rows), self.spec.hidden), np.nan, np.float32)
