@@ -70,6 +70,28 @@ has_module() { "$1" -c "import $2" >/dev/null 2>&1; }
 # On Debian and Ubuntu, as root, what is missing can be installed.
 can_apt() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; }
 
+# may_apt PACKAGES...: whether they may be installed on this system: MAESTRALE_APT=yes says so, or
+# whoever sits at the terminal.
+may_apt() {
+    can_apt || return 1
+    case ${MAESTRALE_APT:-} in
+        yes) return 0 ;;
+        ?*) return 1 ;;
+    esac
+    [ -t 0 ] && [ -t 2 ] || return 1
+    printf 'maestrale: install the system packages %s with apt-get? [y/N] ' "$*" >&2
+    read -r answer || return 1
+    case $answer in [yY]*) return 0 ;; esac
+    return 1
+}
+
+# What to say of it where it was not allowed.
+apt_hint() {
+    if can_apt; then
+        printf '\nOr let this do it:\n    MAESTRALE_APT=yes ./maestrale ...'
+    fi
+}
+
 apt_install() {
     say "installing system packages: $*"
     {
@@ -88,15 +110,20 @@ try_apt_install() {
 
 absent() { ! command -v "$1" >/dev/null 2>&1; }
 
-# A uv of our own, by way of pip or venv. Sets `uv`.
+# A uv of our own, by way of pip or venv: the one that the lock for development pins, by its hashes.
+# Sets `uv`.
 fetch_uv() {
     say "getting uv, which brings a newer Python ..."
+    rm -rf "$env.uv"
+    sed -n '/^uv==/,/[^\\]$/p' "$root/requirements-dev.lock" >"$env.uv.lock"
+    set -- -m pip install --quiet --no-deps --require-hashes --requirement "$env.uv.lock"
     if has_module python3 pip; then
-        python3 -m pip install --quiet --target "$env.uv" uv >"$log" 2>&1 || installation_failed
+        python3 "$@" --target "$env.uv" >"$log" 2>&1 || installation_failed
     else
-        { python3 -m venv "$env.uv" && "$env.uv/bin/python" -m pip install --quiet uv; } \
-            >"$log" 2>&1 || installation_failed
+        { python3 -m venv "$env.uv" && "$env.uv/bin/python" "$@"; } >"$log" 2>&1 ||
+            installation_failed
     fi
+    rm -f "$env.uv.lock"
     uv=$env.uv/bin/uv
 }
 
@@ -108,7 +135,7 @@ choose_tools() {
     uv=$(command -v uv) && "$uv" --version >/dev/null 2>&1 && return
     uv=
     find_python
-    if [ -z "$python" ] && can_apt && ! command -v python3 >/dev/null 2>&1; then
+    if [ -z "$python" ] && absent python3 && may_apt python3 python3-venv; then
         apt_install python3 python3-venv || installation_failed
         find_python
     fi
@@ -117,14 +144,14 @@ choose_tools() {
             tool=venv
         elif has_module "$python" venv && has_module "$python" pip; then
             tool=pip
-        elif [ "$python" = python3 ] && can_apt; then
+        elif [ "$python" = python3 ] && may_apt python3-venv; then
             apt_install python3-venv || installation_failed
             tool=venv
         else
             die "$python can't make virtual environments: its modules venv and ensurepip are missing.
 On Debian and Ubuntu:
     sudo apt-get install python3-venv
-$install_uv_hint
+$install_uv_hint$(apt_hint)
 Then run this again."
         fi
         return
@@ -132,10 +159,10 @@ Then run this again."
     if ! command -v python3 >/dev/null 2>&1; then
         die "Python 3.11 to 3.14 is needed, and there is no python3. On Debian and Ubuntu:
     sudo apt-get install python3 python3-venv
-$install_uv_hint
+$install_uv_hint$(apt_hint)
 Then run this again."
     fi
-    if ! has_module python3 pip && ! has_module python3 ensurepip && can_apt; then
+    if ! has_module python3 pip && ! has_module python3 ensurepip && may_apt python3-venv; then
         apt_install python3-venv || installation_failed
     fi
     if has_module python3 pip || has_module python3 ensurepip; then
@@ -143,7 +170,7 @@ Then run this again."
         return
     fi
     die "Python 3.11 to 3.14 is needed; this is $(python3 --version 2>&1). Get one,
-$install_uv_hint
+$install_uv_hint$(apt_hint)
 Then run this again."
 }
 

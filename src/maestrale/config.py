@@ -27,8 +27,9 @@ from maestrale.text_files import decode_text
 BUNDLED_MODEL = "smollm2-135m-instruct"
 SETTINGS_FILE = "maestrale.toml"
 ENVIRONMENT_PREFIX = "MAESTRALE_"
-# Variables that are not settings of `serve`: tracebacks, and another place for maestrale.toml.
-OTHER_VARIABLES = ("MAESTRALE_DEBUG", "MAESTRALE_CONFIG")
+# Variables that are not settings of `serve`: tracebacks, another place for maestrale.toml, and
+# whether the launcher may install system packages.
+OTHER_VARIABLES = ("MAESTRALE_DEBUG", "MAESTRALE_CONFIG", "MAESTRALE_APT")
 # What Kubernetes gives each pod for each Service of its namespace, as Docker's links once did.
 # A Service named maestrale, or maestrale-api, has them under our own prefix.
 _SERVICE_VARIABLE = re.compile(

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from pseudo_terminal import in_terminal
 from serving import ROOT
 
 TOOLS = "cat cksum cut date dirname flock getent grep id mkdir readlink rm sed tail uname"
@@ -100,6 +101,7 @@ class Checkout:
 
     def give_script(self, tool: str, text: str) -> None:
         script = self.bin / tool
+        script.unlink(missing_ok=True)  # it may be a link to the real one
         script.write_text(f"#!/bin/sh\n{text}\n")
         script.chmod(0o755)
 
@@ -257,7 +259,9 @@ def test_without_ensurepip_the_systems_pip_will_do(checkout: Checkout) -> None:
 
 def test_an_old_python_with_pip_gets_a_uv(checkout: Checkout) -> None:
     script = f'#!/bin/sh\nexec {UV} "$@"\n'
-    make_wheel(checkout.wheels, "uv", "9.9", {"uv-9.9.data/scripts/uv": script})
+    line = make_wheel(checkout.wheels, "uv", "9.9", {"uv-9.9.data/scripts/uv": script})
+    wrapped = line.replace(" --", " \\\n    --")  # as scripts/lock writes it, among others
+    (checkout.root / "requirements-dev.lock").write_text(f"tiny==1\n{wrapped}zzz==1\n")
     checkout.give_script(
         "python3", f'case "$*" in *version_info*) exit 1;; esac; exec {PYTHON} "$@"'
     )
@@ -269,6 +273,59 @@ def test_an_old_python_with_pip_gets_a_uv(checkout: Checkout) -> None:
     code, _, err = checkout.run()
     assert "getting uv" in err
     assert code == 0, err
+
+
+def test_a_uv_that_was_tampered_with_is_refused(checkout: Checkout) -> None:
+    make_wheel(checkout.wheels, "uv", "9.9", {"uv-9.9.data/scripts/uv": "#!/bin/sh\nexit 0\n"})
+    (checkout.root / "requirements-dev.lock").write_text(
+        f"uv==9.9 \\\n    --hash=sha256:{'0' * 64}\n"
+    )
+    checkout.give_script(
+        "python3", f'case "$*" in *version_info*) exit 1;; esac; exec {PYTHON} "$@"'
+    )
+    code, _, err = checkout.run()
+    assert code == 1
+    assert "HASHES" in err.upper()
+    assert not (checkout.root / ".venv").exists()
+
+
+def give_apt(checkout: Checkout, answer: str) -> Path:
+    """Root, and an apt-get that gives the machine a python3 and tells of it in a file."""
+    told = checkout.home / "apt"
+    checkout.give("ln", shutil.which("ln"))
+    checkout.give_script("id", "echo 0")
+    checkout.give_script("apt-get", f'echo "$@" >>{told}; ln -s {PYTHON} "{checkout.bin}/python3"')
+    if answer:
+        checkout.environment["MAESTRALE_APT"] = answer
+    return told
+
+
+@pytest.mark.parametrize("answer", ["", "no", "1"])
+def test_apt_is_not_run_unasked(checkout: Checkout, answer: str) -> None:
+    told = give_apt(checkout, answer)
+    code, out, err = checkout.run()
+    assert (code, out) == (1, "")
+    assert not told.exists()
+    assert "MAESTRALE_APT=yes" in err
+    assert "apt-get install python3 python3-venv" in err
+
+
+def test_apt_is_run_where_that_was_said(checkout: Checkout) -> None:
+    told = give_apt(checkout, "yes")
+    code, _, err = checkout.run()
+    assert code == 0, err
+    assert told.read_text() == "install -y --no-install-recommends python3 python3-venv\n"
+    assert "installing system packages: python3 python3-venv" in err
+
+
+@pytest.mark.parametrize(("typed", "done"), [("y", True), ("n", False), ("", False)])
+def test_at_a_terminal_it_is_asked(checkout: Checkout, typed: str, done: bool) -> None:
+    told = give_apt(checkout, "")
+    with in_terminal([str(checkout.root / "maestrale")], checkout.environment) as one:
+        one.wait_for("with apt-get")
+        one.enter(typed)
+        one.wait_for_end()
+    assert told.exists() == done
 
 
 @pytest.mark.parametrize(
