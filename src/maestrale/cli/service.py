@@ -206,7 +206,8 @@ def _how(
         )
     host = settings.host if ":" not in settings.host else f"[{settings.host.strip('[]')}]"
     host = "127.0.0.1" if host == "localhost" else host
-    return Container(image=image, publish=f"{host}:{settings.port}", gpus=gpus)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Container(image=image, publish=f"{host}:{settings.port}", gpus=gpus, memory=memory)
 
 
 def _check_files(settings: config.Settings, given: Mapping[str, Any]) -> None:

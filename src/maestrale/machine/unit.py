@@ -25,15 +25,21 @@ CONTAINER_PORT = 8000
 # The first systemd whose pauses between restarts can grow.
 GROWING_PAUSES = 254
 DATA = "/data"  # the image's volume
+MOST_TASKS = 4096  # processes and threads
+MEMORY_SHARE = 90  # per cent of the machine's memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """The image in Docker. `publish`: the address and port of the machine to listen on."""
+    """The image in Docker. `publish`: the address and port of the machine to listen on.
+
+    `memory`: bytes that the machine has, of which it may take its share; 0: not known, no bound.
+    """
 
     image: str
     publish: str = "127.0.0.1:8000"
     gpus: bool = False
+    memory: int = 0
     docker: str = "/usr/bin/docker"
 
 
@@ -142,6 +148,9 @@ def _container(name: str, how: Container, options: Sequence[str]) -> list[str]:
     run += ["--publish", f"{how.publish}:{CONTAINER_PORT}", "--volume", f"{name}:{DATA}"]
     run += ["--read-only", "--tmpfs", "/tmp:exec"]  # noqa: S108
     run += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    run += ["--pids-limit", str(MOST_TASKS)]
+    if how.memory:
+        run += ["--memory", str(how.memory * MEMORY_SHARE // 100)]
     run += ["--env", f"MAESTRALE_GRACE={GRACE}"]
     for secret in SECRETS:  # by name only: the value comes from this process's environment
         run += ["--env", secret]
@@ -161,6 +170,8 @@ def _container(name: str, how: Container, options: Sequence[str]) -> list[str]:
         "ProtectHome=yes",
         "CapabilityBoundingSet=",
         "MemoryDenyWriteExecute=yes",
+        "MemoryMax=512M",
+        "TasksMax=256",
     ]
 
 
@@ -191,6 +202,8 @@ def _program(name: str, how: Program, options: Sequence[str]) -> list[str]:
         "OOMPolicy=continue",
         "KillMode=mixed",
         "LimitNOFILE=65536",
+        f"MemoryMax={MEMORY_SHARE}%",
+        f"TasksMax={MOST_TASKS}",
         f"RestrictAddressFamilies={families}",
         f"ProtectHome={'read-only' if in_home else 'yes'}",
         "# No MemoryDenyWriteExecute: the engine compiles the model to machine code.",

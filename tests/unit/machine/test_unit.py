@@ -57,6 +57,18 @@ def test_it_starts_what_was_asked_for() -> None:
     assert f"ExecStart=/opt/m/bin/python -P -m maestrale serve {' '.join(SERVE)}\n" in text
 
 
+def test_memory_and_processes_are_bounded() -> None:
+    program = unit("chat", HOWS["venv"])
+    assert "\nMemoryMax=90%\n" in program
+    assert "\nTasksMax=4096\n" in program
+    bounded = unit("chat", Container(image="i:1", memory=10 << 30))
+    assert f" --memory {9 << 30} " in bounded
+    assert " --pids-limit 4096 " in bounded
+    assert "\nMemoryMax=" in bounded  # of docker's client, which is no more than that
+    assert "\nTasksMax=" in bounded
+    assert "--memory" not in unit("chat", Container(image="i:1"))
+
+
 def test_restarts_wait_longer_each_time_where_systemd_can() -> None:
     assert "RestartSteps=" in unit("maestrale", HOWS["venv"], systemd=254)
     older = unit("maestrale", HOWS["venv"], systemd=252)

@@ -45,7 +45,15 @@ def start_service(
     Raises: MachineError.
     """
     found = target.run("systemctl --version | sed -n 's/^systemd \\([0-9]*\\).*/\\1/p;1q'").stdout
-    container = unit.Container(image=image, gpus=gpu, publish=f"127.0.0.1:{task.PORT}")
+    kilobytes = target.run(
+        "sed -n 's/^MemTotal: *\\([0-9]*\\) kB$/\\1/p' /proc/meminfo"
+    ).stdout.strip()
+    container = unit.Container(
+        image=image,
+        gpus=gpu,
+        publish=f"127.0.0.1:{task.PORT}",
+        memory=int(kilobytes) * 1024 if kilobytes.isdigit() else 0,
+    )
     text = unit.unit(
         SERVICE,
         container,
