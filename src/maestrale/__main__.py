@@ -9,3 +9,9 @@ try:
     main()
 except KeyboardInterrupt:  # before that line
     raise SystemExit(130) from None
+except ImportError as error:  # of what the command line itself needs
+    from maestrale.cli.failures import explained
+
+    if not (meaning := explained(error)):
+        raise
+    raise SystemExit(f"maestrale: {meaning}") from None

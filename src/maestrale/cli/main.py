@@ -16,6 +16,7 @@ import click
 
 from maestrale import __version__
 from maestrale.cli.echo import echo
+from maestrale.cli.failures import explained
 from maestrale.cli.interrupt import EXIT_CODE, raise_on_ctrl_c
 from maestrale.errors import MaestraleError, SettingsError
 
@@ -114,6 +115,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if meaning := explained(error):
+            echo(f"maestrale: {meaning}", err=True)
+            return 1
         echo(
             f"maestrale: something unforeseen went wrong: {type(error).__name__}: {error}\n"
             "This is a fault in maestrale. With MAESTRALE_DEBUG=1 set it shows where it arose.",

@@ -257,6 +257,8 @@ class Target:
                 stdout=error.done.stdout.rpartition(f"{_BEGINS}\n")[2],
             ) from error
         except FileNotFoundError as error:
+            if error.filename is None:  # no program: a folder for temporary files is missing
+                raise
             raise MachineError(f"This machine has no {arguments[0]}.") from error
 
     def _root_shell(self, timeout: float) -> str:
