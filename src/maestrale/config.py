@@ -2,7 +2,8 @@
 
 Order: flag > environment variable > maestrale.toml > default. A field `max_model_len` is the
 flag `--max-model-len`, the variable `MAESTRALE_MAX_MODEL_LEN` and the key `max_model_len`
-under `[serve]`. This module is the only reader of the environment.
+under `[serve]`. Who may reach the server is decided by the user's own files only, not by that of
+a folder that one happens to stand in. This module is the only reader of the environment.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def setting(
 
     A function as `default` is called for the default. `rules` are those of
     `setting_values.read_value`, and `secret`: never repeat the value; `engines`: those that
-    know it.
+    know it; `own`: decides who reaches the server or where it reports to, so only the user's own
+    files may set it.
     """
     if rules.get("engines"):
         help = f"{help} For --engine {' or '.join(rules['engines'])}."
@@ -92,6 +94,14 @@ def default_key_file(environment: Mapping[str, str] | None = None) -> Path:
         except RuntimeError as error:
             raise SettingsError("This user has no home folder: name the key file.") from error
     return folder / "maestrale" / "keys.json"
+
+
+def default_settings_file(environment: Mapping[str, str] | None = None) -> Path | None:
+    """`$XDG_CONFIG_HOME/maestrale/maestrale.toml`, or below ~/.config; None without a home."""
+    try:
+        return default_key_file(environment).with_name(SETTINGS_FILE)
+    except SettingsError:
+        return None
 
 
 def hub_settings(environment: Mapping[str, str] | None = None) -> HubSettings:
@@ -326,6 +336,7 @@ class Settings:
         "loopback, and ends with the server.",
         group="Cluster",
         metavar="ADDRESS",
+        own=True,
     )
     ray_join: bool = setting(
         False,
@@ -339,6 +350,7 @@ class Settings:
         "~/.ray/auth_token, as Ray reads them.",
         group="Cluster",
         metavar="FILE",
+        own=True,
     )
     replica_routing: str = setting(
         "prefix",
@@ -354,6 +366,7 @@ class Settings:
         "Address to listen on. Any but loopback asks for a key; one is made if none is given.",
         group="Server",
         metavar="ADDRESS",
+        own=True,
     )
     port: int = setting(
         8000,
@@ -381,10 +394,12 @@ class Settings:
     )
     api_key: tuple[str, ...] = setting(
         (),
-        "Key(s) that clients must send as 'Authorization: Bearer KEY'.",
+        "Key(s) that clients must send as 'Authorization: Bearer KEY'. As a flag other users "
+        "of the machine can see it (ps); MAESTRALE_API_KEY and 'maestrale keys' keep it to you.",
         group="Server",
         metavar="KEY",
         secret=True,
+        own=True,
     )
     key_file: Path | None = setting(
         None,
@@ -392,6 +407,7 @@ class Settings:
         "$XDG_CONFIG_HOME/maestrale/keys.json or ~/.config/maestrale/keys.json, once it exists.",
         group="Server",
         metavar="FILE",
+        own=True,
     )
     made_key_file: Path | None = setting(
         None,
@@ -399,27 +415,41 @@ class Settings:
         "shows it again. Default: none; each start makes another.",
         group="Server",
         metavar="FILE",
+        own=True,
     )
     no_auth: bool = setting(
-        False, "Serve without a key on an address that is not loopback.", group="Server"
+        False,
+        "Serve without a key on an address that is not loopback.",
+        group="Server",
+        own=True,
     )
     allowed_origins: tuple[str, ...] = setting(
         (),
         "Web origins that may call the API from a browser (CORS).",
         group="Server",
         metavar="ORIGIN",
+        own=True,
     )
     allowed_hosts: tuple[str, ...] = setting(
         (),
         "Further Host names accepted on loopback without a key (a reverse proxy's, say).",
         group="Server",
         metavar="HOST",
+        own=True,
     )
     ssl_certfile: Path | None = setting(
-        None, "TLS certificate chain (PEM).", group="Server", metavar="FILE"
+        None,
+        "TLS certificate chain (PEM).",
+        group="Server",
+        metavar="FILE",
+        own=True,
     )
     ssl_keyfile: Path | None = setting(
-        None, "TLS private key (PEM).", group="Server", metavar="FILE"
+        None,
+        "TLS private key (PEM).",
+        group="Server",
+        metavar="FILE",
+        own=True,
     )
 
     max_waiting: int = setting(
@@ -495,6 +525,7 @@ class Settings:
         False,
         "Write prompts and answers to the log. Off: no prompt text is ever logged.",
         group="Logs",
+        own=True,
     )
 
     otlp_traces_endpoint: str | None = setting(
@@ -504,6 +535,7 @@ class Settings:
         "where set; else no traces.",
         group="Logs",
         metavar="URL",
+        own=True,
     )
 
     cache_dir: Path = setting(
@@ -578,9 +610,9 @@ def load_settings(
 ) -> Settings:
     """The settings of one start. `flags` are by field name; None stands for not given.
 
-    `file` is a maestrale.toml that must exist; without it, MAESTRALE_CONFIG, then
-    maestrale.toml in the working folder are taken where there is one. A variable that is set
-    but empty counts as not set.
+    `file` is a maestrale.toml that must exist; without it, MAESTRALE_CONFIG, then the user's own
+    and the one in the working folder are taken where there is one (`settings_files`). A variable
+    that is set but empty counts as not set.
 
     Raises: SettingsError that names the flag, variable or key, and what is allowed.
     """
@@ -608,10 +640,12 @@ def _given(
     flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None
 ) -> Iterable[tuple[str, Any, str]]:
     """(field, raw value, where it was given), weakest source first."""
-    path = file or Path(environment.get("MAESTRALE_CONFIG", "") or SETTINGS_FILE)
-    must_exist = file is not None or bool(environment.get("MAESTRALE_CONFIG"))
-    if must_exist or path.is_file():
+    named = file is not None or bool(environment.get("MAESTRALE_CONFIG"))
+    for path in settings_files(environment, file):
+        stranger = path == _WORKING and not named
         for name, value in _read_toml(path).items():
+            if stranger and fields()[name].metadata["rules"].get("own"):
+                _check_own(name, environment)
             yield name, value, f"{name} in {path}"
     yield from _standard_variables(environment)
     names = {variable(name): name for name in fields()}
@@ -627,6 +661,32 @@ def _given(
     for name, value in flags.items():
         if value is not None and value != ():
             yield name, value, flag(name)
+
+
+_WORKING = Path(SETTINGS_FILE)  # in the folder that one happens to stand in
+
+
+def settings_files(environment: Mapping[str, str], file: Path | None = None) -> list[Path]:
+    """The settings files of this start, the strongest last: the one that was named, or the user's
+    own and that of the working folder."""
+    named = file or environment.get("MAESTRALE_CONFIG", "")
+    if named:
+        return [Path(named)]
+    own = default_settings_file(environment)
+    return [path for path in (own, _WORKING) if path is not None and path.is_file()]
+
+
+def _check_own(name: str, environment: Mapping[str, str]) -> None:
+    """Raises: SettingsError for what a file that comes with any folder may not set."""
+    here = Path.cwd()
+    if environment.get("HOME") and here == Path(environment["HOME"]).absolute():
+        return
+    own = default_settings_file(environment)
+    raise SettingsError(
+        f"{name} in {here / _WORKING}: who reaches the server, and where it reports to, is not for "
+        "a file that comes with the folder one stands in. If it is yours, name it: --config "
+        f"{SETTINGS_FILE} or MAESTRALE_CONFIG{f'; or set this in {own}' if own else ''}."
+    )
 
 
 def _is_of_a_service(name: str, value: str) -> bool:

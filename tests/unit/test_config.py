@@ -119,6 +119,45 @@ def test_maestrale_toml_in_the_working_folder_is_read() -> None:
     assert load().port == 9
 
 
+OWN = {
+    "host": '"0.0.0.0"', "no_auth": "true", "api_key": '"x"', "key_file": '"k"',
+    "made_key_file": '"k"', "allowed_origins": '"*"', "allowed_hosts": '"h"',
+    "otlp_traces_endpoint": '"http://c:1"', "log_prompts": "true", "ray_address": '"r:1"',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_folder_one_stands_in_does_not_decide_who_reaches_the_server(name: str) -> None:
+    Path("maestrale.toml").write_text(f"[serve]\nport = 9\n{name} = {OWN[name]}\n")
+    environment = {"HOME": "/nonexistent/home"}
+    with pytest.raises(SettingsError) as caught:
+        load(environment=environment)
+    told = str(caught.value)
+    assert told.startswith(f"{name} in {Path.cwd() / 'maestrale.toml'}: ")
+    assert "--config maestrale.toml" in told
+    assert "/nonexistent/home/.config/maestrale/maestrale.toml" in told
+
+
+def test_named_or_in_the_home_folder_it_is_the_users_own(tmp_path: Path) -> None:
+    Path("maestrale.toml").write_text('[serve]\nhost = "0.0.0.0"\n')
+    assert load(file=Path("maestrale.toml")).host == "0.0.0.0"
+    assert load(environment={"MAESTRALE_CONFIG": "maestrale.toml"}).host == "0.0.0.0"
+    assert load(environment={"HOME": str(Path.cwd())}).host == "0.0.0.0"
+
+
+def test_the_users_own_file_is_the_weaker_one(tmp_path: Path) -> None:
+    own = tmp_path / "config/maestrale/maestrale.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text('[serve]\nhost = "0.0.0.0"\nport = 8\nseed = 1\n')
+    environment = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    Path("maestrale.toml").write_text("[serve]\nport = 9\n")
+    settings = load(environment=environment)
+    assert (settings.host, settings.port, settings.seed) == ("0.0.0.0", 9, 1)
+    assert config.settings_files(environment) == [own, Path("maestrale.toml")]
+    named = load(environment=environment, file=Path("maestrale.toml"))
+    assert (named.host, named.port) == ("127.0.0.1", 9)
+
+
 def test_maestrale_config_names_another_file() -> None:
     file = toml("[serve]\nport = 9\n")
     assert load(environment={"MAESTRALE_CONFIG": str(file)}).port == 9

@@ -116,6 +116,7 @@ def serve(
             raise click.UsageError("Give the model once: as MODEL or with --model.")
         flags["model"] = model_name
     settings = config.load_settings(flags, os.environ, config_file)
+    _say_files(settings, config.settings_files(os.environ, config_file))
     if emit_kuberay:
         from maestrale import __version__, kuberay
 
@@ -130,6 +131,15 @@ def serve(
         from maestrale.api.server import run
 
         run(settings)
+
+
+def _say_files(settings: config.Settings, files: Sequence[Path]) -> None:
+    """What nobody gave on the command line may have come from a file: say from which."""
+    from maestrale import logs
+
+    logs.configure(settings.log_level, settings.log_format)
+    for path in files:
+        logs.LOGGER.info("Settings are read from %s.", path.absolute())
 
 
 def likely_engine(settings: config.Settings) -> str | None:
@@ -152,7 +162,7 @@ command = ServeCommand(
             ["--config", "config_file"],
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="Read this file instead of ./maestrale.toml.",
+            help="Read this file instead of ./maestrale.toml and the user's own.",
         ),
         click.Option(
             ["--emit-kuberay"],
