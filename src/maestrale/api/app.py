@@ -40,7 +40,8 @@ CORS_METHODS = "GET, POST, OPTIONS"
 CORS_EXPOSED = (
     "x-request-id, x-seed, x-max-tokens, retry-after, "
     "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
-    "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+    "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
+    "x-ratelimit-reserved-tokens"
 )
 CORS_MAX_AGE = "600"
 # Asked again and again by machines: not counted as requests.
@@ -134,6 +135,8 @@ class Gate:
                 headers = MutableHeaders(raw=list(message["headers"]))
                 headers.update(extra)
                 headers.update(self._backend.rates.headers(context.owner))
+                if context.reserved is not None:
+                    headers["x-ratelimit-reserved-tokens"] = str(context.reserved)
                 message["headers"] = headers.raw
             await send(message)
 

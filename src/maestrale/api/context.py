@@ -20,8 +20,8 @@ class RequestContext:
     """One HTTP request's id, key and outcome, for the answer's header and the log."""
 
     __slots__ = (
-        *("answer", "error", "id", "key", "model", "owner", "refused", "started", "status"),
-        "texts",
+        *("answer", "error", "id", "key", "model", "owner", "refused", "reserved", "started"),
+        *("status", "texts"),
     )
 
     def __init__(self, request_id: str) -> None:
@@ -32,6 +32,7 @@ class RequestContext:
         self.status = 0  # HTTP status; 499 when the client left before the end
         self.error = ""
         self.refused = ""  # the code of the ApiError it was answered with
+        self.reserved: int | None = None  # tokens of its key's limit, where there is one
         self.answer: Answer | None = None
         self.texts: list[list[str]] = []  # of each choice, where the log is to show them
         self.started = time.perf_counter()

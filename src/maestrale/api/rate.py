@@ -1,8 +1,10 @@
 """Limits on requests and tokens a minute, for keys that have them.
 
 Each limit is a token bucket: it holds one minute's worth and fills evenly. A request pays for
-itself and its prompt before it runs, and for its answer when that has ended; so a bucket can go
-below zero, and must fill up again before the next request.
+itself, its prompt and the longest answer that it may get before it runs, and gets back what it
+didn't use; so requests at once can't use what is there only once. One that may take more than a
+minute's worth waits for a full bucket and has all of it: what it uses beyond is a debt, which must
+be filled up before the next request.
 
 Where several processes answer for one server they share the levels (`shared_levels.py`), so that
 a limit is as exact as with one.
@@ -58,8 +60,8 @@ class Bucket:
         return max(0.0, missing * MINUTE / self.limit)
 
     def take(self, units: float) -> None:
-        """Take units out, into debt if need be."""
-        self._level = self.level() - units
+        """Take units out, into debt if need be; fewer than none are given back."""
+        self._level = min(self.limit, self.level() - units)
         if self._shared is not None:
             self._shared.write(self._name, self._level, self._at)
 
@@ -85,22 +87,24 @@ class RateLimiter:
             return
         self._take(key, "requests", bucket, 1)
 
-    def take_prompt(self, key: Key | None, tokens: int) -> None:
-        """Count a prompt. One larger than the limit waits for a full bucket, then goes ahead.
+    def reserve(self, key: Key | None, tokens: int) -> int | None:
+        """Set tokens aside for a request, a minute's worth at most; how many, for `settle`.
 
-        Raises: RateLimited (429, Retry-After).
+        None: the key has no limit. Raises: RateLimited (429, Retry-After).
         """
         bucket = self._bucket(key, "tokens")
         if key is None or bucket is None:
-            return
-        self._take(key, "tokens", bucket, tokens)
+            return None
+        reserved = min(tokens, bucket.limit)
+        self._take(key, "tokens", bucket, reserved)
+        return reserved
 
-    def charge_answer(self, key: Key | None, tokens: int) -> None:
-        """Count an answer's tokens, once it has ended."""
+    def settle(self, key: Key | None, reserved: int | None, used: int) -> None:
+        """The request has ended: give back what it didn't use, or charge what it used beyond."""
         bucket = self._bucket(key, "tokens")
-        if bucket is not None:
+        if bucket is not None and reserved is not None:
             with self._lock():
-                bucket.take(tokens)
+                bucket.take(used - reserved)
 
     def headers(self, key: Key | None) -> dict[str, str]:
         """OpenAI's x-ratelimit-* headers, for the limits that the key has."""
@@ -145,8 +149,8 @@ class RateLimiter:
 def _limited(key: Key, what: str, limit: int, wait: float) -> RateLimited:
     retry_after = max(1, math.ceil(wait))
     return RateLimited(
-        f"The key {key.name} may use {limit} {what} a minute, and has. "
-        f"Try again in {retry_after} s.",
+        f"The key {key.name} may use {limit} {what} a minute, and has"
+        f"{' used or reserved them' if what == 'tokens' else ''}. Try again in {retry_after} s.",
         code=f"{what}_per_minute_exceeded",
         retry_after=retry_after,
     )

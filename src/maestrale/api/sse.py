@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from maestrale.answer import Answer, Piece
 from maestrale.api.admission import RETRY_AFTER
 from maestrale.api.backend import Backend
-from maestrale.api.context import context_of
+from maestrale.api.context import RequestContext, context_of
 from maestrale.api.errors import ClientDisconnected, as_api_error
 from maestrale.errors import MaestraleError, Unavailable
 from maestrale.logs import LOGGER
@@ -68,13 +68,15 @@ class AnswerResponse:
         self._shape = shape
         self._stream = stream
         self._key = "-"
+        self._settled = False
         self._texts: list[list[str]] = []  # of each choice, where the log is to show them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: ApiError before anything was sent, ClientDisconnected."""
         answer, backend = self._answer, self._backend
         context = context_of(scope)
-        backend.rates.take_prompt(context.owner, answer.usage.prompt_tokens)
+        most = answer.usage.prompt_tokens + sum(each.max_tokens for each in answer.requests)
+        context.reserved = backend.rates.reserve(context.owner, most)
         context.answer = answer
         self._key = context.key
         if backend.settings.log_prompts:
@@ -86,13 +88,22 @@ class AnswerResponse:
                 await while_connected(receive, self._send_events(events), events.tend())
             else:
                 pieces = await while_connected(receive, self._collect())
+                self._settle(context)  # so that the headers tell what is left now
                 await _send_json(send, self._shape.whole(pieces), headers_of(answer))
         except MaestraleError as error:
             answer.failure = error
             raise
         finally:
-            backend.rates.charge_answer(context.owner, answer.usage.completion_tokens)
+            self._settle(context)
             backend.metrics.observe(answer)
+
+    def _settle(self, context: RequestContext) -> None:
+        """Give back what was reserved and not used, once."""
+        if not self._settled:
+            self._settled = True
+            usage = self._answer.usage
+            used = usage.prompt_tokens + usage.completion_tokens
+            self._backend.rates.settle(context.owner, context.reserved, used)
 
     async def _pieces(self) -> AsyncGenerator[Piece, None]:
         """The answer's pieces, once it is this key's turn. Raises: Unavailable, EngineError."""

@@ -50,20 +50,53 @@ async def test_requests_a_minute(tmp_path: Path) -> None:
         assert answer.status_code == 200
 
 
-async def test_tokens_a_minute_count_prompt_and_answer(tmp_path: Path) -> None:
+async def test_tokens_a_minute_are_reserved_and_given_back(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     secret = add_key(path, "alice", tokens_per_minute=1000)
-    async with api(make_settings(key_file=path)) as app:
+    async with api(make_settings(key_file=path), options={"length": "5"}) as app:
         client, headers = app.client, bearer(secret)
-        before = await client.post(CHAT, json=chat_body(max_tokens=1), headers=headers)
-        assert before.status_code == 200
-        assert int(before.headers["x-ratelimit-remaining-tokens"]) < 1000
-        large = chat_body(messages=[{"role": "user", "content": "a" * 900}], max_tokens=300)
-        answer = await client.post(CHAT, json={**large, "ignore_eos": True}, headers=headers)
-        assert answer.json()["usage"]["total_tokens"] > 1200
+        answer = await client.post(CHAT, json=chat_body(max_tokens=300), headers=headers)
+        used = answer.json()["usage"]["total_tokens"]
+        assert answer.headers["x-ratelimit-reserved-tokens"] == str(12 + 300)
+        assert int(answer.headers["x-ratelimit-remaining-tokens"]) >= 1000 - used
+        streamed = await client.post(
+            CHAT, json=chat_body(max_tokens=300, stream=True), headers=headers
+        )
+        assert int(streamed.headers["x-ratelimit-remaining-tokens"]) < 1000 - 300
         after = await client.post(CHAT, json=chat_body(max_tokens=1), headers=headers)
-        assert check_error(after, 429)["code"] == "tokens_per_minute_exceeded"
-        assert int(after.headers["retry-after"]) >= 10
+        assert int(after.headers["x-ratelimit-remaining-tokens"]) >= 1000 - 3 * used
+        whole = await client.post(CHAT, json=chat_body(max_tokens=2000), headers=headers)
+        assert check_error(whole, 429)["code"] == "tokens_per_minute_exceeded"
+        assert int(whole.headers["retry-after"]) <= 5
+
+
+async def test_many_at_once_stay_below_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret = add_key(path, "alice", tokens_per_minute=2000)
+    async with api(make_settings(key_file=path), options={"length": "1000"}) as app:
+        body = chat_body(max_tokens=120)
+        answers = await asyncio.gather(
+            *(app.client.post(CHAT, json=body, headers=bearer(secret)) for _ in range(60))
+        )
+        good = [answer for answer in answers if answer.status_code == 200]
+        assert sum(answer.json()["usage"]["total_tokens"] for answer in good) <= 2000
+        assert len(good) == 15
+        assert {answer.status_code for answer in answers} == {200, 429}
+
+
+async def test_a_client_that_leaves_gets_its_tokens_back(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret = add_key(path, "alice", tokens_per_minute=1000)
+    options = {"length": "1000", "tokens_per_second": "50"}
+    async with api(make_settings(key_file=path), options=options, over_http=True) as app:
+        headers = bearer(secret)
+        body = chat_body(max_tokens=900, stream=True)
+        async with app.client.stream("POST", CHAT, json=body, headers=headers) as stream:
+            assert stream.headers["x-ratelimit-reserved-tokens"] == "912"
+            await anext(stream.aiter_bytes())
+        await app.idle()
+        answer = await app.client.post(CHAT, json=chat_body(max_tokens=1), headers=headers)
+        assert int(answer.headers["x-ratelimit-remaining-tokens"]) > 800
 
 
 async def test_a_client_that_leaves_the_queue_leaves_nothing(tmp_path: Path) -> None:

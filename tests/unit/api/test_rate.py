@@ -32,8 +32,7 @@ def test_no_key_and_no_limit_are_never_limited(rates: RateLimiter) -> None:
     for owner in (None, key()):
         for _ in range(10_000):
             rates.take_request(owner)
-            rates.take_prompt(owner, 1000)
-            rates.charge_answer(owner, 1000)
+            rates.settle(owner, rates.reserve(owner, 1000), 1000)
         assert rates.headers(owner) == {}
 
 
@@ -63,35 +62,67 @@ def test_a_minute_of_rest_gives_one_minute_and_no_more(rates: RateLimiter, clock
         rates.take_request(alice)
 
 
-def test_answers_are_paid_for_when_they_have_ended(rates: RateLimiter, clock: Clock) -> None:
-    alice = key(tokens=600)
-    rates.take_prompt(alice, 100)
-    assert rates.headers(alice)["x-ratelimit-remaining-tokens"] == "500"
-    rates.charge_answer(alice, 1100)  # 600 in debt
-    assert rates.headers(alice)["x-ratelimit-remaining-tokens"] == "0"
-    with pytest.raises(RateLimited) as caught:
-        rates.take_prompt(alice, 1)
-    assert caught.value.retry_after == 61
-    clock.now += 61
-    rates.take_prompt(alice, 10)
-
-
-def test_a_prompt_beyond_the_limit_waits_for_a_full_bucket(
+def test_what_an_answer_may_take_is_reserved_and_the_rest_given_back(
     rates: RateLimiter, clock: Clock
 ) -> None:
     alice = key(tokens=600)
-    rates.take_prompt(alice, 1200)
+    reserved = rates.reserve(alice, 500)
+    assert reserved == 500
+    assert rates.headers(alice)["x-ratelimit-remaining-tokens"] == "100"
     with pytest.raises(RateLimited) as caught:
-        rates.take_prompt(alice, 1200)
+        rates.reserve(alice, 200)
+    assert caught.value.retry_after == 10
+    assert "used or reserved" in str(caught.value)
+    rates.settle(alice, reserved, 120)
+    assert rates.headers(alice)["x-ratelimit-remaining-tokens"] == "480"
+    assert rates.reserve(alice, 200) == 200
+
+
+def test_requests_at_once_can_not_use_what_is_there_only_once(rates: RateLimiter) -> None:
+    alice = key(tokens=2000)
+    admitted = []
+    for _ in range(60):
+        try:
+            admitted.append(rates.reserve(alice, 132))
+        except RateLimited:
+            continue
+    assert len(admitted) == 15
+    for reserved in admitted:
+        rates.settle(alice, reserved, 132)
+    assert rates.headers(alice)["x-ratelimit-remaining-tokens"] == "20"
+
+
+def test_nothing_is_given_back_beyond_the_limit(rates: RateLimiter, clock: Clock) -> None:
+    alice = key(tokens=600)
+    reserved = rates.reserve(alice, 500)
+    clock.now += 60
+    rates.settle(alice, reserved, 0)
+    assert rates.headers(alice)["x-ratelimit-remaining-tokens"] == "600"
+
+
+def test_a_request_beyond_the_limit_waits_for_a_full_bucket_and_owes_the_rest(
+    rates: RateLimiter, clock: Clock
+) -> None:
+    alice = key(tokens=600)
+    reserved = rates.reserve(alice, 1200)
+    assert reserved == 600
+    with pytest.raises(RateLimited):
+        rates.reserve(alice, 1)
+    rates.settle(alice, reserved, 1200)
+    with pytest.raises(RateLimited) as caught:
+        rates.reserve(alice, 1200)
     assert caught.value.retry_after == 120
-    clock.now += 120
-    rates.take_prompt(alice, 1200)
+    clock.now += 119
+    with pytest.raises(RateLimited):
+        rates.reserve(alice, 1200)
+    clock.now += 1
+    assert rates.reserve(alice, 1200) == 600
 
 
 def test_headers_are_openais(rates: RateLimiter, clock: Clock) -> None:
     alice = key(requests=60, tokens=6000)
     rates.take_request(alice)
-    rates.take_prompt(alice, 50)
+    reserved = rates.reserve(alice, 50)
     assert rates.headers(alice) == {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "59",
@@ -100,7 +131,7 @@ def test_headers_are_openais(rates: RateLimiter, clock: Clock) -> None:
         "x-ratelimit-remaining-tokens": "5950",
         "x-ratelimit-reset-tokens": "500ms",
     }
-    rates.charge_answer(alice, 8500)
+    rates.settle(alice, reserved, 8550)
     assert rates.headers(alice)["x-ratelimit-reset-tokens"] == "1m25.5s"
 
 

@@ -60,11 +60,10 @@ def test_four_processes_at_once_grant_exactly_the_limit(fd: int) -> None:
 
 def test_what_one_spends_the_other_knows(fd: int) -> None:
     one, other = limiter(fd), limiter(fd)
-    one.take_prompt(ALICE, 20)
-    one.charge_answer(ALICE, 25)
+    one.settle(ALICE, one.reserve(ALICE, 20), 45)
     assert other.headers(ALICE)["x-ratelimit-remaining-tokens"] == "5"
     with pytest.raises(RateLimited):
-        other.take_prompt(ALICE, 6)
+        other.reserve(ALICE, 6)
 
 
 def test_a_record_that_makes_no_sense_is_a_full_bucket(fd: int) -> None:
