@@ -4,10 +4,21 @@ import io
 import json
 import logging
 import sys
+import threading
+import time
 
 import pytest
 
-from maestrale.logs import FIELDS, JsonFormatter, OncePer, TextFormatter, configure, one_line
+from maestrale.logs import (
+    FIELDS,
+    WRITER,
+    JsonFormatter,
+    OncePer,
+    TextFormatter,
+    Writer,
+    configure,
+    one_line,
+)
 
 
 def record(message: str, **fields: object) -> logging.LogRecord:
@@ -63,12 +74,69 @@ def test_lines_go_to_what_stderr_is_at_the_moment(monkeypatch: pytest.MonkeyPatc
         configure("info", "text")
         monkeypatch.setattr(sys, "stderr", bar := io.StringIO())
         logging.getLogger("maestrale").info("hello")
+        WRITER.flush(5)
         assert bar.getvalue().endswith("info    hello\n")
         for attempt in range(3):
             logging.getLogger("opentelemetry.exporter").warning("no collector, try %d", attempt)
+        WRITER.flush(5)
         assert bar.getvalue().count("no collector") == 1
     finally:
         for name, (handlers, propagate, level) in before.items():
             log = logging.getLogger(name)
             log.handlers, log.propagate = handlers, propagate
             log.setLevel(level)
+
+
+class Stuck(io.StringIO):
+    """A stream whose reader stands still until told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.reads.wait(10)
+        return super().write(text)
+
+
+def test_a_reader_that_stands_still_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stuck := Stuck())
+    writer = Writer(most_bytes=100)
+    begun = time.monotonic()
+    for number in range(50):
+        writer.put(f"line {number}\n")
+    writer.flush(0.1)
+    assert time.monotonic() - begun < 2
+    stuck.reads.set()
+    writer.flush(5)
+    writer.put("after\n")
+    writer.flush(5)
+    lines = stuck.getvalue().splitlines()
+    assert lines[0] == "line 0"
+    assert len(lines) < 20
+    (told,) = [line for line in lines if "dropped" in line]
+    written = sum(line.startswith("line") for line in lines)
+    assert told == f"({50 - written} lines of the log were dropped: nobody read them)"
+    assert lines[-1] == "after"
+
+
+def test_a_reader_that_is_gone_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    writer = Writer()
+    monkeypatch.setattr(sys, "stderr", Gone())
+    writer.put("lost\n")
+    writer.flush(5)
+    monkeypatch.setattr(sys, "stderr", kept := io.StringIO())
+    writer.put("kept\n")
+    writer.flush(5)
+    assert kept.getvalue() == "kept\n"
+
+
+def test_a_path_of_any_bytes_can_be_logged() -> None:
+    line = JsonFormatter().format(record("reads", path="/m\udcff"))
+    assert json.loads(line)["path"] == "/m\udcff"
+    assert line.isascii()
+    assert TextFormatter().format(record("reads /m\udcff")).endswith("/m\\udcff")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import os
 import signal
 import socket
 import ssl
@@ -42,7 +43,12 @@ Announce = Callable[[str, str], None]
 
 
 def print_banner(url: str, text: str) -> None:
-    print(text, flush=True)
+    """On stdout; a reader that is gone stops no server."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        LOGGER.warning("The banner could not be shown: %s.", error.strerror)
+        sys.stdout = None  # what it still holds would be written again at the end
 
 
 def run(settings: Settings, announce: Announce = print_banner) -> None:
@@ -176,6 +182,22 @@ class _Run:
         self.backend.elsewhere = self.host.elsewhere
         self.url = server_url(settings, sock)
 
+    def on_hangup(self, config: uvicorn.Config) -> None:
+        """SIGHUP: the server's terminal is gone, and it ends; or someone changed its files."""
+        if terminal_is_gone():
+            LOGGER.info("SIGHUP received: the terminal is gone")
+            self.on_signal()
+            return
+        if config.ssl is None:
+            LOGGER.info("SIGHUP received: keys are read anew by themselves, and there is no more")
+            return
+        try:
+            config.ssl.load_cert_chain(str(self.settings.ssl_certfile), self.settings.ssl_keyfile)
+        except (ssl.SSLError, OSError) as error:
+            LOGGER.error("SIGHUP received: the certificate stays as it was: %s", error)
+        else:
+            LOGGER.info("SIGHUP received: new connections get the certificate as it is now")
+
     def on_signal(self) -> None:
         """The first signal drains; the second ends what is left."""
         if self.stopping.is_set():
@@ -233,7 +255,9 @@ async def _serve(
     settings: Settings, sock: socket.socket, made_key: str, announce: Announce
 ) -> None:
     run_ = _Run(settings, sock, made_key, announce)
-    server = Server(uvicorn_config(settings, run_.backend), run_.on_signal)
+    config = uvicorn_config(settings, run_.backend)
+    server = Server(config, run_.on_signal)
+    on_hangup(lambda: run_.on_hangup(config))
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     loading = asyncio.create_task(run_.load())
     watching = asyncio.create_task(run_.backend.history.run())
@@ -254,6 +278,29 @@ async def _serve(
         await run_.close()
         server.should_exit = True
         await serving
+
+
+def on_hangup(work: Callable[[], None]) -> None:
+    """Call `work` at SIGHUP, unless the server was told to ignore that (nohup)."""
+    _HAD_TERMINAL.append(_has_terminal())
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, work)
+
+
+def terminal_is_gone() -> bool:
+    """Whether there was a terminal at the start of the server, and is none any more."""
+    return any(_HAD_TERMINAL) and not _has_terminal()
+
+
+_HAD_TERMINAL: list[bool] = []
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
 
 
 def uvicorn_config(settings: Settings, backend: Backend) -> uvicorn.Config:

@@ -17,6 +17,7 @@ import click
 from maestrale import __version__
 from maestrale.cli.echo import echo
 from maestrale.cli.failures import explained
+from maestrale.cli.handles import open_standard_handles
 from maestrale.cli.interrupt import EXIT_CODE, raise_on_ctrl_c
 from maestrale.errors import MaestraleError, SettingsError
 
@@ -93,6 +94,7 @@ def group() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
+    open_standard_handles()
     sys.exit(run(arguments))
 
 

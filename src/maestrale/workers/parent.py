@@ -34,7 +34,9 @@ from maestrale.api.server import (
     LAST_WORDS,
     Announce,
     banner,
+    on_hangup,
     server_url,
+    terminal_is_gone,
     uvicorn_config,
     why_not_bound,
 )
@@ -204,7 +206,14 @@ class Parent:
         self.stopping.set()
 
     def on_reload(self) -> None:
-        """SIGHUP: new workers in the place of the old, one by one; nothing in flight is cut."""
+        """SIGHUP: new workers in the place of the old, one by one; nothing in flight is cut.
+
+        Or the server's terminal is gone, and it ends.
+        """
+        if terminal_is_gone():
+            LOGGER.info("SIGHUP received: the terminal is gone")
+            self.on_signal()
+            return
         if self._reloading is not None and not self._reloading.done():
             return
         if self._attach is not None and not self.stopping.is_set():
@@ -355,7 +364,7 @@ async def serve(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)
-    loop.add_signal_handler(signal.SIGHUP, parent.on_reload)
+    on_hangup(parent.on_reload)
     loading = asyncio.create_task(parent.load())
     watching = asyncio.create_task(parent.watch())
     sampling = asyncio.create_task(parent.backend.history.run())

@@ -88,6 +88,15 @@ class ParentLink:
             if not future.done() or future.cancelled():
                 self.send(Leave(number))  # nobody waits for it any more
 
+    def end_all(self, error: MaestraleError) -> None:
+        """Whatever still waits for the parent ends with `error`, which its clients are told."""
+        for request_id, mailbox in self.streams.items():
+            mailbox.fail(error)
+            self.send(Abort(request_id))
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(error)
+
     def _take(self, message: Any) -> None:
         match message:
             case Delta(request_id, delta):

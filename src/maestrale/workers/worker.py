@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import uvicorn
 import uvloop
 
 from maestrale import logs
+from maestrale.api.admission import RETRY_AFTER
 from maestrale.api.body import BUDGET, BodyReader
 from maestrale.api.connections import raise_file_limit
 from maestrale.api.hosting import in_thread
@@ -29,7 +29,7 @@ from maestrale.api.server import uvicorn_config
 from maestrale.api.shared_levels import SharedLevels
 from maestrale.chat import ChatService
 from maestrale.config import Settings
-from maestrale.errors import MaestraleError
+from maestrale.errors import MaestraleError, Unavailable
 from maestrale.logs import LOGGER
 from maestrale.metrics.merged import families
 from maestrale.supervise.leash import take_leash
@@ -51,6 +51,7 @@ from maestrale.workers.remote import ParentLink, RemoteEngine, RemoteVetter, Wor
 # engine's death is a pause, a worker's cuts its streams.
 OOM_SCORE = 250
 LAST_WORDS = 0.2  # seconds for the last messages to reach the parent
+LAST_EVENTS = 1  # second for the ends of streams to reach their clients
 
 
 class _Server(uvicorn.Server):
@@ -170,8 +171,15 @@ class Worker:
         if self._server is None or not self._server.started:
             os._exit(0)  # it has let nobody in
         # uvicorn's own end: no new connections, idle ones closed, the others after their answer.
-        self._server.config.timeout_graceful_shutdown = max(1, round(grace))
+        self._server.config.timeout_graceful_shutdown = max(1, round(grace)) + LAST_EVENTS
         self._server.should_exit = True
+        error = Unavailable(
+            "The API process that gave this answer was replaced, and the time for it to finish "
+            "(--grace) is over. Send the request again.",
+            code="draining",
+            retry_after=RETRY_AFTER,
+        )
+        asyncio.get_running_loop().call_later(grace, self._link.end_all, error)
 
 
 async def _main(sock: socket.socket) -> None:
@@ -186,8 +194,7 @@ def main() -> None:
     return_large_buffers()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_main(sock))
-    sys.stdout.flush()
-    sys.stderr.flush()
+    logs.WRITER.flush()
     os._exit(0)  # whatever thread still reads a file
 
 
