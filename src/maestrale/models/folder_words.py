@@ -62,9 +62,11 @@ def special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def end_tokens(
-    folder: Path, eos: str | None, ids: Mapping[str, int], *documents: Mapping[str, Any]
+    folder: Path, eos: str | None, ids: Mapping[str, int], size: int, *documents: Mapping[str, Any]
 ) -> tuple[int, ...]:
     """The tokens that end an answer: `eos`, the tokenizer's own, and those of all `documents`.
+
+    Only those of `size` rows of logits can ever come.
 
     Raises: ModelError when there is none.
     """
@@ -72,13 +74,13 @@ def end_tokens(
     for document in documents:
         ends: Any = document.get("eos_token_id")
         found += [end for end in (ends if isinstance(ends, list) else [ends]) if _is_id(end)]
-    if not found:
+    if not any(end < size for end in found):
         raise ModelError(
             f"{folder} names no end-of-text token (eos_token_id in config.json or "
             "generation_config.json, eos_token in tokenizer_config.json), so answers would never "
             "end."
         )
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(end for end in found if end < size))
 
 
 def around_text(

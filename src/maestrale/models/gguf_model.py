@@ -17,9 +17,11 @@ from maestrale.errors import ModelError
 from maestrale.models.architecture import gguf_shape
 from maestrale.models.gguf_checks import check_is_model
 from maestrale.models.gguf_parts import read_gguf_model
+from maestrale.models.gguf_sentencepiece import added_tokens, sentencepiece_model
 from maestrale.models.gguf_tokenizer import (
     byte_level_tokenizer,
     byte_level_vocabulary,
+    control_ids,
     end_token_ids,
     pieces_of,
     pre_tokenizer_of,
@@ -29,10 +31,11 @@ from maestrale.models.load_vocabulary import save_vocabulary
 from maestrale.models.mistral_vocabulary import mistral_vocabulary, recognise, shipped_file
 from maestrale.models.prepared import PreparedModel, named_source, save_prepared
 from maestrale.models.sampling_defaults import SamplingDefaults, of_gguf
+from maestrale.models.sentencepiece_model import save_model
 
 MAX_PADDING = 100_000  # rows of logits that stand for no token
 _TEMPLATE = "tokenizer.chat_template"
-_SPECIAL = ("bos", "eos", "unk", "pad")
+_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # ours: the file's
 
 
 def fill_from_gguf(source: Path, folder: Path, *, name: str, sampling: SamplingDefaults) -> None:
@@ -77,24 +80,31 @@ def write_tokenizer(
             mistral_version=version,
         )
     kind = metadata.get("tokenizer.ggml.model")
-    if kind not in ("gpt2", "gemma4"):
+    if kind == "llama":
+        model = sentencepiece_model(metadata)
+        save_model(model, added_tokens(metadata), folder, "tokenizer.model")
+        vocabulary = model.vocabulary(vocab_size, end_token_ids(metadata))
+        default_bos, name_of_file = True, "tokenizer.model"
+    elif kind in ("gpt2", "gemma4"):
+        document = byte_level_tokenizer(metadata)
+        (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), "utf-8")
+        vocabulary = byte_level_vocabulary(metadata, vocab_size)
+        default_bos, name_of_file = pre_tokenizer_of(metadata).add_bos, "tokenizer.json"
+    else:
         raise ModelError(
-            f"The GGUF file has a tokenizer of kind {kind!r} that is not one of Mistral's. Served "
-            "from a GGUF file are models with Mistral's tokenizer and chat format, or with a "
-            "byte-level BPE tokenizer (kind 'gpt2')."
+            f"The GGUF file has a tokenizer of the kind {kind!r}, which isn't served. Served are "
+            "byte-level BPE (gpt2), SentencePiece (llama) and Mistral's tokenizers."
         )
-    document = byte_level_tokenizer(metadata)
-    (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), "utf-8")
-    save_vocabulary(byte_level_vocabulary(metadata, vocab_size), folder)
-    prefix, suffix = _around(metadata, pre_tokenizer_of(metadata).add_bos)
+    save_vocabulary(vocabulary, folder)
+    prefix, suffix = _around(metadata, default_bos)
     default, named = chat_templates(metadata)
     return PreparedModel(
         **common,
-        eos_token_ids=end_token_ids(metadata),
+        eos_token_ids=vocabulary.eos_token_ids,
         text_prefix=prefix,
         text_suffix=suffix,
-        tokenizer_kind="hf",
-        tokenizer_file="tokenizer.json",
+        tokenizer_kind="sentencepiece" if kind == "llama" else "hf",
+        tokenizer_file=name_of_file,
         chat_template=default,
         named_templates=named,
         special_tokens=_special_tokens(metadata),
@@ -117,6 +127,12 @@ def _around(metadata: Mapping[str, Any], bos: bool) -> tuple[tuple[int, ...], tu
     """What stands before and after plain text; `bos` where the file doesn't say."""
     count = len(pieces_of(metadata)[0])
     first = token_id(metadata, "bos", count) if _flag(metadata, "bos", bos) else None
+    if (
+        first is None
+        and _flag(metadata, "bos", bos)
+        and metadata.get("tokenizer.ggml.model") == "llama"
+    ):
+        first = control_ids(metadata).get("<s>")
     last = token_id(metadata, "eos", count) if _flag(metadata, "eos", False) else None
     return (() if first is None else (first,)), (() if last is None else (last,))
 
@@ -129,7 +145,7 @@ def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
 def _special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
     """What a chat template calls bos_token, eos_token ..."""
     pieces, _ = pieces_of(metadata)
-    ids = {name: token_id(metadata, name, len(pieces)) for name in _SPECIAL}
+    ids = {name: token_id(metadata, key, len(pieces)) for name, key in _SPECIAL.items()}
     return {f"{name}_token": pieces[id_] for name, id_ in ids.items() if id_ is not None}
 
 

@@ -7,25 +7,15 @@ linked. What else serving needs is written beside the metadata.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from maestrale.errors import ModelError
 from maestrale.models.architecture import from_config
-from maestrale.models.folder_words import (
-    TEMPLATE_FOLDER,
-    around_text,
-    chat_templates,
-    end_tokens,
-    read_json,
-    read_settings,
-    special_tokens,
-)
-from maestrale.models.hf_tokenizer import hf_vocabulary, ids_of, mistral_version_of
+from maestrale.models.folder_tokenizer import TOKENIZERS, lacking, write_tokenizer
+from maestrale.models.folder_words import TEMPLATE_FOLDER, read_json
 from maestrale.models.load_vocabulary import save_vocabulary
-from maestrale.models.mistral_vocabulary import mistral_vocabulary, shipped_file
 from maestrale.models.prepared import PreparedModel, named_source, save_prepared
 from maestrale.models.safetensors_file import check_safetensors
 from maestrale.models.sampling_defaults import of_generation_config
@@ -48,9 +38,10 @@ def prepare_folder(
     wanted = wanted_files(str(source), names, engine)
     if wanted.kind == "gguf":
         raise ModelError(f"{source} holds GGUF files. Name one: {source / wanted.weights}")
-    missing = [file for file in _NEEDED if file not in names]
-    if missing:
-        raise ModelError(f"{source} is no complete model folder: it lacks {', '.join(missing)}.")
+    if "config.json" not in names:
+        raise ModelError(f"{source} is no complete model folder: it lacks config.json.")
+    if not any(file in names for file in TOKENIZERS):
+        raise lacking(source)
     if wanted.kind == "safetensors":
         check_safetensors(source, wanted.names)
     called = name or readable(source.resolve().name)
@@ -120,8 +111,6 @@ def _adapter(source: Path) -> ModelError:
 
 def _fill(folder: Path, source: Path, wanted: Wanted, called: str, digest: str) -> None:
     config = read_json(source / "config.json")
-    tokenizer = read_json(source / "tokenizer.json")
-    settings = read_settings(source)
     generation = read_json(source / "generation_config.json", optional=True)
     nested = config.get("text_config")
     text = nested if isinstance(nested, Mapping) else config
@@ -130,51 +119,21 @@ def _fill(folder: Path, source: Path, wanted: Wanted, called: str, digest: str) 
         raise ModelError(
             f"{source / 'config.json'} lacks 'max_position_embeddings' or 'vocab_size'."
         )
-    ids, special = ids_of(tokenizer), special_tokens(settings)
-    ends = end_tokens(source, special.get("eos_token"), ids, generation, text, config)
-    ends = tuple(end for end in ends if end < size) or ends
-    template, named = chat_templates(source, settings)
     if digest:
         for file in wanted.names:
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).symlink_to((source / file).resolve())
-    version = mistral_version_of(tokenizer, template)
-    common: dict[str, Any] = {
-        "name": called,
-        "context_length": context,
-        "vocab_size": size,
-        "source": "" if digest else named_source(source, folder),
-        "weights_digest": digest,
-        "sampling": of_generation_config(generation),
-        **_kv_size(config),
-    }
-    if version is not None:
-        shipped = shipped_file(version)
-        shutil.copyfile(shipped, folder / f"mistral-{shipped.name}")
-        vocabulary = mistral_vocabulary(version, size)
-        prepared = PreparedModel(
-            **common,
-            eos_token_ids=vocabulary.eos_token_ids,
-            tokenizer_kind="mistral",
-            tokenizer_file=f"mistral-{shipped.name}",
-            mistral_version=version,
-        )
-    else:
-        vocabulary = hf_vocabulary(tokenizer, size, ends)
-        prefix, suffix = around_text(tokenizer, ids)
-        if not digest:
-            shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-        prepared = PreparedModel(
-            **common,
-            eos_token_ids=ends,
-            text_prefix=prefix,
-            text_suffix=suffix,
-            tokenizer_kind="hf",
-            tokenizer_file="tokenizer.json",
-            chat_template=template,
-            named_templates=named,
-            special_tokens=special,
-        )
+    fields, vocabulary = write_tokenizer(source, folder, size, (generation, text, config))
+    fields |= _kv_size(config)
+    prepared = PreparedModel(
+        name=called,
+        context_length=context,
+        vocab_size=size,
+        source="" if digest else named_source(source, folder),
+        weights_digest=digest,
+        sampling=of_generation_config(generation),
+        **fields,
+    )
     save_vocabulary(vocabulary, folder)
     save_prepared(prepared, folder)
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from maestrale.errors import ModelError
 from maestrale.models.byte_level import decode_byte_level
+from maestrale.models.gguf_tokenizer import spelling
 from maestrale.models.mistral_vocabulary import recognise
 from maestrale.models.vocabulary import Vocabulary
-
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def mistral_version_of(tokenizer: Mapping[str, Any], template: str | None) -> str | None:
@@ -34,72 +31,69 @@ def mistral_version_of(tokenizer: Mapping[str, Any], template: str | None) -> st
 def hf_vocabulary(tokenizer: Mapping[str, Any], size: int, ends: tuple[int, ...]) -> Vocabulary:
     """What each token spells, for `size` rows of logits.
 
-    Raises: ModelError for tokenizers that are neither byte-level BPE nor SentencePiece's BPE.
+    Raises: ModelError for tokenizers that aren't BPE or Unigram over the text's own characters.
     """
-    byte_level = _is_byte_level(tokenizer)
-    leading = not byte_level and _sentencepiece_prefix(tokenizer)
+    _check_kind(tokenizer)
+    added = tokenizer.get("added_tokens") or ()
+    # Some models have a few added tokens more than rows of logits; they can't be used.
+    beyond = {token["content"] for token in added if token["id"] >= size}
+    spell = decode_byte_level if _is_byte_level(tokenizer) else spelling
     spelled = [b""] * size
     control: dict[str, int] = {}
-    entries: dict[int, bytes] = {}
-    for piece, token in tokenizer["model"]["vocab"].items():
-        entries[token] = decode_byte_level(piece) if byte_level else _spell(piece)
-    for added in tokenizer.get("added_tokens", ()):
-        entries[added["id"]] = b"" if added["special"] else added["content"].encode()
-        if added["special"]:
-            control[added["content"]] = added["id"]
-    if entries and max(entries) >= size:
-        raise ModelError(f"The tokenizer has {max(entries) + 1} tokens, the model only {size}.")
-    for token, spelling in entries.items():
-        spelled[token] = spelling
+    for piece, token in _pieces(tokenizer).items():
+        if piece not in beyond:
+            if token >= size:
+                raise ModelError(f"The tokenizer has {token + 1} tokens, the model only {size}.")
+            spelled[token] = spell(piece)
+    for token in added:
+        if token["id"] < size:
+            spelled[token["id"]] = b"" if token["special"] else token["content"].encode()
+            if token["special"]:
+                control[token["content"]] = token["id"]
     return Vocabulary(
         token_bytes=tuple(spelled),
         control_ids=control,
         eos_token_ids=ends,
-        leading_space=leading,
+        leading_space=not _is_byte_level(tokenizer) and _prepends_space(tokenizer),
     )
 
 
 def ids_of(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     """The id of each token of a tokenizer.json by its text, added ones too."""
+    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
+    return _pieces(tokenizer) | added
+
+
+def _pieces(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     model = tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, Mapping) else None
-    entries = dict(vocab) if isinstance(vocab, Mapping) else {}
     if isinstance(vocab, list):  # Unigram's: pairs of text and score
-        entries = {entry[0]: token for token, entry in enumerate(vocab)}
-    for added in tokenizer.get("added_tokens") or ():
-        entries[added["content"]] = added["id"]
-    return entries
+        return {entry[0]: token for token, entry in enumerate(vocab)}
+    return dict(vocab) if isinstance(vocab, Mapping) else {}
+
+
+def _check_kind(tokenizer: Mapping[str, Any]) -> None:
+    """Raises: ModelError."""
+    model = tokenizer.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    kind = model.get("type") or ("BPE" if "merges" in model else None)
+    ends_words = model.get("end_of_word_suffix") or model.get("continuing_subword_prefix")
+    if kind not in ("BPE", "Unigram") or not model.get("vocab") or ends_words:
+        what = f"of the kind {kind}" if kind else "none that is known"
+        what += f" with {ends_words!r} at pieces' ends" if ends_words else ""
+        raise ModelError(
+            f"The folder's tokenizer.json is {what}, which isn't served. Served are byte-level BPE "
+            "and SentencePiece's BPE and Unigram: those of language models that write text."
+        )
 
 
 def _is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
     return '"ByteLevel"' in json.dumps(tokenizer.get("decoder"))
 
 
-def _sentencepiece_prefix(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a SentencePiece BPE writes a space before a text's first word.
-
-    Raises: ModelError when it is no such tokenizer, or treats the first word of a prompt unlike
-    the first after a control token: prompts are encoded piece by piece here.
-    """
-    model = tokenizer.get("model")
-    if (
-        not isinstance(model, Mapping)
-        or model.get("type") != "BPE"
-        or not model.get("byte_fallback")
-    ):
-        raise ModelError(
-            "The folder's tokenizer is neither a byte-level BPE nor SentencePiece's BPE, the "
-            "kinds of Hugging Face tokenizer that are served here."
-        )
+def _prepends_space(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether a space is written before a text's first word, as SentencePiece does."""
     cutting = json.dumps(tokenizer.get("pre_tokenizer"))
-    if '"prepend_scheme": "first"' in cutting:
-        raise ModelError(
-            "The folder's tokenizer writes a space before the first word of a prompt only "
-            "(prepend_scheme 'first'), which is not served here."
-        )
-    return '"Prepend"' in json.dumps(tokenizer.get("normalizer")) or '"always"' in cutting
-
-
-def _spell(piece: str) -> bytes:
-    byte = _BYTE.fullmatch(piece)
-    return bytes([int(byte[1], 16)]) if byte else piece.replace(_SPACE, " ").encode()
+    metaspace = '"Metaspace"' in cutting and '"never"' not in cutting
+    without = '"add_prefix_space": false' in cutting and '"prepend_scheme"' not in cutting
+    return '"Prepend"' in json.dumps(tokenizer.get("normalizer")) or (metaspace and not without)

@@ -25,6 +25,7 @@ TOKENIZER_FILES = {
     "v7": "mistral_instruct_tokenizer_241114.model.v7",
     "v3-tekken": "tekken_240718.json",
 }
+TEKKEN_FILE = "tekken.json"
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 
 
@@ -85,6 +86,31 @@ def mistral_vocabulary(version: str, vocab_size: int) -> Vocabulary:
         eos_token_ids=(model.eos_id(),),
         leading_space=True,
     )
+
+
+def tekken_vocabulary(file: Path, vocab_size: int) -> tuple[Vocabulary, str]:
+    """What each token of a tekken.json spells, and the version of the prompts that it states.
+
+    Raises: ModelError when mistral-common can't use the file.
+    """
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    try:
+        tokenizer = Tekkenizer.from_file(file)
+    except (ValueError, TypeError, LookupError, AssertionError) as error:
+        raise ModelError(
+            f"{file} is no tokenizer of Mistral's that the installed mistral-common knows: {error}"
+        ) from error
+    size, special = tokenizer.n_words, tokenizer.num_special_tokens
+    if size > vocab_size:
+        raise ModelError(f"{file} has {size} tokens, the model only {vocab_size}.")
+    names = {tokenizer.id_to_piece(token): token for token in range(special)}
+    spelled = [b""] * special + [tokenizer.id_to_byte_piece(at) for at in range(special, size)]
+    return Vocabulary(
+        token_bytes=tuple(spelled + [b""] * (vocab_size - size)),
+        control_ids=names,
+        eos_token_ids=(tokenizer.eos_id,),
+    ), str(tokenizer.version.value)
 
 
 def _sentencepiece_model(version: str) -> Any:

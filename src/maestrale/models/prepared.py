@@ -1,7 +1,8 @@
 """A prepared model: a small folder in the cache with what serving needs beside the weights.
 
-tokenizer.json             Hugging Face tokenizer (tokenizer_kind "hf"), or the Mistral
-                           tokenizer file named by `tokenizer_file` (kind "mistral")
+tokenizer.json             Hugging Face tokenizer (tokenizer_kind "hf"), or the file named by
+                           `tokenizer_file`: Mistral's (kind "mistral"), or a SentencePiece model
+                           with added_tokens.json (kind "sentencepiece")
 vocabulary.msgpack         what each token spells (models/load_vocabulary.py)
 maestrale.json             this struct
 
@@ -55,7 +56,7 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...]
     text_prefix: tuple[int, ...] = ()
     text_suffix: tuple[int, ...] = ()
-    tokenizer_kind: Literal["hf", "mistral"]
+    tokenizer_kind: Literal["hf", "mistral", "sentencepiece"]
     tokenizer_file: str  # relative to the folder
     mistral_version: str | None = None  # "v1", "v3", ... for tokenizer_kind "mistral"
     chat_template: str | None = None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from maestrale.errors import ModelError
 from maestrale.models.catalog import CATALOG, find_model
 from maestrale.models.load_vocabulary import load_vocabulary
-from maestrale.models.prepared import load_prepared
+from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.text_files import decode_text
@@ -76,13 +76,8 @@ def encoder_for(
         return MistralEncoder(folder / prepared.tokenizer_file, vocabulary)
     from maestrale.prompt.template import TemplateEncoder
 
-    path = folder / prepared.tokenizer_file
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The tokenizer {path} can't be read: {error}") from error
     return TemplateEncoder(
-        document,
+        _document(folder, prepared),
         vocabulary,
         prepared.chat_template if chat_template is None else chat_template,
         prepared.special_tokens,
@@ -91,6 +86,24 @@ def encoder_for(
         text_suffix=prepared.text_suffix,
         tool_template=prepared.named_templates.get("tool_use") if chat_template is None else None,
     )
+
+
+def _document(folder: Path, prepared: PreparedModel) -> dict[str, Any]:
+    """The tokenizer as `TemplateEncoder` takes it. Raises: ModelError."""
+    path = folder / prepared.tokenizer_file
+    if prepared.tokenizer_kind == "sentencepiece":
+        from maestrale.models.sentencepiece_model import ADDED_TOKENS_FILE, read_model
+
+        return {**_read_json(folder / ADDED_TOKENS_FILE), "sentencepiece": read_model(path)}
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        return document
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The tokenizer {path} can't be read: {error}") from error
 
 
 def read_template(path: Path | None) -> str | None:

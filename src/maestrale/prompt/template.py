@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from tokenizers import Tokenizer
 
 from maestrale.errors import InvalidRequest, ModelError
 from maestrale.models.vocabulary import Vocabulary
@@ -20,6 +19,7 @@ from maestrale.prompt.decode import spell
 from maestrale.prompt.jinja import RENDER_ERRORS, ChatTemplate, TemplateRefuses, TemplateTooSlow
 from maestrale.prompt.merge import reshaped
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless, too_long
+from maestrale.prompt.plain_text import plain_text
 from maestrale.prompt.seal import Seal, unused_marks
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.prompt.tools.pick import format_by_name, format_of_template
@@ -46,7 +46,8 @@ class TemplateEncoder:
         text_suffix: tuple[int, ...] = (),
         tool_template: str | None = None,
     ) -> None:
-        """`tokenizer` is the document of a `tokenizer.json`.
+        """`tokenizer` is the document of a `tokenizer.json`, or {"sentencepiece": model,
+        "added_tokens": the tokens that are not of its pieces}.
 
         Plain text is put between `text_prefix` and `text_suffix`. `tool_template` stands in for
         `template` where a request has tools. `tool_call_parser` names the format of tool calls; by
@@ -55,12 +56,17 @@ class TemplateEncoder:
         Raises: ModelError when the tokenizer or the template can't be used.
         """
         self.chat_template = template
-        self._markers = _markers(tokenizer)
+        known = [
+            token
+            for token in tokenizer.get("added_tokens") or ()
+            if token["id"] < len(vocabulary)  # gemma-3-1b has one more than rows of logits
+        ]
+        self._markers = _markers(known)
         special = [name for name, token in self._markers.items() if token["special"]]
         self._seal = Seal(self._markers)
         self._seal_assistant = Seal(special)
         self._cut = re.compile(_pattern(self._markers)) if self._markers else None
-        self._plain = _without_markers(tokenizer, self._markers)
+        self._plain = plain_text({**tokenizer, "added_tokens": known}, self._markers)
         self._vocabulary = vocabulary
         self._longest = max(map(len, vocabulary.token_bytes))
         self._prefix, self._suffix = text_prefix, text_suffix
@@ -243,13 +249,14 @@ class TemplateEncoder:
         done = 0
         for match in self._cut.finditer(rendered) if self._cut else ():
             text = rendered[done : match.start()].replace(mark, "")
-            yield from self._encode_plain(text, max_tokens)
+            yield from self._encode_plain(text, max_tokens, first=done == 0)
             marker = self._markers.get(match[0]) or self._markers[match[0].strip()]
             yield marker["id"]
             done = match.end()
-        yield from self._encode_plain(rendered[done:].replace(mark, ""), max_tokens)
+        text = rendered[done:].replace(mark, "")
+        yield from self._encode_plain(text, max_tokens, first=done == 0)
 
-    def _encode_plain(self, text: str, max_tokens: int | None) -> list[int]:
+    def _encode_plain(self, text: str, max_tokens: int | None, *, first: bool = True) -> list[int]:
         """Raises: ContextLengthExceeded when the first part alone is far too long."""
         if max_tokens is not None and len(text) > _SAMPLE_CHARS * max_tokens:
             fewest = len(self._encode_plain(text[: _SAMPLE_CHARS * max_tokens], None))
@@ -258,9 +265,7 @@ class TemplateEncoder:
                 raise too_long(fewest, max_tokens)
         if not text:
             return []
-        # Of the ways to encode, only those for batches let other threads of Python run.
-        ids: list[int] = self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return ids
+        return self._plain.encode(text, first=first)
 
 
 def _attempts(messages: Sequence[ChatMessage]) -> Iterator[list[ChatMessage]]:
@@ -275,11 +280,11 @@ def _arguments(text: str) -> Any:
         return text
 
 
-def _markers(tokenizer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _markers(added: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The added tokens that only a template may write, by their text."""
     markers = {
         token["content"]: token
-        for token in tokenizer.get("added_tokens", ())
+        for token in added
         if token["special"] or _MARKER.fullmatch(token["content"])
     }
     short = [name for name in markers if len(name) < 2]
@@ -296,21 +301,3 @@ def _pattern(markers: Mapping[str, Mapping[str, Any]]) -> str:
         + (r"\s*" if marker["rstrip"] else "")
         for name, marker in sorted(markers.items(), key=lambda item: -len(item[0]))
     )
-
-
-def _without_markers(tokenizer: Mapping[str, Any], markers: Mapping[str, Any]) -> Tokenizer:
-    """A tokenizer that can't give a marker's id, whatever the text."""
-    document = {**tokenizer, "truncation": None, "padding": None}
-    added = tokenizer.get("added_tokens", ())
-    others = [token for token in added if token["content"] not in markers]
-    document["added_tokens"] = others
-    vocab = document["model"]["vocab"]
-    if isinstance(vocab, dict):
-        # Entries stay, so that ids stay; their names are such as no text is cut into.
-        vocab = {(f"\ufdd0{id_}" if name in markers else name): id_ for name, id_ in vocab.items()}
-        vocab.update({token["content"]: token["id"] for token in others})
-        document["model"] = {**document["model"], "vocab": vocab}
-    try:
-        return Tokenizer.from_str(json.dumps(document))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ModelError(f"The tokenizer can't be used: {error}") from error

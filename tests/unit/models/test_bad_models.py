@@ -126,8 +126,8 @@ def test_a_folder_of_pickles_is_refused_unopened(tmp_path: Path, engine: str) ->
         ("config.json", "[" * 100_000, "not valid JSON"),
         ("config.json", '{"model_type": "odd"}', "lacks 'max_position_embeddings'"),
         ("config.json", json.dumps(CONFIG | {"vocab_size": -1}), "lacks 'max_position"),
-        ("tokenizer.json", "{}", "tokenizer is neither"),
-        ("tokenizer.json", '{"model": 3}', "tokenizer is neither"),
+        ("tokenizer.json", "{}", "tokenizer.json is none that is known"),
+        ("tokenizer.json", '{"model": 3}', "tokenizer.json is none that is known"),
     ],
 )
 def test_damaged_descriptions(folder: Path, name: str, content: str, said: str) -> None:

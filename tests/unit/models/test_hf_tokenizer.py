@@ -56,19 +56,43 @@ def test_sentencepiece_spells_as_mistrals_own_file_does() -> None:
     assert ours.leading_space
 
 
-def test_a_first_word_that_is_a_special_case_is_refused() -> None:
+def test_who_writes_a_space_before_the_first_word() -> None:
     document = converted("v1") | {
         "normalizer": None,
         "pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"},
     }
-    with pytest.raises(ModelError, match="prepend_scheme"):
-        hf_vocabulary(document, 32000, (2,))
+    assert hf_vocabulary(document, 32000, (2,)).leading_space
     document["pre_tokenizer"] = {"type": "Metaspace", "prepend_scheme": "never"}
     assert not hf_vocabulary(document, 32000, (2,)).leading_space
 
 
-@pytest.mark.parametrize("document", [{}, {"model": 3}, {"model": {"type": "Unigram"}}])
-def test_other_kinds_are_refused(document: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({}, "none that is known"),
+        ({"model": 3}, "none that is known"),
+        ({"model": {"type": "Unigram"}}, "kind Unigram"),
+        ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, "kind WordPiece"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0}}}, "kind WordLevel"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "end_of_word_suffix": "</w>"}}, "'</w>'"),
+    ],
+)
+def test_other_kinds_are_refused(document: dict[str, Any], said: str) -> None:
     assert mistral_version_of(document, None) is None
-    with pytest.raises(ModelError, match="neither"):
+    with pytest.raises(ModelError, match=said):
         hf_vocabulary(document, 10, (2,))
+
+
+def test_added_tokens_beyond_the_logits_are_left_out() -> None:
+    added = [{"id": 5, "content": "<image>", "special": True}]
+    document = {
+        "model": {"type": "Unigram", "vocab": [["a", 0.0], ["▁b", -1.0], ["<0x41>", -2.0]]},
+        "pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "always"},
+        "added_tokens": added,
+    }
+    vocabulary = hf_vocabulary(document, 5, (2,))
+    assert vocabulary.token_bytes == (b"a", b" b", b"A", b"", b"")
+    assert vocabulary.control_ids == {}
+    assert hf_vocabulary(document, 6, (2,)).control_ids == {"<image>": 5}
+    with pytest.raises(ModelError, match="the model only 2"):
+        hf_vocabulary(document, 2, (1,))

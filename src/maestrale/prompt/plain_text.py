@@ -1,0 +1,100 @@
+"""Text between control tokens → ids, by the tokenizer's own library; no text gives a control token.
+
+Tokenizers that write a space before a prompt's first word only are asked in two ways: for text
+at the very beginning, and for all that comes later.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer
+
+from maestrale.errors import ModelError
+from maestrale.models.sentencepiece_model import SentencePieceModel
+
+
+class PlainText(Protocol):
+    """Encodes text in which nothing is a control token."""
+
+    def encode(self, text: str, *, first: bool) -> list[int]:
+        """The ids of a text, which is not empty. `first`: a prompt begins with it."""
+
+
+def plain_text(tokenizer: Mapping[str, Any], markers: Collection[str]) -> PlainText:
+    """For the document of a tokenizer.json, or {"sentencepiece": model, "prefix_first_only": bool}.
+
+    Raises: ModelError when it can't be used.
+    """
+    model = tokenizer.get("sentencepiece")
+    if isinstance(model, SentencePieceModel):
+        model = model.without(markers)
+        first_only = tokenizer.get("prefix_first_only") is True and model.dummy_prefix
+        return _SentencePieceText(model, model.without_prefix() if first_only else model)
+    return _TokenizerText(tokenizer, markers)
+
+
+class _TokenizerText:
+    def __init__(self, tokenizer: Mapping[str, Any], markers: Collection[str]) -> None:
+        document = _without(tokenizer, markers)
+        self._first = self._later = _built(document)
+        cut = json.dumps(document.get("pre_tokenizer"))
+        if '"prepend_scheme": "first"' in cut:
+            cut = cut.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
+            self._later = _built({**document, "pre_tokenizer": json.loads(cut)})
+
+    def encode(self, text: str, *, first: bool) -> list[int]:
+        tokenizer = self._first if first else self._later
+        # Of the ways to encode, only those for batches let other threads of Python run.
+        ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return ids
+
+
+class _SentencePieceText:
+    def __init__(self, first: SentencePieceModel, later: SentencePieceModel) -> None:
+        self._first = self._later = _processor(first)
+        if later is not first:
+            self._later = _processor(later)
+
+    def encode(self, text: str, *, first: bool) -> list[int]:
+        ids: list[int] = (self._first if first else self._later).encode(text)
+        return ids
+
+
+def _processor(model: SentencePieceModel) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return SentencePieceProcessor(model_proto=model.serialized())
+    except (RuntimeError, OSError) as error:
+        raise ModelError(f"The SentencePiece tokenizer can't be used: {error}") from error
+
+
+def _built(document: Mapping[str, Any]) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(json.dumps(document))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ModelError(f"The tokenizer can't be used: {error}") from error
+
+
+def _without(tokenizer: Mapping[str, Any], markers: Collection[str]) -> dict[str, Any]:
+    """A tokenizer.json that can't give a marker's id, whatever the text."""
+    document = {**tokenizer, "truncation": None, "padding": None}
+    others = [
+        token for token in tokenizer.get("added_tokens") or () if token["content"] not in markers
+    ]
+    document["added_tokens"] = others
+    vocab = document["model"]["vocab"]
+    # Entries stay, so that ids stay; their names are such as no text is cut into.
+    if isinstance(vocab, dict):
+        vocab = {(f"\ufdd0{id_}" if name in markers else name): id_ for name, id_ in vocab.items()}
+        vocab.update({token["content"]: token["id"] for token in others})
+    else:  # Unigram's: pairs of text and score
+        vocab = [
+            [f"\ufdd0{token}" if name in markers else name, score]
+            for token, (name, score) in enumerate(vocab)
+        ]
+    document["model"] = {**document["model"], "vocab": vocab}
+    return document
