@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from serving import ROOT
 from tiny_families import BY_NAME
-from tiny_models import TinyModel, write_folder, write_safetensors  # noqa: F401
+from tiny_models import TinyModel, write_folder
 
 GOLDEN = ROOT / "tests" / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.npy"))

@@ -163,7 +163,9 @@ def dense(config: dict[str, Any], *, qkv_bias: bool = False, head_norms: bool = 
     queries = config["num_attention_heads"] * head
     keys = config["num_key_value_heads"] * head
     width = config["intermediate_size"]
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden)
+    }
     for i in range(layers):
         layer = f"model.layers.{i}."
         for part, rows in (("q", queries), ("k", keys), ("v", keys)):
@@ -181,5 +183,5 @@ def dense(config: dict[str, Any], *, qkv_bias: bool = False, head_norms: bool = 
             shapes[f"{layer}{norm}.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings"):
-        shapes["lm_head.weight"] = (VOCAB, hidden)
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
     return shapes

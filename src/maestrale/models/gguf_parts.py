@@ -24,12 +24,12 @@ def gguf_parts(path: Path) -> list[Path]:
     return [path.with_name(f"{stem}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
 
 
-def read_gguf_model(path: Path) -> GGUFFile:
-    """Metadata and tensors of the model that `path` is, or is a part of.
+def read_gguf_model(path: Path, *, texts: bool = True) -> GGUFFile:
+    """Metadata and tensors of the model that `path` is, or is a part of; `texts` as in `read_gguf`.
 
     Raises: ModelError for what `read_gguf` refuses, and where a part is missing or another model's.
     """
-    first = read_gguf(path)
+    first = read_gguf(path, texts=texts)
     count = first.metadata.get("split.count", 0)
     if not isinstance(count, int) or count <= 1:
         return first
@@ -48,7 +48,7 @@ def read_gguf_model(path: Path) -> GGUFFile:
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, Any] = {}
     for number, part_path in enumerate(paths):
-        part = first if part_path == path else read_gguf(part_path)
+        part = first if part_path == path else read_gguf(part_path, texts=texts)
         said = part.metadata.get("split.no"), part.metadata.get("split.count")
         if said != (number, count):
             raise ModelError(

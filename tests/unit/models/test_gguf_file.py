@@ -54,6 +54,24 @@ def test_metadata_and_tensors_come_back(written: bytes, scratch: Path) -> None:
     assert read.metadata["tokenizer.ggml.tokens"] == ["a", "b", "é"]
     assert read.metadata["tokenizer.ggml.token_type"] == [1, 1, 3]
     assert read.tensor_names == ("first", "last")
+    bare = read_gguf(scratch, texts=False)
+    assert bare.tensors == read.tensors
+    assert bare.metadata == {**read.metadata, "tokenizer.ggml.tokens": []}
+
+
+def test_a_vocabulary_of_any_size_is_read_whole(tmp_path: Path) -> None:
+    texts = ["é" * (i % 300) for i in range(20_000)] + ["x" * (3 << 20), ""]
+    writer = gguf.GGUFWriter(tmp_path / "long.gguf", "llama")
+    writer.add_token_list(texts)
+    writer.add_string("last", "one")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = read_gguf(tmp_path / "long.gguf").metadata
+    assert read["tokenizer.ggml.tokens"] == texts
+    assert read["last"] == "one"
+    assert read_gguf(tmp_path / "long.gguf", texts=False).metadata["last"] == "one"
 
 
 @given(data=st.data())

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import golden_files as golden
 from maestrale.engines.cpu.model_files import open_model, spec_of
 from maestrale.errors import ModelError
+from tiny_models import write_safetensors
 
 Change = Callable[[dict[str, Any], dict[str, np.ndarray]], None]
 
@@ -344,7 +345,7 @@ def test_a_model_with_an_image_part_says_that_it_is_left_out(tmp_path: Path) -> 
     renamed = {f"language_model.{name}": values for name, values in weights.items()} | {
         "vision_tower.patch_conv.weight": np.zeros((4, 4), np.float32)
     }
-    golden.write_safetensors(folder / "model.safetensors", renamed, "F32")
+    write_safetensors(folder / "model.safetensors", renamed, "F32")
     spec = spec_of(folder)
     assert spec.parameters == spec_of(golden.gguf_file("nemo", tmp_path)).parameters
     assert len(spec.notes) == 1

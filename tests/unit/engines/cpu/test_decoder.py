@@ -17,6 +17,7 @@ from maestrale.engines.cpu.model_files import spec_of
 from maestrale.engines.cpu.weights.source import MATRIX_TYPES
 from maestrale.errors import EngineError, ModelError
 from maestrale.models.tensor_info import GGML_NUMBERS
+from tiny_models import write_safetensors
 
 BLOCK = 32
 # Of 8-bit activations and an 8-bit KV cache, with these random weights; real ones are kinder.
@@ -151,7 +152,7 @@ def test_weights_that_are_no_numbers_are_refused(kernel: Path, tmp_path: Path) -
         folder = golden.hf_folder("llama2", tmp_path, "F32")
         weights = golden.model("llama2").weights()
         weights[tensor].reshape(-1)[3] = np.nan
-        golden.write_safetensors(folder / "model.safetensors", weights, "F32", checked=False)
+        write_safetensors(folder / "model.safetensors", weights, "F32", checked=False)
         with pytest.raises(ModelError, match=tensor):
             load_decoder(folder, kernel, context=64, threads=1)
 

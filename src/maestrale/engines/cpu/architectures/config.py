@@ -22,13 +22,13 @@ HARMLESS = frozenset({
     "router_aux_loss_coef", "router_jitter_noise", "cache_implementation", "tokenizer_class",
     "task_specific_params", "problem_type", "name_or_path", "id2label", "label2id", "num_labels",
     "return_dict", "output_attentions", "output_hidden_states", "torchscript", "use_return_dict",
-    "chunk_size_feed_forward", "quantization", "layer_norm_eps", "layer_norm_epsilon",
-    "max_window_layers", "no_rope_layer_interval", "finetuning_task", "transformers.js_config",
-    "max_length", "experts_implementation", "text_config", "do_sample", "temperature", "top_p",
-    "top_k", "gradient_checkpointing", "pad_token", "eos_token", "bos_token", "model_max_length",
+    "chunk_size_feed_forward", "layer_norm_eps", "layer_norm_epsilon", "max_window_layers",
+    "no_rope_layer_interval", "finetuning_task", "transformers.js_config", "max_length",
+    "experts_implementation", "text_config", "do_sample", "temperature", "top_p", "top_k",
+    "gradient_checkpointing", "pad_token", "eos_token", "bos_token", "model_max_length",
     "max_new_tokens", "use_bfloat16", "tie_encoder_decoder", "prefix", "suffix",
 })  # fmt: skip
-_GENERIC = ("_", "unsloth", "quantization_")  # beginnings of keys that change nothing
+_GENERIC = ("_", "unsloth")  # beginnings of keys that change nothing
 # Keys of other architectures that would change the result, and the values that don't.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_decoder": (True, False),

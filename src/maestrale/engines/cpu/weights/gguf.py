@@ -22,7 +22,7 @@ _REFUSED = ("adapter.", "xielu.")
 
 def open_gguf(path: Path) -> Source:
     """The model that a GGUF file is, or is a part of. Raises: ModelError."""
-    file = read_gguf_model(path)
+    file = read_gguf_model(path, texts=False)
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ModelError(f"{path} doesn't say of what architecture its model is. Get another file.")

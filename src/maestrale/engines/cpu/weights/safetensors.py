@@ -54,7 +54,8 @@ def open_folder(folder: Path) -> Source:
 
 
 _OUTER = frozenset({
-    "text_config", "vision_config", "audio_config", "quantization_config", "image_token_index",
+    "text_config", "vision_config", "audio_config", "quantization_config", "quantization",
+    "image_token_index",
     "vision_feature_layer", "projector_hidden_act", "spatial_merge_size", "mm_tokens_per_image",
     "multimodal_projector_bias", "boi_token_index", "eoi_token_index", "image_token_id",
 })  # fmt: skip
@@ -113,7 +114,8 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _check_quantisation(folder: Path, whole: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-    given = whole.get("quantization_config") or text.get("quantization_config")
+    names = ("quantization_config", "quantization", "compression_config")
+    given = next((each[name] for each in (whole, text) for name in names if each.get(name)), None)
     if given is None:
         return
     method = given.get("quant_method") if isinstance(given, Mapping) else None
