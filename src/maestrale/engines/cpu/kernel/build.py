@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from maestrale.engines.cpu.kernel import compilers
+from maestrale.engines.cpu.kernel.trust import not_only_ours, unfit
 from maestrale.errors import EngineError
 
 SOURCES = Path(__file__).parent
@@ -116,7 +116,7 @@ def _why_not_kept(folder: Path) -> str:
     """Why `folder` can't keep the library, as a clause; empty: it can. It is made if missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _unfit(folder) or ("" if os.access(folder, os.W_OK) else "it can't be written")
+        return unfit(folder) or ("" if os.access(folder, os.W_OK) else "it can't be written")
     except OSError as error:
         return str(error.strerror)
 
@@ -125,25 +125,9 @@ def _usable(file: Path) -> Path | None:
     """`file`, where it is there and may be loaded."""
     with suppress(OSError):
         found = file.resolve(strict=True)
-        if not _unfit(found.parent) and not _not_only_ours(found):
+        if not unfit(found.parent) and not not_only_ours(found):
             return found
     return None
-
-
-def _unfit(folder: Path) -> str:
-    """Why code can't be loaded from `folder`, as a clause; empty: it can. Raises: OSError."""
-    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
-        return "it is mounted with 'noexec'"
-    return _not_only_ours(folder)
-
-
-def _not_only_ours(path: Path) -> str:
-    status = path.stat()
-    if status.st_uid not in (os.geteuid(), 0):
-        return f"{path.name} belongs to another user"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"other users may write {path.name}"
-    return ""
 
 
 def _remove_abandoned(done: Path) -> None:
@@ -211,6 +195,7 @@ def _run(compiler: compilers.Compiler, arguments: list[str]) -> None:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
+        env=compiler.environment(),
         start_new_session=True,
     )
     try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from maestrale.engines.cpu.kernel.trust import not_only_ours
 from maestrale.errors import EngineError, ModelError
 from maestrale.models.wheels import Wheel, installed
 
@@ -80,6 +81,14 @@ class Compiler:
 
     command: tuple[str, ...]
     zig: bool = False
+    cache: Path | None = None  # where Zig keeps what it compiles of its own
+
+    def environment(self) -> dict[str, str]:
+        """What the command gets."""
+        kept = {}
+        if self.cache is not None:
+            kept = {f"ZIG_{kind}_CACHE_DIR": str(self.cache) for kind in ("GLOBAL", "LOCAL")}
+        return {**os.environ, **kept}
 
     def flags(self, level: str) -> list[str]:
         """For a file of that level; "": for what runs on every CPU of the architecture."""
@@ -135,4 +144,11 @@ def compiler(folder: Path, progress: Callable[[str, float | None], None]) -> Com
             f"The C++ compiler that the CPU engine's kernel needs can't be kept in {folder}: "
             f"{error.strerror}. Install one (on Debian and Ubuntu: apt install g++)."
         ) from error
-    return Compiler((str(package / "ziglang" / "zig"), "c++"), zig=True)
+    program = package / "ziglang" / "zig"
+    for path in (package.parent, package, program.parent, program):
+        if reason := not_only_ours(path):
+            raise EngineError(
+                f"The C++ compiler in {package} can't be trusted: {reason}. Remove that folder, "
+                "and the next start fetches it anew; or install a compiler."
+            )
+    return Compiler((str(program), "c++"), zig=True, cache=package.parent / "cache")
