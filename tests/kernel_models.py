@@ -283,8 +283,8 @@ class Decoder:
         done = self._lib.mst_step(
             self._decoder,
             ctypes.byref(batch),
-            logits.ctypes.data_as(floats),
-            hidden.ctypes.data_as(floats),
+            logits.ctypes.data,
+            hidden.ctypes.data,
             self._error,
             512,
         )
