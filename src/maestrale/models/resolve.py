@@ -16,6 +16,7 @@ from maestrale.models.hub_names import hub_name
 from maestrale.models.local import local_path, refuse_revision
 from maestrale.models.packaged import weights_of
 from maestrale.models.prepared import METADATA_FILE, damage, load_prepared
+from maestrale.models.room import full_message, is_full
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 from maestrale.models.store import Progress, build_once, digest_of, key_of, stamp_of
 from maestrale.text_files import readable
@@ -70,6 +71,8 @@ def prepare(
             repo, variant, model, cache_dir, progress, engine, revision, hub or hub_settings()
         )
     except OSError as error:
+        if is_full(cache_dir, error):
+            raise ModelError(full_message(cache_dir)) from error
         where = error.filename or model
         raise ModelError(f"Can't prepare {model}: {where}: {error.strerror}.") from error
 
@@ -167,6 +170,8 @@ def _prepare_gguf(
             progress,
         )
     except OSError as error:
+        if is_full(store, error):
+            raise ModelError(full_message(store)) from error
         raise ModelError(
             f"Can't prepare {path} in {store}: {error.filename or ''} {error.strerror}."
         ) from error

@@ -17,6 +17,7 @@ import msgspec
 
 from maestrale.errors import ModelError
 from maestrale.models.prepared import FORMAT_VERSION, damage, is_intact
+from maestrale.models.room import full_message, is_full
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +105,11 @@ def build_once(store: Path, digest: str, build: Callable[[Path], None], progress
                 link_to(SHIPPED / key, partial)
             else:
                 build(partial)
-        except BaseException:
+        except BaseException as error:
+            full = isinstance(error, Exception) and is_full(partial, error)
             shutil.rmtree(partial, ignore_errors=True)
+            if full:
+                raise ModelError(full_message(store)) from error
             raise
         partial.rename(target)
     if found := damage(target):
