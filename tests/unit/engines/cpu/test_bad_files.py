@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,44 +16,8 @@ from hypothesis import strategies as st
 import golden_files as golden
 from maestrale.engines.cpu.model_files import open_model, spec_of
 from maestrale.errors import ModelError
+from rewritten_gguf import Change, Tensors, rewritten
 from tiny_models import write_safetensors
-
-Change = Callable[[dict[str, Any], dict[str, np.ndarray]], None]
-
-
-def rewritten(source: Path, target: Path, change: Change) -> Path:
-    """A GGUF file with other metadata or tensors: `change` alters both in place."""
-    reader = gguf.GGUFReader(source)
-    fields = {
-        name: (field.types, field.contents())
-        for name, field in reader.fields.items()
-        if not name.startswith("GGUF.")
-    }
-    values = {name: content for name, (_, content) in fields.items()}
-    tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
-    change(values, tensors)
-    writer = gguf.GGUFWriter(target, values.pop("general.architecture"))
-    for name, value in values.items():
-        types = fields[name][0] if name in fields else None
-        if isinstance(value, list):
-            writer.add_array(name, value)
-        elif types is not None and value == fields[name][1]:
-            writer.add_key_value(name, value, types[0])
-        elif isinstance(value, bool):
-            writer.add_bool(name, value)
-        elif isinstance(value, int):
-            writer.add_uint32(name, value)
-        elif isinstance(value, float):
-            writer.add_float32(name, value)
-        else:
-            writer.add_string(name, value)
-    for name, data in tensors.items():
-        writer.add_tensor(name, data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +84,22 @@ def test_what_is_rewritten_unchanged_is_read(llama: Path, scratch: Path) -> None
             lambda v, t: v.update({"llama.rope.freq_base": float("nan")}),
             ("rope.freq_base", "can't be"),
         ),
+        (
+            lambda v, t: (
+                v.update({"llama.rope.scaling.type": "yarn"}),
+                t.update({"rope_freqs.weight": np.ones(16, np.float32)}),
+            ),
+            ("rope.scaling.type", "rule out"),
+        ),
+        (
+            lambda v, t: v.update({"llama.rope.scaling.type": "longrope"}),
+            ("rope.scaling.type", "rope_factors_long"),
+        ),
+        (
+            lambda v, t: v.update({"llama.rope.scaling.yarn_attn_factor": 2.0}),
+            ("yarn_attn_factor",),
+        ),
+        (lambda v, t: v.update({"llama.rope.dimension_count": 8}), ("rope.dimension_count",)),
         (lambda v, t: v.update({"llama.logit_scale": 2.0}), ("llama.logit_scale", "isn't known")),
         (lambda v, t: v.update({"llama.ssm.inner_size": 2}), ("llama.ssm.inner_size",)),
         (lambda v, t: v.update({"llama.pooling_type": 1}), ("pooling_type",)),
@@ -151,6 +129,12 @@ def test_a_gguf_file_that_cannot_be_right_is_refused(
     llama: Path, scratch: Path, change: Change, words: tuple[str, ...]
 ) -> None:
     refused(rewritten(llama, scratch, change), *words)
+
+
+def test_a_scale_of_the_rotary_embedding_is_honoured(llama: Path, scratch: Path) -> None:
+    factor = {"llama.rope.scaling.attn_factor": 1.25}
+    rewritten(llama, scratch, lambda values, tensors: values.update(factor))
+    assert spec_of(scratch).ropes[0].scale == 1.25
 
 
 def test_a_gguf_file_cut_anywhere_is_refused(llama: Path, scratch: Path) -> None:
@@ -209,7 +193,7 @@ def parts(llama: Path, tmp_path: Path) -> list[Path]:
     """The model in three parts, the first of which has no tensors."""
 
     def part(number: int, names: slice) -> Path:
-        def change(values: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        def change(values: dict[str, Any], tensors: Tensors) -> None:
             kept = list(tensors)[names]
             total = len(tensors)
             for name in set(tensors) - set(kept):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import golden_files as golden
+from kernel_steps import computed
 from maestrale.engines.cpu import memory
-from maestrale.engines.cpu.decoder import Batch, Decoder, load_decoder
+from maestrale.engines.cpu.decoder import load_decoder
 from maestrale.engines.cpu.library import Library
 from maestrale.engines.cpu.model_files import spec_of
 from maestrale.engines.cpu.weights.source import MATRIX_TYPES
@@ -19,30 +19,9 @@ from maestrale.errors import EngineError, ModelError
 from maestrale.models.tensor_info import GGML_NUMBERS
 from tiny_models import write_safetensors
 
-BLOCK = 32
 # Of 8-bit activations and an 8-bit KV cache, with these random weights; real ones are kinder.
 MOST_DIVERGENCE = 0.003
 LARGE_VALUES = {"gptoss": 0.02}  # MXFP4's are up to 0.75, where the others' are up to 0.25
-
-
-def computed(decoder: Decoder, tokens: list[int], chunk: int | None = None) -> NDArray[np.float32]:
-    """The logits of every token, computed `chunk` tokens a step."""
-    decoder.open_cache(-(-len(tokens) // BLOCK))
-    rows = []
-    size = chunk or len(tokens)
-    for begin in range(0, len(tokens), size):
-        part = tokens[begin : begin + size]
-        blocks = np.arange(-(-(begin + len(part)) // BLOCK), dtype=np.int32)
-        batch = Batch(
-            token_ids=np.array(part, np.int32),
-            past=np.array([begin], np.int32),
-            begins=np.array([0, len(part)], np.int32),
-            blocks=blocks,
-            block_begins=np.array([0, len(blocks)], np.int32),
-            logit_rows=np.arange(len(part), dtype=np.int32),
-        )
-        rows.append(decoder.step(batch).copy())
-    return np.concatenate(rows)
 
 
 def made(name: str, kind: str, folder: Path) -> Path:

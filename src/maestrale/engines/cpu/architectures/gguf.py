@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from maestrale.engines.cpu.architectures import rope
 from maestrale.engines.cpu.keys import MAX_LAYERS, Keys
@@ -87,7 +88,43 @@ def _rope(source: Source, head_dim: int, context: int, *, truncate: bool) -> tup
     scale = keys.number("rope.scaling.attn_factor", default=1.0)
     original = keys.whole("rope.scaling.original_context_length", default=context)
     keys.must_be("rope.scaling.alpha", 0.0, 1.0)
-    yarn = rope.Yarn(
+    if theta <= 1 or factor <= 0:
+        raise keys.wrong("rope.freq_base" if theta <= 1 else "rope.scaling.factor", "is too small")
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        raise keys.wrong("rope.scaling.type", f"is {kind!r}, which isn't known here")
+    longrope = source.has("rope_factors_long.weight")
+    if longrope + source.has("rope_freqs.weight") + (kind == "yarn") > 1:
+        raise keys.wrong("rope.scaling.type", f"is {kind!r}, which the file's own factors rule out")
+    if kind == "longrope" and not longrope:
+        raise keys.wrong("rope.scaling.type", "is longrope, but the file has no rope_factors_long")
+    if kind == "yarn":
+        found = rope.yarn(dims, theta, _yarn(keys, factor, original, truncate))
+        return replace(found, scale=found.scale * scale), original
+    keys.must_be("rope.scaling.yarn_attn_factor", 0.0, 1.0)
+    keys.ignore(*_YARN_ONLY)
+    if longrope:
+        short, long = (
+            source.values(f"rope_factors_{name}.weight", dims // 2).tolist()
+            for name in ("short", "long")
+        )
+        if "rope.scaling.attn_factor" not in keys:
+            scale = rope.longrope_scale(context / original, original)
+        return rope.longrope(dims, theta, short, long, scale), original
+    if source.has("rope_freqs.weight"):
+        factors = source.values("rope_freqs.weight", dims // 2).tolist()
+        found = rope.divided(dims, theta, [factor * each for each in factors])
+    else:
+        found = rope.plain(dims, theta, factor)
+    return replace(found, scale=scale), original
+
+
+_YARN_ONLY = tuple(
+    f"rope.scaling.yarn_{name}" for name in ("beta_fast", "beta_slow", "log_multiplier")
+)
+
+
+def _yarn(keys: Keys, factor: float, original: int, truncate: bool) -> rope.Yarn:
+    return rope.Yarn(
         factor=factor,
         original_context=original,
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", default=32.0),
@@ -97,26 +134,6 @@ def _rope(source: Source, head_dim: int, context: int, *, truncate: bool) -> tup
         attention_factor=keys.number("rope.scaling.yarn_attn_factor", default=0.0),
         truncate=truncate,
     )
-    if theta <= 1 or factor <= 0:
-        raise keys.wrong("rope.freq_base" if theta <= 1 else "rope.scaling.factor", "is too small")
-    if source.has("rope_factors_long.weight"):
-        short, long = (
-            source.values(f"rope_factors_{name}.weight", dims // 2).tolist()
-            for name in ("short", "long")
-        )
-        if "rope.scaling.attn_factor" not in keys:
-            scale = rope.longrope_scale(context / original, original)
-        return rope.longrope(dims, theta, short, long, scale), original
-    if kind == "longrope":
-        raise keys.wrong("rope.scaling.type", "is longrope, but the file has no rope_factors_long")
-    if source.has("rope_freqs.weight"):
-        factors = source.values("rope_freqs.weight", dims // 2).tolist()
-        return rope.divided(dims, theta, [factor * each for each in factors]), original
-    if kind == "yarn":
-        return rope.yarn(dims, theta, yarn), original
-    if kind not in ("none", "linear"):
-        raise keys.wrong("rope.scaling.type", f"is {kind!r}, which isn't known here")
-    return rope.plain(dims, theta, factor), original
 
 
 def _experts(keys: Keys) -> Experts | None:

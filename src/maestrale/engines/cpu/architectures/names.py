@@ -118,6 +118,8 @@ def find_roles(source: Source, spec: DecoderSpec, naming: Naming) -> Roles:
     top = {role: f"{name}.weight" for role, name in naming.top.items()}
     table = (spec.vocab, spec.hidden)
     source.matrix(top["embedding"], table)
+    if naming.interleaved and any(rope.dims != spec.head_dim for rope in spec.ropes):
+        raise source.keys.wrong("rope.dimension_count", f"isn't the heads' {spec.head_dim}")
     tied = spec.tied or not source.has(top["logits"])
     if tied:
         source.used.add(top["logits"])
