@@ -24,7 +24,7 @@ from maestrale.engines.scripted import BYTE_EOS, ScriptedEngine, byte_vocabulary
 from maestrale.errors import InvalidRequest
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
 from maestrale.prompt.tools.base import ToolFormat
-from maestrale.prompt.tools.hermes import HermesFormat
+from maestrale.prompt.tools.layout import HERMES, LayoutFormat
 
 MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 CHAT = "/v1/chat/completions"
@@ -37,6 +37,7 @@ class ByteEncoder:
 
     def __init__(self, tool_format: ToolFormat | None = None) -> None:
         self.tool_format = tool_format
+        self.native_tools = tool_format is not None
 
     def encode_chat(
         self,
@@ -46,7 +47,7 @@ class ByteEncoder:
         continue_final: bool = False,
         max_tokens: int | None = None,
     ) -> EncodedPrompt:
-        refuse_if_hopeless((message.content for message in messages), 1, max_tokens)
+        refuse_if_hopeless((message.text for message in messages), 1, max_tokens)
         for index, message in enumerate(messages):
             if self.tool_format is None and (message.tool_calls or message.role == "tool"):
                 field = "tool_calls" if message.tool_calls else "role"
@@ -55,7 +56,7 @@ class ByteEncoder:
         for message in messages:
             calls = [f"{call.id}={call.name}{call.arguments}" for call in message.tool_calls]
             told = " ".join([message.tool_call_id or "", *calls]).strip()
-            text += f"{message.role}{told and f'({told})'}: {message.content}\n"
+            text += f"{message.role}{told and f'({told})'}: {message.text}\n"
         return EncodedPrompt(tuple(text.encode()), text)
 
     def encode_text(
@@ -140,7 +141,7 @@ async def api(
         )
     )
     await engine.start()
-    encoder = ByteEncoder(HermesFormat(byte_vocabulary()) if tools else None)
+    encoder = ByteEncoder(LayoutFormat(HERMES, byte_vocabulary()) if tools else None)
     app = create_app(settings, engine, encoder, byte_vocabulary(), DirectVetter(), model_name=MODEL)
     try:
         if over_http:

@@ -29,7 +29,8 @@ from maestrale.errors import (
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import IncrementalDecoder, StopStrings
 from maestrale.prompt.messages import ToolCall
-from maestrale.prompt.tools.base import CallReader, ToolCallParser, ToolFormat, ToolUse
+from maestrale.prompt.tools.base import ToolFormat, ToolUse
+from maestrale.prompt.tools.reading import ToolCallParser
 
 AnswerFinish = FinishReason | Literal["tool_calls"]
 
@@ -297,7 +298,7 @@ class Answer:
                     fresh += decoder.flush()
                 calls: tuple[ToolCall, ...] = ()
                 if parser is not None:
-                    parsed = parser.push(fresh, last=finish is not None)
+                    parsed = parser.push(fresh, last=finish is not None, cut=finish == "length")
                     fresh, calls = parsed.text, parsed.calls
                     offset += parsed.taken
                     if parser.done:
@@ -347,7 +348,7 @@ class Answer:
         if use is None or self._tool_format is None:
             return None
         key = hashlib.blake2b(repr((request.seed, request.prompt)).encode()).digest()
-        return self._tool_format.parser(CallReader(use.callable, key), parallel=use.parallel)
+        return self._tool_format.parser(use.reader(key), parallel=use.parallel)
 
     def _finish(self, index: int, reason: FinishReason, tokens: int) -> None:
         self.finish_reasons[index] = reason

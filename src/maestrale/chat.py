@@ -116,7 +116,7 @@ class ChatService:
         token_ids = await self.encode_chat(
             messages, prefix=prefix, tools=tools, variables=dict(options.template_variables)
         )
-        lead = messages[-1].content if prefix else ""
+        lead = messages[-1].text if prefix else ""
         answer = await self._prepare("chatcmpl", [token_ids], options, [lead], "messages")
         answer.timings.started = begun
         return answer
@@ -233,8 +233,8 @@ class ChatService:
         form = self.encoder.tool_format
         if form is None:
             raise UnsupportedParameter(
-                "'tools' is not supported by this model: its chat template knows no tools, or "
-                "none of the formats that are understood here (docs/tools.md).",
+                "'tools' is not supported by this model: it has no chat template. Give one with "
+                "--chat-template.",
                 param="tools",
             )
         constraint = tool_constraint(form, use, options.constraint)
@@ -375,7 +375,7 @@ def choice_seed(seed: int, choice: int) -> int:
 
 def _size(message: ChatMessage) -> int:
     """The characters of a message."""
-    return len(message.content) + sum(len(call.arguments) for call in message.tool_calls)
+    return len(message.text) + sum(len(call.arguments) for call in message.tool_calls)
 
 
 def _require(info: EngineInfo, feature: str, param: str) -> None:

@@ -191,7 +191,22 @@ class Settings:
         "How the model writes tool calls, where its chat template doesn't tell.",
         group="Model",
         metavar="NAME",
-        choices=("hermes", "llama3_json", "mistral"),
+        choices=(
+            "hermes",
+            "qwen3_coder",
+            "glm45",
+            "deepseek_v3",
+            "deepseek_v31",
+            "kimi_k2",
+            "granite",
+            "pythonic",
+            "lfm2",
+            "gemma4",
+            "functiongemma",
+            "llama3_json",
+            "mistral",
+            "openai",
+        ),
     )
     generation_config: str = setting(
         "auto",

@@ -36,7 +36,7 @@ def routes(backend: Backend) -> list[Route]:
 
 def card(backend: Backend, service: ChatService, name: str) -> dict[str, Any]:
     """One model as OpenAI's, Mistral's and vLLM's clients read it."""
-    length = service.context_length
+    length, form = service.context_length, service.encoder.tool_format
     return {
         "id": name,
         "object": "model",
@@ -54,8 +54,10 @@ def card(backend: Backend, service: ChatService, name: str) -> dict[str, Any]:
         "capabilities": {
             "completion_chat": True,
             "completion_fim": False,
-            "function_calling": service.encoder.tool_format is not None,
+            "function_calling": form is not None,
             "fine_tuning": False,
             "vision": False,
         },
+        # Ours: how the model writes calls; generic where its prompts know no tools.
+        "tool_call_format": None if form is None else form.name,
     }

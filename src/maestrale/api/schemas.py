@@ -515,7 +515,7 @@ def _plain(message: Message, param: str, *, is_last: bool) -> ChatMessage:
     role = "system" if message.role == "developer" else message.role
     return ChatMessage(
         role=role,
-        content=_text(message.content or "", param),
+        content=None if message.content is None else _text(message.content, param),
         name=message.name if message.role == "tool" else None,
         tool_calls=calls,
         tool_call_id=message.tool_call_id if message.role == "tool" else None,

@@ -86,10 +86,15 @@ def tool_use(tools: list[Raw] | None, choice: Raw, parallel: bool | None) -> Too
     """
     specs = read_tools(tools or [])
     names = tuple(spec.name for spec in specs)
-    required, allowed = _choice(choice, names)
+    required, allowed, one = _choice(choice, names)
     if not specs or not allowed:
         return None
-    return ToolUse(tools=specs, callable=allowed, required=required, parallel=parallel is not False)
+    return ToolUse(
+        tools=specs,
+        callable=allowed,
+        required=required,
+        parallel=parallel is not False and not one,
+    )
 
 
 def read_tools(tools: list[Raw]) -> tuple[ToolSpec, ...]:
@@ -178,17 +183,20 @@ def _parameters(raw: Raw, param: str) -> str | None:
     return text.decode()
 
 
-def _choice(raw: Raw, names: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:
-    """Whether a call is required, and the tools that may be called. Raises: InvalidRequest."""
+def _choice(raw: Raw, names: tuple[str, ...]) -> tuple[bool, tuple[str, ...], bool]:
+    """Whether a call is required, the tools that may be called, and whether it is one call.
+
+    Raises: InvalidRequest.
+    """
     text = bytes(raw).strip()
     if text in (b"null", b'"auto"'):
-        return False, names
+        return False, names, False
     if text == b'"none"':
-        return False, ()
+        return False, (), False
     if text in (b'"any"', b'"required"'):
         if not names:
             raise _no_tools()
-        return True, names
+        return True, names, False
     if not text.startswith(b"{"):
         raise InvalidRequest(
             "'tool_choice' must be 'none', 'auto', 'any', 'required' or an object naming a tool.",
@@ -217,7 +225,8 @@ def _choice(raw: Raw, names: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:
                 f"'tool_choice' names '{quoted(name)}', which is none of the tools.",
                 param="tool_choice",
             )
-    return required, tuple(name for name in names if name in wanted)
+    # A function that is named is called once: a model that likes to repeat itself would go on.
+    return required, tuple(name for name in names if name in wanted), choice.function is not None
 
 
 def _no_tools() -> InvalidRequest:

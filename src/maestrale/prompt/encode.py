@@ -19,10 +19,12 @@ from maestrale.text_files import decode_text
 class PromptEncoder(Protocol):
     """Turns conversations and plain text into ids, for one model.
 
-    `tool_format` is how the model writes tool calls; None when it knows none.
+    `tool_format` is how the model writes tool calls; None without chat. `native_tools` tells that
+    its prompts know tools; others are told of them in plain text.
     """
 
     tool_format: ToolFormat | None
+    native_tools: bool
 
     def encode_chat(
         self,

@@ -19,7 +19,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import jinja2
-import jinja2.meta
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
@@ -80,8 +79,6 @@ class ChatTemplate:
         self._limit = threading.local()  # several threads may render at once
         environment = _Environment(self._tick)
         try:
-            tree = environment.parse(source)
-            self.uses_tools = "tools" in jinja2.meta.find_undeclared_variables(tree)
             self._template = environment.from_string(source, globals=dict(constants))
         except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(f"The chat template is not valid Jinja: {error}") from error

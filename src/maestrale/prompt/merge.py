@@ -17,13 +17,13 @@ def reshaped(messages: Sequence[ChatMessage]) -> Iterator[list[ChatMessage]]:
     First all system text in one turn at the beginning and turns of one role merged; then the
     system text within the first user turn.
     """
-    system = [message.content for message in messages if message.role == "system"]
+    system = [message.text for message in messages if message.role == "system"]
     turns = merged([message for message in messages if message.role != "system"])
     if system:
         first = ChatMessage(role="system", content=_BLANK_LINE.join(system))
         yield [first, *turns]
         if turns and turns[0].role == "user":
-            content = _BLANK_LINE.join(filter(None, (first.content, turns[0].content)))
+            content = _BLANK_LINE.join(filter(None, (first.text, turns[0].text)))
             yield [msgspec.structs.replace(turns[0], content=content), *turns[1:]]
     else:
         yield turns
@@ -39,7 +39,7 @@ def merged(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
             continue
         result[-1] = msgspec.structs.replace(
             last,
-            content=_BLANK_LINE.join(filter(None, (last.content, message.content))),
+            content=_BLANK_LINE.join(filter(None, (last.text, message.text))),
             tool_calls=last.tool_calls + message.tool_calls,
         )
     return result

@@ -23,13 +23,21 @@ class ToolCall(Struct, frozen=True, kw_only=True):
 
 
 class ChatMessage(Struct, frozen=True, kw_only=True):
-    """One turn. `tool_calls` belong to assistant turns, `tool_call_id` to tool turns."""
+    """One turn. `tool_calls` belong to assistant turns, `tool_call_id` to tool turns.
+
+    `content` None: the client said null, which a template may tell from an empty text.
+    """
 
     role: Role
-    content: str = ""
+    content: str | None = ""
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content, where null is as good as empty."""
+        return self.content or ""
 
 
 class EncodedPrompt(Struct, frozen=True):
@@ -46,7 +54,7 @@ class EncodedPrompt(Struct, frozen=True):
 def texts_of(messages: Sequence[ChatMessage], tools: Sequence[Tool] | None) -> Iterator[str]:
     """All text that a prompt has in it; JSON, which encoders may rewrite, at its shortest."""
     for message in messages:
-        yield _shortest(message.content) if message.role == "tool" else message.content
+        yield _shortest(message.text) if message.role == "tool" else message.text
         for call in message.tool_calls:
             yield call.name
             yield _shortest(call.arguments)

@@ -30,8 +30,14 @@ from maestrale.errors import InvalidRequest
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import spell
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless, texts_of
-from maestrale.prompt.tools.base import make_id
-from maestrale.prompt.tools.pick import format_of_mistral
+from maestrale.prompt.tools.base import ToolFormat
+from maestrale.prompt.tools.generic import (
+    with_calls_as_text,
+    with_results_as_text,
+    with_tools_told,
+)
+from maestrale.prompt.tools.pick import format_of_mistral, generic_format
+from maestrale.prompt.tools.reading import make_id
 
 _CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
@@ -46,7 +52,9 @@ class MistralEncoder:
         self._version = self._tokenizer.version
         self._vocabulary = vocabulary
         self._longest = max(map(len, vocabulary.token_bytes))
-        self.tool_format = format_of_mistral(self._version.version_num, vocabulary)
+        native = format_of_mistral(self._version.version_num, vocabulary)
+        self.native_tools = native is not None
+        self.tool_format: ToolFormat | None = native or generic_format(vocabulary)
 
     def encode_chat(
         self,
@@ -59,7 +67,14 @@ class MistralEncoder:
         """See `PromptEncoder.encode_chat`."""
         if not messages:
             raise InvalidRequest("messages must not be empty.", param="messages")
-        self._refuse_tools_in_v1(messages, tools)
+        if not self.native_tools:
+            messages, tools = self._told(messages, tools), None
+        messages, continue_final = _without_empty_answers(messages, continue_final)
+        if not messages:
+            raise InvalidRequest(
+                "There is nothing to answer: the only message is an empty one of the assistant.",
+                param="messages",
+            )
         refuse_if_hopeless(texts_of(messages, tools), self._longest, max_tokens)
         both = self._version >= TokenizerVersion.v7
         turns = list(_turns(self._in_order(messages), text_with_calls=both))
@@ -92,21 +107,13 @@ class MistralEncoder:
         """See `PromptEncoder.decode`."""
         return spell(self._vocabulary, ids)
 
-    def _refuse_tools_in_v1(
+    def _told(
         self, messages: Sequence[ChatMessage], tools: Sequence[Tool] | None
-    ) -> None:
-        if self._version != TokenizerVersion.v1:
-            return
-        if tools:
-            raise InvalidRequest(
-                "This model's prompt format (Mistral's v1) has no tools; v0.3 and later do.",
-                param="tools",
-            )
-        if any(message.role == "tool" or message.tool_calls for message in messages):
-            raise InvalidRequest(
-                "This model's prompt format (Mistral's v1) has no tool calls; v0.3 and later do.",
-                param="messages",
-            )
+    ) -> Sequence[ChatMessage]:
+        """For v1, which has no place for tools: they, calls and results in plain text."""
+        assert self.tool_format is not None
+        turns = with_calls_as_text(with_results_as_text(messages), self.tool_format)
+        return with_tools_told(turns, tools, self.tool_format) if tools else turns
 
     def _in_order(self, messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
         """System turns first: before v7 they become one text wherever they stand."""
@@ -115,16 +122,27 @@ class MistralEncoder:
         return sorted(messages, key=lambda message: message.role != "system")
 
 
+def _without_empty_answers(
+    messages: Sequence[ChatMessage], continue_final: bool
+) -> tuple[list[ChatMessage], bool]:
+    """An empty answer is left out, since Mistral's formats have no place for one.
+
+    To continue an empty answer is to begin one.
+    """
+    kept = [each for each in messages if each.role != "assistant" or each.text or each.tool_calls]
+    return kept, continue_final and kept[-1:] == list(messages[-1:])
+
+
 def _turns(messages: Sequence[ChatMessage], *, text_with_calls: bool) -> Iterator[_Message]:
     """Without `text_with_calls` the format has no place for text beside calls: it is left out."""
     for message in messages:
         if message.role == "system":
-            yield SystemMessage(content=message.content)
+            yield SystemMessage(content=message.text)
         elif message.role == "user":
-            yield UserMessage(content=message.content)
+            yield UserMessage(content=message.text)
         elif message.role == "tool":
             yield ToolMessage(
-                content=message.content,
+                content=message.text,
                 tool_call_id=_call_id(message.tool_call_id),
                 name=message.name,
             )
@@ -136,7 +154,7 @@ def _turns(messages: Sequence[ChatMessage], *, text_with_calls: bool) -> Iterato
                 )
                 for call in message.tool_calls
             ]
-            content = message.content if text_with_calls or not calls else ""
+            content = message.text if text_with_calls or not calls else ""
             yield AssistantMessage(content=content or None, tool_calls=calls or None)
 
 

@@ -1,21 +1,21 @@
 """Keeps text that a client sent from turning into control tokens.
 
 Before a template is rendered, every control token that stands in a client's text, or could
-be completed at its edges by the text around it, is broken by a noncharacter that none of the
-texts has. In the rendered prompt only the template's own control tokens are whole; the prompt
-is cut there, and the noncharacter is taken out of the rest, which a tokenizer that knows no
-control tokens then encodes.
+be completed at its edges by the text around it, is broken by a mark that none of the texts has.
+In the rendered prompt only the template's own control tokens are whole; the prompt is cut there,
+and the mark is taken out of the rest, which a tokenizer that knows no control tokens then
+encodes. The mark is a row of digits: however a template prints a text (as JSON in ASCII, as
+Python's `repr`, in capitals, for a URL), they stay what they are.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from maestrale.errors import InvalidRequest
-
-_NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+_DIGITS = 20
 
 
 class Seal:
@@ -72,19 +72,18 @@ class Seal:
 
 
 def unused_marks(value: Any, count: int) -> list[str]:
-    """`count` noncharacters that are in none of the texts of a JSON value.
+    """`count` rows of digits that are in none of the texts of a JSON value.
 
-    Raises: InvalidRequest when the texts use (nearly) all of them, which no real text does.
+    They are drawn, so that nobody can send them. Only their first digit is a 1: so none can
+    overlap with itself, and taking a mark out never takes other digits instead.
     """
-    present = {char for text in _texts(value) if not text.isascii() for char in text}
-    free = [mark for mark in _NONCHARACTERS if mark not in present]
-    if len(free) < count:
-        raise InvalidRequest(
-            "The text has nearly all of the noncharacters U+FDD0 to U+FDEF in it; at least two "
-            "must be left out.",
-            param="messages",
-        )
-    return free[:count]
+    texts = [text for text in _texts(value) if len(text) >= _DIGITS]
+    marks: list[str] = []
+    while len(marks) < count:
+        mark = "1" + "".join(secrets.choice("023456789") for _ in range(_DIGITS - 1))
+        if mark not in marks and not any(mark in text for text in texts):
+            marks.append(mark)
+    return marks
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -6,7 +6,6 @@ like a control token stays text (seal.py).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,8 @@ from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_i
 from maestrale.prompt.plain_text import plain_text
 from maestrale.prompt.seal import Seal, unused_marks
 from maestrale.prompt.tools.base import ToolFormat
-from maestrale.prompt.tools.pick import format_by_name, format_of_template
+from maestrale.prompt.tools.probe import TOOL as PROBE
+from maestrale.prompt.turns import TemplateTurns
 
 _SAMPLE_CHARS = 12
 """Characters for each token of the context that are enough to tell a hopelessly long text."""
@@ -70,18 +70,30 @@ class TemplateEncoder:
         self._vocabulary = vocabulary
         self._longest = max(map(len, vocabulary.token_bytes))
         self._prefix, self._suffix = text_prefix, text_suffix
-        self._template = ChatTemplate(template, constants) if template is not None else None
-        self._tool_template = self._template
-        if tool_template is not None:
-            self._tool_template = ChatTemplate(tool_template, constants)
+        self._template = self._with_tools = None
         self.tool_format: ToolFormat | None = None
-        if self._template is not None:
-            self._try_out(self._template)
-        if self._tool_template is not None:
-            if tool_call_parser is not None:
-                self.tool_format = format_by_name(tool_call_parser, vocabulary)
-            elif self._tool_template.uses_tools:
-                self.tool_format = format_of_template(self._tool_template.source, vocabulary)
+        self.native_tools = False
+        if template is not None:
+            self._template = self._with_tools = self._usable(template, constants, tool_call_parser)
+        if tool_template is not None:
+            self._with_tools = self._usable(
+                tool_template, constants, tool_call_parser, tools=[PROBE]
+            )
+        if self._with_tools is not None:
+            self.tool_format = self._with_tools[1].tool_format
+            self.native_tools = self._with_tools[1].native
+
+    def _usable(
+        self,
+        source: str,
+        constants: Mapping[str, str],
+        tool_call_parser: str | None,
+        tools: list[Tool] | None = None,
+    ) -> tuple[ChatTemplate, TemplateTurns]:
+        """A template that was tried out. Raises: ModelError."""
+        template = ChatTemplate(source, constants)
+        self._try_out(template, tools)
+        return template, TemplateTurns(template, self._vocabulary, tool_call_parser)
 
     def encode_chat(
         self,
@@ -97,24 +109,22 @@ class TemplateEncoder:
         `max_tokens` refuses a prompt that can't fit before time is spent on it.
         Raises: InvalidRequest, ContextLengthExceeded.
         """
-        template = self._tool_template if tools else self._template
-        if template is None:
+        usable = self._with_tools if tools else self._template
+        if usable is None:
             raise InvalidRequest(
                 "This model has no chat template; use /v1/completions, or serve it with "
                 "--chat-template.",
                 param="messages",
             )
-        if tools and not template.uses_tools:
-            raise InvalidRequest("This model's chat template has no tools.", param="tools")
         if not messages:
             raise InvalidRequest("messages must not be empty.", param="messages")
-        self._refuse_calls_without_tools(template, messages)
         if continue_final and messages[-1].role != "assistant":
             raise InvalidRequest(
                 "Only a last message of the assistant can be continued.", param="messages"
             )
-        mark, end = unused_marks([msgspec.to_builtins(list(messages)), list(tools or ())], 2)
-        rendered = self._render(template, messages, tools, continue_final, mark, end)
+        turns, shown = usable[1].prepared(messages, tools)
+        mark, end = unused_marks([msgspec.to_builtins(turns), shown], 2)
+        rendered = self._render(usable, turns, shown, continue_final, mark, end)
         text = rendered.replace(mark, "")
         refuse_if_hopeless((text,), self._longest, max_tokens)
         return EncodedPrompt(tuple(self._encode(rendered, mark, max_tokens)), text)
@@ -137,25 +147,11 @@ class TemplateEncoder:
         """
         return spell(self._vocabulary, ids)
 
-    @staticmethod
-    def _refuse_calls_without_tools(
-        template: ChatTemplate, messages: Sequence[ChatMessage]
-    ) -> None:
-        """A template that knows no tools would leave the calls out, without a word."""
-        if template.uses_tools or "tool_calls" in template.source:
-            return
-        for index, message in enumerate(messages):
-            if message.tool_calls or message.role == "tool":
-                raise InvalidRequest(
-                    "This model's chat template has no tool calls.",
-                    param=f"messages[{index}].{'tool_calls' if message.tool_calls else 'role'}",
-                )
-
-    def _try_out(self, template: ChatTemplate) -> None:
+    def _try_out(self, template: ChatTemplate, tools: list[Tool] | None) -> None:
         """Render one question, so that a template that can't work is found at the start."""
         question = [{"role": "user", "content": "Hello"}]
         try:
-            template.render(messages=question, tools=None, add_generation_prompt=True)
+            template.render(messages=question, tools=tools, add_generation_prompt=True)
         except TemplateTooSlow as error:
             raise ModelError(
                 "The chat template doesn't end: rendering one short question took more than "
@@ -168,7 +164,7 @@ class TemplateEncoder:
 
     def _render(
         self,
-        template: ChatTemplate,
+        usable: tuple[ChatTemplate, TemplateTurns],
         messages: Sequence[ChatMessage],
         tools: Sequence[Tool] | None,
         continue_final: bool,
@@ -179,7 +175,7 @@ class TemplateEncoder:
         refusal = ""
         for attempt in _attempts(messages):
             try:
-                return self._render_one(template, attempt, tools, continue_final, mark, end)
+                return self._render_one(usable, attempt, tools, continue_final, mark, end)
             except TemplateTooSlow as error:
                 raise InvalidRequest(
                     "The conversation is too long for this model's chat template.",
@@ -193,17 +189,25 @@ class TemplateEncoder:
 
     def _render_one(
         self,
-        template: ChatTemplate,
+        usable: tuple[ChatTemplate, TemplateTurns],
         messages: Sequence[ChatMessage],
         tools: Sequence[Tool] | None,
         continue_final: bool,
         mark: str,
         end: str,
     ) -> str:
-        turns = [self._sealed(message, mark) for message in messages]
+        template, form = usable
+        turns = [
+            form.turn(
+                message,
+                self._seal_assistant if message.role == "assistant" else self._seal,
+                mark,
+            )
+            for message in messages
+        ]
         # A space after the end mark tells whether the template trims; then we trim as well.
         if continue_final:
-            turns[-1]["content"] += end + " "
+            turns[-1]["content"] = (turns[-1]["content"] or "") + end + " "
         rendered = template.render(
             messages=turns,
             tools=self._seal.apply_to_json(list(tools), mark) if tools else None,
@@ -219,31 +223,6 @@ class TemplateEncoder:
                 param="messages",
             )
         return before if after.startswith(" ") else before.rstrip()
-
-    def _sealed(self, message: ChatMessage, mark: str) -> dict[str, Any]:
-        """The turn as templates expect it: the API's fields, a call's arguments as an object."""
-        seal = self._seal_assistant if message.role == "assistant" else self._seal
-        turn: dict[str, Any] = {
-            "role": message.role,
-            "content": seal.apply(message.content, mark),
-        }
-        if message.name is not None:
-            turn["name"] = seal.apply(message.name, mark)
-        if message.tool_call_id is not None:
-            turn["tool_call_id"] = seal.apply(message.tool_call_id, mark)
-        if message.tool_calls:
-            turn["tool_calls"] = [
-                {
-                    "id": seal.apply(call.id, mark),
-                    "type": "function",
-                    "function": {
-                        "name": seal.apply(call.name, mark),
-                        "arguments": seal.apply_to_json(_arguments(call.arguments), mark),
-                    },
-                }
-                for call in message.tool_calls
-            ]
-        return turn
 
     def _encode(self, rendered: str, mark: str, max_tokens: int | None) -> Iterator[int]:
         done = 0
@@ -271,13 +250,6 @@ class TemplateEncoder:
 def _attempts(messages: Sequence[ChatMessage]) -> Iterator[list[ChatMessage]]:
     yield list(messages)
     yield from reshaped(messages)
-
-
-def _arguments(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _markers(added: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

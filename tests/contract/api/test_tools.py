@@ -100,7 +100,9 @@ async def test_a_required_call_is_always_valid(choice: str) -> None:
 )
 async def test_a_named_tool_is_the_one_that_is_called(choice: dict[str, Any]) -> None:
     async with api(tools=True) as server:
-        got = await one(server, tool_choice=choice, seed=3, parallel_tool_calls=False)
+        allowed = choice.get("type") == "allowed_tools"
+        more = {"parallel_tool_calls": False} if allowed else {}
+        got = await one(server, tool_choice=choice, seed=3, **more)
         assert got["finish_reason"] == "tool_calls"
         (call,) = got["message"]["tool_calls"]
         assert call["function"]["name"] == "get_weather"
@@ -145,19 +147,45 @@ async def test_the_stream_begins_before_a_call_is_whole() -> None:
         assert first["finish_reason"] is None
 
 
-async def test_a_broken_call_is_text() -> None:
-    async with api(tools=True, options={"text": '<tool_call>{"name": nope}'}) as server:
+async def test_a_broken_call_is_text_without_its_marker() -> None:
+    async with api(tools=True, options={"text": '<tool_call>{"name": nope}</tool_call>'}) as server:
         choice = await one(server)
-        assert choice["message"]["content"] == '<tool_call>{"name": nope}'
+        assert choice["message"]["content"] == '{"name": nope}'
         assert choice["finish_reason"] == "stop"
 
 
-async def test_a_call_cut_by_max_tokens_is_text() -> None:
+@pytest.mark.parametrize("size", [1, 9, 11, 30, 70])
+async def test_a_named_call_cut_by_max_tokens_comes_as_far_as_it_came(size: int) -> None:
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    fields: dict[str, Any] = {"tool_choice": named, "max_tokens": size, "seed": 4}
     async with api(tools=True) as server:
-        choice = await one(server, tool_choice="required", max_tokens=20)
+        choice = await one(server, **fields)
         assert choice["finish_reason"] == "length"
-        assert choice["message"]["tool_calls"] is None
-        assert choice["message"]["content"].startswith("<tool_call>")
+        assert choice["message"]["content"] is None
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"]["name"] == "get_weather"
+        whole = await one(server, tool_choice=named, seed=4)
+        arguments = whole["message"]["tool_calls"][0]["function"]["arguments"]
+        assert arguments.startswith(call["function"]["arguments"])
+        assert (size == 70) == bool(call["function"]["arguments"])
+        events = await server.events(tools=TOOLS, **fields)
+        choices = [event["choices"][0] for event in events[:-1]]
+        assert "".join(each["delta"].get("content") or "" for each in choices) == ""
+        (sent,) = [c for each in choices for c in each["delta"].get("tool_calls", [])]
+        assert sent["function"] == call["function"]
+        assert choices[-1]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("text", ["So: <tool_call>", "So: <tool_", "So: </tool_call>", "So: <"])
+async def test_no_piece_of_a_marker_is_content(text: str) -> None:
+    async with api(tools=True, options={"text": text + " and more"}) as server:
+        size = len(text)
+        choice = await one(server, max_tokens=size)
+        assert choice["finish_reason"] == "length"
+        assert (choice["message"]["content"] or "").strip() == "So:"
+        events = await server.events(tools=TOOLS, max_tokens=size)
+        deltas = [event["choices"][0]["delta"] for event in events[:-1]]
+        assert "".join(delta.get("content") or "" for delta in deltas).strip() == "So:"
 
 
 async def test_without_parallel_calls_the_first_is_the_last() -> None:
@@ -244,9 +272,11 @@ async def test_a_model_without_tools_says_so() -> None:
         assert error["code"] == "unsupported_parameter"
         card = (await server.client.get("/v1/models")).json()["data"][0]
         assert card["capabilities"]["function_calling"] is False
+        assert card["tool_call_format"] is None
     async with api(tools=True) as server:
         card = (await server.client.get("/v1/models")).json()["data"][0]
         assert card["capabilities"]["function_calling"] is True
+        assert card["tool_call_format"] == "hermes"
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,6 @@ def test_a_template_can_refuse() -> None:
         render("{{ raise_exception('no system') }}")
 
 
-def test_it_is_seen_whether_a_template_has_tools() -> None:
-    assert ChatTemplate("{% if tools %}x{% endif %}", {}).uses_tools
-    assert not ChatTemplate("{{ messages }}", {}).uses_tools
-
-
 @pytest.mark.parametrize(
     "source",
     [

@@ -98,7 +98,7 @@ def test_a_prefix_is_left_open(mistral_v1: PromptEncoder) -> None:
         [],
         [assistant("a")],
         [user("1"), assistant("a")],
-        [user("1"), assistant(""), user("2")],
+        [assistant("")],
         [user("1"), ChatMessage(role="tool", content="{}", tool_call_id="123456789")],
     ],
 )
@@ -116,13 +116,34 @@ def test_only_the_assistant_s_message_can_be_continued(mistral_v1: PromptEncoder
         mistral_v1.encode_chat([user("Hi")], continue_final=True)
 
 
-def test_v1_refuses_tools(mistral_v1: PromptEncoder) -> None:
-    with pytest.raises(InvalidRequest, match="v1") as refused:
-        mistral_v1.encode_chat([user("Hi")], tools=[TOOL])
-    assert refused.value.param == "tools"
-    call = ToolCall(id="123456789", name="f", arguments="{}")
-    with pytest.raises(InvalidRequest, match="v1"):
-        mistral_v1.encode_chat([user("Hi"), ChatMessage(role="assistant", tool_calls=(call,))])
+def test_v1_is_told_of_tools_calls_and_results_in_plain_text(mistral_v1: PromptEncoder) -> None:
+    assert not mistral_v1.native_tools
+    assert mistral_v1.tool_format is not None
+    assert mistral_v1.tool_format.name == "generic"
+    call = ToolCall(id="123456789", name="f", arguments='{"a": 1}')
+    turns = [
+        user("Hi"),
+        ChatMessage(role="assistant", content=None, tool_calls=(call,)),
+        ChatMessage(role="tool", content="sun", tool_call_id="123456789"),
+    ]
+    text = mistral_v1.encode_chat(turns, tools=[TOOL]).text
+    assert '{"name": "f", "description": "d", "parameters": {}}' in text
+    assert '[/INST] <tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call></s>' in text
+    assert text.endswith("[INST] Result of f:\nsun [/INST]")
+    assert "You may call" not in mistral_v1.encode_chat(turns).text
+
+
+@pytest.mark.parametrize("content", ["", None])
+@pytest.mark.parametrize("version", ["v1", "v2", "v3", "v7", "v3-tekken"])
+def test_an_empty_answer_is_left_out(version: str, content: str | None) -> None:
+    encoder = MistralEncoder(shipped_file(version), mistral_vocabulary(version, 0))
+    empty = ChatMessage(role="assistant", content=content)
+    without = encoder.encode_chat([user("1"), user("2")])
+    assert encoder.encode_chat([user("1"), empty, user("2")]) == without
+    assert encoder.encode_chat([user("1"), user("2"), empty]) == without
+    assert encoder.encode_chat([user("1"), user("2"), empty], continue_final=True) == without
+    kept = [user("1"), empty, assistant("a"), user("2")]
+    assert "a" in encoder.encode_chat(kept).text
 
 
 def test_v3_writes_tools_calls_and_results(mistral_v3: PromptEncoder) -> None:
@@ -243,10 +264,6 @@ def test_tools_are_written_as_mistral_common_writes_them(version: str, turns: in
     prompt = encoder.encode_chat(request.chat_messages(), tools=use.definitions)
     assert list(prompt.token_ids) == expected
     assert encoder.tool_format is not None
-
-
-def test_v1_has_no_tool_format(mistral_v1: PromptEncoder) -> None:
-    assert mistral_v1.tool_format is None
 
 
 def test_an_id_of_another_provider_gets_a_stand_in(mistral_v3: PromptEncoder) -> None:

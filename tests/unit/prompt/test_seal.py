@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import secrets
+import urllib.parse
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maestrale.errors import InvalidRequest
 from maestrale.prompt.seal import Seal, unused_marks
 
 TOKENS = ["<|a|>", "<|ab|>", "|><", "[X]", "aa"]
@@ -58,11 +63,23 @@ def test_all_texts_of_a_json_value_are_sealed() -> None:
     assert sealed["n"] is True
 
 
-def test_the_mark_is_in_none_of_the_texts() -> None:
-    assert unused_marks(["\ufdd0", {"\ufdd1": "\ufdd2"}, 3], 2) == ["\ufdd3", "\ufdd4"]
+def test_the_marks_are_in_none_of_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = itertools.chain("0" * 19, "2" * 19, "3" * 19, "3" * 19, "4" * 19)
+    monkeypatch.setattr(secrets, "choice", lambda _: next(drawn))
+    texts = ["x1" + "0" * 30, {"k": ["1" + "2" * 19]}, 3]
+    assert unused_marks(texts, 2) == ["1" + "3" * 19, "1" + "4" * 19]
 
 
-def test_texts_with_every_mark_are_refused() -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        unused_marks("".join(map(chr, range(0xFDD0, 0xFDF0))), 1)
-    assert refused.value.param == "messages"
+@given(st.text(alphabet="0123456789", max_size=50), st.integers(0, 50))
+def test_taking_a_mark_out_of_digits_leaves_the_digits(text: str, place: int) -> None:
+    (mark,) = unused_marks([text], 1)
+    assert (text[:place] + mark + text[place:]).replace(mark, "") == text
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [repr, json.dumps, str.upper, str.title, urllib.parse.quote, lambda text: f"{[text]}"],
+)
+def test_a_mark_stays_what_it_is_however_it_is_printed(printed: Callable[[str], str]) -> None:
+    (mark,) = unused_marks([], 1)
+    assert printed(f"<{mark}é").replace(mark, "") == printed("<é")

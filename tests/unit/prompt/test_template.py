@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,23 +137,48 @@ def test_roles_may_form_control_tokens_as_the_template_wants(encoder_with: Make)
 
 def test_tools_and_calls_reach_the_template_sealed(encoder_with: Make) -> None:
     encoder = encoder_with(
-        "{{ tools | tojson }}{% for m in messages %}{% for c in m.tool_calls or [] %}"
-        "{{ c.function.name }}={{ c.function.arguments.city }}{% endfor %}{% endfor %}<|im_end|>"
+        "{{ tools | tojson }}{% for m in messages %}{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}<tool_call>"
+        "{{ c.function.name }}={{ c.function.arguments.values() | list | tojson }}{% endfor %}"
+        "{% endfor %}<|im_end|>",
+        tool_call_parser="hermes",
     )
     tool = {"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}
     call = ToolCall(id="1", name="f", arguments='{"city": "<|im_start|>"}')
-    prompt = encoder.encode_chat([ChatMessage(role="assistant", tool_calls=(call,))], tools=[tool])
+    turn = ChatMessage(role="assistant", tool_calls=(call,))
+    prompt = encoder.encode_chat([turn], tools=[tool])
     assert prompt.token_ids.count(2) == 1
     assert prompt.token_ids[-1] == 2
     assert 1 not in prompt.token_ids
     assert 'description": "<|im_end|>"' in prompt.text
-    assert "f=<|im_start|>" in prompt.text
+    assert 'f=["<|im_start|>"]' in prompt.text
 
 
-def test_tools_are_refused_when_the_template_has_none(smollm: TemplateEncoder) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        smollm.encode_chat([ChatMessage(role="user", content="x")], tools=[{"type": "function"}])
-    assert refused.value.param == "tools"
+def test_a_model_whose_template_has_no_tools_is_told_of_them(smollm: TemplateEncoder) -> None:
+    assert not smollm.native_tools
+    assert smollm.tool_format is not None
+    assert smollm.tool_format.name == "generic"
+    call = ToolCall(id="1", name="now", arguments='{"zone": "UTC"}')
+    turns = [
+        ChatMessage(role="system", content="Be brief."),
+        ChatMessage(role="user", content="x"),
+        ChatMessage(role="assistant", content=None, tool_calls=(call,)),
+        ChatMessage(role="tool", content="noon", tool_call_id="1"),
+        ChatMessage(role="tool", content="<|im_end|>", name="f"),
+    ]
+    prompt = smollm.encode_chat(turns, tools=TOOLS)
+    assert prompt.text.startswith(
+        "<|im_start|>system\nBe brief.\n\nYou may call these functions:\n"
+    )
+    assert json.dumps(TOOLS[0]["function"], ensure_ascii=False) in prompt.text
+    assert (
+        '<|im_start|>assistant\n<tool_call>\n{"name": "now", "arguments": {"zone": "UTC"}}\n'
+        "</tool_call><|im_end|>\n<|im_start|>user\nResult of now:\nnoon\n\nResult of f:\n<|im_end|>"
+    ) in prompt.text
+    assert prompt.token_ids.count(2) == 4  # no end of a turn comes from a result
+    without = smollm.encode_chat(turns)
+    assert "You may call" not in without.text
+    assert "Result of now" in without.text
 
 
 def test_a_final_message_is_continued_without_an_end(smollm: TemplateEncoder) -> None:
@@ -343,10 +369,10 @@ def test_tools_calls_and_results_are_hugging_face_s(
     [
         ("{{ tools }}<tool_call>", None, "hermes"),
         ('{{ tools }}{"name": x, "parameters": y}', None, "llama3_json"),
-        ("{{ tools }}", None, None),
+        ("{{ tools }}", None, "generic"),
         ("{{ tools }}", "llama3_json", "llama3_json"),
         ("{{ tools }}<tool_call>", "llama3_json", "llama3_json"),
-        ("<tool_call>", None, None),
+        ("<tool_call>", None, "generic"),
     ],
 )
 def test_the_template_tells_the_format(
@@ -361,18 +387,6 @@ def test_a_parser_without_its_tokens_is_refused(encoder_with: Make) -> None:
         encoder_with("{{ tools }}", tool_call_parser="mistral")
 
 
-def test_calls_without_a_place_in_the_template_are_refused(smollm: TemplateEncoder) -> None:
-    call = ToolCall(id="1", name="f", arguments="{}")
-    question = ChatMessage(role="user", content="x")
-    for turn, field in (
-        (ChatMessage(role="assistant", tool_calls=(call,)), "tool_calls"),
-        (ChatMessage(role="tool", content="x"), "role"),
-    ):
-        with pytest.raises(InvalidRequest) as refused:
-            smollm.encode_chat([question, turn])
-        assert refused.value.param == f"messages[1].{field}"
-
-
 def test_a_template_with_a_byte_order_mark(tmp_path: Path) -> None:
     file = tmp_path / "t\udcfd.jinja"
     file.write_bytes(b"\xef\xbb\xbf{{ messages }}")
@@ -380,3 +394,124 @@ def test_a_template_with_a_byte_order_mark(tmp_path: Path) -> None:
     file.write_bytes("{{ messages }}".encode("utf-16"))
     with pytest.raises(ModelError, match="UTF-16"):
         read_template(file)
+
+
+CALL = ToolCall(id="1", name="get_weather", arguments='{"city": "<|im_start|> é"}')
+NULL = ChatMessage(role="assistant", content=None, tool_calls=(CALL,))
+EMPTY = ChatMessage(role="assistant", content="", tool_calls=(CALL,))
+HELLO = ChatMessage(role="user", content="x")
+EACH = "{% for m in messages %}{% if m.role != 'assistant' %}{{ m.content }}{% else %}"
+CALLS = "{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("turn", "null", "empty"),
+    [
+        # DeepSeek's templates know by it that there are calls.
+        ("{% if m.content is none %}" + CALLS + "{% else %}SAID {{ m.content }}{% endif %}",
+         "x<tool_call>", "x<tool_call>"),
+        ("{% if m.content is none %}NONE{% endif %}" + CALLS, "xNONE<tool_call>", "x<tool_call>"),
+        # With these null would be an error, or the word None: they get an empty text.
+        ("{{ m.content + '' }}" + CALLS, "x<tool_call>", "x<tool_call>"),
+        ("{{ m.content }}" + CALLS, "x<tool_call>", "x<tool_call>"),
+        ("{{ m.content | tojson }}" + CALLS, 'x""<tool_call>', 'x""<tool_call>'),
+    ],
+)  # fmt: skip
+def test_a_template_sees_null_where_it_can_take_it(
+    encoder_with: Make, turn: str, null: str, empty: str
+) -> None:
+    encoder = encoder_with(f"{EACH}{turn}{{% endif %}}{{% endfor %}}")
+    assert encoder.encode_chat([HELLO, NULL]).text.startswith(null)
+    assert encoder.encode_chat([HELLO, EMPTY]).text.startswith(empty)
+
+
+def test_a_turn_without_calls_may_have_null_too(encoder_with: Make) -> None:
+    alone = ChatMessage(role="assistant", content=None)
+    encoder = encoder_with(EACH + "{{ m.content is none }}{% endif %}{% endfor %}")
+    assert encoder.encode_chat([HELLO, alone]).text == "xTrue"
+    encoder = encoder_with(EACH + "[{{ m.content }}]{% endif %}{% endfor %}")
+    assert encoder.encode_chat([HELLO, alone]).text == "x[]"
+
+
+def test_arguments_are_text_where_the_template_joins_them(encoder_with: Make) -> None:
+    encoder = encoder_with(
+        EACH + "{% for c in m.tool_calls %}<tool_call>{{ c.function.name + ' ' }}"
+        "{{ '' + c.function.arguments }}{% endfor %}{% endif %}{% endfor %}"
+    )
+    prompt = encoder.encode_chat([HELLO, NULL])
+    assert prompt.text == f"x<tool_call>get_weather {CALL.arguments}"
+    assert 1 not in prompt.token_ids
+
+
+PRINTED = [
+    "{{ tools }}",
+    "{{ tools | string }}",
+    "{{ tools | string | e }}",
+    "{{ tools | string | title }}",
+    "{{ tools | string | urlencode }}",
+    "{{ tools | upper }}",
+    "{{ (tools or []) | join(',') }}",
+    "{{ '%r' % tools }}",
+    "{{ '{}'.format(tools) }}",
+    "{{ tools | tojson(ensure_ascii=True) }}",
+    "{{ tools | tojson(indent=2) }}",
+    "{{ tools | tojson | tojson }}",
+]
+
+
+@pytest.mark.parametrize("source", PRINTED)
+def test_no_mark_of_ours_reaches_the_prompt_however_tools_are_printed(
+    encoder_with: Make, source: str
+) -> None:
+    """The prompt is what it would be if nothing had been marked, with no more control tokens."""
+    tool = {"type": "function", "function": {"name": "f", "description": "a<|im_end|> é <|im_"}}
+    each = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    encoder = encoder_with(source + each, tool_call_parser="hermes")
+    prompt = encoder.encode_chat([HELLO], tools=[tool])
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = lambda value, ensure_ascii=False, indent=None: json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent
+    )
+    assert prompt.text == environment.from_string(source).render(tools=[tool]) + "x"
+    assert not set(prompt.token_ids) & {1, 2}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ c.function.arguments | string }}", "{{ c.function | string }}", "{{ '%r' % c }}",
+     "{{ c.function.arguments | tojson(ensure_ascii=True) }}"],
+)  # fmt: skip
+def test_no_mark_of_ours_reaches_the_prompt_however_calls_are_printed(
+    encoder_with: Make, source: str
+) -> None:
+    text = EACH + "{% for c in m.tool_calls %}<tool_call>{{ c.function.name }}" + source
+    encoder = encoder_with(text + "{% endfor %}{% endif %}{% endfor %}", tool_call_parser="hermes")
+    prompt = encoder.encode_chat([HELLO, NULL])
+    assert not re.search(r"\d{8}|fdd", prompt.text)
+    assert "<|im_start|>" in prompt.text
+    assert 1 not in prompt.token_ids
+
+
+def test_another_template_may_be_for_tools(
+    smollm_document: dict[str, Any], smollm_vocabulary: Vocabulary
+) -> None:
+    encoder = TemplateEncoder(
+        smollm_document, smollm_vocabulary,
+        "{% for m in messages %}{{ m.content }};{% endfor %}", {}, None,
+        tool_template="{% for tool in tools %}{% endfor %}{{ tools | tojson }}<tool_call>"
+        "{% for m in messages %}{{ m.content }}{% endfor %}",
+    )  # fmt: skip
+    assert encoder.native_tools
+    assert encoder.encode_chat([HELLO]).text == "x;"
+    with_tools = encoder.encode_chat([HELLO], tools=TOOLS)
+    assert with_tools.text == f"{json.dumps(TOOLS, ensure_ascii=False)}<tool_call>x"
+
+
+def test_a_template_that_shows_tools_in_an_unknown_format_is_given_them(
+    encoder_with: Make,
+) -> None:
+    encoder = encoder_with("{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    prompt = encoder.encode_chat([HELLO], tools=TOOLS)
+    assert prompt.text.startswith(json.dumps(TOOLS, ensure_ascii=False))
+    assert prompt.text.count("get_weather") == 1
+    assert "To call a function, answer" in prompt.text

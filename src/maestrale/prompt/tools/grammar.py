@@ -8,9 +8,8 @@ import msgspec
 
 from maestrale.engines.base import Constraint
 from maestrale.errors import InvalidRequest
-from maestrale.prompt.tools.base import MAX_CALLS, ToolFormat, ToolSpec, ToolUse
+from maestrale.prompt.tools.base import MAX_CALLS, CallSchema, ToolFormat, ToolSpec, ToolUse
 
-_ANY_OBJECT = '{"type":"object"}'
 _CHILDREN = ("items", "additionalProperties")
 _BESIDE = ("allOf", "anyOf", "oneOf", "$ref")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
@@ -21,26 +20,33 @@ def tool_constraint(form: ToolFormat, use: ToolUse, answer: Constraint | None) -
     """What decoding is constrained to; None when nothing needs to be.
 
     A call that is required, or of a strict tool, satisfies the tool's schema; `answer` is what
-    an answer without calls must satisfy. Raises: InvalidRequest for a schema nested too deep.
+    an answer without calls must satisfy. Raises: InvalidRequest for a schema that is nested too
+    deep, or that this format can't be held to.
     """
     tools = use.candidates
     if not use.required and answer is None and not any(tool.strict for tool in tools):
         return None
     most = MAX_CALLS if use.parallel else 1
     free = not use.required and answer is None
-    rules = [form.rules([tool.name for tool in tools], most, text=free)]
-    schemas = [
-        (f"args_{index}", strict_schema(tool) if use.required or tool.strict else _ANY_OBJECT)
-        for index, tool in enumerate(tools)
+    calls = [
+        CallSchema(
+            tool.name,
+            msgspec.json.decode(strict_schema(tool))
+            if use.required or tool.strict
+            else {"type": "object"},
+        )
+        for tool in tools
     ]
+    rules = form.rules(calls, most, text=free)
+    text, schemas = rules.text, rules.schemas
     if use.required:
-        rules.append("start: calls")
+        text += "\nstart: calls"
     elif answer is None:
-        rules.append("start: free")
+        text += "\nstart: free"
     else:
-        rules.append("start: answer | calls")
-        schemas.append(("answer", answer.value))
-    return Constraint("grammar", "\n".join(rules), tuple(schemas))
+        text += "\nstart: answer | calls"
+        schemas += (("answer", answer.value),)
+    return Constraint("grammar", text, schemas)
 
 
 def argument_constraints(use: ToolUse) -> list[tuple[int, Constraint]]:

@@ -9,7 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 from maestrale.models.vocabulary import Vocabulary
-from maestrale.prompt.tools.base import CallReader, ToolCallParser, call_rules, json_call
+from maestrale.prompt.messages import ToolCall
+from maestrale.prompt.tools.base import CallSchema, Rules
+from maestrale.prompt.tools.lark import json_arguments, object_calls
+from maestrale.prompt.tools.reading import CallReader, ToolCallParser
 
 PYTHON_TAG = "<|python_tag|>"
 _SHOWN = "\ufdd0"
@@ -21,21 +24,29 @@ class LlamaFormat:
 
     name = "llama3_json"
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, key: str = "parameters") -> None:
+        """`key` is that of the arguments."""
+        self._key = key
         ids = vocabulary.control_ids
         self.shown: Mapping[int, str] = {ids[PYTHON_TAG]: _SHOWN} if PYTHON_TAG in ids else {}
 
     def parser(self, reader: CallReader, *, parallel: bool) -> ToolCallParser:
         return LlamaParser(reader, parallel=parallel)
 
-    def rules(self, names: Sequence[str], most: int, *, text: bool) -> str:
+    def rules(self, tools: Sequence[CallSchema], most: int, *, text: bool) -> Rules:
         """See `ToolFormat.rules`."""
         more = f'("; " call){{0,{most - 1}}}' if most > 1 else ""
         tag = "".join(f"<[{token}]>? " for token in self.shown)
-        lines = [f"calls: {tag}call {more}", call_rules(names, json_call("parameters"))]
+        lines = [f"calls: {tag}call {more}", object_calls(tools, self._key)]
         if text:
             lines += ["free: TEXT? | calls", "TEXT: /[^{](.|\\n)*/"]
-        return "\n".join(lines)
+        return Rules("\n".join(lines), json_arguments(tools))
+
+    def write(self, calls: Sequence[ToolCall]) -> str:
+        """See `ToolFormat.write`."""
+        return "; ".join(
+            f'{{"name": "{call.name}", "{self._key}": {call.arguments}}}' for call in calls
+        )
 
 
 class LlamaParser(ToolCallParser):
@@ -58,7 +69,7 @@ class LlamaParser(ToolCallParser):
         self._give(before)
         self._buffer = tag + after
         if tag:
-            self._open(len(tag))
+            self._mark(len(tag))
             self._step = self._begin
         return bool(tag)
 

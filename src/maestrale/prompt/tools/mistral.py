@@ -9,12 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.messages import ToolCall
-from maestrale.prompt.tools.base import (
-    CallReader,
-    ToolCallParser,
-    call_rules,
-    json_call,
-)
+from maestrale.prompt.tools.base import CallSchema, Rules
+from maestrale.prompt.tools.lark import alternatives, json_arguments, object_calls
+from maestrale.prompt.tools.reading import CallReader, ToolCallParser
 
 CALLS, CALL_ID, ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 # Noncharacters stand for the control tokens, so that text that only looks like them stays text.
@@ -40,23 +37,31 @@ class MistralFormat:
     def parser(self, reader: CallReader, *, parallel: bool) -> ToolCallParser:
         return MistralParser(reader, parallel=parallel)
 
-    def rules(self, names: Sequence[str], most: int, *, text: bool) -> str:
+    def rules(self, tools: Sequence[CallSchema], most: int, *, text: bool) -> Rules:
         """See `ToolFormat.rules`."""
         if self._named:
-            lines = [
-                f"calls: call{{1,{most}}}",
-                call_rules(names, lambda name: (f'{self._calls} "{name}" {self._args}', "")),
+            lines = [f"calls: call{{1,{most}}}", alternatives(tools)]
+            lines += [
+                f'call_{index}: {self._calls} "{tool.name}" {self._args} args_{index}'
+                for index, tool in enumerate(tools)
             ]
         else:
             more = f'(", " call){{0,{most - 1}}}' if most > 1 else ""
             # SentencePiece writes a space after a control token.
             lines = [
                 f'calls: {self._calls} " "? "[" call {more} "]"',
-                call_rules(names, json_call("arguments")),
+                object_calls(tools, "arguments"),
             ]
         if text:
             lines += ["free: TEXT calls?", "TEXT: /(.|\\n)*/"]
-        return "\n".join(lines)
+        return Rules("\n".join(lines), json_arguments(tools))
+
+    def write(self, calls: Sequence[ToolCall]) -> str:
+        """See `ToolFormat.write`."""
+        if self._named:
+            return "".join(f"{CALLS}{call.name}{ARGS}{call.arguments}" for call in calls)
+        objects = (f'{{"name": "{call.name}", "arguments": {call.arguments}}}' for call in calls)
+        return f"{CALLS}[{', '.join(objects)}]"
 
 
 class MistralParser(ToolCallParser):
@@ -69,7 +74,7 @@ class MistralParser(ToolCallParser):
         self._give(before)
         self._buffer = marker + after
         if marker:
-            self._open(len(marker))
+            self._mark(len(marker))
             self._step = self._after_marker
         return bool(marker)
 
@@ -113,6 +118,14 @@ class MistralParser(ToolCallParser):
         self._name = name.strip()
         self._open(self._buffer.index("{"))
         return self._begin_object(self._after_calls)
+
+    def _so_far(self) -> tuple[str, str]:
+        if self._step == self._in_object and self._name is not None:
+            return self._name, self._buffer
+        if self._step == self._in_name:
+            written = re.split(_MARKS, self._opening + self._buffer)[0]
+            return written.strip(), ""
+        return super()._so_far()
 
     def _read(self, text: str) -> ToolCall | None:
         if self._name is None:

@@ -1,0 +1,101 @@
+"""A conversation as one chat template wants it: what it can't show is told in plain text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from maestrale.models.vocabulary import Vocabulary
+from maestrale.prompt.jinja import ChatTemplate
+from maestrale.prompt.messages import ChatMessage, Tool
+from maestrale.prompt.seal import Seal
+from maestrale.prompt.tools.base import ToolFormat
+from maestrale.prompt.tools.generic import (
+    with_calls_as_text,
+    with_results_as_text,
+    with_tools_told,
+)
+from maestrale.prompt.tools.pick import format_by_name, format_of_probe, generic_format
+from maestrale.prompt.tools.probe import probe
+from maestrale.prompt.tools.rendering import renderer
+
+
+class TemplateTurns:
+    """What one template does with tools, calls and null, and its conversations accordingly.
+
+    `tool_format` is how the model writes calls; `native` tells that the template shows the tools.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, vocabulary: Vocabulary, tool_call_parser: str | None = None
+    ) -> None:
+        """`tool_call_parser` names the format of calls. Raises: ModelError when it can't be."""
+        self._probed = probe(renderer(template))
+        found: ToolFormat | None
+        if tool_call_parser is not None:
+            found = format_by_name(tool_call_parser, vocabulary)
+        else:
+            found = format_of_probe(self._probed, vocabulary)
+        self.native = self._probed.shows_tools and found is not None
+        self.tool_format: ToolFormat = found or generic_format(vocabulary)
+
+    def prepared(
+        self, messages: Sequence[ChatMessage], tools: Sequence[Tool] | None
+    ) -> tuple[list[ChatMessage], list[Tool] | None]:
+        """The conversation, and the tools that the template is given."""
+        turns = list(messages)
+        if not self._probed.shows_results or not self._probed.shows_calls:
+            turns = with_results_as_text(turns)
+        if not self._probed.shows_calls:
+            turns = with_calls_as_text(turns, self.tool_format)
+        if not tools:
+            return turns, None
+        if self.native:
+            return turns, list(tools)
+        if self._probed.shows_tools:  # but not how they are called
+            return with_tools_told(turns, (), self.tool_format), list(tools)
+        return with_tools_told(turns, tools, self.tool_format), None
+
+    def turn(self, message: ChatMessage, seal: Seal, mark: str) -> dict[str, Any]:
+        """The turn as templates expect it: the API's fields, a call's arguments as an object.
+
+        Null stays null where the template can take it: some know by it that there are calls.
+        """
+        turn: dict[str, Any] = {
+            "role": message.role,
+            "content": None if self._is_null(message) else seal.apply(message.text, mark),
+        }
+        if message.name is not None:
+            turn["name"] = seal.apply(message.name, mark)
+        if message.tool_call_id is not None:
+            turn["tool_call_id"] = seal.apply(message.tool_call_id, mark)
+        if message.tool_calls:
+            turn["tool_calls"] = [
+                {
+                    "id": seal.apply(call.id, mark),
+                    "type": "function",
+                    "function": {
+                        "name": seal.apply(call.name, mark),
+                        "arguments": seal.apply_to_json(self._arguments(call.arguments), mark),
+                    },
+                }
+                for call in message.tool_calls
+            ]
+        return turn
+
+    def _is_null(self, message: ChatMessage) -> bool:
+        if message.role != "assistant" or message.text:
+            return False
+        probed = self._probed
+        if message.tool_calls:
+            return probed.takes_null and (message.content is None or probed.needs_null)
+        return probed.takes_null_alone and message.content is None
+
+    def _arguments(self, text: str) -> Any:
+        if self._probed.text_arguments:
+            return text
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
