@@ -31,7 +31,7 @@ Feature = Literal[
 
 
 class Constraint(Struct, frozen=True):
-    """What decoding is constrained to; always applied with compact whitespace.
+    """What decoding is constrained to; JSON has no more white space than its layout needs.
 
     `value` is a JSON schema document (`json_schema`), a regular expression (`regex`) or a
     Lark grammar (`grammar`), as text. A grammar may name control tokens by id, `<[5]>`, which

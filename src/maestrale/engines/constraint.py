@@ -1,27 +1,23 @@
 """Constrained decoding: which tokens a JSON schema, regex or grammar allows next.
 
-llguidance walks the grammar over the vocabulary's bytes. Whitespace is always compact (", "
-between items, ": " after keys), so a model can't fill its answer with blanks. An answer that
-ends by itself satisfies its constraint: what can't be enforced in full while decoding is
-refused by name, never ignored.
+llguidance walks the grammar over the vocabulary's bytes. An answer that ends by itself satisfies
+its constraint: what can't be enforced in full while decoding is refused by name, never ignored.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import threading
-from typing import Any
 
 import llguidance
-import msgspec
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
 from maestrale.engines.base import Constraint
+from maestrale.engines.schema.grammar import rules
 from maestrale.errors import ConstraintError
 from maestrale.models.vocabulary import Vocabulary
 
@@ -30,22 +26,11 @@ FEW = 256  # allowed tokens; where there are more, they spell no one text
 MAX_EXPLANATION = 400  # characters: errors quote the constraint, which may be long
 VERSION: str = llguidance.__version__
 
-_JSON_OPTIONS = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "lenient": False,
-    "coerce_one_of": False,
-}
 _LABEL = {"json_schema": "JSON schema", "regex": "regular expression", "grammar": "grammar"}
 # Without this llguidance spells text that the grammar leaves no choice about in its own way;
 # the model's choice among the spellings is kept instead.
 _PREAMBLE = '%llguidance {"no_forcing": true}\n'
 _NAMED_TOKEN = re.compile(r"<\[(\d{1,9})\]>")
-# Keywords whose value is a schema, a list of schemas, or an object of schemas.
-_SUBSCHEMA = ("additionalItems", "additionalProperties", "items")
-_SUBSCHEMA_LISTS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
-_SUBSCHEMA_MAPS = ("$defs", "definitions", "patternProperties", "properties")
 
 
 class TokenConstraint:
@@ -167,12 +152,16 @@ def compile_constraint(constraint: Constraint, vocabulary: Vocabulary) -> TokenC
     if constraint.kind == "grammar":
         controls -= {int(token) for token in _NAMED_TOKEN.findall(constraint.value)}
     compiled = TokenConstraint(matcher, vocabulary, np.array(sorted(controls), np.int64))
-    compiled.allowed()
+    try:
+        compiled.allowed()
+    except ConstraintError:
+        reason = matcher.get_error() if matcher.is_error() else "NoExtension"
+        raise ConstraintError(_explain(label, reason)) from None
     return compiled
 
 
 def grammar_text(constraint: Constraint) -> str:
-    """The constraint as a grammar in llguidance's form of Lark, with compact whitespace.
+    """The constraint as a grammar in llguidance's form of Lark.
 
     Raises: ConstraintError when it is malformed or too large. It is not compiled here.
     """
@@ -188,8 +177,10 @@ def grammar_text(constraint: Constraint) -> str:
         raise ConstraintError(f"The {label} contains a NUL character.")
     try:
         return _grammar(constraint)
-    except (ValueError, RecursionError) as error:
-        raise ConstraintError(_explain(label, str(error))) from error
+    except ValueError as error:
+        raise ConstraintError(_short(f"The {label} can't be used: {error}.")) from error
+    except RecursionError as error:
+        raise ConstraintError(f"The {label} can't be used: it is nested too deep.") from error
 
 
 def _grammar(constraint: Constraint) -> str:
@@ -201,97 +192,38 @@ def _grammar(constraint: Constraint) -> str:
     if constraint.kind == "grammar":
         if "%llguidance" in constraint.value:
             raise ValueError("the directive '%llguidance' is not allowed")
-        rules = [f"{name}: {_json_rule(schema)}" for name, schema in constraint.schemas]
-        return "\n".join([_PREAMBLE + constraint.value, *rules])
-    return f"{_PREAMBLE}start: {_json_rule(constraint.value)}"
-
-
-def _json_rule(document: str) -> str:
-    """The body of a rule for JSON of this schema. Raises: ValueError, RecursionError."""
-    try:
-        schema = msgspec.json.decode(document)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"it is not JSON: {error}") from error
-    schema = {} if schema is True else schema
-    if schema is False:
-        raise ValueError("the schema is `false`, which nothing satisfies")
-    if not isinstance(schema, dict):
-        raise ValueError("a schema must be an object or a boolean")
-    if "x-guidance" in schema:
-        raise ValueError("the keyword 'x-guidance' is not allowed")
-    text = json.dumps({"x-guidance": _JSON_OPTIONS, **_enforceable(schema)}, allow_nan=False)
-    return f"%json {text}"
-
-
-def _enforceable(schema: Any) -> Any:
-    """The schema with what llguidance would enforce by halves refused, and no-ops dropped.
-
-    Raises: ValueError naming the keyword.
-    """
-    if not isinstance(schema, dict):
-        return schema
-    result = dict(schema)
-    if result.get("uniqueItems") is False:
-        del result["uniqueItems"]
-    least = result.get("minProperties", 0)
-    named = result.get("required", [])
-    # Additional keys may repeat, and a repeated key counts once.
-    if isinstance(least, int) and least > max(1, len(named) if isinstance(named, list) else 0):
-        raise ValueError(
-            "the keyword 'minProperties' above the number of 'required' properties can't be "
-            "enforced while decoding"
-        )
-    step = result.get("multipleOf", 1)
-    if isinstance(step, float) and not step.is_integer():
-        raise ValueError(
-            "the keyword 'multipleOf' with a fraction can't be enforced: validators disagree "
-            "on it for floating-point numbers"
-        )
-    for key in _SUBSCHEMA:
-        if isinstance(result.get(key), dict):
-            result[key] = _enforceable(result[key])
-    for key in _SUBSCHEMA_LISTS:
-        if isinstance(result.get(key), list):
-            result[key] = [_enforceable(item) for item in result[key]]
-    for key in _SUBSCHEMA_MAPS:
-        if isinstance(result.get(key), dict):
-            result[key] = {name: _enforceable(item) for name, item in result[key].items()}
-    return result
+        written = [rules(name, schema) for name, schema in constraint.schemas]
+        return "\n".join([_PREAMBLE + constraint.value, *written])
+    return _PREAMBLE + rules("start", constraint.value)
 
 
 def _explain(label: str, reason: str) -> str:
     """llguidance's error as one short sentence for the author of the constraint."""
-    text = _sentence(label, reason)
+    return _short(f"The {label} can't be used: {_said(label, reason)}.")
+
+
+def _short(text: str) -> str:
     return text if len(text) <= MAX_EXPLANATION else text[:MAX_EXPLANATION] + "…"
 
 
-def _sentence(label: str, reason: str) -> str:
-    unknown = re.search(r"Unimplemented keys: \[(.*)\]", reason)
-    if unknown:
-        names = unknown.group(1).replace('"', "'")
-        return (
-            f"The {label} can't be used: the keyword {names} can't be enforced while decoding. "
-            "Remove it, or say the same with supported keywords."
-        )
-    if "Default retriever" in reason or "not present in a registry" in reason:
-        return f"The {label} can't be used: a '$ref' may only point inside the schema itself."
-    if "oneOf constraints are not supported" in reason:
-        return (
-            f"The {label} can't be used: the keyword 'oneOf' needs alternatives that exclude each "
-            "other (by type, or by a 'const' property). Use 'anyOf' instead."
-        )
-    if re.search(r"too big|[Tt]oo many items|[Tt]oo complex|recursion", reason):
-        return f"The {label} can't be used: it is too large, too deep, or never ends."
-    if reason.startswith("NoExtension"):
-        return f"The {label} can't be used: no text satisfies it."
-    # Leave out the excerpt of the grammar: its lines are ours, not the author's.
-    text = re.split(r"\n\s+\d+ \| |\s*<non-verbose/>", reason, maxsplit=1)[0].rstrip()
-    text = text.replace("failed to compile JSON schema: ", "")
-    place = re.match(r"at (\d+)\((\d+)\): ", text)
-    if place and label == "grammar":
-        line = int(place.group(1)) - _PREAMBLE.count("\n")
-        return f"The {label} can't be used: line {line}: {text[place.end() :]}"
-    return f"The {label} can't be used: {text[place.end() :] if place else text}"
+def _said(label: str, reason: str) -> str:
+    if reason.startswith("NoExtension") or "Unsatisfiable" in reason:
+        return "no text satisfies it"
+    if label != _LABEL["json_schema"]:
+        # What is wrong in the author's own text. The excerpt of the grammar around it is not.
+        text = re.split(r"\n\s+\d+ \| |\s*<non-verbose/>", reason, maxsplit=1)[0].rstrip()
+        inner = re.search(r"^error: (.*)$", text, re.MULTILINE)  # in a regular expression
+        place = re.match(r"(?:at )?(\d+)\((\d+)\): ", text)
+        if inner and label == _LABEL["regex"]:
+            return inner.group(1)
+        if place and label == _LABEL["grammar"]:
+            text = inner.group(1) if inner else text[place.end() :].split("; ")[0]
+            text = text.replace("lexer error", "an unfinished text, or a character without meaning")
+            line = int(place.group(1)) - _PREAMBLE.count("\n")
+            return f"line {line}: {text}"
+        if re.match("no start rule|unknown grammar|failed to parse", text):
+            return text
+    return "it is too large, too deep, or never ends"
 
 
 class _TokenTable:

@@ -312,7 +312,7 @@ async def test_a_model_without_tools_says_so() -> None:
         ),
         (
             {
-                "tools": [tool("b", parameters={"x-guidance": {"lenient": True}})],
+                "tools": [tool("b", parameters={"properties": {"x": {"uniqueItems": True}}})],
                 "tool_choice": "any",
             },
             "tools[0].function.parameters",

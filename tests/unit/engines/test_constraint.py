@@ -15,6 +15,7 @@ from maestrale.engines.constraint import MAX_CONSTRAINT_BYTES, TokenConstraint, 
 from maestrale.engines.sampling import Sampler
 from maestrale.errors import ConstraintError
 from maestrale.models.vocabulary import Vocabulary
+from schema_walks import assert_laid_out
 
 EOS = 0
 BOS = 1
@@ -151,24 +152,24 @@ def test_answers_parse_validate_and_hold_no_idle_whitespace(
         ended += 1
         value = json.loads(answer.decode())
         validator.validate(value)
-        outside = re.sub(rb'"(?:[^"\\]|\\.)*"', b'""', answer)
-        assert b"  " not in outside
-        assert b"\n" not in outside
+        assert_laid_out(answer.decode())
     assert ended >= 3
 
 
+INSIDES = re.compile(r"%llguidance|\.rs|start_|::|Regex|And \(|Err\(|x-guidance|NoExtension|python")
 REFUSED = [
     ('{"type":"string","pattern":"(["}', "unclosed"),
     ('{"enum":[' + ",".join(f'"value{i}"' for i in range(100_000)) + "]}", "larger than"),
     ('{"a":' * 300 + "1" + "}" * 300, "deep"),
     ('{"a":' * 30_000 + "1" + "}" * 30_000, "deep"),
     ('{"$ref":"#"}', "no text"),
+    ('{"$ref":"#/$defs/a","$defs":{"a":{"$ref":"#/$defs/a"}}}', "no text"),
     ('{"$ref":"#/nowhere"}', "nowhere"),
     ('{"$ref":"http://169.254.169.254/latest"}', "inside the schema"),
     ('{"$ref":"file:///etc/passwd"}', "inside the schema"),
-    ("false", "nothing satisfies"),
-    ('{"type":"object","properties":{"a":false},"required":["a"]}', "nsatisfiable"),
-    ('{"type":"string","minLength":5,"pattern":"^a$"}', "nsatisfiable"),
+    ("false", "no text"),
+    ('{"type":"object","properties":{"a":false},"required":["a"]}', "no text"),
+    ('{"type":"string","minLength":5,"pattern":"^a$"}', "no text"),
     ('{"type":"strin"}', "strin"),
     ('{"minLength":"x"}', "minLength"),
     ('{"required":"a"}', "required"),
@@ -177,26 +178,29 @@ REFUSED = [
     ('{"type":', "not JSON"),
     ('{"minimum":NaN}', "not JSON"),
     ('{"const":"\ud800"}', "surrogate"),
-    ('{"x-guidance":{"lenient":true},"not":{}}', "x-guidance"),
+    ('{"x-guidance":{"lenient":true},"not":{}}', "no text"),
     ('{"format":"fnord"}', "fnord"),
     ('{"oneOf":[{"type":"integer"},{"type":"number"}]}', "oneOf"),
     ('{"type":"object","minProperties":3}', "minProperties"),
     ('{"items":{"multipleOf":0.01}}', "multipleOf"),
+    ('{"if":{"type":"string"},"then":{"minLength":1}}', "'if'"),
+    ('{"enum":[5e419]}', "double"),
+    ('{"maximum":1e400}', "double"),
+    ('{"const":' + "9" * 5000 + "}", "double"),
+    ('{"properties":{"a":{"const":1e-400}}}', "double"),
+    ('{"minItems":99999999999}', "minItems"),
+    ('{"pattern":"(?<=a)b"}', "(?<=a)b"),
+    ('{"pattern":"(a)\\\\1"}', "refers back"),
+    ('{"pattern":"a(?=b)c"}', "looks ahead"),
+    ('{"$id":"http://a.b/c","$ref":"http://[x"}', "URI"),
     *(
         (json.dumps({"properties": {"a": {keyword: value}}}), keyword)
         for keyword, value in {
             "uniqueItems": True,
-            "not": {"type": "string"},
-            "if": {"type": "string"},
+            "not": {"type": "string", "minLength": 1},
             "contains": {"type": "string"},
-            "minContains": 2,
-            "propertyNames": {"pattern": "^a"},
-            "dependentRequired": {"a": ["b"]},
-            "dependentSchemas": {"a": {}},
-            "dependencies": {"a": ["b"]},
-            "unevaluatedProperties": False,
-            "unevaluatedItems": False,
             "$dynamicRef": "#a",
+            "$recursiveRef": "#",
         }.items()
     ),
 ]
@@ -210,9 +214,8 @@ def test_what_cannot_be_enforced_is_refused_by_name(
         compiled(vocabulary, "json_schema", schema)
     message = str(caught.value)
     assert says in message
-    assert "%llguidance" not in message
-    assert ".rs" not in message
-    assert len(message) < 1000
+    assert not INSIDES.search(message)
+    assert len(message) < 500
 
 
 @pytest.mark.parametrize(
