@@ -40,6 +40,20 @@ struct CacheLayout {
     size_t bytes() const { return scales() + kBlock * sizeof(float); }
 };
 
+// The tiles of the keys of some blocks, in their order.
+struct KeyTiles {
+    const uint8_t* const* places;
+    size_t tile_bytes;
+    const uint8_t* first;
+
+    KeyTiles at(size_t offset) const {
+        constexpr size_t kTiles = kBlock / kOutputs;  // of a block
+        const size_t tile = offset / tile_bytes;
+        return {places, tile_bytes, places[tile / kTiles] + tile % kTiles * tile_bytes};
+    }
+    const uint8_t* operator()(size_t unit) const { return first + unit * CacheLayout::kKeyUnit; }
+};
+
 class Attention {
 public:
     Attention(Pool& pool, const Heads& heads)
@@ -70,8 +84,8 @@ public:
     template <typename Emit>
     void compute(const AttentionPlan& plan, const HeadInputs& inputs, const float* sinks,
                  uint8_t* cache, const Emit& emit) {
-        const bool threads = plan.products >= kWorthThreads;
-        for_all(threads, plan.pieces.size() * m_heads.kept, [&](size_t i, size_t thread) {
+        const size_t threads = plan.products >= kWorthThreads ? m_pool.threads() : 1;
+        for_all(threads, plan.pieces.size() * m_heads.kept, 4, [&](size_t i, size_t thread) {
             const Piece& piece = plan.pieces[i / m_heads.kept];
             const size_t head = i % m_heads.kept;
             Scratch& scratch = m_scratch[thread];
@@ -81,11 +95,11 @@ public:
         });
         for (size_t batch = 0; batch + 1 < plan.batches.size(); ++batch) {
             const auto from = plan.batches[batch], to = plan.batches[batch + 1];
-            for_all(threads, (to.span - from.span) * m_heads.kept, [&](size_t i, size_t thread) {
+            for_all(threads, (to.span - from.span) * m_heads.kept, 8, [&](size_t i, size_t thread) {
                 attend(plan, plan.spans[from.span + i / m_heads.kept], i % m_heads.kept, cache,
                        m_scratch[thread]);
             });
-            for_all(threads, to.piece - from.piece, [&](size_t i, size_t thread) {
+            for_all(threads, to.piece - from.piece, 2, [&](size_t i, size_t thread) {
                 const Piece& piece = plan.pieces[from.piece + i];
                 if (piece.wanted) join(plan, piece, sinks, m_scratch[thread], thread, emit);
             });
@@ -109,10 +123,11 @@ private:
         Rows odds;
     };
 
+    // In some `parts` for each of `threads`: a task by itself is short.
     template <typename Work>
-    void for_all(bool threads, size_t count, const Work& work) const {
-        if (threads)
-            m_pool.run(count, work);
+    void for_all(size_t threads, size_t count, size_t parts, const Work& work) const {
+        if (threads > 1)
+            m_pool.run_together(count, count / (threads * parts) + 1, work);
         else
             for (size_t i = 0; i < count; ++i) work(i, size_t(0));
     }
@@ -213,16 +228,14 @@ private:
         if (scratch.scores.size() < queries.count * kSpan)
             scratch.scores.resize(queries.count * kSpan);
         scratch.places.clear();
-        for (size_t token = begin; token < end; token += kBlock) {
-            const uint8_t* found = place(cache, piece, token, head);
-            scratch.places.push_back(found);
-            products<Form::zero8>(Run{found, m_layout.kKeyUnit}, m_layout.key_tile(), queries, 0,
-                                  kBlock / kOutputs,
-                                  Target{scratch.scores.data() + token - begin, nullptr, kSpan},
-                                  kBlock);
-        }
+        for (size_t token = begin; token < end; token += kBlock)
+            scratch.places.push_back(place(cache, piece, token, head));
+        const size_t tokens = scratch.places.size() * kBlock;
+        products<Form::zero8>(KeyTiles{scratch.places.data(), m_layout.key_tile(), nullptr},
+                              m_layout.key_tile(), queries, 0, tokens / kOutputs,
+                              Target{scratch.scores.data(), nullptr, kSpan}, tokens);
         const size_t first = partial(piece, span.first / kSpan, head);
-        scratch.odds.resize(queries.count, scratch.places.size() * kBlock);
+        scratch.odds.resize(queries.count, tokens);
         for (size_t row = 0; row < queries.count; ++row) {
             const size_t position = piece.past + row / m_heads.group();
             const size_t from = std::max(begin, plan.first_seen(position)) - begin;

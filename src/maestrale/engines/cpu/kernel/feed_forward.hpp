@@ -17,8 +17,7 @@
 
 namespace mst::LEVEL {
 
-constexpr size_t kTasksPerThread = 8;
-constexpr size_t kLeastWork = 12 << 10;   // bytes that a task reads at least: some microseconds
+constexpr size_t kLeastWork = 6 << 10;    // bytes that a task reads at least: half a microsecond
 constexpr size_t kMostResults = 1 << 18;  // floats that a task of an MLP keeps in between
 
 // A run of tiles of one of a stage's matrices.
@@ -27,7 +26,8 @@ struct Task {
     uint32_t first, last;
 };
 
-// Cuts matrices into tasks of like work, in whole `step`s of tiles.
+// Cuts a stage's matrices into tasks, in whole `step`s of tiles: large ones first, small ones last, so
+// that threads end together, and yet claim few.
 class Cutter {
 public:
     Cutter(std::vector<Task>& tasks, size_t threads) : m_tasks(tasks), m_threads(threads) {
@@ -35,15 +35,22 @@ public:
     }
 
     // Before any is cut: how much there is. `rows`: that are multiplied with it.
-    void weigh(const mst_matrix& matrix, size_t rows) { m_work += matrix.tiles * of_tile(matrix, rows); }
+    void weigh(const mst_matrix& matrix, size_t rows) {
+        m_left += matrix.tiles * of_tile(matrix, rows);
+    }
 
-    void cut(size_t part, const mst_matrix& matrix, size_t rows, size_t step, size_t most = ~size_t(0)) {
-        const size_t tiles = matrix.tiles;
-        const size_t target = std::max(m_work / (m_threads * kTasksPerThread), kLeastWork);
-        size_t length = target / of_tile(matrix, rows) + 1;
-        length = std::max(std::min(length, most) / step, size_t(1)) * step;
-        for (size_t first = 0; first < tiles; first += length)
-            m_tasks.push_back({uint32_t(part), uint32_t(first), uint32_t(std::min(first + length, tiles))});
+    // `beside`: how many matrices of this shape a task reads; `most` tiles.
+    void cut(size_t part, const mst_matrix& matrix, size_t rows, size_t step, size_t beside = 1,
+             size_t most = ~size_t(0)) {
+        const size_t work = beside * of_tile(matrix, rows);
+        for (size_t first = 0; first < matrix.tiles;) {
+            const size_t share = std::max(m_left / (2 * m_threads), kLeastWork);
+            const size_t length = std::max(std::min(share / work, most) / step, size_t(1)) * step;
+            const size_t last = std::min(first + length, matrix.tiles);
+            m_tasks.push_back({uint32_t(part), uint32_t(first), uint32_t(last)});
+            m_left -= std::min(m_left, (last - first) * work);
+            first = last;
+        }
     }
 
 private:
@@ -54,7 +61,7 @@ private:
 
     std::vector<Task>& m_tasks;
     const size_t m_threads;
-    size_t m_work = 0;
+    size_t m_left = 0;
 };
 
 // A matrix of a stage; several may read the same rows.
@@ -114,7 +121,7 @@ public:
         constexpr size_t kTilesOfGroup = kGroup / kOutputs;
         for (size_t i = 0; i < count; ++i) {
             const size_t rows = parts[i].rows->count;
-            cutter.cut(i, *parts[i].up, rows, kTilesOfGroup, kMostResults / (2 * kOutputs * rows));
+            cutter.cut(i, *parts[i].up, rows, kTilesOfGroup, 2, kMostResults / (2 * kOutputs * rows));
         }
         m_pool.run(m_tasks.size(), [&](size_t index, size_t thread) {
             const Task& task = m_tasks[index];

@@ -55,8 +55,7 @@ void mst_pool::run_stage(const Stage& stage, size_t count) {
     const uint64_t number = ++m_number << (2 * kTaskBits);
     m_claims.store(number | uint64_t(count) << kTaskBits);
     if (m_sleeping > 0) wake_sleepers();
-    while (help(0)) {
-    }
+    help(0);
     for (int looks = 0; m_done.load(std::memory_order_acquire) != count; ++looks)
         if (looks < kLooksBeforeYield)
             pause();
@@ -68,21 +67,24 @@ void mst_pool::run_stage(const Stage& stage, size_t count) {
     }
 }
 
-// A task of the stage that is under way. False: there is none left.
+// The tasks of the stage that is under way, as long as there are any. False: there was none.
 bool mst_pool::help(size_t thread) {
     constexpr uint64_t kMask = (uint64_t(1) << kTaskBits) - 1;
     const auto left = [](uint64_t claims) { return (claims & kMask) < (claims >> kTaskBits & kMask); };
-    if (!left(m_claims.load(std::memory_order_relaxed))) return false;
-    const uint64_t claims = m_claims.fetch_add(1, std::memory_order_acquire);
-    if (!left(claims)) return false;
-    // The stage can't change before this task is done.
-    try {
-        m_stage.call(m_stage.context, m_stage.first + (claims & kMask), thread);
-    } catch (...) {
-        fail();
+    size_t done = 0;
+    while (left(m_claims.load(std::memory_order_relaxed))) {
+        const uint64_t claims = m_claims.fetch_add(1, std::memory_order_acquire);
+        if (!left(claims)) break;
+        // The stage can't change before what is done of it is told.
+        try {
+            m_stage.call(m_stage.context, m_stage.first + (claims & kMask), thread);
+        } catch (...) {
+            fail();
+        }
+        ++done;
     }
-    m_done.fetch_add(1, std::memory_order_release);
-    return true;
+    if (done) m_done.fetch_add(done, std::memory_order_release);
+    return done != 0;
 }
 
 void mst_pool::fail() noexcept {

@@ -38,6 +38,16 @@ struct mst_pool {
             run_stage({call, &work, first}, count - first < kMostTasks ? count - first : kMostTasks);
     }
 
+    // The same, `together` tasks at a time: where each is less than a microsecond, or where
+    // neighbours write to one line of the cache.
+    template <typename Work>
+    void run_together(size_t count, size_t together, const Work& work) {
+        run((count + together - 1) / together, [&](size_t part, size_t thread) {
+            const size_t last = count - part * together < together ? count : (part + 1) * together;
+            for (size_t task = part * together; task < last; ++task) work(task, thread);
+        });
+    }
+
     // Until `rest`, threads that have nothing to do wait actively for a short while. One step at a
     // time. Where it is not called, they are woken for each stage.
     void wake();

@@ -26,7 +26,8 @@
 
 namespace mst::LEVEL {
 
-constexpr size_t kWorthRows = 1 << 13;  // floats; fewer are done faster by one thread
+constexpr size_t kWorthRows = 1 << 13;   // floats; fewer are done faster by one thread
+constexpr size_t kNeighbours = 16;       // rows that write to the same lines of the cache
 
 class LevelDecoder final : public Decoder {
 public:
@@ -108,7 +109,7 @@ private:
     template <typename Work>
     void for_rows(size_t count, size_t width, const Work& work) {
         if (count * width >= kWorthRows)
-            m_pool.run(count, work);
+            m_pool.run_together(count, std::min(kNeighbours, count / m_pool.threads() + 1), work);
         else
             for (size_t row = 0; row < count; ++row) work(row, size_t(0));
     }
