@@ -15,6 +15,8 @@ from typing import Literal
 
 import msgspec
 
+from maestrale.printable import one_line, printable, printable_json
+
 LOGGER = logging.getLogger("maestrale")
 REQUESTS = logging.getLogger("maestrale.request")
 FIELDS = "fields"  # the attribute of a record that carries structured fields
@@ -151,7 +153,7 @@ class TextFormatter(logging.Formatter):
             parts.append(f"{key}={one_line(str(value))}")
         line = " ".join(parts)
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + printable(self.formatException(record.exc_info))
         return line
 
 
@@ -168,13 +170,6 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         try:
-            return msgspec.json.encode(entry).decode()
+            return printable_json(msgspec.json.encode(entry).decode())
         except UnicodeEncodeError:  # the name of a file, which may hold any bytes
             return json.dumps(entry, default=str)
-
-
-def one_line(text: str) -> str:
-    """Control characters (CR and LF among them) escaped, so that no one can forge a line."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -33,6 +33,13 @@ def printable_json(text: str) -> str:
     return _HARMFUL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def one_line(text: str) -> str:
+    """Control characters (CR and LF among them) escaped, so that no one can forge a line."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def brief(text: str, most: int = 500) -> str:
     """On one line and no longer than `most`, for a message that quotes it; printable."""
     # Only as much is looked at as can be shown: it may be megabytes.

@@ -7,8 +7,8 @@ from typing import Any
 
 from maestrale.bounded import MOST_BODY, UNCOMPRESSED, Oversized, Undecodable, read_body
 from maestrale.config import Settings
-from maestrale.logs import one_line
 from maestrale.machine.doctor.findings import Finding
+from maestrale.printable import one_line
 
 TIMEOUT = 3.0
 _LOG = "Look at the server's log; it says why."
