@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -113,7 +115,7 @@ def value_of(schema: Any, root: Mapping[str, Any], text: str) -> Any:
     if _types(schema, root) == {"string"} and (is_plain_text(schema) or texts_of_enum(schema)):
         return text
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError):
         return _python_word(text, schema, root)
     allowed = _types(schema, root)
@@ -121,6 +123,15 @@ def value_of(schema: Any, root: Mapping[str, Any], text: str) -> Any:
     if not allowed or kind in allowed or (kind == "integer" and "number" in allowed):
         return value
     return text if "string" in allowed else value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON's that a call can have")
 
 
 def may_be_text(schema: Any, root: Mapping[str, Any]) -> bool:
@@ -160,7 +171,8 @@ def python_arguments(text: str) -> dict[str, Any] | None:
     if len(text) > MAX_PYTHON:
         return None
     try:
-        tree = ast.parse(f"f{text}", mode="eval").body
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes, which are taken
+            tree = ast.parse(f"f{text}", mode="eval").body
         if not isinstance(tree, ast.Call) or tree.args:
             return None
         return {str(each.arg): _literal(each.value) for each in tree.keywords if each.arg}

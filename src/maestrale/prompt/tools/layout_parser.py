@@ -136,6 +136,9 @@ class LayoutParser(ToolCallParser):
         name = _NAME.match(self._buffer)
         end = name.end() if name else 0
         if name is None or end == len(self._buffer):
+            if last and not self._cut and self._layout.style == "tags":
+                self._name = self._buffer  # a call without arguments, not closed
+                return self._end_of_call({}, end)
             return self._wait(last)
         middle = match(units(self._layout.middle), self._buffer, _past_blanks(self._buffer, end))
         if middle == PARTIAL and not last:
@@ -290,8 +293,24 @@ class LayoutParser(ToolCallParser):
         if self._step in (self._in_bare, self._at_object) or (
             self._step == self._in_object and self._name
         ):
-            return self._name, self._buffer if self._layout.style == "json" else ""
+            is_json = self._layout.style == "json"
+            return self._name, self._buffer if is_json else self._whole_so_far()
         return super()._so_far()
+
+    def _whole_so_far(self) -> str:
+        """The arguments that are whole, of some that are no JSON, as JSON that isn't closed."""
+        at = len(self._buffer)
+        for _ in range(64):
+            at = self._buffer.rfind(",", 0, at)
+            if at < 0:
+                return ""
+            if self._layout.style == "python":
+                values = python_arguments(self._buffer[:at] + ")")
+            else:
+                values = bare_object(self._buffer[:at] + "}", self._layout.quote)
+            if values is not None:
+                return _json(values)[:-1]
+        return ""
 
     def _tags_so_far(self) -> str:
         whole = _json(self._values)[:-1]

@@ -127,6 +127,11 @@ GLM: dict[str, Case] = {
     "one call": (
         "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n<arg_key>s</arg_key>\n"
         "<arg_value>Lyon</arg_value>\n</tool_call>", "", [("f", '{"a": 1, "s": "Lyon"}')]),
+    "ended after the name": ("<tool_call>g", "", [("g", "{}")]),
+    "ended after a part of a name": ("<tool_call>h", "h", []),
+    "numbers beyond": (
+        "<tool_call>f<arg_key>a</arg_key><arg_value>5e419</arg_value><arg_key>x</arg_key>"
+        "<arg_value>NaN</arg_value></tool_call>", "", [("f", '{"a": "5e419", "x": "NaN"}')]),
     "no arguments": ("Hm.\n<tool_call>g\n</tool_call>", "Hm.", [("g", "{}")]),
     "no blanks": ("<tool_call>f<arg_key>l</arg_key><arg_value>[3]</arg_value></tool_call>"
                   "<tool_call>g</tool_call> Done", "Done", [("f", '{"l": [3]}'), ("g", "{}")]),
@@ -353,7 +358,9 @@ CUT = [  # name of the format, what came, the text, the calls
     ("llama3_json", '{"name": "Bob", "age": 4', '{"name": "Bob", "age": 4', []),
     ("openai", f' to=functions.f{CHANNEL}commentary json{MESSAGE}{{"a": ', "", [("f", '{"a": ')]),
     ("gemma4", "<|tool_call>call:f{a:1", "", [("f", "")]),
-    ("pythonic", "[f(a=1, ", "", [("f", "")]),
+    ("gemma4", f"<|tool_call>call:f{{a:1,s:{Q}x, y", "", [("f", '{"a": 1')]),
+    ("pythonic", "[f(a=1", "", [("f", "")]),
+    ("pythonic", "[f(a=1, s='x, y', l=[1, 2", "", [("f", '{"a": 1, "s": "x, y"')]),
 ]  # fmt: skip
 
 
