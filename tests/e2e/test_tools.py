@@ -213,9 +213,20 @@ def test_a_crash_within_a_call_changes_no_byte(mistral: Server) -> None:
     assert [{k: v for k, v in call.items() if k != "index"} for call in calls] == expected
 
 
-def test_a_model_without_tools_says_so(server: Server) -> None:
-    body = {"messages": ASK, "tools": TOOLS}
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=TIMEOUT)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "tools"
-    assert answer.json()["error"]["code"] == "unsupported_parameter"
+def test_a_model_that_knows_no_tools_is_told_of_them(server: Server) -> None:
+    """The bundled model: auto answers, and what is required or named is one valid call."""
+    url = f"{server.url}/v1/chat/completions"
+    body: dict[str, Any] = {"messages": ASK, "tools": TOOLS, "max_tokens": 200, "seed": 3}
+    card = httpx.get(f"{server.url}/v1/models", timeout=TIMEOUT).json()["data"][0]
+    assert card["tool_call_format"] == "generic"
+    assert card["capabilities"]["function_calling"] is True
+    assert httpx.post(url, json=body, timeout=TIMEOUT).status_code == 200
+    one = {"tool_choice": "required", "parallel_tool_calls": False}
+    for choice in ({"tool_choice": NAMED}, one):
+        answer = httpx.post(url, json=body | choice, timeout=TIMEOUT).json()["choices"][0]
+        assert answer["finish_reason"] == "tool_calls"
+        (call,) = answer["message"]["tool_calls"]
+        valid(call["function"]["name"], json.loads(call["function"]["arguments"]))
+    turns = [*ASK, answer["message"], {"role": "tool", "tool_call_id": call["id"], "content": "5"}]
+    again = httpx.post(url, json=body | {"messages": turns, "max_tokens": 8}, timeout=TIMEOUT)
+    assert again.status_code == 200
