@@ -320,7 +320,7 @@ def test_models(openai_client: OpenAI, model: str) -> None:
     [
         ({"temperature": 3}, "temperature"),
         ({"n": 0}, "n"),
-        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"extra_body": {"no_such_field": 1}}, "no_such_field"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"messages": []}, "messages"),

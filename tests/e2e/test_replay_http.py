@@ -230,8 +230,11 @@ async def test_without_a_seed_the_one_reported_gives_the_answer_again(
     assert other.seed != reply.seed
 
 
-async def test_plain_completions(server: Server, client: httpx.AsyncClient) -> None:
-    asked = {"prompt": "Once upon a time", "seed": 3, "max_tokens": 150, "logprobs": 2}
+@pytest.mark.parametrize("more", [{}, {"echo": True}, {"prompt_logprobs": 1}], ids="-".join)
+async def test_plain_completions(
+    server: Server, client: httpx.AsyncClient, more: dict[str, Any]
+) -> None:
+    asked = {"prompt": "Once upon a time", "seed": 3, "max_tokens": 150, "logprobs": 2, **more}
     undisturbed = (await client.post("/v1/completions", json=asked)).json()
     await asyncio.to_thread(until, lambda: metric(server, "vllm:num_requests_running") == 0)
     reply = asyncio.create_task(client.post("/v1/completions", json=asked))

@@ -74,7 +74,7 @@ class HttpLimits:
     and a reset would take the answer from them."""
     linger_bytes: int = 256 * 1024 * 1024
     """The same, in bytes."""
-    still_there: float = 0.5
+    still_there: float = 1.2
     """A client that has ended its side may have left, or wait for its answer: how long until it
     is asked for the first time, by a line that only one who is there takes."""
     last_request: float = 0.5

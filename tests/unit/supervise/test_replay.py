@@ -120,6 +120,41 @@ def test_every_token_once_and_in_order(lives: list[list[int]], last_chunk: int) 
     assert len(engine.ledger) == 0
 
 
+@pytest.mark.parametrize("dies_at", [0, 3])
+def test_the_prompts_logprobs_are_given_once(dies_at: int) -> None:
+    engine = Engine()
+    scores = (TokenLogprob(5, -1.0), TokenLogprob(6, -2.0))
+    entry = engine.ledger.open(request(prompt_logprobs=0))
+    given_out: list[TokenDelta] = []
+    for tokens in (ANSWER[:dies_at], ANSWER):
+        engine.up()
+        for position, token in enumerate(tokens):
+            last = position == len(ANSWER) - 1
+            delta = TokenDelta(
+                (token,), "stop" if last else None, prompt_logprobs=scores if not position else None
+            )
+            engine.ledger.delta(engine.wire_id(), delta)
+        if len(tokens) < len(ANSWER):
+            if tokens:
+                given_out.append(taken(entry))
+            engine.down()
+    given_out.append(taken(entry))
+    answer = merge(given_out)
+    assert (answer.token_ids, answer.prompt_logprobs) == (ANSWER, scores)
+    assert [delta.prompt_logprobs for delta in given_out[1:]] == [None] * (len(given_out) - 1)
+
+
+def test_a_prompt_alone_ends_without_a_token() -> None:
+    engine = Engine()
+    engine.up()
+    entry = engine.ledger.open(request(prompt_logprobs=0, max_tokens=0))
+    scores = (TokenLogprob(5, -1.0),)
+    engine.ledger.delta(engine.wire_id(), TokenDelta((), "length", prompt_logprobs=scores))
+    delta = taken(entry)
+    assert (delta.token_ids, delta.finish_reason, delta.prompt_logprobs) == ((), "length", scores)
+    assert len(engine.ledger) == 0
+
+
 @given(st.integers(1, 19), st.integers(0, 18), st.integers(1, 19))
 def test_one_changed_token_ends_the_request(known: int, changed: int, chunk: int) -> None:
     engine = Engine()
