@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import hostile_servers as hostile
+from maestrale.cli.doctor_server import server_findings
+from maestrale.config import Settings
 from serving import clean_environment
 
 MOST_MEMORY = 400 << 20  # bytes; the programs themselves take 60 to 130 MB
@@ -136,3 +141,44 @@ def test_a_model_that_writes_escape_sequences(client: str, tmp_path: Path) -> No
     if client == "chat":
         assert done.code == 0
         assert done.out.startswith("a\N{REPLACEMENT CHARACTER}]52;c;eA==")
+
+
+def whole(body: str) -> hostile.Behaviour:
+    """Answers everything with this JSON."""
+
+    def behave(peer: socket.socket, stop: threading.Event) -> None:
+        peer.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body.encode())
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [
+        hostile.endless,
+        hostile.gzip_bomb,
+        hostile.nested_list,
+        hostile.drip,
+        hostile.escapes,
+        hostile.redirects_elsewhere,
+        whole('{"api_processes": []}'),
+        whole('{"api_processes": 5, "state": []}'),
+        whole('{"api_processes": [], "state": "ready", "now": 7}'),
+        whole('{"api_processes": [], "state": "ready", "api_nodes": [7], "replicas": 7}'),
+    ],
+)
+def test_doctor_takes_no_other_program_for_a_server(behave: hostile.Behaviour) -> None:
+    with hostile.misbehaving(behave) as url:
+        begun = time.monotonic()
+        assert server_findings(Settings(port=int(url.rpartition(":")[2])), local=True) == []
+        assert time.monotonic() - begun < 10
+
+
+def test_doctor_shows_a_servers_words_on_one_line() -> None:
+    names = ["m\x1b[2J\nforged: ok"]
+    status = {"api_processes": [1], "state": "ready", "models": names, "now": None}
+    with hostile.misbehaving(whole(json.dumps(status))) as url:
+        (found,) = server_findings(Settings(port=int(url.rpartition(":")[2])), local=True)
+    assert found.state == "ok"
+    assert "\x1b" not in found.what
+    assert "\n" not in found.what
