@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,16 @@ class MappedTensors:
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         self.tensors = tensors
         self._maps: dict[Path, mmap.mmap] = {}
+        self._inodes: dict[Path, int] = {}
 
     def bytes_of(self, tensor: TensorInfo) -> NDArray[np.uint8]:
-        """The bytes of a tensor, as they lie in the file. Raises: ModelError."""
+        """The bytes of a tensor, as they lie in the file. Raises: ModelError.
+
+        The file's size is asked each time: reading beyond the end of one that was cut meanwhile
+        would kill the process without a word.
+        """
         data = self._map(tensor.file)
-        if tensor.offset + tensor.size > len(data):
+        if tensor.offset + tensor.size > min(len(data), self._size_now(tensor.file)):
             raise ModelError(
                 f"{tensor.file} was cut while it was read: the tensor {tensor.name!r} is no longer "
                 "there in full. Download the file again."
@@ -69,12 +75,21 @@ class MappedTensors:
                 data.close()
         self._maps.clear()
 
+    def _size_now(self, path: Path) -> int:
+        """Of the file that is mapped; one that was replaced or removed is still there in full."""
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            if status.st_ino == self._inodes[path]:
+                return status.st_size
+        return len(self._maps[path])
+
     def _map(self, path: Path) -> mmap.mmap:
         found = self._maps.get(path)
         if found is None:
             try:
                 with path.open("rb") as file:
                     found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    self._inodes[path] = os.fstat(file.fileno()).st_ino
             except (OSError, ValueError) as error:
                 raise ModelError(f"Can't read {path}: {error}.") from error
             self._maps[path] = found
