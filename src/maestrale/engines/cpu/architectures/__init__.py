@@ -5,8 +5,10 @@ A new family is one file here and one line in `FAMILIES`.
 
 from __future__ import annotations
 
+import math
+import struct
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from maestrale.engines.cpu.architectures import config, gguf
 from maestrale.engines.cpu.architectures.family import Family, Form
@@ -66,7 +68,10 @@ def describe(source: Source) -> Described:
     Raises: ModelError for what is missing, damaged, unknown or not served, by name.
     """
     form = form_of(source.kind, source.architecture, str(source.path))
-    spec = form.spec(source)
+    try:
+        spec = form.spec(source)
+    except (ArithmeticError, ValueError, struct.error) as error:
+        raise _impossible(source) from error
     _check(source, spec)
     naming = form.naming(source, spec)
     roles = find_roles(source, spec, naming)
@@ -96,8 +101,19 @@ def _check(source: Source, spec: DecoderSpec) -> None:
             f"{source.path} is damaged or mislabelled: {spec.heads} heads can't share "
             f"{spec.kv_heads} heads of keys and values."
         )
-    if spec.norm_epsilon < 0:
-        raise ModelError(f"{source.path} is damaged: the epsilon of its norms is below 0.")
+    numbers = [getattr(spec, field.name) for field in fields(spec) if field.type == "float"]
+    # A negative number to the power of a half is complex.
+    if any(isinstance(each, complex) or not math.isfinite(each) for each in numbers):
+        raise _impossible(source)
+    if spec.norm_epsilon < 0 or not spec.attention_scale:
+        raise _impossible(source)
+
+
+def _impossible(source: Source) -> ModelError:
+    return ModelError(
+        f"{source.path}: what it says of its scales, or of the rotary embedding (rope), gives "
+        "numbers that can't be. The file is damaged; download it again."
+    )
 
 
 def _shapes(source: Source, roles: Roles) -> tuple[MatrixShape, ...]:

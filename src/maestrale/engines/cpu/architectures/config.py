@@ -99,12 +99,11 @@ def ropes_of(keys: Keys, head_dim: int, context: int) -> tuple[Rope, Rope]:
     partial = keys.number("partial_rotary_factor", default=1.0)
     full = given.below("full_attention")
     sliding = given.below("sliding_attention")
-    with rope.made_from(keys.where):
-        everywhere = windowed = _rope(keys, full or given, head_dim, theta, partial, context)
-        if sliding is not None:
-            windowed = _rope(keys, sliding, head_dim, local or theta, partial, context)
-        elif local:
-            windowed = rope.plain(_dims(keys, head_dim, partial), local)
+    everywhere = windowed = _rope(keys, full or given, head_dim, theta, partial, context)
+    if sliding is not None:
+        windowed = _rope(keys, sliding, head_dim, local or theta, partial, context)
+    elif local:
+        windowed = rope.plain(_dims(keys, head_dim, partial), local)
     for each in (full, sliding, given):
         if each is not None:
             each.refuse_unread(_ROPE_HARMLESS)

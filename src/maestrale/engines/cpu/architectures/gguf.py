@@ -54,8 +54,7 @@ def base_spec(
         raise keys.wrong("attention.value_length", f"isn't the keys' {head_dim}, as is needed here")
     experts = _experts(keys)
     context = keys.whole("context_length")
-    with rope.made_from(keys.where):
-        embedding, original = _rope(source, head_dim, context, truncate=truncate)
+    embedding, original = _rope(source, head_dim, context, truncate=truncate)
     return DecoderSpec(
         architecture=source.architecture,
         hidden=hidden,

@@ -1,30 +1,17 @@
 """Frequencies of rotary embeddings: plain, linear, llama3, YaRN, longrope, factors from the file.
 
-Computed in double precision and rounded once, so that they don't depend on the machine.
+Computed in double precision and rounded once, so that they don't depend on the machine. Settings
+that give no finite frequencies are an ArithmeticError or a ValueError.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from maestrale.engines.cpu.spec import Rope
-from maestrale.errors import ModelError
-
-
-@contextmanager
-def made_from(where: str) -> Iterator[None]:
-    """Settings that give no finite frequencies are the model's fault: raises ModelError."""
-    try:
-        yield
-    except (ArithmeticError, ValueError, struct.error) as error:
-        raise ModelError(
-            f"{where}: what it says of the rotary embedding (rope) gives no finite frequencies. "
-            "The file is damaged; download it again."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -122,6 +109,8 @@ def _yarn_scale(given: Yarn) -> float:
 
 
 def _frequencies(dims: int, theta: float) -> list[float]:
+    if theta <= 1:
+        raise ValueError(theta)
     return [theta ** (-2 * i / dims) for i in range(dims // 2)]
 
 
