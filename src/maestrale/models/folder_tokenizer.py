@@ -109,7 +109,9 @@ def _sentencepiece(
     name = f"sentencepiece.{MODEL}"  # tokenizer.model may be linked already
     listed = {token["id"] for token in added}
     own = [token for token in model.added_tokens() if token["id"] not in listed]
-    save_model(model, [*own, *added], folder, name, first_only=settings.get("legacy") is False)
+    # transformers calls it legacy to write a space behind control tokens, too.
+    first_only = settings.get("legacy") is not True
+    save_model(model, [*own, *added], folder, name, first_only=first_only)
     bos, eos = ids.get(special.get("bos_token", "")), ids.get(special.get("eos_token", ""))
     return vocabulary, {
         "eos_token_ids": ends,

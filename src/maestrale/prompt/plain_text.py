@@ -32,7 +32,8 @@ def plain_text(tokenizer: Mapping[str, Any], markers: Collection[str]) -> PlainT
     if isinstance(model, SentencePieceModel):
         model = model.without(markers)
         first_only = tokenizer.get("prefix_first_only") is True and model.dummy_prefix
-        return _SentencePieceText(model, model.without_prefix() if first_only else model)
+        later = model.without_prefix() if first_only else model
+        return _SentencePieceText(model, later)
     return _TokenizerText(tokenizer, markers)
 
 

@@ -13,13 +13,15 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from sentencepiece import SentencePieceProcessor
 
 from maestrale.errors import ModelError
 from maestrale.models.byte_level import byte_of_character
 from maestrale.models.load_vocabulary import load_vocabulary
+from maestrale.models.mistral_vocabulary import mistral_vocabulary, shipped_file
 from maestrale.models.prepared import load_prepared, weights_path
 from maestrale.models.resolve import prepare
-from maestrale.prompt.encode import encoder_for
+from maestrale.prompt.encode import encoder_for, encoder_for_name
 from maestrale.prompt.messages import ChatMessage
 from tiny_mistral import write_tiny_mistral
 
@@ -211,6 +213,59 @@ def test_safetensors_stay_where_they_are(folder: Path, tmp_path: Path) -> None:
     assert not (made / "model.safetensors").exists()
     shutil.rmtree(folder)
     assert encoder_for(made).encode_text("a") == (load_vocabulary(made).token_bytes.index(b"a"),)
+
+
+@pytest.mark.parametrize("legacy", [None, True, False])
+def test_a_tokenizer_model_alone_is_asked_itself(
+    folder: Path, tmp_path: Path, legacy: bool | None
+) -> None:
+    """transformers 5 makes merges of its own order of it; the library's ids are the model's."""
+    (folder / "tokenizer.json").unlink()
+    shutil.copy(shipped_file("v1"), folder / "tokenizer.model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 32002}))
+    (folder / "added_tokens.json").write_text('{"<|turn|>": 32000, "[TOOL]": 32001}')
+    template = "{{ bos_token }}{% for m in messages %}<|turn|>{{ m.content }}{% endfor %}[TOOL]"
+    settings = {"eos_token": "<|turn|>", "chat_template": template, "legacy": legacy}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    made = prepare(str(folder), tmp_path / "cache", quiet, engine="cpu")
+    prepared = load_prepared(made)
+    assert prepared.tokenizer_kind == "sentencepiece"
+    assert prepared.eos_token_ids == (32000, 257)
+    library = SentencePieceProcessor(model_file=str(shipped_file("v1")))
+    encoder = encoder_for(made)
+    for text in ("Hi  there", " 你好 привет\n", "<s> [TOOL] <|turn|>"):
+        assert encoder.encode_text(text) == (1, *library.encode(text))
+    assert encoder.decode(encoder.encode_text("Hi  there")) == "<s>Hi  there"
+    ids = encoder.encode_chat([ChatMessage(role="user", content="Hi")]).token_ids
+    hi = library.encode("Hi") if legacy else [library.piece_to_id("Hi")]
+    assert ids == (1, 32000, *hi, 32001)
+    assert load_vocabulary(made).control_ids["<|turn|>"] == 32000
+
+
+def test_tekken_is_mistral_s_own(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    tekken = shipped_file("v3-tekken")
+    shutil.copy(tekken, folder / "tekken.json")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 131072}))
+    made = prepare(str(folder), tmp_path / "cache", quiet, engine="cpu")
+    prepared = load_prepared(made)
+    assert (prepared.tokenizer_kind, prepared.mistral_version) == ("mistral", "v3-tekken")
+    vocabulary = load_vocabulary(made)
+    assert vocabulary == mistral_vocabulary("v3-tekken", 131072)
+    question = [ChatMessage(role="user", content="Hi")]
+    ids = encoder_for(made).encode_chat(question).token_ids
+    assert ids == encoder_for_name("mistral-nemo").encode_chat(question).token_ids
+
+
+def test_a_folder_without_a_tokenizer_is_told_what_to_do(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"lacks tokenizer\.json.*save_pretrained"):
+        prepare(str(folder), tmp_path / "cache", quiet, engine="cpu")
+    (folder / "tekken.json").write_text("{}")
+    with pytest.raises(ModelError, match="mistral-common knows"):
+        prepare(str(folder), tmp_path / "cache", quiet, engine="cpu")
 
 
 def test_small_files_are_told_by_their_content(folder: Path, tmp_path: Path) -> None:
