@@ -89,6 +89,8 @@ def pull(
         logger.warning("%s Going on with what was fetched before.", error)
         return _pulled(*here, 0)
     wanted = wanted_files(repo, listing.names, engine, variant)
+    if wanted.others:
+        logger.info("%s", picked(repo, wanted))
     try:
         if damaged:
             logger.warning("%s It is fetched again.", damaged)
@@ -104,6 +106,14 @@ def pull(
         raise
     except Exception as error:
         raise explain(error, settings, repo, asked) from error
+
+
+def picked(repo: str, wanted: Wanted) -> str:
+    """What to say of the file that was picked of several."""
+    return (
+        f"Of {repo} the file {wanted.weights} is taken. There are also "
+        f"{', '.join(wanted.others)}: {repo}:NAME takes one of them."
+    )
 
 
 def fetch_small(settings: HubSettings, repo: str, revision: str, name: str) -> dict[str, Any]:

@@ -37,7 +37,10 @@ def prepare_folder(
     _check_is_model(source, names, engine)
     wanted = wanted_files(str(source), names, engine)
     if wanted.kind == "gguf":
-        raise ModelError(f"{source} holds GGUF files. Name one: {source / wanted.weights}")
+        raise ModelError(
+            f"{source} holds GGUF files ({', '.join((wanted.weights, *wanted.others))}). Name one: "
+            f"{source / wanted.weights}"
+        )
     if "config.json" not in names:
         raise ModelError(f"{source} is no complete model folder: it lacks config.json.")
     if not any(file in names for file in TOKENIZERS):

@@ -12,18 +12,20 @@ from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 class KnownModel:
     """`name` is how the hub writes it; `aliases` are accepted too (letter case is ignored).
 
-    Its safetensors, for vLLM, are in the repository of that name. `cpu_source` is where an
-    OpenVINO model or a GGUF file for the CPU comes from: ORG/NAME, or ORG/NAME:VARIANT for one
-    of several GGUF files. `mistral_version` is the tokenizer that its prompts need
-    (models/mistral_vocabulary.py). `package_file` is (distribution, file name) for weights that
-    a Python package carries. `gated`: the hub asks for a token and accepted terms. `sampling`: what
-    its card advises, for a GGUF file that doesn't say.
+    Its safetensors, for vLLM, are in the repository of that name. `cpu_source` is where a GGUF
+    file for the CPU comes from: ORG/NAME, or ORG/NAME:VARIANT for one of several.
+    `openvino_source`: where the openvino engine gets it instead, in its own format.
+    `mistral_version` is the tokenizer that its prompts need (models/mistral_vocabulary.py).
+    `package_file` is (distribution, file name) for weights that a Python package carries. `gated`:
+    the hub asks for a token and accepted terms. `sampling`: what its card advises, for a GGUF file
+    that doesn't say.
     """
 
     name: str
     architecture: Architecture
     aliases: tuple[str, ...] = ()
     cpu_source: str | None = None
+    openvino_source: str | None = None
     gated: bool = False
     mistral_version: str | None = None
     package_file: tuple[str, str] | None = None

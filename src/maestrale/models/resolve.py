@@ -83,8 +83,9 @@ def remote_source(model: str, known: KnownModel | None, engine: str) -> tuple[st
     Raises: ModelError when `model` can't be a name on the hub.
     """
     name = known.name if known is not None else model
-    if known is not None and engine != GPU_ENGINE and known.cpu_source:
-        name = known.cpu_source
+    if known is not None and engine != GPU_ENGINE:
+        own = known.openvino_source if engine == CPU_ENGINE else None
+        name = own or known.cpu_source or known.name
     found = hub_name(name)
     if found is None:
         raise ModelError(f"{unknown_model(model)} {WHAT_WORKS}")

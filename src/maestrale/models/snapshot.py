@@ -85,6 +85,8 @@ def cached_files(
         return None  # not fetched yet for this engine
     if not set(_shards(snapshot)) <= set(names) and wanted.kind == "safetensors":
         return None
+    if not wanted.whole:
+        return None
     if wanted.kind != "gguf" and not {"config.json", "params.json"} & set(names):
         return None
     return snapshot, wanted

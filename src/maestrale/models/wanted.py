@@ -52,6 +52,12 @@ class Wanted:
     weights: str
     others: tuple[str, ...] = ()
 
+    @property
+    def whole(self) -> bool:
+        """Whether all parts of a split GGUF model are among the names."""
+        part = _PART.search(self.weights)
+        return part is None or len(self.names) == int(part[2])
+
 
 def wanted_files(repo: str, names: Sequence[str], engine: str, variant: str = "") -> Wanted:
     """The files of `repo` that `engine` needs. `variant` picks a GGUF file: Q8_0, or its name.

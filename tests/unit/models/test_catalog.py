@@ -84,8 +84,12 @@ def test_a_shape_gives_the_published_count_of_parameters(name: str, parameters: 
     assert known.architecture.parameters == parameters
 
 
-def test_sources_can_be_names_on_the_hub() -> None:
-    assert all(hub_name(model.cpu_source) for model in CATALOG if model.cpu_source)
+def test_each_model_has_a_gguf_for_the_cpu() -> None:
+    for model in CATALOG:
+        if model.package_file is None:
+            assert model.cpu_source is not None, model.name
+            repo, variant = hub_name(model.cpu_source) or ("", "")
+            assert (repo[-5:], variant) == ("-GGUF", "Q4_K_M"), model.name
 
 
 def test_a_name_with_a_slip_finds_its_neighbours() -> None:

@@ -122,6 +122,22 @@ def test_what_is_here_is_not_fetched_again(hub: StandInHub, tmp_path: Path) -> N
     assert len(hub.requests) == asked
 
 
+def test_one_gguf_is_picked_with_all_its_parts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = ("m-Q4_K_M-00001-of-00002.gguf", "m-Q4_K_M-00002-of-00002.gguf")
+    files = {name: os.urandom(2000) for name in (*parts, "m-Q8_0.gguf", "mmproj-m-f16.gguf")}
+    caplog.set_level("INFO", "maestrale")
+    with stand_in_hub(org__ggufs=Repo(files)) as hub:
+        pulled = fetch(hub, tmp_path, "org/ggufs", engine="cpu")
+        assert pulled.names == parts
+        assert (pulled.kind, pulled.weights.name) == ("gguf", parts[0])
+        assert "m-Q4_K_M-00001-of-00002.gguf is taken. There are also Q8_0" in caplog.text
+        (pulled.snapshot / parts[1]).unlink()  # as if the download had been cut off
+        assert fetch(hub, tmp_path, "org/ggufs", engine="cpu", refresh=False).names == parts
+        assert (pulled.snapshot / parts[1]).read_bytes() == files[parts[1]]
+
+
 def flip(file: Path) -> None:
     blob = file.resolve()
     content = bytearray(blob.read_bytes())

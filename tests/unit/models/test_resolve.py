@@ -40,6 +40,12 @@ def test_a_model_that_is_not_here_is_sought_on_the_hub(
         prepare(model, tmp_path, quiet, hub=hub)
 
 
+def test_the_cpu_engine_seeks_a_gguf(tmp_path: Path) -> None:
+    hub = HubSettings(cache=tmp_path / "hub", offline=True)
+    with pytest.raises(ModelError, match=r"TheBloke/Mistral-7B-Instruct-v0\.2-GGUF is not"):
+        prepare("mistral-7b-instruct-v0.2", tmp_path, quiet, hub=hub, engine="cpu")
+
+
 def test_an_unknown_name_says_what_works(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no model 'mistral-7b-instruct'.*mean.*\.gguf"):
         prepare("mistral-7b-instruct", tmp_path, quiet)
