@@ -82,6 +82,25 @@ def test_only_the_config_is_fetched(
         assert hub.sent == 0
 
 
+@pytest.mark.parametrize("name", ["org/model", "org/model:Q8_0"])
+def test_of_a_gguf_on_the_hub_its_head_is_fetched(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    content = write_tiny_mistral(tmp_path / "tiny.gguf").read_bytes()
+    assert len(content) > 8 << 20
+    repo = Repo({"m-Q4_K_M.gguf": content, "m-Q8_0.gguf": content, "README.md": b""})
+    with stand_in_hub(org__model=repo) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+        document = plan(capsys, name, "--cpu")
+        assert document["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
+        assert ("others: Q8_0" in document["source"]) == (name == "org/model")
+        assert not (tmp_path / "hub").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -44,7 +44,7 @@ def describe(model: str, hub: HubSettings, revision: str | None = None) -> Descr
     found = hub_name(model)
     if found is None:
         raise ModelError(unknown_model(model))
-    return _describe_remote(found[0], revision or DEFAULT_REVISION, hub)
+    return _describe_remote(*found, revision or DEFAULT_REVISION, hub)
 
 
 def describe_folder(path: Path) -> Described:
@@ -64,37 +64,54 @@ def describe_folder(path: Path) -> Described:
     )
 
 
-def describe_gguf(path: Path) -> Described:
-    """From the metadata of a GGUF file."""
-    from maestrale.models.gguf_file import read_gguf
+def describe_gguf(path: Path, name: str | None = None) -> Described:
+    """From the metadata of a GGUF file, or of all parts of a split one."""
+    from maestrale.models.gguf_parts import gguf_parts, read_gguf_model
 
-    return Described(
-        path.stem, gguf_shape(read_gguf(path).metadata), "its metadata", path.stat().st_size, "GGUF"
-    )
+    metadata = read_gguf_model(path).metadata
+    size = sum(part.stat().st_size for part in gguf_parts(path))
+    return Described(name or path.stem, gguf_shape(metadata), "its metadata", size, "GGUF")
 
 
-def _describe_remote(repo: str, revision: str, hub: HubSettings) -> Described:
+def _describe_remote(repo: str, variant: str, revision: str, hub: HubSettings) -> Described:
     from maestrale.models.access import explain
-    from maestrale.models.download import fetch_small
-    from maestrale.models.snapshot import cached_file
+    from maestrale.models.download import NoSuchFile, fetch_small
+    from maestrale.models.snapshot import cached_file, cached_files
 
-    here = cached_file(hub.cache, repo, revision, "config.json")
+    here = None if variant else cached_file(hub.cache, repo, revision, "config.json")
+    fetched = cached_files(hub.cache, repo, revision, "cpu", variant)
     if here is not None:
         from maestrale.models.folder_words import read_json
 
         config = read_json(here)
+    elif fetched is not None and fetched[1].kind == "gguf":
+        return describe_gguf(fetched[0] / fetched[1].weights, repo)
     elif hub.offline:
         raise ModelError(
             f"{repo}'s config.json is not in {hub.cache}, and HF_HUB_OFFLINE forbids fetching it."
         )
     else:
         try:
-            config = fetch_small(hub, repo, revision, "config.json")
+            if variant:
+                return _describe_remote_gguf(repo, variant, revision, hub)
+            try:
+                config = fetch_small(hub, repo, revision, "config.json")
+            except NoSuchFile:
+                return _describe_remote_gguf(repo, variant, revision, hub)
         except ModelError:
             raise
         except Exception as error:
             raise explain(error, hub, repo, revision) from error
     return Described(repo, from_config(config), "config.json", None, _quantised(config))
+
+
+def _describe_remote_gguf(repo: str, variant: str, revision: str, hub: HubSettings) -> Described:
+    from maestrale.models.remote_gguf import remote_metadata
+
+    metadata, size, wanted = remote_metadata(hub, repo, revision, variant)
+    others = f"; others: {', '.join(wanted.others)}" if wanted.others else ""
+    source = f"the head of {wanted.weights}{others}"
+    return Described(repo, gguf_shape(metadata), source, size, "GGUF")
 
 
 def _quantised(config: Mapping[str, Any]) -> str | None:

@@ -131,9 +131,13 @@ def fetch_small(settings: HubSettings, repo: str, revision: str, name: str) -> d
     return document
 
 
+class NoSuchFile(ModelError):
+    """A repository on the hub lacks a file that would tell what it holds."""
+
+
 def _the_one(listing: Listing, name: str) -> str:
     if name not in listing.names:
-        raise ModelError(f"{listing.repo} has no {name}, so its size can't be told beforehand.")
+        raise NoSuchFile(f"{listing.repo} has no {name}, so its size can't be told beforehand.")
     return name
 
 

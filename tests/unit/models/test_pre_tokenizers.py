@@ -15,7 +15,10 @@ from serving import ROOT
 GOLDEN: list[Any] = json.loads((ROOT / "tests/golden/cuts.json").read_text())
 CUTS = {name: entry["cuts"] for entry in GOLDEN for name in entry["names"]}
 OTHERS = {
-    "falcon": ("ab 1234 (x)!", ["ab", " ", "123", "4", " ", "(", "x", ")!"]),  # its steps go over bytes
+    "falcon": (
+        "ab 1234 (x)!",
+        ["ab", " ", "123", "4", " ", "(", "x", ")!"],
+    ),  # its steps go over bytes
     "kimi-k2": ("天HTTPServer's 1234天", ["天", "HTTPServer's", " ", "123", "4", "天"]),
     "afmoe": ("1234567 天x", ["1", "234", "567", " ", "天", "x"]),
     "gemma4": ("a  b\n\nc", ["a  b", "\n\n", "c"]),
