@@ -181,7 +181,7 @@ inline F8 smaller(const F8& a, const F8& b) {
 inline F8 magnitude(const F8& a) { return each([&](size_t i) { return std::fabs(a.v[i]); }); }
 // To the nearest whole number, ties to even; below 2^22.
 inline F8 nearest(const F8& a) {
-    return each([&](size_t i) { return (a.v[i] + kRounder) - kRounder; });
+    return each([&](size_t i) { return std::copysign((a.v[i] + kRounder) - kRounder, a.v[i]); });
 }
 // x * 2^power, for whole numbers; both are normal floats.
 inline F8 scale_by_power(const F8& x, const F8& power) {
