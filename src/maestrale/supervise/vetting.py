@@ -7,12 +7,15 @@ process that is thrown away, and neither the engine nor the API process ever see
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
+import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +27,11 @@ from maestrale.supervise.messages import Failed, FromVetter, Verdict, Vet, Vette
 from maestrale.supervise.turns import FairTurns
 
 LABEL = {"json_schema": "JSON schema", "regex": "regular expression", "grammar": "grammar"}
+
+# A constraint is too slow once its process ran for this part of the time. On a machine that is
+# busy with other things that may take so many times as long; one that stands still is replaced.
+BUSY = 0.5
+PERIODS = 4
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +47,16 @@ class VettingLimits:
     idle: float = 60.0  # after which a process is retired
     start: float = 60.0  # for a process to load its vocabulary
     cached: int = 1024  # verdicts kept
-    slow_cached: float = 60.0  # how long a verdict "too slow" is believed: load passes
+    # How long a verdict "too slow", or by the death of a process, is believed: load passes, and
+    # a process may also die by another's hand.
+    slow_cached: float = 60.0
 
 
 @dataclass(frozen=True)
 class _Outcome:
     fault: str | None  # None: it compiles
     expires: float = float("inf")
+    fatal: bool = False  # its processes died: the next time it is tried alone
 
 
 class ConstraintVetter:
@@ -59,6 +70,7 @@ class ConstraintVetter:
         self._under_way: dict[bytes, asyncio.Task[_Outcome]] = {}
         self._wanted: Counter[bytes] = Counter()  # by how many requests
         self._turns = FairTurns(self._limits.processes)
+        self._alone = asyncio.Lock()  # held by one that takes all turns
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
         self._closed = False
@@ -117,37 +129,69 @@ class ConstraintVetter:
             self._known.popitem(last=False)
 
     async def _find_out(self, constraint: Constraint, digest: bytes, key: str) -> _Outcome:
+        known = self._known.get(digest)
+        places = self._limits.processes if known is not None and known.fatal else 1
         try:
-            await asyncio.wait_for(self._turns.acquire(key), self._limits.waiting)
+            await asyncio.wait_for(self._take_turns(places, key), self._limits.waiting)
         except TimeoutError:
             raise Unavailable(
                 "Too many grammars are being compiled; try again.", retry_after=2
             ) from None
-        if not self._wanted[digest]:  # who asked has left
-            self._turns.release()
-            raise asyncio.CancelledError
-        label = LABEL[constraint.kind]
         try:
-            for _ in range(2):  # a process may also die by another's hand
+            if not self._wanted[digest]:  # who asked has left
+                raise asyncio.CancelledError
+            return await self._judge(constraint)
+        finally:
+            for _ in range(places):
+                self._turns.release()
+
+    async def _take_turns(self, places: int, key: str) -> None:
+        """Wait for one place, or for all of them. Cancelled, it holds nothing."""
+        if places == 1:
+            await self._turns.acquire(key)
+            return
+        held = 0
+        try:
+            async with self._alone:  # two that each hold a part would wait for ever
+                while held < places:
+                    await self._turns.acquire(key)
+                    held += 1
+        except asyncio.CancelledError:
+            for _ in range(held):
+                self._turns.release()
+            raise
+
+    async def _judge(self, constraint: Constraint) -> _Outcome:
+        label = LABEL[constraint.kind]
+        stalled = False
+        for _ in range(2):  # a process may also die, or stand still, by another's hand
+            try:
                 verdict = await self._vet_in_a_process(constraint)
+            except _Stalled:
+                stalled = True
+            except TimeoutError:
+                seconds = f"{self._limits.time:g} s"
+                return _Outcome(
+                    f"This {label} took longer than {seconds} to compile. Simplify it.",
+                    time.monotonic() + self._limits.slow_cached,
+                )
+            except EngineError as error:
+                return _Outcome(str(error))
+            else:
                 if verdict is not None:
                     return _Outcome(verdict.fault)
-            return _Outcome(
-                f"This {label} can't be compiled: it takes too much memory, or breaks the "
-                "compiler. Simplify it."
-            )
-        except TimeoutError:
-            return _Outcome(
-                f"This {label} took longer than {self._limits.time:g} s to compile. Simplify it.",
-                time.monotonic() + self._limits.slow_cached,
-            )
-        except EngineError as error:
-            return _Outcome(str(error))
-        finally:
-            self._turns.release()
+                stalled = False
+        if stalled:
+            raise Unavailable("Grammars can't be checked at the moment.", retry_after=2)
+        return _Outcome(
+            f"This {label} can't be compiled: it takes too much memory, or breaks the compiler. "
+            "Simplify it.",
+            time.monotonic() + self._limits.slow_cached,
+            fatal=True,
+        )
 
     async def _vet_in_a_process(self, constraint: Constraint) -> Verdict | None:
-        """The verdict; None when the process died over it. Raises: TimeoutError."""
+        """The verdict; None when the process died over it. Raises: TimeoutError, _Stalled."""
         process = self._idle.pop() if self._idle else await self._start()
         try:
             verdict = await process.vet(constraint)
@@ -178,6 +222,10 @@ class ConstraintVetter:
             self._idle.remove(process)
 
 
+class _Stalled(Exception):
+    """The time is over, but the process hardly ran: it is suspended, or the machine busy."""
+
+
 class _Process:
     """One vetting process, from start to end."""
 
@@ -205,8 +253,8 @@ class _Process:
             self._on_end(self)
             raise
         try:
-            start = VetterStart(model_dir, self._limits.memory)
-            first = await self._ask(start, self._limits.start)
+            self._send(VetterStart(model_dir, self._limits.memory))
+            first = await self._answered(self._limits.start)
         except BaseException:
             await self.end()
             raise
@@ -218,12 +266,24 @@ class _Process:
     async def vet(self, constraint: Constraint) -> Verdict | None:
         """Its verdict; None when the process died.
 
-        Raises: TimeoutError, the process being busy still; EngineError when the constraint is
-        too long to be sent.
+        Raises: TimeoutError, the process being busy still; _Stalled when it never was; EngineError
+        when the constraint is too long to be sent.
         """
         if self._retire is not None:
             self._retire.cancel()
-        answer = await self._ask(Vet(constraint), self._limits.time)
+        begun = ran = _processor_time(self.pid)
+        self._send(Vet(constraint))
+        for _ in range(PERIODS):
+            with contextlib.suppress(TimeoutError):
+                answer = await self._answered(self._limits.time)
+                break
+            before, ran = ran, _processor_time(self.pid)
+            if ran - begun >= self._limits.time * BUSY:
+                raise TimeoutError
+            if ran == before:
+                raise _Stalled
+        else:
+            raise _Stalled
         loop = asyncio.get_running_loop()
         self._retire = loop.call_later(self._limits.idle, self._child.kill, "idle")
         return answer if isinstance(answer, Verdict) else None
@@ -234,10 +294,13 @@ class _Process:
         self._child.kill("no longer needed")
         await asyncio.shield(self._child.dead)
 
-    async def _ask(self, message: msgspec.Struct, seconds: float) -> FromVetter | None:
-        """What it answers; None when it dies. Raises: TimeoutError, EngineError (too long)."""
+    def _send(self, message: msgspec.Struct) -> None:
+        """Raises: EngineError (too long)."""
         self._answer = asyncio.get_running_loop().create_future()
         self._child.send(message)
+
+    async def _answered(self, seconds: float) -> FromVetter | None:
+        """What it answers; None when it dies. Raises: TimeoutError."""
         either: set[asyncio.Future[Any]] = {self._answer, self._child.dead}
         await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if self._answer.done():
@@ -249,3 +312,12 @@ class _Process:
     def _take(self, message: FromVetter) -> None:
         if not self._answer.done():
             self._answer.set_result(message)
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds that the process ran so far."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except OSError:  # it is gone
+        return 0.0
