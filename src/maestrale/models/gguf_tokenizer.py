@@ -111,7 +111,7 @@ def pieces_of(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
 
 
 def _is_list_of(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+    return isinstance(value, list) and set(map(type, value)) <= {kind}
 
 
 def spelling(piece: str) -> bytes:

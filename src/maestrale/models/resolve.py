@@ -118,7 +118,12 @@ def _prepare_remote(
 def _prepare_path(path: Path, cache_dir: Path, progress: Progress, engine: str) -> Path:
     if path.is_dir():
         if (path / METADATA_FILE).is_file():
-            load_prepared(path)
+            prepared = load_prepared(path)
+            if bool(prepared.source) != (engine == OWN_ENGINE):
+                raise ModelError(
+                    f"{path} was prepared for another engine than {engine}. Give the model's name, "
+                    "file or folder instead."
+                )
             if found := damage(path):
                 raise ModelError(f"{found}. Make {path} anew, or fetch it again.")
             return path

@@ -110,6 +110,14 @@ def test_a_large_vocabulary_takes_little_time(tmp_path: Path) -> None:
     assert first < 5  # alone on two cores well under a second
 
 
+def test_a_prepared_folder_is_for_its_engine(tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "tiny.gguf")
+    folder = prepare(str(source), tmp_path / "cache", quiet, engine="cpu")
+    assert prepare(str(folder), tmp_path / "cache", quiet, engine="cpu") == folder
+    with pytest.raises(ModelError, match="prepared for another engine than vllm"):
+        prepare(str(folder), tmp_path / "cache", quiet, engine="vllm")
+
+
 def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_gguf(tmp_path / "tiny.gguf")
     monkeypatch.chdir(tmp_path)
