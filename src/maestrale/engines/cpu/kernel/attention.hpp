@@ -280,6 +280,7 @@ private:
         for (size_t group = 0; group < odds.groups; ++group) {
             const auto* scales = reinterpret_cast<const float*>(places[group] + m_layout.scales());
             alignas(32) float part[kBlock] = {};
+#pragma GCC unroll 4
             for (size_t k = 0; k < kBlock; k += kEight) {
                 const size_t i = group * kBlock + k;
                 if (i + kEight <= from || i >= to) continue;

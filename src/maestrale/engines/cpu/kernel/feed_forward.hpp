@@ -179,6 +179,7 @@ private:
         for (size_t row = 0; row < rows; ++row)
             for (size_t group = 0; group < stride / kGroup; ++group) {
                 alignas(32) float results[kGroup];
+#pragma GCC unroll 4
                 for (size_t k = 0; k < kGroup; k += kEight) {
                     const size_t i = group * kGroup + k, at = row * stride + i;
                     const size_t left = i < width ? width - i : 0;

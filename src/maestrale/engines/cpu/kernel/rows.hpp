@@ -139,6 +139,7 @@ inline void Rows::put(const float* part, const Place& at, size_t group) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256 parts[4];
     __m256i most = _mm256_setzero_si256();  // as whole numbers: not a number is above all others
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
         parts[i] = _mm256_loadu_ps(part + 8 * i);
         most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(parts[i]), magnitude));
@@ -149,9 +150,11 @@ inline void Rows::put(const float* part, const Place& at, size_t group) {
     float largest = _mm_cvtss_f32(_mm_castsi128_ps(four));
     const bool finite = _mm_cvtsi128_si32(four) < 0x7f800000;
     if (!finite)
-        for (__m256& eight : parts) eight = _mm256_setzero_ps();
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) parts[i] = _mm256_setzero_ps();
     const __m256 factor = _mm256_set1_ps(finite && largest >= kLeast ? 127.0f / largest : 0.0f);
     __m256i whole[4];
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(parts[i], factor));
     const __m256i first = _mm256_add_epi32(whole[0], whole[1]);
     const __m256i second = _mm256_add_epi32(whole[2], whole[3]);

@@ -231,6 +231,7 @@ inline F8 exponential(F8 x) {
     x = fnma(power, all(0.693359375f), x);
     x = fnma(power, all(-2.12194440e-4f), x);
     F8 sum = all(1.9875691500e-4f);
+#pragma GCC unroll 5
     for (float term : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f})
         sum = fma(sum, x, all(term));
     sum = fma(sum, x * x, x + all(1.0f));
@@ -243,6 +244,7 @@ inline F8 power_of_two(F8 x) {
     const F8 power = nearest(x);
     x = x - power;
     F8 sum = all(9.676037e-3f);
+#pragma GCC unroll 4
     for (float term : {5.5922036e-2f, 2.4022107e-1f, 6.9312103e-1f, 1.0f})
         sum = fma(sum, x, all(term));
     return scale_by_power(sum, power);
