@@ -57,7 +57,11 @@ class Batch:
 
 
 class Decoder:
-    """A model that computes. `identity` names what decides its results, but for the arithmetic."""
+    """A model that computes.
+
+    `identity` names what decides its results but for the kernel's `arithmetic`: two decoders for
+    which both are equal give the same bits, on any machine. `level`: the instruction set.
+    """
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class Decoder:
         self.spec = described.spec.serving(context)
         self.vocab_size = self.spec.vocab
         self.num_blocks = 0
+        self.arithmetic = library.arithmetic
         self._library = library
         self._handle: int | None = None
         self._logits = np.empty((0, self.spec.vocab), np.float32)

@@ -106,6 +106,7 @@ def test_the_identity_names_what_decides_the_result(kernel: Path, tmp_path: Path
     decoder = load_decoder(path, kernel, context=128, threads=1)
     decoder.close()
     assert decoder.identity != before
+    assert decoder.arithmetic == Library(kernel).arithmetic
 
 
 def test_packing_tells_how_far_it_is_and_what_is_rounded(
