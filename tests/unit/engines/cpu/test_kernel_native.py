@@ -20,6 +20,7 @@ NATIVE = ROOT / "tests" / "native"
 INCLUDE = f"-I{build.SOURCES}"
 CROSS = "aarch64-linux-gnu-g++"
 QEMU = "qemu-aarch64"
+PACKING = ("types", "pack")
 needs_arm = pytest.mark.skipif(
     not (shutil.which(CROSS) and shutil.which(QEMU)),
     reason="needs g++-aarch64-linux-gnu and qemu-user",
@@ -62,6 +63,30 @@ def test_vectors_of_arm_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for level, flags in (("scalar", ""), ("neon", "neon")):
         program = vectors(tmp_path, level, CROSS, compilers.Compiler(()).flags(flags))
         assert run(QEMU, program) == expected, level
+
+
+def products(folder: Path, level: str, compiler: str, flags: list[str]) -> str:
+    """What products of one level with matrices of every type are."""
+    program = folder / f"products-{level}-{Path(compiler).name}"
+    names = [f"-DLEVEL={level}", f"-DLEVEL_{level.upper()}"]
+    files = [NATIVE / "products_digest.cpp", *(build.SOURCES / f"{n}.cpp" for n in PACKING)]
+    link = ["-static"] if compiler == CROSS else []
+    run(
+        *(compiler, *build.FLAGS, "-O1", *flags, *names, *link, INCLUDE, *files),
+        *("-o", program),
+    )
+    return run(*(QEMU, program) if compiler == CROSS else (program,))
+
+
+@needs_arm
+@pytest.mark.slow
+def test_products_of_arm_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = products(tmp_path, "scalar", COMPILER, compilers.Compiler(()).flags(""))
+    assert len(expected.splitlines()) > 10
+    monkeypatch.setattr(compilers.platform, "machine", lambda: "aarch64")
+    for level in ("neon", "i8mm"):
+        flags = compilers.Compiler(()).flags(level)
+        assert products(tmp_path, level, CROSS, flags) == expected, level
 
 
 def stepping(folder: Path) -> str:

@@ -29,12 +29,14 @@ ZIG = Wheel(
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 # What stands behind -march, for GCC and Clang: Debian 12's know them all.
+_AVX512 = ["-march=x86-64", "-mavx2", "-mfma", "-mf16c"]
+_AVX512 += [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")]
 _FLAGS = {
     "x86_64": {
         "": ["-march=x86-64"],
         "avx2": ["-march=x86-64", "-mavx2", "-mfma", "-mf16c"],
-        "avx512": ["-march=x86-64", "-mavx2", "-mfma", "-mf16c"]
-        + [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")],
+        "avx512": _AVX512,
+        "amx": [*_AVX512, "-mamx-tile", "-mamx-int8"],
     },
     "aarch64": {
         "": ["-march=armv8-a"],
@@ -43,11 +45,13 @@ _FLAGS = {
     },
 }
 # Zig takes a CPU and its features in its own words.
+_ZIG_AVX512 = "-mcpu=x86_64+avx2+fma+f16c+avx512f+avx512bw+avx512dq+avx512vl+avx512vnni"
 _ZIG_FLAGS = {
     "x86_64": {
         "": ["-mcpu=x86_64"],
         "avx2": ["-mcpu=x86_64+avx2+fma+f16c"],
-        "avx512": ["-mcpu=x86_64+avx2+fma+f16c+avx512f+avx512bw+avx512dq+avx512vl+avx512vnni"],
+        "avx512": [_ZIG_AVX512],
+        "amx": [f"{_ZIG_AVX512}+amx_tile+amx_int8"],
     },
     "aarch64": {
         "": ["-mcpu=generic"],

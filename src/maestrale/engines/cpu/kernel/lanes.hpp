@@ -2,6 +2,17 @@
 
 #pragma once
 
+#include <cstdint>
+
+namespace mst::LEVEL {
+
+// A sum of products becomes a float without an instruction: it is summed up from the bits of
+// 1.5 * 2^23 on, where a float's last bit is 1, so that its bits are those of 1.5 * 2^23 + sum.
+constexpr int32_t kStart = 0x4b400000;
+constexpr float kStartFloat = 12582912.0f;
+
+}  // namespace mst::LEVEL
+
 #if defined(LEVEL_AVX512)
 #include "lanes_avx512.hpp"
 #elif defined(LEVEL_AVX2)
@@ -29,14 +40,18 @@ MST_INLINE void unrolled(const Work& work) {
 
 #define MST_LAMBDA __attribute__((always_inline))
 
-// A sum of products becomes a float without an instruction: it is summed up from the bits of
-// 1.5 * 2^23 on, where a float's last bit is 1, so that its bits are those of 1.5 * 2^23 + sum.
-constexpr int32_t kStart = 0x4b400000;
-constexpr float kStartFloat = 12582912.0f;
-
 // scale * sum, rounded once, where sum < 2^22: `less` is -scale * kStartFloat, which is exact.
 MST_INLINE Floats scaled(const Ints& from_start, const Floats& scale, const Floats& less) {
     return fma(scale, as_floats(from_start), less);
+}
+
+// What is kept of values that are unpacked: AMX wants them signed, without their zero point.
+MST_INLINE Bytes unpacked_bytes(const Bytes& bytes, [[maybe_unused]] int zero) {
+#ifdef LEVEL_AMX
+    return _mm512_sub_epi8(bytes, _mm512_set1_epi8(char(zero)));
+#else
+    return bytes;
+#endif
 }
 
 }  // namespace mst::LEVEL

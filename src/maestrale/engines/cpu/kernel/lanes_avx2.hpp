@@ -15,6 +15,8 @@ namespace mst::LEVEL {
 
 constexpr size_t kLanes = 8;
 constexpr size_t kColumns = 1;  // registers of outputs that a kernel computes
+constexpr int kBlockRows = 4;     // of unpacked weights: rows, and registers
+constexpr int kBlockColumns = 1;
 constexpr size_t kMostRows = 4;
 using Floats = __m256;
 using Ints = __m256i;
@@ -88,6 +90,9 @@ MST_INLINE __m256i quad_of(const int8_t* row) {
 // Without this the compiler adds in another order, and runs out of registers.
 MST_INLINE void keep(__m256i& value) { asm("" : "+x"(value)); }
 
+// The largest value for which products are compiled.
+constexpr int kept_most(int most) { return most <= 15 ? 15 : most <= 31 ? 31 : most <= 63 ? 63 : 255; }
+
 // Sums of products of bytes up to `Most` with four signed bytes, in 16 bits as long as they fit, in
 // two halves of a byte where one product does not.
 template <int Most>
@@ -115,9 +120,10 @@ struct Dots {
         first = *at;
         low = high = done = _mm256_setzero_si256();
     }
-    template <int Quad, int Turn>  // Turn: how many were added since the start
-    MST_INLINE void add(const Weights& weights, const int8_t* row) {
-        const __m256i four = quad_of(row + 4 * Quad);
+    template <int Quad, int Uses>
+    MST_INLINE static Bytes four(const int8_t* row) { return quad_of(row + 4 * Quad); }
+    template <int Turn>  // how many were added since the start
+    MST_INLINE void add(const Weights& weights, Bytes four) {
         if constexpr (kHalves) {
             low = _mm256_add_epi16(low, _mm256_maddubs_epi16(weights.low, four));
             keep(low);

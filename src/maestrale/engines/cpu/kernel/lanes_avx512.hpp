@@ -14,6 +14,8 @@ namespace mst::LEVEL {
 
 constexpr size_t kLanes = 16;
 constexpr size_t kColumns = 1;  // registers of outputs that a kernel computes
+constexpr int kBlockRows = 6;     // of unpacked weights: rows, and registers
+constexpr int kBlockColumns = 2;
 constexpr size_t kMostRows = 8;
 using Floats = __m512;
 using Ints = __m512i;
@@ -73,6 +75,9 @@ using Table = __m512i;
 MST_INLINE Table load_table(const uint8_t* from) { return _mm512_broadcast_i32x4(load_16(from)); }
 MST_INLINE Bytes look_up(Table table, Bytes places) { return _mm512_shuffle_epi8(table, places); }
 
+// The largest value that any are: it makes no difference.
+constexpr int kept_most(int) { return 255; }
+
 // Sums of products of bytes up to `Most` with four signed bytes.
 template <int Most>
 struct Dots {
@@ -82,11 +87,22 @@ struct Dots {
     Ints sum;
 
     MST_INLINE void start(const int32_t* at) { sum = splat(*at); }
-    template <int Quad, int Turn>
-    MST_INLINE void add(const Weights& weights, const int8_t* row) {
-        asm("vpdpbusd %2%{1to16%}, %1, %0"
-            : "+v"(sum)
-            : "v"(weights), "m"(*reinterpret_cast<const int32_t*>(row + 4 * Quad)));
+    // Four values of a row: for one use from memory, for more from a register.
+    template <int Quad, int Uses>
+    MST_INLINE static auto four(const int8_t* row) {
+        const auto* const quad = reinterpret_cast<const int32_t*>(row + 4 * Quad);
+        if constexpr (Uses == 1)
+            return quad;
+        else
+            return splat(*quad);
+    }
+    template <int Turn>
+    MST_INLINE void add(const Weights& weights, const int32_t* quad) {
+        asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(weights), "m"(*quad));
+    }
+    template <int Turn>
+    MST_INLINE void add(const Weights& weights, Ints quad) {
+        asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(quad));
     }
     MST_INLINE Ints whole() const { return sum; }
 };

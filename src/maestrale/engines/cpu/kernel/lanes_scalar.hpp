@@ -18,6 +18,8 @@ struct Array {
     T at[Count];
 };
 constexpr size_t kColumns = 1;  // registers of outputs that a kernel computes
+constexpr int kBlockRows = 0;  // weights are not unpacked for many rows
+constexpr int kBlockColumns = 1;
 constexpr size_t kMostRows = 1;  // more take a compiler minutes
 using Floats = Array<float, kLanes>;
 using Ints = Array<int32_t, kLanes>;
@@ -139,6 +141,9 @@ MST_INLINE Bytes look_up(const Table& table, const Bytes& places) {
     return each_lane<uint8_t, 4 * kLanes>([&](size_t i) { return table.at[places.at[i]]; });
 }
 
+// The largest value that any are: it makes no difference.
+constexpr int kept_most(int) { return 255; }
+
 // Sums of products of bytes with four signed bytes.
 template <int Most>
 struct Dots {
@@ -148,11 +153,13 @@ struct Dots {
     Ints sum;
 
     MST_INLINE void start(const int32_t* at) { sum = splat(*at); }
-    template <int Quad, int Turn>
-    MST_INLINE void add(const Weights& weights, const int8_t* row) {
+    template <int Quad, int Uses>
+    MST_INLINE static const int8_t* four(const int8_t* row) { return row + 4 * Quad; }
+    template <int Turn>
+    MST_INLINE void add(const Weights& weights, const int8_t* four) {
         for (size_t i = 0; i < kLanes; ++i)
             for (size_t k = 0; k < 4; ++k)
-                sum.at[i] += int32_t(weights.at[4 * i + k]) * row[4 * Quad + k];
+                sum.at[i] += int32_t(weights.at[4 * i + k]) * four[k];
     }
     MST_INLINE Ints whole() const { return sum; }
 };

@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace mst {
@@ -19,8 +23,18 @@ uint64_t enabled_states() {  // of registers, by the system
     return uint64_t(high) << 32 | low;
 }
 
+// Whether the system lets this process use AMX's tiles: it must be asked.
+bool tiles_allowed() {
+#if defined(__linux__)
+    constexpr long kAsk = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
+    return syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
 struct Features {
-    bool avx2 = false, avx512 = false;
+    bool avx2 = false, avx512 = false, amx = false;
 
     Features() {
         uint32_t a, b, c, d;
@@ -33,6 +47,8 @@ struct Features {
         const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
         const bool vnni = c >> 11 & 1;
         avx512 = avx2 && f && dq && bw && vl && vnni && (states & 0xe6) == 0xe6;
+        const bool tiles = (d >> 24 & 1) && (d >> 25 & 1) && (states & 0x60000) == 0x60000;
+        amx = avx512 && tiles && tiles_allowed();
     }
 };
 
@@ -41,6 +57,7 @@ const Level* find(int32_t number) {
     switch (number) {
         case MST_AVX2: return features.avx2 ? &avx2_level : nullptr;
         case MST_AVX512: return features.avx512 ? &avx512_level : nullptr;
+        case MST_AMX: return features.amx ? &amx_level : nullptr;
         default: return nullptr;
     }
 }

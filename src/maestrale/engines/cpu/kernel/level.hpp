@@ -54,7 +54,7 @@ struct Level {
 
 extern const Level scalar_level, exact_level;
 #if defined(__x86_64__)
-extern const Level avx2_level, avx512_level;
+extern const Level avx2_level, avx512_level, amx_level;
 #elif defined(__aarch64__)
 extern const Level neon_level, i8mm_level;
 #endif

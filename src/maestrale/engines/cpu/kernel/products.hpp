@@ -39,7 +39,19 @@ struct Some {
     const float* weighted;  // [groups], or [2 * groups] where the weights' groups are of 16
     const int32_t* starts;  // the same: what a sum of products begins with
     size_t beside;
+
+    // The same rows, `groups` further on.
+    Some after(size_t groups, size_t halves) const {
+        const size_t count = groups * beside;
+        return {values + count * kGroup, scales + count, weighted + halves * count,
+                starts + halves * count, beside};
+    }
 };
+
+constexpr size_t kTiles = 4;                       // that many rows are multiplied by together
+constexpr size_t kBlocked = kTiles * kOutputs;     // their outputs
+constexpr size_t kChunk = 32;                      // groups of inputs at a time
+constexpr size_t kMany = 2 * kTogether;            // so many rows are
 
 // The first `count` of a register's outputs, beside the residual.
 MST_INLINE void store_some(const Floats& floats, const Target& target, size_t count) {
@@ -54,10 +66,12 @@ MST_INLINE void store_some(const Floats& floats, const Target& target, size_t co
         target.out[i] = target.residual ? lanes[i] + target.residual[i] : lanes[i];
 }
 
-// R rows times C registers of outputs. Not inlined: it needs every register.
+// R rows times C registers of outputs, from the totals `begun` on (null: 0), as `target` has them. Not
+// inlined: it needs every register.
 template <int R, int C, typename Source>
 [[gnu::noinline]] void kernel(const Source& source, size_t groups, const Some& rows,
-                              const Target& target, size_t outputs) {
+                              const float* begun, const Target& target,
+                              size_t outputs) {
     constexpr Traits traits = Source::traits;
     constexpr size_t kHalves = traits.halves();
     constexpr size_t kQuads = 8 / kHalves;
@@ -69,7 +83,8 @@ template <int R, int C, typename Source>
     const int32_t* starts = rows.starts;
     Floats total[R][C];
     for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) total[r][c] = splat(0.0f);
+        for (int c = 0; c < C; ++c)
+            total[r][c] = begun ? load_floats(begun + r * kBlocked + c * kLanes) : splat(0.0f);
     for (size_t group = 0; group < groups; ++group) {
         const auto at = source.at(group);
         unrolled<kHalves>([&](auto half) MST_LAMBDA {
@@ -81,10 +96,14 @@ template <int R, int C, typename Source>
             });
             unrolled<kQuads>([&](auto turn) MST_LAMBDA {
                 constexpr int quad = half * kQuads + turn;
+                typename Sum::Weights weights[C];
                 unrolled<C>([&](auto c) MST_LAMBDA {
-                    const auto weights = Sum::prepare(source.template values<quad>(at, c));
-                    unrolled<R>([&](auto r) MST_LAMBDA {
-                        sums[r][c].template add<quad, turn>(weights, values + kGroup * r);
+                    weights[c] = Sum::prepare(source.template values<quad>(at, c));
+                });
+                unrolled<R>([&](auto r) MST_LAMBDA {
+                    const auto four = Sum::template four<quad, C>(values + kGroup * r);
+                    unrolled<C>([&](auto c) MST_LAMBDA {
+                        sums[r][c].template add<turn>(weights[c], four);
                     });
                 });
             });
@@ -180,7 +199,7 @@ MST_INLINE size_t some_rows(const Source& source, const Rows& rows, const Prepar
     while (true) {
         const size_t left = kTogether - row % kTogether;  // lie together
         if (row + R > rows.count || left < R) return row;
-        kernel<R, C>(source, rows.groups, prepared.some(rows, row), target.at(row, 0), outputs);
+        kernel<R, C>(source, rows.groups, prepared.some(rows, row), nullptr, target.at(row, 0), outputs);
         row += R;
     }
 }
@@ -191,27 +210,20 @@ void all_rows(const Source& source, const Rows& rows, const Prepared& prepared,
     size_t row = 0;
     if constexpr (kMostRows >= 8)
         row = some_rows<8, C>(source, rows, prepared, row, target, outputs);
-    if constexpr (kMostRows >= 4) {
+    if constexpr (kMostRows >= 4)
         row = some_rows<4, C>(source, rows, prepared, row, target, outputs);
+    if constexpr (kMostRows >= 2)
         row = some_rows<2, C>(source, rows, prepared, row, target, outputs);
-    }
     some_rows<1, C>(source, rows, prepared, row, target, outputs);
 }
 
 // Tiles `first` to `last` of a form's weights, whose first is written to the first column of
 // `target`; `outputs`: how many columns it has from there on.
-template <Form F, typename Blocks>
-void products(const Blocks& blocks, size_t tile_bytes, const Rows& rows, size_t first, size_t last,
-              const Target& target, size_t outputs, const Matrix* matrix = nullptr) {
-    thread_local Prepared prepared;
-    prepared.prepare(traits_of(F), rows);
-    Packed<F, Blocks> source{blocks, tile_bytes, 0, {}, 1.0f, 2 * tile_bytes};
-    if constexpr (traits_of(F).table) {
-        source.table = load_table(matrix->table);
-        source.factor = matrix->factor;
-    }
+template <typename Source, typename Blocks>
+void few_rows(Source source, const Blocks& blocks, const Rows& rows, const Prepared& prepared,
+              size_t first, size_t last, const Target& target, size_t outputs) {
     for (size_t tile = first; tile < last; ++tile) {
-        source.blocks = blocks.at(tile * tile_bytes);
+        source.blocks = blocks.at(tile * source.tile_bytes);
         for (size_t part = 0; part < kRegisters; part += kColumns) {
             const size_t column = (tile - first) * kOutputs + part * kLanes;
             if (column >= outputs) return;
@@ -221,8 +233,185 @@ void products(const Blocks& blocks, size_t tile_bytes, const Rows& rows, size_t 
     }
 }
 
+// Weights of kTiles tiles and up to kChunk groups, unpacked to a byte each. Not of a form, as what
+// kernels do with it is the same for many.
+template <int Most, int Group, bool Minimum, bool Zero>
+struct Unpacked {
+    static constexpr Traits traits{8, Scales::none, Group, Minimum, Zero, false, Most};
+    static constexpr size_t kScales = traits.halves() * kOutputs;
+
+    const uint8_t* bytes;
+    const float* scale;
+    const float* minimum;
+    size_t first = 0;
+
+    struct At {
+        size_t group;
+    };
+
+    MST_INLINE At at(size_t group) const { return {group}; }
+    MST_INLINE void look_ahead(const At&) const {}
+
+    template <int J>
+    MST_INLINE Bytes values(const At& at, size_t index) const {
+        const size_t part = first + index;
+        const size_t group = part / kRegisters * kChunk + at.group;
+        return load_bytes(bytes + group * 8 * kVector + J * kVector + part % kRegisters * kRegister);
+    }
+
+    MST_INLINE void scales(const At& at, size_t half, size_t index, Floats& to,
+                           Floats& to_minimum) const {
+        const size_t part = first + index;
+        const size_t i = (part / kRegisters * kChunk + at.group) * kScales + half * kOutputs +
+                         part % kRegisters * kLanes;
+        to = load_floats(scale + i);
+        if constexpr (traits.minimum) to_minimum = load_floats(minimum + i);
+    }
+};
+
+template <Form F>
+using UnpackedOf = Unpacked<kept_most(traits_of(F).most), traits_of(F).group, traits_of(F).minimum,
+                            traits_of(F).zero != 0>;
+
+// Memory of a thread for many rows.
+struct Scratch {
+    Buffer<uint8_t> bytes;
+    Buffer<float> scales, minimums;
+    Buffer<float> totals;  // [rows, kBlocked]
+};
+
+// Groups [begin, end) of `tiles` tiles into `scratch`.
+template <Form F, typename Source>
+[[gnu::noinline]] void unpack_chunk(Source source, size_t tiles, size_t begin, size_t end,
+                                    Scratch& scratch) {
+    constexpr Traits traits = traits_of(F);
+    constexpr size_t kScales = UnpackedOf<F>::kScales;
+    uint8_t* bytes = scratch.bytes.data();
+    float* scales = scratch.scales.data();
+    float* minimums = scratch.minimums.data();
+    for (size_t tile = 0; tile < tiles; ++tile)
+        for (size_t group = begin; group < end; ++group) {
+            const size_t to = tile * kChunk + group - begin;
+            const auto at = source.at(group);
+            for (size_t part = 0; part < kRegisters; ++part) {
+                source.first = tile * kRegisters + part;
+                unrolled<8>([&](auto j) MST_LAMBDA {
+                    store_bytes(bytes + (8 * to + j) * kVector + part * kRegister,
+                                unpacked_bytes(source.template values<j>(at, 0), traits.zero));
+                });
+                unrolled<traits.halves()>([&](auto half) MST_LAMBDA {
+                    Floats scale, minimum;
+                    source.scales(at, half, 0, scale, minimum);
+                    const size_t i = to * kScales + half * kOutputs + part * kLanes;
+                    store_floats(scales + i, scale);
+                    if constexpr (traits.minimum) store_floats(minimums + i, minimum);
+                });
+            }
+        }
+}
+
+// What was unpacked times all rows: to the totals, or to the target where it is the last.
+template <typename Source>
+void many_chunk(Source source, size_t tiles, size_t begin, size_t end, const Rows& rows,
+                const Prepared& prepared, float* totals, const Target& target, size_t outputs) {
+    const bool last = end == rows.groups;
+    const auto with = [&](size_t row, size_t part, auto count, auto columns) {
+        constexpr int R = decltype(count)::value, C = decltype(columns)::value;
+        source.first = part;
+        const size_t column = part * kLanes;
+        if (last && column >= outputs) return;
+        float* const total = totals + row * kBlocked + column;
+        kernel<R, C>(source, end - begin,
+                     prepared.some(rows, row).after(begin, Source::traits.halves()),
+                     begin ? total : nullptr,
+                     last ? target.at(row, column) : Target{total, nullptr, kBlocked},
+                     last ? outputs - column : C * kLanes);
+    };
+    const size_t parts = tiles * kRegisters;
+    size_t row = 0;
+    const auto some = [&](auto count) {
+        size_t part = 0;
+        for (; part + kBlockColumns <= parts; part += kBlockColumns)
+            with(row, part, count, std::integral_constant<int, kBlockColumns>{});
+        for (; part < parts; ++part) with(row, part, count, std::integral_constant<int, 1>{});
+        row += count;
+    };
+    while (row < rows.count) {
+        const size_t beside = kTogether - row % kTogether;  // that lie together
+        const size_t left = rows.count - row < beside ? rows.count - row : beside;
+        if (kBlockRows > 4 && left >= 16)  // 6 + 5 + 5
+            some(std::integral_constant<int, kBlockRows>{});
+        else if (kBlockRows > 4 && left >= 5)
+            some(std::integral_constant<int, kBlockRows - 1>{});
+        else if (left >= 4)
+            some(std::integral_constant<int, 4>{});
+        else if (left >= 2)
+            some(std::integral_constant<int, 2>{});
+        else
+            some(std::integral_constant<int, 1>{});
+    }
+}
+
+}  // namespace mst::LEVEL
+
+#ifdef LEVEL_AMX
+#include "amx.hpp"
+#endif
+
+namespace mst::LEVEL {
+
+// The same for many rows: weights are unpacked once for all of them, as many at a time as stay in the
+// second cache.
+template <Form F, typename Source, typename Blocks>
+void many_rows(Source source, const Blocks& blocks, const Rows& rows, const Prepared& prepared,
+               size_t first, size_t last, const Target& target, size_t outputs) {
+    constexpr Traits traits = traits_of(F);
+    constexpr size_t kScales = UnpackedOf<F>::kScales;
+#ifdef LEVEL_AMX
+    const auto chunk = amx_chunk<UnpackedOf<F>>;
+#else
+    const auto chunk = many_chunk<UnpackedOf<F>>;
+#endif
+    thread_local Scratch own;
+    Scratch& scratch = own;
+    scratch.bytes.reserve(kTiles * kChunk * 8 * kVector);
+    scratch.scales.reserve(kTiles * kChunk * kScales);
+    if (traits.minimum) scratch.minimums.reserve(kTiles * kChunk * kScales);
+    scratch.totals.reserve(rows.count * kBlocked);
+    UnpackedOf<F> unpacked{scratch.bytes.data(), scratch.scales.data(), scratch.minimums.data()};
+    for (size_t tile = first; tile < last; tile += kTiles) {
+        source.blocks = blocks.at(tile * source.tile_bytes);
+        const size_t tiles = last - tile < kTiles ? last - tile : kTiles;
+        const Target from = target.at(0, (tile - first) * kOutputs);
+        const size_t columns = outputs - (tile - first) * kOutputs;
+        for (size_t begin = 0; begin < rows.groups; begin += kChunk) {
+            const size_t end = begin + kChunk < rows.groups ? begin + kChunk : rows.groups;
+            unpack_chunk<F>(source, tiles, begin, end, scratch);
+            chunk(unpacked, tiles, begin, end, rows, prepared, scratch.totals.data(), from, columns);
+        }
+    }
+}
+
+// As `few_rows` or `many_rows`.
+template <Form F, typename Blocks>
+void products(const Blocks& blocks, size_t tile_bytes, const Rows& rows, size_t first, size_t last,
+              const Target& target, size_t outputs, const Matrix* matrix = nullptr) {
+    thread_local Prepared kept;
+    Prepared& prepared = kept;
+    prepared.prepare(traits_of(F), rows);
+    Packed<F, Blocks> source{blocks, tile_bytes, 0, {}, 1.0f, 2 * tile_bytes};
+    if constexpr (traits_of(F).table) {
+        source.table = load_table(matrix->table);
+        source.factor = matrix->factor;
+    }
+    if constexpr (std::is_same_v<Blocks, Run> && kBlockRows > 0 && F != Form::plain8)
+        if (rows.count >= kMany)
+            return many_rows<F>(source, blocks, rows, prepared, first, last, target, outputs);
+    few_rows(source, blocks, rows, prepared, first, last, target, outputs);
+}
+
 // Tiles [first, last) of a matrix, whose columns in `target` are those of the whole matrix. Any cut
-// will do; a multiple of 4 tiles is best where there are many rows.
+// will do; multiples of kTiles are best where there are many rows.
 inline void multiply(const Matrix& matrix, const Rows& rows, size_t first, size_t last,
                      const Target& target) {
     const auto with = [&](auto form) {
