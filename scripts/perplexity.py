@@ -13,13 +13,13 @@ import math
 from pathlib import Path
 
 import numpy as np
+from maestrale.engines.openvino.graph import PagedModel
 
 from maestrale.config import BUNDLED_MODEL, default_cache_dir
 from maestrale.engines.base import WeightFormat
-from maestrale.engines.openvino.cpu import available_cores
-from maestrale.engines.openvino.graph import PagedModel
-from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
-from maestrale.engines.openvino.step import StepInput
+from maestrale.engines.cpu.kv_cache import BLOCK_SIZE
+from maestrale.engines.cpu.machine import available_cores
+from maestrale.engines.cpu.step import StepInput
 from maestrale.models.resolve import prepare
 from maestrale.prompt.encode import encoder_for
 

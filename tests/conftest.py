@@ -29,9 +29,9 @@ A_DAY = 86_400.0
 
 @pytest.fixture(scope="session")
 def cache_dir() -> Path:
-    """A cache that outlives the run, so that the model is converted once.
+    """A cache that outlives the run, so that the model is prepared once.
 
-    Its name changes with the code that converts; those not used for a day are removed.
+    Its name changes with the code that prepares; those not used for a day are removed.
     """
     sources = sorted((ROOT / "src/maestrale/models").glob("*.py"))
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
@@ -47,33 +47,10 @@ def cache_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def prepared_model(cache_dir: Path) -> Path:
-    """The folder of the bundled model, converted."""
+    """The folder of the bundled model, prepared."""
     from maestrale.models.resolve import prepare
 
     return prepare(BUNDLED_MODEL, cache_dir, lambda message, fraction: None)
-
-
-@pytest.fixture(scope="session")
-def kernel(cache_dir: Path) -> Path:
-    """The extension for 8-bit activations, compiled once; skips where it can't be."""
-    from maestrale.engines.openvino.weights.extension import extension, unavailable
-
-    folder = cache_dir / "kernel"
-    folder.mkdir(mode=0o755, exist_ok=True)
-    if reason := unavailable(folder):
-        pytest.skip(f"no form a8 here: {reason}")
-    return extension(folder)
-
-
-@pytest.fixture(scope="session")
-def without_vnni(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The extension as it is on a CPU without VNNI."""
-    from maestrale.engines.openvino.weights.extension import COMPILERS, extension
-
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CXX", f"{compiler} -DWITHOUT_VNNI")
-        return extension(tmp_path_factory.mktemp("kernel"))
 
 
 @pytest.fixture(scope="session")

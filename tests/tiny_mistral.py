@@ -143,13 +143,12 @@ def _values(
 ) -> np.ndarray:
     """Weights of a standard deviation that keeps the activations of every layer in bounds."""
     if len(dimensions) == 1:
-        return np.ones(dimensions[0], np.float32)
+        return random.uniform(0.5, 1.5, dimensions[0]).astype(np.float32)
     if not quantised:
         return random.normal(0, 0.08, dimensions).astype(np.float16)
     # Q4_0: of each 32 weights a scale (f16), then 16 bytes of two weights each, from -8 to 7.
     blocks = random.integers(0, 256, (dimensions[0], dimensions[1] // 32, 18), np.uint8)
-    # 4.6 is the deviation of -8..7, all equally likely. The scales differ: OpenVINO keeps equal
-    # constants once, which no real model has.
+    # 4.6 is the deviation of -8..7, all equally likely.
     scales = random.uniform(0.5, 1.5, blocks.shape[:2]) * (0.02 / 4.6)
     blocks[..., :2] = scales.astype("<f2").view(np.uint8).reshape(*blocks.shape[:2], 2)
     return blocks.reshape(dimensions[0], -1)

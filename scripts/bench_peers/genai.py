@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
+from maestrale.engines.openvino.weights.repack import save_repacked
 
 from bench_peers import questions
-from maestrale.engines.openvino.weights.repack import save_repacked
 from maestrale.prompt.encode import encoder_for
 from maestrale.prompt.messages import ChatMessage
 

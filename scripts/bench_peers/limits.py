@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
-from openvino import opset13 as ops
-from openvino.utils.node_factory import NodeFactory
-
 from maestrale.engines.openvino.weights.chain import OPERATION, Chain, Stage
 from maestrale.engines.openvino.weights.extension import kept
 from maestrale.engines.openvino.weights.packing import GROUP, Grouped, packed
+from openvino import opset13 as ops
+from openvino.utils.node_factory import NodeFactory
 
 ROUNDS = 7
 ROWS, INNER, OUTER = 512, 2048, 2048

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from maestrale.engines.openvino.weights.extension import unavailable
+
 from bench_peers import install
 from bench_peers.install import Say
 from maestrale.engines.base import WeightFormat
-from maestrale.engines.openvino.weights.extension import unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 # llama.cpp's server with a place for each of 32 streams, and room for four articles beside.

@@ -264,9 +264,10 @@ def _told(error: Exception) -> str:
 
 def limits(context: Context) -> cells.Numbers:
     """What the machine can do at most; see limits.py. Raises: cells.Failed."""
-    from bench_peers.peers import FORM
     from maestrale.engines.openvino.weights.extension import extension
     from maestrale.engines.openvino.weights.repack import GRAPH, save_repacked
+
+    from bench_peers.peers import FORM
 
     assert FORM != "original"
     folder = save_repacked(context.prepared, FORM) or context.prepared  # what ours runs on

@@ -223,10 +223,10 @@ class Settings:
 
     engine: str = setting(
         "auto",
-        "Engine to run: openvino on the CPU, vllm on NVIDIA GPUs; scripted is for tests.",
+        "Engine to run: cpu, or vllm on NVIDIA GPUs; scripted is for tests.",
         group="Engine",
         metavar="NAME",
-        choices=("auto", "openvino", "vllm", "scripted"),
+        choices=("auto", "cpu", "vllm", "scripted"),
     )
     deterministic: bool = setting(
         True,
@@ -244,17 +244,16 @@ class Settings:
     max_num_batched_tokens: int | None = setting(
         None,
         "Most tokens in one step, so the chunk in which long prompts are prefilled (on the CPU "
-        "at most 80 tokens beside running answers). Deterministic mode takes fewer where this "
-        "CPU is exact only up to there (80, say). Default: 256, or 80 with --no-deterministic "
-        "where weights are not a8, or what `maestrale tune` found; vLLM's own on a GPU.",
+        "at most 80 tokens beside running answers). Default: 256, or what `maestrale tune` found; "
+        "vLLM's own on a GPU.",
         group="Engine",
         metavar="N",
         minimum=1,
     )
     kv_cache_memory: str | None = setting(
         None,
-        "Memory for the KV cache, as 512MiB or 2GiB. Default: 1GiB, or what `maestrale tune` "
-        "found; on a GPU what --gpu-memory-utilization leaves.",
+        "Memory for the KV cache, as 512MiB or 2GiB. Default: what the context needs, at least "
+        "1GiB where memory allows; on a GPU what --gpu-memory-utilization leaves.",
         group="Engine",
         metavar="SIZE",
         size=True,
@@ -263,15 +262,14 @@ class Settings:
     enable_prefix_caching: bool = setting(
         True, "Reuse the KV cache of a prompt's beginning that was seen before.", group="Engine"
     )
-    weight_format: str | None = setting(
+    cpu_level: str | None = setting(
         None,
-        "How the engine keeps the weights: as the model has them (original), repacked to 8 bits "
-        "(int8), or as the model has them, multiplied by activations of 8 bits (a8: needs AVX2 "
-        "and, once, a C++ compiler). Default: what is faster here, measured at the model's first "
-        "start.",
+        "Instruction set of the CPU engine's kernel. All give the same answers. Default: the "
+        "fastest that this CPU has.",
         group="Engine",
-        choices=("original", "int8", "a8"),
-        engines=("openvino",),
+        metavar="NAME",
+        choices=("scalar", "avx2", "avx512", "amx", "neon", "i8mm"),
+        engines=("cpu",),
     )
     threads: int | None = setting(
         None,

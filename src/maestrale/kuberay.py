@@ -43,9 +43,9 @@ def manifests(settings: Settings, image: str) -> list[dict[str, Any]]:
 
     Raises: SettingsError for a setting that can't be carried over.
     """
-    if settings.engine not in ("openvino", "vllm"):
+    if settings.engine not in ("cpu", "vllm"):
         raise SettingsError(
-            "--emit-kuberay needs --engine openvino or --engine vllm: what this machine has says "
+            "--emit-kuberay needs --engine cpu or --engine vllm: what this machine has says "
             "nothing of the cluster's."
         )
     if settings.api_nodes != "this":

@@ -22,9 +22,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from kernel_models import kernel
 from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, Sampling, TokenDelta
+from maestrale.engines.cpu.library import LEVELS
 from maestrale.engines.mailbox import merge
-from maestrale.engines.openvino.weights.extension import unavailable
 from maestrale.models.prepared import load_prepared
 from maestrale.prompt.encode import encoder_for
 from maestrale.supervise.process import Restarts, SupervisedEngine
@@ -36,11 +37,9 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 
-FASTEST = "int8" if unavailable() else "a8"
-OTHERS = tuple(form for form in ("original", "int8", "a8") if form != FASTEST)
 IN_FLIGHT = 40
-# Around the block of the KV cache (32 tokens), the step of deterministic mode (80 where this was
-# written) and the largest chunk of prefill (256).
+# Around the block of the KV cache (32 tokens), the step beside answers (80) and the largest
+# chunk of prefill (256).
 LENGTHS = (1, 31, 32, 33, 79, 80, 81, 255, 256, 257, 600)
 SCHEMA = {
     "type": "object",
@@ -72,7 +71,7 @@ SETTINGS = (
     Setting("with others that leave", aborts=True),
     Setting("engine killed", rounds=2, kills=2),
     # Room for some 1,400 tokens: sequences are preempted, and computed again as prompts.
-    Setting("cache too small", rounds=2, kv_cache_bytes=(64 if FASTEST == "int8" else 18) << 20),
+    Setting("cache too small", rounds=2, kv_cache_bytes=18 << 20),
 )
 
 
@@ -120,8 +119,7 @@ def requests(prepared_model: Path) -> list[GenerationRequest]:
 
 @asynccontextmanager
 async def running(folder: Path, **settings: object) -> AsyncIterator[SupervisedEngine]:
-    settings = {"options": {"weight_format": FASTEST}, **settings}
-    config = EngineConfig(engine="openvino", model_dir=str(folder), **settings)  # type: ignore[arg-type]
+    config = EngineConfig(engine="cpu", model_dir=str(folder), **settings)  # type: ignore[arg-type]
     engine = SupervisedEngine(config, restarts=Restarts(most=1000))
     await engine.start()
     try:
@@ -174,20 +172,20 @@ async def test_the_tokens_are_those_that_the_request_gives_alone(
             assert engine.stats().prefix_cache_hits > 0
 
 
-@pytest.mark.parametrize("form", OTHERS)
-async def test_the_other_forms_of_the_weights_keep_it_too(
-    prepared_model: Path, requests: list[GenerationRequest], form: str
+@pytest.mark.parametrize("level", LEVELS)
+async def test_every_instruction_set_gives_the_same_answers(
+    prepared_model: Path,
+    requests: list[GenerationRequest],
+    alone: dict[str, TokenDelta],
+    level: str,
 ) -> None:
-    if form == "a8":
-        pytest.skip(f"no form a8 here: {unavailable()}")
-    some = requests[::9]  # of each kind
-    draw = random.Random(form)
-    async with running(
-        prepared_model, enable_prefix_caching=False, options={"weight_format": form}
-    ) as engine:
-        alone = {request.request_id: await run(engine, request) for request in some}
-        got = await run_together(engine, draw.sample(some, len(some)), Setting(form), draw)
-    assert got == alone
+    if not kernel().mst_has_level(LEVELS.index(level)):
+        pytest.skip(f"this CPU has no {level}")
+    some = requests[:: 29 if level == "scalar" else 9]  # of each kind
+    draw = random.Random(level)
+    async with running(prepared_model, options={"cpu_level": level}) as engine:
+        got = await run_together(engine, draw.sample(some, len(some)), Setting(level), draw)
+    assert got == {request.request_id: alone[request.request_id] for request in some}
 
 
 async def run_together(
@@ -232,7 +230,7 @@ async def run_together(
     return got
 
 
-async def test_the_fingerprint_outlives_a_restart_and_tells_settings_apart(
+async def test_the_fingerprint_outlives_a_restart_and_names_nothing_that_changes_no_answer(
     prepared_model: Path,
 ) -> None:
     async with running(prepared_model) as engine:
@@ -247,14 +245,11 @@ async def test_the_fingerprint_outlives_a_restart_and_tells_settings_apart(
     others: list[dict[str, object]] = [
         {"deterministic": False},
         {"threads": 1},
-        *({"options": {"weight_format": form}} for form in ("original", "int8")),
+        {"options": {"cpu_level": "scalar"}},
         {"max_num_batched_tokens": 128},
+        {"enable_prefix_caching": False},
     ]
-    others = [other for other in others if other.get("options") != {"weight_format": FASTEST}]
-    seen = {usual}
     for settings in others:
         async with running(prepared_model, **settings) as engine:
-            info = engine.describe()
-            assert ("deterministic" in info.features) == settings.get("deterministic", True)
-            seen.add(info.fingerprint)
-    assert len(seen) == 1 + len(others)
+            assert engine.describe().fingerprint == usual
+            assert "deterministic" in engine.describe().features

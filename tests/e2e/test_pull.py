@@ -105,7 +105,7 @@ def test_a_killed_download_goes_on_where_it_was(hub: StandInHub, tmp_path: Path)
 
 
 def test_what_comes_along_needs_no_hub(hub: StandInHub, tmp_path: Path) -> None:
-    done = run_pull(hub, tmp_path, "smollm2-135m-instruct", "--engine", "openvino")
+    done = run_pull(hub, tmp_path, "smollm2-135m-instruct", "--engine", "cpu")
     assert (done.returncode, hub.requests) == (0, [])
     assert "comes with maestrale" in done.stdout
 
@@ -122,7 +122,7 @@ def test_serve_fetches_and_then_needs_no_hub(hub: StandInHub, tmp_path: Path) ->
             assert models["data"][0]["id"] == name
             if start == "first":
                 assert "Downloading TheBloke/Mistral-7B-Instruct-v0.1-GGUF" in server.log()
-                assert "Engine: openvino (" in server.log()
+                assert "Engine: cpu (" in server.log()
         asked = len(hub.requests) if start == "first" else asked  # noqa: F821
     assert len(hub.requests) == asked
     assert hub.sent > 0

@@ -41,7 +41,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 async def engine(anyio_backend: str, prepared_model: Path) -> AsyncIterator[SupervisedEngine]:
-    engine = SupervisedEngine(EngineConfig(engine="openvino", model_dir=str(prepared_model)))
+    engine = SupervisedEngine(EngineConfig(engine="cpu", model_dir=str(prepared_model)))
     await engine.start()
     yield engine
     await engine.close()

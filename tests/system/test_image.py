@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 import gist
-from maestrale.engines.openvino.weights.extension import cpu_lacks
 from maestrale.errors import ProofFailed
 from maestrale.machine.setup.proof import prove
 from maestrale.machine.setup.run import Outcome
@@ -34,9 +33,6 @@ CPU_LIMIT = 1_200_000_000  # bytes
 # What a build behind a proxy or a mirror needs to be told.
 BUILD_ARGUMENTS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-# So that the first start doesn't measure which weights are faster; one test leaves it out. The
-# image has no compiler: a8 starts with the kernel that lies in it, or not at all.
-QUICK = ("--env", f"MAESTRALE_WEIGHT_FORMAT={'int8' if cpu_lacks() else 'a8'}")
 
 
 class Silent:
@@ -159,7 +155,7 @@ def container(engine: Engine, image: str, publishes: bool) -> Iterator[Container
     locked += ("--security-opt", "no-new-privileges", "--volume", "kept:/data")
     token = ("-e", "HF_TOKEN=hf_unused")
     serve = ("--host", "0.0.0.0", "--port", str(inside), "--served-model-name", gist.NAME)
-    options = ("--detach", "--name", "gist", *network, *locked, *token, *QUICK)
+    options = ("--detach", "--name", "gist", *network, *locked, *token)
     engine.docker("run", *options, image, *serve)
     running = Container(engine, "gist", port)
     running.wait()
@@ -286,7 +282,7 @@ def test_a_volume_it_cannot_write(engine: Engine, image: str, tmp_path: Path) ->
     assert "/data can't be written by user 10001" in refused.stderr
     assert "sudo chown -R 10001" in refused.stderr
     os.chown(tmp_path, 10001, 10001)
-    mounted = ("--detach", "--name", "mounted", "--volume", f"{tmp_path}:/data", *QUICK)
+    mounted = ("--detach", "--name", "mounted", "--volume", f"{tmp_path}:/data")
     engine.docker("run", *mounted, image, "--no-auth")
     try:
         running = Container(engine, "mounted", 0)
@@ -351,7 +347,7 @@ def test_as_a_service_of_a_real_systemd(engine: Engine, image: str) -> None:
             if time.monotonic() > deadline:
                 pytest.skip(f"systemd can't run in a container here: {done.stdout}{done.stderr}")
             time.sleep(1)
-        said = inside("maestrale service install --host 0.0.0.0 --weight-format int8")
+        said = inside("maestrale service install --host 0.0.0.0 --cpu-level avx2")
         (key,) = re.findall(r"API key \(.*\): (\S+)", said)
         unit = "/etc/systemd/system/maestrale.service"
         assert key not in inside(f"cat {unit}")

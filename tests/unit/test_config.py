@@ -220,8 +220,8 @@ def test_several_values_by_repeating_and_by_commas() -> None:
         ({"flags": {"kv_cache_memory": "12"}}, ["--kv-cache-memory", "at least 1048576"]),
         ({"flags": {"model": " "}}, ["--model", "text"]),
         (
-            {"flags": {"dtype": "float16", "engine": "openvino"}},
-            ["--dtype", "--engine vllm", "openvino can't"],
+            {"flags": {"dtype": "float16", "engine": "cpu"}},
+            ["--dtype", "--engine vllm", "cpu can't"],
         ),
         (
             {"environment": {"MAESTRALE_ENFORCE_EAGER": "1"}, "flags": {"engine": "scripted"}},

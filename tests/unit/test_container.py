@@ -95,8 +95,7 @@ def test_a_volume_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
 
 def prepared(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    (folder / "openvino_model.bin").write_bytes(b"weights")
-    (folder / "int8-1").mkdir()
+    (folder / "weights.bin").write_bytes(b"weights")
     model = PreparedModel(
         name="m",
         context_length=1,
@@ -123,7 +122,7 @@ def test_a_shipped_model_is_linked_not_built(
         path.chmod(0o555)
     cache = tmp_path / "cache"
     folder = store.build_once(cache, "a" * 64, build, lambda phase, fraction: None)
-    assert (folder / "openvino_model.bin").resolve() == shipped / "openvino_model.bin"
+    assert (folder / "weights.bin").resolve() == shipped / "weights.bin"
     (folder / "tuning.json").write_text("{}")
     assert not (shipped / "tuning.json").exists()
     # A newer image has it elsewhere: the links lead nowhere, and are made anew.
@@ -136,4 +135,4 @@ def test_a_shipped_model_is_linked_not_built(
     again = store.build_once(cache, "a" * 64, build, lambda phase, fraction: None)
     assert again == folder
     assert is_intact(again)
-    assert (moved / name / "openvino_model.bin").read_bytes() == b"weights"
+    assert (moved / name / "weights.bin").read_bytes() == b"weights"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -44,28 +43,34 @@ class Done:
         return self.out + self.err
 
 
+# A child's largest memory begins with what its parent had: so this one has little.
+MEASURED = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+with open(sys.argv[1], "w") as file:
+    file.write(str(used.ru_maxrss * 1024))
+sys.exit(os.waitstatus_to_exitcode(status) % 256)
+"""
+
+
 def run(client: str, url: str, folder: Path, *more: str) -> Done:
     arguments = [*PULL] if client == "pull" else [*CLIENTS[client], url]
-    with (folder / "out").open("w+b") as out, (folder / "err").open("w+b") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "maestrale", *arguments, *more],
+    memory = folder / "memory"
+    command = [sys.executable, "-m", "maestrale", *arguments, *more]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, str(memory), *command],
             stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
             env=clean_environment(HF_ENDPOINT=url, HF_HOME=str(folder / "hub")),
+            check=False,
         )
-        ends = time.monotonic() + SECONDS
-        while True:
-            pid, status, used = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > ends:
-                process.kill()
-                pytest.fail(f"{client} did not end within {SECONDS:g} s")
-            time.sleep(0.05)
-        process.returncode = code = os.waitstatus_to_exitcode(status)
-        texts = [(file.seek(0), file.read())[1].decode() for file in (out, err)]
-    return Done(code, *texts, used.ru_maxrss * 1024)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{client} did not end within {SECONDS:g} s")
+    return Done(done.returncode, done.stdout, done.stderr, int(memory.read_text()))
 
 
 def assert_clean(done: Done) -> None:

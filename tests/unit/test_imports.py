@@ -149,5 +149,5 @@ def test_only_the_settings_and_the_command_line_read_the_environment() -> None:
     # vLLM and Ray take some settings from the environment only: they are set there, not read.
     readers -= {"engines.vllm.environment", "engines.ray_serve.environment"}
     # CXX names the compiler for whatever compiles: no setting of ours.
-    readers -= {"engines.openvino.weights.extension", "engines.cpu.kernel.compilers"}
+    readers -= {"engines.cpu.kernel.compilers"}
     assert {layer_of(name) for name in readers} <= {"config", "cli"}

@@ -23,7 +23,7 @@ IMAGE = "registry.example/maestrale:1"
 
 
 def settings(**flags: Any) -> Settings:
-    return load_settings({"engine": "openvino", **flags}, {}, None)
+    return load_settings({"engine": "cpu", **flags}, {}, None)
 
 
 def unknown(value: Any, schema: dict[str, Any], where: str = "") -> Iterator[str]:
@@ -131,7 +131,7 @@ def test_the_head_serves_what_was_asked_for() -> None:
 
 
 def test_what_cannot_be_carried_over_is_told(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="--engine openvino or --engine vllm"):
+    with pytest.raises(SettingsError, match="--engine cpu or --engine vllm"):
         manifests(settings(engine="auto"), IMAGE)
     template = tmp_path / "chat.jinja"
     template.touch()
@@ -145,7 +145,7 @@ def test_the_version_of_ray_is_the_locked_one() -> None:
 
 def test_the_command() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "maestrale", "serve", "--engine", "openvino", "--replicas", "2",
+        [sys.executable, "-m", "maestrale", "serve", "--engine", "cpu", "--replicas", "2",
          "--emit-kuberay", "--image", IMAGE],
         env=clean_environment(), capture_output=True, text=True, timeout=60,
     )  # fmt: skip

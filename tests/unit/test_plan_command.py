@@ -59,12 +59,12 @@ def test_the_table_shows_every_term(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     document = plan(capsys, "smollm2-135m-instruct", "--cpu")
-    assert (document["engine"], document["max_context_tokens"]) == ("openvino", 8192)
+    assert (document["engine"], document["max_context_tokens"]) == ("cpu", 8192)
 
 
 def test_files_and_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     document = plan(capsys, str(write_tiny_mistral(tmp_path / "tiny.gguf")), "--cpu")
-    assert document["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
+    assert document["kv_bytes_per_token"] == 280
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
@@ -96,7 +96,9 @@ def test_of_a_gguf_on_the_hub_its_head_is_fetched(
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
         document = plan(capsys, name, "--cpu")
-        assert document["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
+        assert (
+            document["kv_bytes_per_token"] == 280
+        )  # heads of 16 are filled up to 32, and have scales
         assert ("others: Q8_0" in document["source"]) == (name == "org/model")
         assert not (tmp_path / "hub").exists()
 

@@ -161,7 +161,7 @@ class EngineHost:
 
     def _check_fit(self, folder: Path, prepared: PreparedModel, engine: str) -> None:
         """Raises: ModelDoesNotFit before anything is loaded, rather than minutes later."""
-        from maestrale.models.serve_fit import check_cpu, check_gpu
+        from maestrale.models.serve_fit import check_gpu
 
         settings = self.settings
         if engine == "vllm":
@@ -173,16 +173,6 @@ class EngineHost:
                 settings.tensor_parallel_size,
                 settings.max_num_batched_tokens,
                 settings.pipeline_parallel_size,
-            )
-        elif engine == "openvino":
-            weights = (folder / "openvino_model.bin").stat().st_size
-            check_cpu(
-                prepared,
-                weights,
-                settings.max_model_len,
-                settings.kv_cache_bytes,
-                settings.deterministic,
-                settings.weight_format,
             )
 
 

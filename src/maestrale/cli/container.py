@@ -116,35 +116,13 @@ def ask(url: str) -> tuple[int, str]:
 
 
 def bake(store: Path) -> int:
-    """Prepare the bundled model below `store`, as `models/store.py` finds it when shipped.
-
-    In every form of its weights: which is fastest, a machine finds out. The kernel of the form a8
-    goes beside it, for all models. A build machine that can't make it ships without, and says so.
-    """
+    """Prepare the bundled model below `store`, as `models/store.py` finds it when shipped."""
     import shutil
 
     from maestrale.config import BUNDLED_MODEL
-    from maestrale.engines.openvino.weights.extension import unavailable
-    from maestrale.engines.openvino.weights.forms import RepackedFormat, repacked_folder
-    from maestrale.engines.openvino.weights.repack import save_repacked
-    from maestrale.errors import EngineError
     from maestrale.models.resolve import prepare
 
     folder = prepare(BUNDLED_MODEL, store / "cache", lambda phase, fraction: None)
-    forms: list[RepackedFormat] = ["int8"]
-    if reason := unavailable(store):
-        print(f"maestrale: the image goes without the form a8: {reason}", file=sys.stderr)
-    else:
-        forms.append("a8")
-    for form in forms:
-        try:
-            if save_repacked(folder, form) is None:
-                raise EngineError(f"{folder} can't be written, or its disk is full")
-        except EngineError as error:
-            print(f"maestrale: {error}", file=sys.stderr)
-            return 1
-    for kernel in repacked_folder(folder, "a8").glob("*.so"):
-        shutil.move(kernel, store)
     # As mkdtemp made it, only its owner may read it.
     folder.chmod(0o755)
     shutil.move(folder, store / folder.name)

@@ -156,7 +156,7 @@ def check_model(wanted: Wanted, say: Callable[[str], None], *, refuse: bool) -> 
         {"model": wanted.model or config.BUNDLED_MODEL}, {"HOME": "/nonexistent"}, Path(os.devnull)
     )
     hub = config.hub_settings(os.environ)
-    found = model_finding(settings, hub, "vllm" if wanted.gpu else "openvino")
+    found = model_finding(settings, hub, "vllm" if wanted.gpu else "cpu")
     if found.state == "problem" and refuse:
         raise ModelError(f"{found.what} {found.remedy}\nNothing was made.")
     if found.state == "warning":

@@ -19,7 +19,7 @@ def hub_findings(
     facts: MachineFacts, hub: HubSettings, settings: Settings, local: bool
 ) -> list[Finding]:
     """Two findings: token, model."""
-    engine = "vllm" if has_nvidia(facts) and not too_old(facts) else "openvino"
+    engine = "vllm" if has_nvidia(facts) and not too_old(facts) else "cpu"
     model = model_finding(settings, hub, engine, local=local, machine_token=facts.token)
     return [_token(facts, hub, local, asked=not hub.offline), model]
 

@@ -29,7 +29,7 @@ GPU_ONLY = (
     "kv_cache_dtype",
     "enforce_eager",
 )
-CPU_ONLY = ("memory", "kv_cache_memory", "deterministic")
+CPU_ONLY = ("memory", "kv_cache_memory")
 
 
 @click.command("plan")
@@ -39,9 +39,6 @@ CPU_ONLY = ("memory", "kv_cache_memory", "deterministic")
 @click.option("--cpu", is_flag=True, help="This machine's CPU, also where it has a GPU.")
 @click.option("--memory", metavar="SIZE", help="For the CPU: so much memory instead of its own.")
 @click.option("--kv-cache-memory", metavar="SIZE", help="For the CPU: as for 'serve'.")
-@click.option(
-    "--deterministic/--no-deterministic", default=True, help="For the CPU: as for 'serve'."
-)
 @click.option("--gpu-memory-utilization", type=FiniteRange(0.05, 1.0), default=0.9)
 @click.option("--tensor-parallel-size", type=click.IntRange(1, 64), default=1)
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Default: vLLM's.")
@@ -66,7 +63,10 @@ def command(context: click.Context, /, model: str, as_json: bool, **given: Any) 
     gpu = _gpu(given)
     _check_kind(context, gpu)
     described = describe(model, config.hub_settings(os.environ), given["revision"])
-    plans = _plans(described, gpu, given, settings)
+    packed = None
+    if gpu is None:
+        described, packed = _on_cpu(described, model)
+    plans = _plans(described, packed, gpu, given, settings)
     plan = plans[_weight_type(described, gpu, given["dtype"])]
     if as_json:
         echo(json.dumps(_document(plan, plans, described), indent=2))
@@ -117,7 +117,6 @@ def _check_kind(context: click.Context, gpu: Gpu | None) -> None:
                 raise SettingsError(
                     f"{flag} is for a GPU, and this plan is for a CPU; add --gpu or --gpu-memory."
                 )
-            flag = "--[no-]deterministic" if name == "deterministic" else flag
             raise SettingsError(
                 f"{flag} is for a CPU, and this plan is for {gpu.name}; leave it out, or add --cpu "
                 "and no GPU."
@@ -139,11 +138,43 @@ def _size(flag: str, text: str, least: int = LEAST_MEMORY) -> int:
     return size
 
 
+def _on_cpu(described: Described, model: str) -> tuple[Described, int | None]:
+    """What the CPU engine itself reads of a model's files, and what their weights take packed.
+
+    Raises: ModelError for a model that it can't serve.
+    """
+    from dataclasses import replace
+
+    from maestrale.engines.cpu.memory import weight_bytes
+    from maestrale.engines.cpu.model_files import spec_of
+    from maestrale.models.catalog import find_model, packaged_weights
+    from maestrale.models.local import local_path
+
+    known = find_model(model)
+    path = packaged_weights(known) if known is not None else local_path(model)
+    if path is None:
+        return described, None
+    spec = spec_of(path)
+    shape = replace(
+        described.shape,
+        layers=spec.layers,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        context=spec.context,
+        stated_parameters=spec.parameters,
+    )
+    packed = weight_bytes(spec)
+    return replace(described, shape=shape, weights=packed), packed
+
+
 def _plans(
-    described: Described, gpu: Gpu | None, given: dict[str, Any], settings: config.Settings
+    described: Described,
+    packed: int | None,
+    gpu: Gpu | None,
+    given: dict[str, Any],
+    settings: config.Settings,
 ) -> dict[str, Plan]:
     """The plan for each type of weights; the files' sizes count where they are known."""
-    from maestrale.engines.openvino.weights.extension import unavailable
     from maestrale.models.fit import GpuOptions, plan_gpu
     from maestrale.models.fit_cpu import plan_cpu
     from maestrale.models.machine_limits import available_memory
@@ -180,10 +211,8 @@ def _plans(
             described.shape,
             memory,
             cache,
-            deterministic=given["deterministic"],
-            kernel=not unavailable(),
             weight_type=kind,
-            weights=described.weights if name == stated else None,
+            weights=packed if name == stated else None,
         )
         for name, kind in CPU_TYPES.items()
     }

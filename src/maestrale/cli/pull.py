@@ -15,7 +15,7 @@ from maestrale.cli.echo import echo
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit. Default: main.")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "openvino", "vllm"]),
+    type=click.Choice(["auto", "cpu", "vllm"]),
     default="auto",
     help="The engine it is for; auto picks by this machine.",
 )

@@ -147,8 +147,8 @@ def likely_engine(settings: config.Settings) -> str | None:
     if settings.replica_range is not None:  # Ray starts them
         return None
     if settings.engine == "auto":  # a GPU's is looked for later
-        return None if Path("/proc/driver/nvidia").exists() else "openvino"
-    return settings.engine if settings.engine == "openvino" else None
+        return None if Path("/proc/driver/nvidia").exists() else "cpu"
+    return settings.engine if settings.engine == "cpu" else None
 
 
 command = ServeCommand(

@@ -11,7 +11,7 @@ import click
 from maestrale import __version__
 from maestrale.cli.echo import echo
 
-PARTS = ("openvino", "mistral-common", "tokenizers", "llguidance", "starlette", "uvicorn")
+PARTS = ("mistral-common", "tokenizers", "llguidance", "starlette", "uvicorn")
 
 
 @click.command("version")

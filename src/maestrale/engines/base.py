@@ -16,7 +16,6 @@ from msgspec import Struct
 CALIBRATION_ID = "calibration"  # the worker's own request, which measures a step at start
 
 FinishReason = Literal["stop", "length"]
-WeightFormat = Literal["original", "int8", "a8"]
 EngineState = Literal["starting", "ready", "degraded", "draining", "dead"]
 
 Feature = Literal[
@@ -242,7 +241,7 @@ class EngineHealth(Struct, frozen=True):
 
 
 class Engine(Protocol):
-    """What every engine is: OpenVINO, vLLM, Ray Serve, the scripted one, the supervisor."""
+    """What every engine is: the CPU engine, vLLM, Ray Serve, the scripted one, the supervisor."""
 
     async def start(self) -> None:
         """Load the model. The engine is ready when this returns.

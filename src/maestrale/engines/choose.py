@@ -9,7 +9,7 @@ from maestrale.errors import EngineError
 from maestrale.models.gpus import nvidia_gpus
 from maestrale.models.local import local_path
 
-CPU, GPU = "openvino", "vllm"
+CPU, GPU = "cpu", "vllm"
 INSTALL_VLLM = (
     "vLLM is not installed. It is an extra of maestrale, several gigabytes with torch. On a "
     "machine with an NVIDIA GPU run:\n    scripts/extra vllm\nand start again. Without a GPU "
@@ -41,10 +41,8 @@ def choose_engine(setting: str, model: str) -> EngineChoice:
     if model.lower().endswith(".gguf"):
         return EngineChoice(CPU, "it reads GGUF files")
     path = local_path(model)
-    if path is not None and any(
-        (path / name).is_file() for name in ("openvino_model.xml", "maestrale.json")
-    ):
-        return EngineChoice(CPU, "the folder holds an OpenVINO model")
+    if path is not None and (path / "maestrale.json").is_file():
+        return EngineChoice(CPU, "the folder was prepared for it")
     gpus = nvidia_gpus()
     if not gpus:
         return EngineChoice(CPU, "no NVIDIA GPU is here, so the CPU")

@@ -10,13 +10,13 @@ from maestrale.engines.base import Engine, EngineConfig
 from maestrale.errors import SettingsError
 
 ENGINES = {
-    "openvino": "maestrale.engines.openvino.engine:OpenVINOEngine",
+    "cpu": "maestrale.engines.cpu.engine:CPUEngine",
     "vllm": "maestrale.engines.vllm.engine:VLLMEngine",
     "scripted": "maestrale.engines.scripted:ScriptedEngine",
 }
-DEFAULT = "openvino"
-# Engines that measure which settings suit the machine.
-TUNERS = {"openvino": "maestrale.engines.openvino.tuning"}
+DEFAULT = "cpu"
+# Engines that have measured which settings suit the machine.
+TUNERS = {"cpu": "maestrale.engines.cpu.tuning"}
 
 
 def engine_name(setting: str) -> str:
@@ -51,11 +51,7 @@ def import_engine(setting: str) -> Callable[[EngineConfig], Engine]:
 
 
 def tuned(config: EngineConfig, progress: Callable[[str, float | None], None]) -> EngineConfig:
-    """`config` with what it leaves open chosen for this machine, where the engine can do that.
-
-    May take some seconds the first time; `progress(phase, fraction)` tells of it.
-    Raises: EngineError when the model can't be run.
-    """
+    """`config` with what it leaves open chosen for this machine, where the engine can do that."""
     module = TUNERS.get(engine_name(config.engine))
     if module is None:
         return config

@@ -21,14 +21,12 @@ def advice(plan: Plan, plans: Mapping[str, Plan]) -> list[str]:
             ways.append(
                 f"Weights as {name} (a model quantised so): {other.max_context_tokens:,} tokens."
             )
-    if plan.engine == "openvino":
+    if plan.engine == "cpu":
         missing = plan.sequence_bytes(plan.context) - plan.kv_bytes
         unused = -next((term.size for term in plan.terms if term.name == "not used"), 0)
         if unused:
             room = plan.kv_bytes + min(unused, missing)
             ways.append(f"--kv-cache-memory {-(-room // (1 << 20))}MiB, for which there is room.")
-        if plan.kv_element > 2:
-            ways.append("--no-deterministic: the KV cache in 8 bits instead of 32.")
         return ways
     if plan.kv_element > 1 and plan.fits:
         ways.append("--kv-cache-dtype fp8: half the KV cache for a token.")

@@ -56,7 +56,7 @@ def describe_folder(path: Path) -> Described:
         hint = f" It holds a GGUF file; name that: {inside[0]}" if inside else ""
         raise ModelError(f"{path} is no model folder: it lacks config.json.{hint}")
     config = read_json(path / "config.json")
-    files = [*path.glob("*.safetensors"), *path.glob("openvino_model.bin")]
+    files = [*path.glob("*.safetensors")]
     files = [file for file in files if not file.name.startswith("consolidated")] or files
     size = sum(file.stat().st_size for file in files) or None
     return Described(

@@ -1,85 +1,147 @@
-"""What fits on the CPU, with the OpenVINO engine: memory for weights, and for the KV cache."""
+"""What fits on the CPU: packed weights, the processes, and the KV cache, which gets the rest.
+
+The CPU engine takes what is worked out here, so a plan tells what `serve` then does.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
+from maestrale.errors import EngineError
 from maestrale.models.architecture import Architecture
-from maestrale.models.fit import Plan, Term, make_plan
+from maestrale.models.fit import Plan, Term
 from maestrale.models.weight_sizes import CPU_TYPES, WeightType
 
-BLOCK = 32  # tokens in a block of the engine's KV cache
-DEFAULT_KV_CACHE = 1 << 30  # bytes: what the engine takes where --kv-cache-memory isn't given
-EXACT_ELEMENT = 4.0  # bytes: OpenVINO's keys and values in deterministic mode, f32
-_BASE = 450 << 20
-_SPARE = 256 << 20
+BLOCK = 32  # tokens in a block of the KV cache: the kernel's MST_BLOCK
+GROUP = 32  # elements of a key that share a scale; heads are filled up to whole ones
+PROCESSES = 400 << 20  # bytes: the API's and the engine's, without a model; measured
+SPARE = 256 << 20  # left to others, so that nothing is swapped
+LEAST_CACHE = 1 << 30  # where memory allows: several answers, and prefixes worth keeping
+
+
+def block_bytes(layers: int, kv_heads: int, head_dim: int) -> int:
+    """A block of the KV cache, in 8 bits: BLOCK tokens in all layers.
+
+    Keys have a scale (float16) for 32 of their elements, values one (float32) for a token and head.
+    """
+    width = -(-head_dim // GROUP) * GROUP
+    keys = BLOCK * width // GROUP * (GROUP + 2)
+    values = BLOCK * width + 4 * BLOCK
+    return layers * kv_heads * (keys + values)
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """`blocks` of the KV cache, and the longest sequence, in tokens, that is served with them."""
+
+    blocks: int
+    max_model_len: int
+
+
+def left_for_cache(available: int, weights: int) -> int:
+    """Bytes that the KV cache may take of `available` ones, beside packed `weights`."""
+    return max(0, available - weights - PROCESSES - SPARE)
+
+
+def cache_size(
+    *,
+    context: int,
+    block_bytes: int,
+    left: int,
+    max_model_len: int | None = None,
+    cache_bytes: int | None = None,
+) -> CacheSize:
+    """The KV cache for a model made for `context` tokens, where `left` bytes are free for it.
+
+    What is asked for, `max_model_len` tokens or `cache_bytes`, is given or refused. Where neither
+    is, the whole context is served if it fits, else the longest that does.
+
+    Raises: EngineError that names what does fit.
+    """
+    if max_model_len is not None and max_model_len > context:
+        raise EngineError(
+            f"--max-model-len is {max_model_len}, but the model was made for at most {context} "
+            "tokens. Lower it."
+        )
+    length = max_model_len or context
+    needed = blocks_for(length) * block_bytes
+    budget = cache_bytes if cache_bytes is not None else min(left, max(LEAST_CACHE, needed))
+    blocks = budget // block_bytes
+    fits = min(length, blocks * BLOCK)
+    if fits < 1:
+        raise EngineError(
+            f"No memory is left for the KV cache: a block of {BLOCK} tokens takes "
+            f"{block_bytes} bytes, and {budget} are free for it. Stop other programs, or take a "
+            "smaller model or quantisation."
+            if cache_bytes is None
+            else f"--kv-cache-memory of {cache_bytes} bytes is too small: a block of {BLOCK} "
+            f"tokens takes {block_bytes}."
+        )
+    if max_model_len is not None and fits < max_model_len:
+        raise EngineError(_too_long(max_model_len, fits, needed, cache_bytes))
+    return CacheSize(blocks, fits)
+
+
+def blocks_for(tokens: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-tokens // BLOCK)
+
+
+def _too_long(wanted: int, fits: int, needed: int, cache_bytes: int | None) -> str:
+    mebibytes = -(-needed // (1 << 20))
+    if cache_bytes is not None:
+        return (
+            f"--max-model-len {wanted} doesn't fit in the KV cache that --kv-cache-memory gives; "
+            f"{fits} does. For {wanted} give --kv-cache-memory {mebibytes}MiB, or leave it out."
+        )
+    return (
+        f"--max-model-len {wanted} needs a KV cache of {mebibytes} MiB, more than the memory that "
+        f"is free; {fits} fits. Stop other programs, or lower it."
+    )
 
 
 def plan_cpu(
     model: str,
     shape: Architecture,
     memory: int,
-    kv_cache: int | None = None,
+    cache_bytes: int | None = None,
     *,
-    deterministic: bool = True,
-    kernel: bool = False,
     weight_type: WeightType = CPU_TYPES["int4"],
     weights: int | None = None,
 ) -> Plan:
-    """The account of this machine's `memory`, of which the cache gets at most `kv_cache` bytes.
+    """The account of `memory` bytes, of which the KV cache gets `cache_bytes` where that is given.
 
-    `kernel`: the form a8 can be had, and is taken for models that its operation computes.
+    `weights`: what they take once packed, where it is known.
     """
-    kv_cache = kv_cache or DEFAULT_KV_CACHE
     size = weights if weights is not None else weight_type.bytes_of(shape)
-    how = weight_type.formula if weights is None else "the file's size"
-    taken = 2 * size + _BASE + _SPARE
-    left = memory - taken
+    left = left_for_cache(memory, size)
+    block = block_bytes(shape.layers, shape.kv_heads, shape.head_dim)
     terms = [
         Term("memory", memory, "what the system and this process's limits leave available"),
-        Term("weights", -size, f"{how}; the file, mapped"),
-        Term("weights, repacked", -size, "the same again, in the order of the CPU's kernels"),
-        Term("processes", -_BASE, "Python, OpenVINO, the tokenizer; measured without a model"),
-        Term("left to others", -_SPARE, "so that nothing is swapped"),
+        Term("weights", -size, weight_type.formula if weights is None else "packed, as the file's"),
+        Term("processes", -PROCESSES, "Python, the tokenizer; measured without a model"),
+        Term("left to others", -SPARE, "so that nothing is swapped"),
     ]
-    if left > kv_cache:
-        terms.append(
-            Term("not used", kv_cache - left, "the KV cache takes no more than --kv-cache-memory")
+    cache = left if cache_bytes is None else min(left, cache_bytes)
+    found = CacheSize(0, 0)
+    if cache >= block:
+        found = cache_size(
+            context=shape.context, block_bytes=block, left=left, cache_bytes=cache_bytes and cache
         )
-    own = kernel and not shape.sliding_window and shape.head_dim % BLOCK == 0
-    element = kv_element(shape.head_dim, deterministic, own)
-    spare = round(shape.kv_elements * element) * BLOCK
-    terms.append(Term("spare block", -spare, f"{BLOCK} tokens that no sequence gets"))
-    whole = Architecture(**{**vars(shape), "sliding_window": None, "sliding_layers": 0})
-    return make_plan(
-        model, "openvino", "this machine's CPU", weight_type.name, whole, terms, element, 1, BLOCK
+        why = "what --kv-cache-memory says" if cache_bytes else "what the context needs, or 1 GiB"
+        terms.append(Term("not used", found.blocks * block - left, f"the KV cache takes {why}"))
+    return Plan(
+        model=model,
+        engine="cpu",
+        machine="this machine's CPU",
+        weight_type=weight_type.name,
+        context=shape.context,
+        terms=tuple(term for term in terms if term.size),
+        kv_bytes_per_token=-(-block // BLOCK),
+        kv_capacity_tokens=found.blocks * BLOCK,
+        max_context_tokens=found.max_model_len,
+        # All tokens are kept, also where a layer looks at a window of them only.
+        shape=replace(shape, sliding_window=None, sliding_layers=0),
+        kv_bytes=found.blocks * block,
+        kv_element=block / BLOCK / shape.kv_elements,
     )
-
-
-def kv_element(head_dim: int, deterministic: bool, own: bool) -> float:
-    """Bytes of an element of the KV cache. `own`: of the operation for the form a8."""
-    if own:
-        return own_element(head_dim)
-    return EXACT_ELEMENT if deterministic else fast_element(head_dim)
-
-
-def own_element(head_dim: int) -> float:
-    """8 bits, and what stands beside them.
-
-    Keys have a scale and a zero point, 3 bytes, for 32 elements of a token, values for 32 tokens of
-    a channel; these have a scale of 4 bytes for each token, too.
-    """
-    return 1.0 + (2 * 3.0 / BLOCK + 4.0 / head_dim) / 2
-
-
-def kv_capacity(kv_cache: int, kv_elements: int, element: float) -> int:
-    """Tokens that a cache of so many bytes holds, as the engine will count them."""
-    block = round(kv_elements * element) * BLOCK
-    return max(0, kv_cache // block - 1) * BLOCK
-
-
-def fast_element(head_dim: int) -> float:
-    """Bytes of an element of OpenVINO's without deterministic mode: 8 bits and the scales.
-
-    Keys have scale and zero (4 bytes each) for each channel of a block, so 8 rows more in each
-    block; values have them for each token, so 8 bytes more for each head.
-    """
-    return 1.0 + (8.0 / BLOCK + 8.0 / head_dim) / 2

@@ -1,5 +1,4 @@
-"""A folder in Hugging Face's layout: config.json, a tokenizer, and weights as safetensors or, for
-the openvino engine, as OpenVINO's IR (what optimum-intel exports).
+"""A folder in Hugging Face's layout: config.json, a tokenizer, and weights as safetensors.
 
 The CPU engine reads the weights where they are; for the other engines the folder's files are
 linked. What else serving needs is written beside the metadata.
@@ -34,7 +33,7 @@ def prepare_folder(
     Raises: ModelError when the folder isn't such a model, lacks a part, or has a damaged one.
     """
     names = files_of(source)
-    _check_is_model(source, names, engine)
+    _check_is_model(source, names)
     wanted = wanted_files(str(source), names, engine)
     if wanted.kind == "gguf":
         raise ModelError(
@@ -78,29 +77,25 @@ def _mark(file: Path, store: Path, progress: Progress) -> str:
     return f"{file.name} {digest_of(file, store, progress)}"
 
 
-def _check_is_model(source: Path, names: list[str], engine: str) -> None:
-    """Say what a folder lacks that holds no weights, or only half of an OpenVINO model."""
-    halves = [name for name in OPENVINO_MODEL if name in names]
-    weights = [name for name in names if name.endswith((".safetensors", ".gguf"))]
-    if "adapter_config.json" in names and not halves and "config.json" not in names:
+def _check_is_model(source: Path, names: list[str]) -> None:
+    """Say what a folder lacks that holds no weights."""
+    if any(name.endswith((".safetensors", ".gguf")) for name in names):
+        return
+    if "adapter_config.json" in names and "config.json" not in names:
         raise _adapter(source)
-    if halves and engine == "cpu" and not weights:
+    if any(name in names for name in OPENVINO_MODEL):
         return  # refused by what is there instead
-    if len(halves) == 1 or (not halves and not weights):
-        missing = [name for name in (*OPENVINO_MODEL, *_NEEDED) if name not in names]
-        if engine == "cpu":
-            missing = ["weights (*.safetensors)", *(n for n in _NEEDED if n not in names)]
-        pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-        if pickles and not halves:
-            raise ModelError(
-                f"{source} holds its weights as pickles ({pickles[0]}), which can run code when "
-                "they are read, so they are not opened. Give safetensors, GGUF or OpenVINO files."
-            )
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickles:
         raise ModelError(
-            f"{source} is no model folder: it lacks {', '.join(missing)}. Works: a folder made "
-            "by 'optimum-cli export openvino', one from the hub with safetensors (on a GPU), or "
-            "the path of a .gguf file."
+            f"{source} holds its weights as pickles ({pickles[0]}), which can run code when "
+            "they are read, so they are not opened. Give safetensors or GGUF files."
         )
+    missing = ["weights (*.safetensors)", *(name for name in _NEEDED if name not in names)]
+    raise ModelError(
+        f"{source} is no model folder: it lacks {', '.join(missing)}. Works: a folder in Hugging "
+        "Face's layout with safetensors, or the path of a .gguf file."
+    )
 
 
 def _adapter(source: Path) -> ModelError:

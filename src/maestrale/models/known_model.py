@@ -14,7 +14,6 @@ class KnownModel:
 
     Its safetensors, for vLLM, are in the repository of that name. `cpu_source` is where a GGUF
     file for the CPU comes from: ORG/NAME, or ORG/NAME:VARIANT for one of several.
-    `openvino_source`: where the openvino engine gets it instead, in its own format.
     `mistral_version` is the tokenizer that its prompts need (models/mistral_vocabulary.py).
     `package_file` is (distribution, file name) for weights that a Python package carries. `gated`:
     the hub asks for a token and accepted terms. `sampling`: what its card advises, for a GGUF file
@@ -25,7 +24,6 @@ class KnownModel:
     architecture: Architecture
     aliases: tuple[str, ...] = ()
     cpu_source: str | None = None
-    openvino_source: str | None = None
     gated: bool = False
     mistral_version: str | None = None
     package_file: tuple[str, str] | None = None

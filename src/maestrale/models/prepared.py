@@ -7,7 +7,6 @@ vocabulary.msgpack         what each token spells (models/load_vocabulary.py)
 maestrale.json             this struct
 
 The weights stay where they are: for the CPU engine `source` names them, for vLLM they are linked.
-The openvino engine's are converted into the folder: openvino_model.xml, .bin.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ from maestrale.errors import ModelError
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 
 METADATA_FILE = "maestrale.json"
-WEIGHTS_FILE = "openvino_model.bin"
-GRAPH_FILE = "openvino_model.xml"
 SOURCE_LINK = "source"
 MOST_READ = 64 << 20  # bytes of a file that is read and compared at each start; others by size
 FORMAT_VERSION = 4

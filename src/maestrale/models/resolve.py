@@ -8,7 +8,6 @@ from maestrale.config import hub_settings
 from maestrale.errors import ModelError
 from maestrale.hub_settings import HubSettings
 from maestrale.models.catalog import KnownModel, find_model, unknown_model
-from maestrale.models.convert import convert_gguf
 from maestrale.models.gguf_model import fill_from_gguf
 from maestrale.models.gguf_parts import gguf_parts
 from maestrale.models.hf_folder import prepare_folder
@@ -18,7 +17,7 @@ from maestrale.models.packaged import weights_of
 from maestrale.models.prepared import METADATA_FILE, damage, load_prepared
 from maestrale.models.room import full_message, is_full
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
-from maestrale.models.store import Progress, build_once, digest_of, key_of, stamp_of
+from maestrale.models.store import Progress, build_once, key_of, stamp_of
 from maestrale.text_files import readable
 
 WHAT_WORKS = (
@@ -26,8 +25,7 @@ WHAT_WORKS = (
     "mistralai/Mistral-7B-Instruct-v0.2 (from the hub), the path of a .gguf file, or a folder "
     "with a model."
 )
-# `cpu` reads the file itself; `openvino`, which it will replace, gets it converted.
-CPU_ENGINE, GPU_ENGINE, OWN_ENGINE = "openvino", "vllm", "cpu"
+CPU_ENGINE, GPU_ENGINE = "cpu", "vllm"
 _HEAD = 8 << 20  # bytes at the beginning of a GGUF file, where its metadata is
 # Pickles run code when they are read, so they are never opened.
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
@@ -45,14 +43,14 @@ def prepare(
     """The folder of the prepared model that `model` names, for the engine of that name.
 
     `model` is a known name, ORG/NAME (or ORG/NAME:VARIANT) on the hub, a .gguf file or a folder.
-    Fetches what isn't here, converts what needs converting, once, into `cache_dir`; the result is
-    named by a digest of its source. For the engine `cpu` nothing is converted: the weights stay
-    where they are, so this takes a second at first and milliseconds later. `progress(phase,
-    fraction)` is called along the way; the fraction is None where it can't be known.
+    Fetches what isn't here; the result, in `cache_dir`, is named by a digest of its source. The
+    weights stay where they are, so this takes a second at first and milliseconds later.
+    `progress(phase, fraction)` is called along the way; the fraction is None where it can't be
+    known.
 
     Raises: ModelError with what is wrong and what would work.
     """
-    if engine not in (GPU_ENGINE, OWN_ENGINE):
+    if engine != GPU_ENGINE:
         engine = CPU_ENGINE  # the scripted one, say
     known = find_model(model)
     path = None if known is not None else local_path(model)
@@ -62,7 +60,7 @@ def prepare(
             if weights is not None:
                 refuse_revision(model, revision)
                 name, sampling = known.short_name, known.sampling
-                return _prepare_gguf(weights, name, cache_dir, progress, engine, sampling)
+                return _prepare_gguf(weights, name, cache_dir, progress, sampling)
         if path is not None:
             refuse_revision(model, revision)
             return _prepare_path(path, cache_dir, progress, engine)
@@ -84,8 +82,7 @@ def remote_source(model: str, known: KnownModel | None, engine: str) -> tuple[st
     """
     name = known.name if known is not None else model
     if known is not None and engine != GPU_ENGINE:
-        own = known.openvino_source if engine == CPU_ENGINE else None
-        name = own or known.cpu_source or known.name
+        name = known.cpu_source or known.name
     found = hub_name(name)
     if found is None:
         raise ModelError(f"{unknown_model(model)} {WHAT_WORKS}")
@@ -111,7 +108,7 @@ def _prepare_remote(
     name = known.name if known is not None else model
     if pulled.kind == "gguf":
         sampling = known.sampling if known is not None else NEUTRAL
-        return _prepare_gguf(pulled.weights, name, cache_dir, progress, engine, sampling)
+        return _prepare_gguf(pulled.weights, name, cache_dir, progress, sampling)
     return prepare_folder(pulled.snapshot, cache_dir / "models", progress, engine=engine, name=name)
 
 
@@ -119,7 +116,7 @@ def _prepare_path(path: Path, cache_dir: Path, progress: Progress, engine: str) 
     if path.is_dir():
         if (path / METADATA_FILE).is_file():
             prepared = load_prepared(path)
-            if bool(prepared.source) != (engine == OWN_ENGINE):
+            if bool(prepared.source) != (engine == CPU_ENGINE):
                 raise ModelError(
                     f"{path} was prepared for another engine than {engine}. Give the model's name, "
                     "file or folder instead."
@@ -140,9 +137,9 @@ def _prepare_path(path: Path, cache_dir: Path, progress: Progress, engine: str) 
     if engine == GPU_ENGINE:
         raise ModelError(
             f"{path} is for the CPU engine; {engine} needs a folder with safetensors, or a name on "
-            "the hub. Leave out --engine, or give it --engine openvino."
+            "the hub. Leave out --engine, or give it --engine cpu."
         )
-    return _prepare_gguf(path, readable(path.stem), cache_dir, progress, engine)
+    return _prepare_gguf(path, readable(path.stem), cache_dir, progress)
 
 
 def _prepare_gguf(
@@ -150,29 +147,18 @@ def _prepare_gguf(
     name: str,
     cache_dir: Path,
     progress: Progress,
-    engine: str,
     sampling: SamplingDefaults = NEUTRAL,
 ) -> Path:
     store = cache_dir / "models"
     try:
-        if engine == OWN_ENGINE:
-            parts = [part for part in gguf_parts(path.absolute()) if part.is_file()]
-            path = parts[0]
-            marks = [str(path), name, repr(sampling)]
-            marks += [stamp_of(part, head=_HEAD if part == path else 0) for part in parts]
-            return build_once(
-                store,
-                key_of(marks),
-                lambda folder: fill_from_gguf(path, folder, name=name, sampling=sampling),
-                progress,
-            )
-        digest = digest_of(path, store, progress)
+        parts = [part for part in gguf_parts(path.absolute()) if part.is_file()]
+        path = parts[0]
+        marks = [str(path), name, repr(sampling)]
+        marks += [stamp_of(part, head=_HEAD if part == path else 0) for part in parts]
         return build_once(
             store,
-            digest,
-            lambda folder: convert_gguf(
-                path, folder, name=name, digest=digest, progress=progress, sampling=sampling
-            ),
+            key_of(marks),
+            lambda folder: fill_from_gguf(path, folder, name=name, sampling=sampling),
             progress,
         )
     except OSError as error:

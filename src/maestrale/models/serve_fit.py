@@ -12,48 +12,6 @@ from maestrale.models.prepared import PreparedModel
 TOLERANCE = 1.1
 
 
-def check_cpu(
-    prepared: PreparedModel,
-    weights: int,
-    wanted: int | None,
-    kv_cache: int | None,
-    deterministic: bool,
-    weight_format: str | None = None,
-) -> None:
-    """For the OpenVINO engine. `weights`, `kv_cache` in bytes, `wanted` in tokens.
-
-    Where the form of the weights is still open, the one with the smallest cache counts.
-
-    Raises: ModelDoesNotFit with the number of tokens that can, or what memory is missing.
-    """
-    from maestrale.models.fit_cpu import DEFAULT_KV_CACHE, kv_capacity, kv_element
-    from maestrale.models.machine_limits import available_memory
-
-    kv_cache = kv_cache or DEFAULT_KV_CACHE
-    memory = available_memory()
-    if weights > memory:
-        raise ModelDoesNotFit(
-            f"The weights of {prepared.name} take {_gib(weights)}, and {_gib(memory)} of memory "
-            "are available. Stop other programs, or take a smaller model or quantisation."
-        )
-    if prepared.kv_elements is None or prepared.head_dim is None or wanted is None:
-        return
-    element = kv_element(prepared.head_dim, deterministic, own=weight_format in (None, "a8"))
-    capacity = kv_capacity(kv_cache, prepared.kv_elements, element)
-    most = min(capacity, prepared.context_length)
-    if wanted > prepared.context_length:
-        raise ModelDoesNotFit(
-            f"--max-model-len {wanted} is more than {prepared.name} was made for; "
-            f"{most} tokens can be served."
-        )
-    if wanted > capacity:
-        needed = round(prepared.kv_elements * element) * (wanted + 64)
-        raise ModelDoesNotFit(
-            f"--max-model-len {wanted} doesn't fit in the KV cache of {_gib(kv_cache)}; {most} "
-            f"does. For {wanted} give --kv-cache-memory {-(-needed // (1 << 20))}MiB."
-        )
-
-
 def check_gpu(
     folder: Path,
     prepared: PreparedModel,

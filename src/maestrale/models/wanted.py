@@ -11,7 +11,7 @@ from typing import Literal
 from maestrale.errors import ModelError
 from maestrale.models.catalog import find_model
 
-Kind = Literal["safetensors", "openvino", "gguf"]
+Kind = Literal["safetensors", "gguf"]
 
 OPENVINO_MODEL = ("openvino_model.xml", "openvino_model.bin")
 _SMALL = (
@@ -22,10 +22,7 @@ _SMALL = (
 )  # fmt: skip
 _SAFETENSORS_BESIDE = ("*.safetensors.index.json", "params.json", "preprocessor_config.json",
                        "processor_config.json", "quant*_config.json")  # fmt: skip
-# What OpenVINO's reader of GGUF takes, the best trade of size and quality first.
-_OPENVINO_TYPES = ("Q4_K_M", "Q4_0", "Q4_1", "Q4_K_S", "Q8_0", "Q6_K", "F16", "BF16")
-# The same for the CPU engine, which takes them all. A model in the last three only is taken from
-# safetensors where there are some.
+# Types of GGUF files, the best trade of size and quality first.
 _TYPES = (
     "Q4_K_M", "Q4_K_L", "Q4_K_XL", "Q4_K_S", "Q4_0", "Q4_1", "MXFP4", "MXFP4_MOE", "IQ4_NL",
     "IQ4_XS", "Q5_K_M", "Q5_K_L", "Q5_K_XL", "Q5_K_S", "Q5_0", "Q5_1", "Q6_K", "Q6_K_L", "Q6_K_XL",
@@ -33,6 +30,7 @@ _TYPES = (
     "IQ3_XXS", "Q2_K_XL", "Q2_K_L", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS",
     "IQ1_M", "IQ1_S",
 )  # fmt: skip
+# A model in these alone is taken from safetensors where there are some.
 _WHOLE_TYPES = ("BF16", "F16", "F32")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
 _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
@@ -74,19 +72,12 @@ def wanted_files(repo: str, names: Sequence[str], engine: str, variant: str = ""
         if safetensors:
             return _folder(names, safetensors)
         raise ModelError(_nothing_for_vllm(repo, top, has_ir, ggufs))
-    if engine == "cpu":
-        quantised = any(_type(name) in _TYPES for name in _models(ggufs))
-        if variant or quantised or (ggufs and not safetensors):
-            return _gguf(repo, _models(ggufs), variant)
-        if safetensors:
-            return _folder(names, safetensors)
-        raise ModelError(_exported(repo) if has_ir else _no_weights(repo, top))
-    if variant or (ggufs and not has_ir):
-        return _gguf_for_openvino(repo, ggufs, variant)
-    if has_ir:
-        return _ordered("openvino", names, [*_matching(names, _SMALL), *OPENVINO_MODEL],
-                        "openvino_model.bin")  # fmt: skip
-    raise ModelError(_nothing_for_openvino(repo, top, bool(safetensors)))
+    quantised = any(_type(name) in _TYPES for name in _models(ggufs))
+    if variant or quantised or (ggufs and not safetensors):
+        return _gguf(repo, _models(ggufs), variant)
+    if safetensors:
+        return _folder(names, safetensors)
+    raise ModelError(_exported(repo) if has_ir else _no_weights(repo, top))
 
 
 def _safetensors(names: Sequence[str]) -> list[str]:
@@ -158,24 +149,6 @@ def _called(name: str) -> str:
     return _type(name) or name
 
 
-def _gguf_for_openvino(repo: str, ggufs: Sequence[str], variant: str) -> Wanted:
-    models = _models(ggufs)
-    if variant:
-        return _gguf(repo, models, variant)
-    whole = {name: parts for name, parts in models.items() if not _PART.search(name)}
-    for kind in _OPENVINO_TYPES:
-        for name in whole:
-            if _type(name) == kind:
-                return Wanted("gguf", (name,), name)
-    if len(whole) == 1:
-        only = next(iter(whole))
-        return Wanted("gguf", (only,), only)
-    raise ModelError(
-        f"{repo} has GGUF files, none of a kind known to work here ({', '.join(_OPENVINO_TYPES)}, "
-        f"in one file). Name one: {repo}:FILE.gguf"
-    )
-
-
 def _type(name: str) -> str:
     """`model-Q4_K_M.gguf`, `model.q8_0.gguf` → the type; empty where the name doesn't tell."""
     match = re.search(
@@ -206,22 +179,9 @@ def _nothing_for_vllm(repo: str, names: Sequence[str], has_ir: bool, ggufs: Sequ
         what = "an OpenVINO model" if has_ir else "GGUF files"
         return (
             f"{repo} holds {what}; vLLM needs safetensors. Give the original model's name, or "
-            "--engine openvino."
+            "--engine cpu."
         )
     return _no_weights(repo, names)
-
-
-def _nothing_for_openvino(repo: str, names: Sequence[str], safetensors: bool) -> str:
-    if not safetensors:
-        return _no_weights(repo, names)
-    short = repo.rpartition("/")[2]
-    return (
-        f"{repo} holds safetensors. The CPU engine (openvino) reads GGUF files and OpenVINO "
-        "models; turning safetensors into one needs torch, which is not installed here. Name a "
-        f"repository that holds one: OpenVINO/{short}-int4-ov and bartowski/{short}-GGUF are "
-        "usual names; or convert it once with 'optimum-cli export openvino' and give the "
-        "folder. On a machine with an NVIDIA GPU, --engine vllm serves it as it is."
-    )
 
 
 def _exported(repo: str) -> str:
@@ -254,4 +214,4 @@ def _no_weights(repo: str, names: Sequence[str]) -> str:
             "they are not fetched. Look for one with safetensors or GGUF files; some models "
             "have them in another --revision."
         )
-    return f"{repo} holds no weights that can be served: no safetensors, OpenVINO or GGUF files."
+    return f"{repo} holds no weights that can be served: no safetensors or GGUF files."

@@ -36,9 +36,9 @@ VLLM_TYPES = {
         f"4 bits and 20 bits for each 128 weights of the layers (AWQ, GPTQ); {_BESIDE}",
     ),
 }
-# For OpenVINO, as its IR keeps them: a 16-bit scale for each 32 (GGUF's Q4_0, Q8_0).
+# For the CPU engine, as it packs them: a 16-bit scale for each 32 (GGUF's Q4_0, Q8_0).
 CPU_TYPES = {
-    "bf16": WeightType("bf16", 2, 2, "parameters x 2 bytes"),
+    "bf16": WeightType("bf16", 34 / 32, 34 / 32, "rounded to 8 bits, a scale for each 32 weights"),
     "int8": WeightType("int8", 34 / 32, 34 / 32, "8 bits and a 16-bit scale for each 32 weights"),
     "int4": WeightType("int4", 18 / 32, 18 / 32, "4 bits and a 16-bit scale for each 32 weights"),
 }

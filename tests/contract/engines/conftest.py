@@ -9,7 +9,6 @@ import pytest
 
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.choose import has_vllm
-from maestrale.engines.openvino.weights.extension import unavailable
 from maestrale.engines.registry import ENGINES
 from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.vocabulary import Vocabulary
@@ -20,7 +19,7 @@ REPLICAS = "replicas of "  # on Ray Serve: the engine of the name that follows
 NAMES = [
     *(name for name in ENGINES if name != "vllm" or has_vllm()),
     f"{REPLICAS}scripted",
-    f"{REPLICAS}openvino",
+    f"{REPLICAS}cpu",
 ]
 
 
@@ -30,7 +29,7 @@ NAMES = [
         pytest.param(
             name,
             marks=[
-                *([pytest.mark.model] if name.endswith("openvino") else []),
+                *([pytest.mark.model] if name.endswith("cpu") else []),
                 *([pytest.mark.slow] if name.startswith(REPLICAS) else []),
             ],
         )
@@ -51,10 +50,8 @@ def config(kind: str, request: pytest.FixtureRequest) -> EngineConfig:
     if name == "vllm":
         folder = str(request.getfixturevalue("hf_model"))
         options = {"dtype": "float32", "enforce_eager": "True"}
-    if name == "openvino":
+    if name == "cpu":
         folder = str(request.getfixturevalue("prepared_model"))
-        if not kind.startswith(REPLICAS) and not unavailable():
-            options = {"weight_format": "a8"}  # what is fastest; the replicas have the original
     return EngineConfig(
         engine=name,
         model_dir=folder,

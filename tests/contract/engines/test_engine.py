@@ -319,7 +319,7 @@ class TestClosing:
 
     @pytest.fixture
     def own(self, kind: str, start: Callable[[], RunningEngine]) -> RunningEngine:
-        if kind == "replicas of openvino":
+        if kind == "replicas of cpu":
             pytest.skip("replicas of the scripted engine show it, and start sooner")
         return start()
 

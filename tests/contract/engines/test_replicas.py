@@ -304,7 +304,7 @@ class TestBadStart:
         assert "--tensor-parallel-size, --pipeline-parallel-size" in text
 
     def test_a_node_without_the_model_says_which(self, ray_cluster: RayCluster) -> None:
-        absent = EngineConfig(engine="openvino", model_dir="/not/here")
+        absent = EngineConfig(engine="cpu", model_dir="/not/here")
         text = self.fails(ray_cluster, absent, model="/not/here/either")
         assert "does not have the model /not/here/either" in text
 

@@ -202,7 +202,6 @@ def test_ours_runs_in_the_fastest_form_and_genai_in_one_that_it_can_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from bench_peers.peers import FORM, PEERS
-
     from maestrale.engines.openvino.weights.extension import unavailable
 
     assert ("int8" if unavailable() else "a8") == FORM
@@ -216,9 +215,8 @@ def test_packed_weights_count_with_their_scales(kernel: Path, tmp_path: Path) ->
     import numpy as np
     import openvino as ov
     from bench_peers.limits import model_size
-    from openvino import opset13 as ops
-
     from maestrale.engines.openvino.weights.repack import repack
+    from openvino import opset13 as ops
 
     x = ops.parameter([-1, 64], np.float32)
     values = ops.constant(ov.Tensor(np.ones(64 * 32, np.uint8), ov.Shape([64, 2, 32]), ov.Type.u4))

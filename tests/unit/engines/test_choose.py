@@ -54,7 +54,7 @@ def test_a_gpu_without_vllm_says_what_is_missing(
 ) -> None:
     has_vllm(monkeypatch, False)
     choice = choose_engine("auto", "org/model")
-    assert choice.name == "openvino"
+    assert choice.name == "cpu"
     assert "RTX A5000 here needs vLLM, which is not installed" in choice.why
 
 
@@ -62,7 +62,7 @@ def test_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     has_vllm(monkeypatch, True)
     assert choose_engine("auto", "org/model").line == (
-        "Engine: openvino (no NVIDIA GPU is here, so the CPU)."
+        "Engine: cpu (no NVIDIA GPU is here, so the CPU)."
     )
 
 
@@ -70,7 +70,7 @@ def test_files_of_the_cpus_kind_go_to_the_cpu(
     driver: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     has_vllm(monkeypatch, True)
-    assert choose_engine("auto", "model.Q4_0.gguf").name == "openvino"
-    (tmp_path / "openvino_model.xml").touch()
-    assert choose_engine("auto", str(tmp_path)).name == "openvino"
+    assert choose_engine("auto", "model.Q4_0.gguf").name == "cpu"
+    (tmp_path / "maestrale.json").touch()
+    assert choose_engine("auto", str(tmp_path)).name == "cpu"
     assert choose_engine("scripted", "org/model").name == "scripted"

@@ -155,7 +155,7 @@ def test_unknown_engines_and_options_are_refused_by_name() -> None:
         build_engine(EngineConfig(engine="scripted", model_dir="", options={"nonsense": "1"}))
     with pytest.raises(SettingsError, match=r"'nonsense'.*scripted"):
         build_engine(EngineConfig(engine="nonsense", model_dir=""))
-    assert engine_name("auto") == "openvino"
+    assert engine_name("auto") == "cpu"
 
 
 def test_a_mailbox_gathers_what_its_reader_has_not_read_and_then_fails() -> None:

@@ -316,7 +316,7 @@ def test_a_gpu_too_old_for_cuda_13_is_told_before_a_driver_is_asked_for() -> Non
     text = recorded(
         *NO_DRIVER, "toolkit", pci="0000:00:1e.0 0x10de 0x1db1 0x030200 -", packages=("", 1)
     )
-    assert notable(text) == {"gpu": ("problem", "maestrale serve --engine openvino")}
+    assert notable(text) == {"gpu": ("problem", "maestrale serve --engine cpu")}
     what = findings(text)["gpu"].what
     assert "Tesla V100 SXM2 16 GB, of the Volta generation, is too old: CUDA 13.0" in what
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maestrale.engines.base import WeightFormat
+from maestrale.errors import EngineError
 from maestrale.models.advice import advice
 from maestrale.models.architecture import Architecture, from_config
 from maestrale.models.catalog import find_model
 from maestrale.models.fit import GpuOptions, Plan, plan_gpu, sequence_bytes
-from maestrale.models.fit_cpu import plan_cpu
+from maestrale.models.fit_cpu import BLOCK, block_bytes, cache_size, plan_cpu
 from maestrale.models.gpus import MIB, TABLE, Gpu, find_gpu
 from maestrale.models.weight_sizes import CPU_TYPES, VLLM_TYPES
 
@@ -139,44 +136,46 @@ def test_more_never_fits_less(memory: int, tokens: int, split: int, utilization:
 
 def test_the_cpus_account() -> None:
     plan = plan_cpu("m", MISTRAL, 24 << 30, 1 << 30)
-    assert plan.kv_bytes_per_token == 262_144  # f32, in deterministic mode
-    assert plan.max_context_tokens == plan.kv_capacity_tokens == 4096 - 32
+    assert plan.kv_bytes_per_token == 68_608  # 8 bits an element, and the scales
+    assert plan.max_context_tokens == plan.kv_capacity_tokens < (1 << 30) // 68_608
     assert sum(term.size for term in plan.terms) == plan.kv_bytes
     assert any("--kv-cache-memory" in way for way in advice(plan, {}))
     assert plan_cpu("m", MISTRAL, 24 << 30, 16 << 30).max_context_tokens == 32768
     assert not plan_cpu("m", MISTRAL, 4 << 30, 1 << 30).fits
-    fast = plan_cpu("m", MISTRAL, 24 << 30, 1 << 30, deterministic=False)
-    assert fast.kv_capacity_tokens > 3 * plan.kv_capacity_tokens
-    own = plan_cpu("m", MISTRAL, 24 << 30, 1 << 30, kernel=True)
-    assert own.kv_capacity_tokens > fast.kv_capacity_tokens
-    window = dataclasses.replace(MISTRAL, sliding_window=4096, sliding_layers=32)
-    assert plan_cpu("m", window, 24 << 30, 1 << 30, kernel=True).kv_bytes_per_token == 262_144
+    assert not plan_cpu("m", MISTRAL, 24 << 30, 1 << 20).fits
 
 
-@pytest.mark.model
+def test_without_a_size_the_cache_holds_the_whole_context_or_what_fits() -> None:
+    whole = plan_cpu("m", MISTRAL, 24 << 30)
+    assert (whole.max_context_tokens, whole.kv_capacity_tokens) == (32768, 32768)
+    short = plan_cpu("m", MISTRAL, 6 << 30)
+    assert 0 < short.max_context_tokens == short.kv_capacity_tokens < 32768
+    assert short.kv_bytes <= (6 << 30) - 4_000_000_000
+    small = shape_of("smollm2-135m-instruct")
+    assert plan_cpu("m", small, 8 << 30).kv_capacity_tokens > 8192  # 1 GiB, not what one needs
+
+
 @pytest.mark.parametrize(
-    ("deterministic", "weight_format"), [(True, "original"), (False, "original"), (True, "a8")]
+    ("asked", "says"),
+    [
+        ({"max_model_len": 40_000}, "made for at most 32768"),
+        ({"max_model_len": 20_000, "cache_bytes": 1 << 30}, "--kv-cache-memory 1309MiB"),
+        ({"max_model_len": 32_768, "left": 1 << 30}, "fits. Stop other programs, or lower it"),
+        ({"cache_bytes": 1 << 20}, "too small"),
+        ({"left": 1 << 20}, "No memory is left for the KV cache"),
+    ],
 )
-def test_the_engine_counts_the_same(
-    deterministic: bool, weight_format: WeightFormat, prepared_model: Path
-) -> None:
-    from maestrale.engines.openvino.graph import PagedModel
-    from maestrale.engines.openvino.weights.forms import without_kernel
+def test_what_is_asked_for_is_given_or_refused(asked: dict[str, int], says: str) -> None:
+    usual = {"context": 32768, "block_bytes": block_bytes(32, 8, 128), "left": 16 << 30}
+    with pytest.raises(EngineError, match=says):
+        cache_size(**(usual | asked))  # type: ignore[arg-type]
 
-    kernel = weight_format == "a8"
-    if kernel and (reason := without_kernel(prepared_model)):
-        pytest.skip(reason)
-    engine = PagedModel(
-        prepared_model,
-        kv_cache_bytes=1 << 28,
-        threads=1,
-        deterministic=deterministic,
-        weight_format=weight_format,
-    )
-    shape = shape_of("smollm2-135m-instruct")
-    plan = plan_cpu("m", shape, 8 << 30, 1 << 28, deterministic=deterministic, kernel=kernel)
-    assert plan.kv_bytes_per_token * 32 == engine.bytes_per_block
-    assert plan.kv_capacity_tokens == engine.num_blocks * 32
+
+def test_a_length_that_is_asked_for_gets_the_cache_it_needs() -> None:
+    block = block_bytes(32, 8, 128)
+    found = cache_size(context=32768, block_bytes=block, left=16 << 30, max_model_len=30_000)
+    assert found.max_model_len == 30_000
+    assert found.blocks * BLOCK >= 30_000
 
 
 def test_sizes_by_type() -> None:

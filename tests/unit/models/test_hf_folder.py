@@ -1,9 +1,10 @@
-"""Folders with an OpenVINO model and a Hugging Face tokenizer, as optimum-intel exports them."""
+"""Folders in Hugging Face's layout: what becomes of their tokenizer, settings and templates."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,19 @@ def quiet(phase: str, fraction: float | None) -> None:
     """Progress that nobody looks at."""
 
 
+def write_safetensors(path: Path, count: int) -> None:
+    """A file with one tensor of so many values."""
+    header = {"a": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4 * count))
+
+
 @pytest.fixture
 def exported(prepared_model: Path, tmp_path: Path) -> Path:
-    """The bundled model in the shape of an export; its weights stand in as short files."""
+    """The bundled model as such a folder; of its weights there is one."""
     folder = tmp_path / "exported-model"
     folder.mkdir()
-    (folder / "openvino_model.xml").write_text("<net/>")
-    (folder / "openvino_model.bin").write_bytes(b"weights")
+    write_safetensors(folder / "model.safetensors", 1)
     shutil.copy(prepared_model / "tokenizer.json", folder)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     template = load_prepared(prepared_model).chat_template
@@ -53,7 +60,7 @@ def test_a_folder_is_prepared_like_the_gguf(
     assert prepared.name == "exported-model"
     assert (prepared.context_length, prepared.vocab_size) == (8192, 49152)
     assert prepared.eos_token_ids == (2,)
-    assert (folder / "openvino_model.bin").read_bytes() == b"weights"
+    assert prepared.source == str(exported)
     ours, theirs = load_vocabulary(folder), load_vocabulary(prepared_model)
     assert ours.token_bytes == theirs.token_bytes
     assert ours.control_ids == theirs.control_ids
@@ -73,7 +80,7 @@ def test_a_template_file_goes_before_the_one_in_the_settings(
 def test_a_changed_folder_is_prepared_anew(exported: Path, tmp_path: Path) -> None:
     first = prepare(str(exported), tmp_path / "cache", quiet)
     assert prepare(str(exported), tmp_path / "cache", quiet) == first
-    (exported / "openvino_model.bin").write_bytes(b"other weights")
+    write_safetensors(exported / "model.safetensors", 2)
     assert prepare(str(exported), tmp_path / "cache", quiet) != first
 
 
@@ -96,9 +103,9 @@ def test_a_damaged_folder_is_refused(
         prepare(str(exported), tmp_path / "cache", quiet)
 
 
-@pytest.mark.parametrize("missing", ["openvino_model.bin", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("missing", ["weights", "tokenizer.json", "config.json"])
 def test_what_a_folder_lacks_is_named(exported: Path, tmp_path: Path, missing: str) -> None:
-    (exported / missing).unlink()
+    (exported / ("model.safetensors" if missing == "weights" else missing)).unlink()
     with pytest.raises(ModelError, match=f"lacks {missing}"):
         prepare(str(exported), tmp_path / "cache", quiet)
 

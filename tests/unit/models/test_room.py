@@ -79,7 +79,7 @@ def test_the_first_file_that_can_not_be_written(
 
     model = tmp_path / "m.gguf"
     model.write_bytes(b"GGUF")
-    monkeypatch.setattr("maestrale.models.resolve.digest_of", full)
+    monkeypatch.setattr("maestrale.models.resolve.stamp_of", full)
     with pytest.raises(ModelError, match="The disk is full"):
         prepare(str(model), tmp_path / "cache", no_progress)
 

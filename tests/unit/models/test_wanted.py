@@ -40,13 +40,6 @@ def test_mistrals_own_format_is_taken_where_there_is_no_other() -> None:
     assert wanted_files("m", names, "vllm").names == names
 
 
-def test_the_cpu_gets_the_openvino_model() -> None:
-    wanted = wanted_files("m", OPENVINO, "openvino")
-    assert (wanted.kind, wanted.weights) == ("openvino", "openvino_model.bin")
-    assert not any("detokenizer" in name or "README" in name for name in wanted.names)
-    assert {"openvino_model.xml", "tokenizer.json", "config.json"} <= set(wanted.names)
-
-
 @pytest.mark.parametrize(
     ("variant", "file"),
     [
@@ -57,19 +50,17 @@ def test_the_cpu_gets_the_openvino_model() -> None:
     ],
 )
 def test_one_gguf_is_taken(variant: str, file: str) -> None:
-    assert wanted_files("m", GGUFS, "openvino", variant).names == (file,)
+    assert wanted_files("m", GGUFS, "cpu", variant).names == (file,)
 
 
 @pytest.mark.parametrize(
     ("names", "engine", "variant", "said"),
     [
-        (MISTRAL, "openvino", "", r"safetensors\. The CPU engine.*OpenVINO/m-int4-ov"),
         (OPENVINO, "vllm", "", "an OpenVINO model; vLLM needs safetensors"),
         (GGUFS, "vllm", "", "GGUF files; vLLM needs safetensors"),
-        (GGUFS, "openvino", "Q3_K", r"no GGUF file 'Q3_K'. It has: BF16, F16, Q2_K"),
-        (("a-IQ1_S.gguf", "b-IQ2_M.gguf"), "openvino", "", "none of a kind known"),
+        (GGUFS, "cpu", "Q3_K", r"no GGUF file 'Q3_K'. It has: BF16, F16, Q2_K"),
         (("config.json", "pytorch_model.bin"), "vllm", "", "pickles"),
-        (("README.md",), "openvino", "", "no weights"),
+        (("README.md",), "cpu", "", "no weights"),
     ],
 )
 def test_what_is_not_there_is_said(

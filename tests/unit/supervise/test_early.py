@@ -49,8 +49,8 @@ async def test_it_is_ended_when_the_server_can_not_start() -> None:
 
 
 async def test_one_for_another_engine_is_ended(start_engine: StartEngine) -> None:
-    with early.begun_engine("openvino"):
-        begun = early._engines["openvino"]
+    with early.begun_engine("cpu"):
+        begun = early._engines["cpu"]
         engine = await start_engine()
         assert engine._process is not None
         assert engine._process.pid != begun.popen.pid
@@ -72,10 +72,10 @@ async def test_an_engine_that_does_not_exist_is_told_by_the_config(
 @pytest.mark.parametrize(
     ("settings", "engine"),
     [
-        (Settings(engine="openvino"), "openvino"),
+        (Settings(engine="cpu"), "cpu"),
         (Settings(engine="vllm"), None),
         (Settings(engine="scripted"), None),
-        (Settings(engine="openvino", replicas="1-2"), None),
+        (Settings(engine="cpu", replicas="1-2"), None),
     ],
 )
 async def test_only_the_cpu_engine_is_begun_early(settings: Settings, engine: str | None) -> None:

@@ -76,6 +76,7 @@ class Decoder:
     ) -> None:
         """Raises: ModelError, EngineError."""
         self.spec = described.spec.serving(context)
+        self.arithmetic = library.arithmetic
         self.vocab_size = self.spec.vocab
         self.num_blocks = 0
         self.arithmetic = library.arithmetic

@@ -5,7 +5,8 @@ The kernel itself says the same (`mst_packed_bytes`, `mst_block_bytes`); this ne
 
 from __future__ import annotations
 
-from maestrale.engines.cpu.spec import BLOCK, DecoderSpec
+from maestrale.engines.cpu.spec import DecoderSpec
+from maestrale.models import fit_cpu
 from maestrale.models.tensor_info import GGML_NUMBERS, GGML_TYPES
 
 GROUP = 32  # inputs, to which rows are filled up
@@ -38,14 +39,8 @@ def weight_bytes(spec: DecoderSpec) -> int:
 
 
 def block_bytes(spec: DecoderSpec) -> int:
-    """What a block of the KV cache takes: BLOCK tokens in all layers.
-
-    Keys have a scale (float16) for 32 of their elements, values one (float32) for a token and head.
-    """
-    width = -(-spec.head_dim // GROUP) * GROUP
-    keys = BLOCK * width // GROUP * ROUNDED
-    values = BLOCK * width + 4 * BLOCK
-    return spec.layers * spec.kv_heads * (keys + values)
+    """What a block of the KV cache takes: BLOCK tokens in all layers."""
+    return fit_cpu.block_bytes(spec.layers, spec.kv_heads, spec.head_dim)
 
 
 def rounded_types(spec: DecoderSpec) -> list[str]:

@@ -37,7 +37,7 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.choose import require_vllm
 from maestrale.engines.constraint import TokenConstraint, compile_constraint, grammar_text
-from maestrale.engines.openvino.cpu import cpu_identity
+from maestrale.engines.cpu.machine import cpu_identity
 from maestrale.engines.ray_group import placement_group
 from maestrale.engines.requests import check_request
 from maestrale.engines.vllm.arguments import engine_arguments, read_options

@@ -48,7 +48,7 @@ def gpu(facts: MachineFacts, asked: Asked) -> Finding:
             f"{name}{of} is too old: CUDA {dotted(CUDA_VERSION)} begins with {MIN_ARCHITECTURE} "
             f"(compute capability {dotted(MIN_COMPUTE_CAPABILITY)}).",
             "Use a newer GPU, or serve on the CPU with the cpu image.",
-            "maestrale serve --engine openvino",
+            "maestrale serve --engine cpu",
         )
     driver = facts.driver
     if driver and driver.answers and facts.nvidia_gpus:

@@ -144,7 +144,11 @@ def test_a_gguf_file_cut_anywhere_is_refused(llama: Path, scratch: Path) -> None
         refused(scratch, str(scratch))
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_damaged_heads_give_an_answer(llama: Path, scratch: Path, data: st.DataObject) -> None:
     content = bytearray(llama.read_bytes())

@@ -48,6 +48,7 @@ struct Some {
     }
 };
 
+constexpr size_t kAhead = 2560;                    // bytes; tried: less and more are slower
 constexpr size_t kTiles = 4;                       // that many rows are multiplied by together
 constexpr size_t kBlocked = kTiles * kOutputs;     // their outputs
 constexpr size_t kChunk = 32;                      // groups of inputs at a time
@@ -399,7 +400,7 @@ void products(const Blocks& blocks, size_t tile_bytes, const Rows& rows, size_t 
     thread_local Prepared kept;
     Prepared& prepared = kept;
     prepared.prepare(traits_of(F), rows);
-    Packed<F, Blocks> source{blocks, tile_bytes, 0, {}, 1.0f, 2 * tile_bytes};
+    Packed<F, Blocks> source{blocks, tile_bytes, 0, {}, 1.0f, kAhead};
     if constexpr (traits_of(F).table) {
         source.table = load_table(matrix->table);
         source.factor = matrix->factor;

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
-from maestrale.engines.openvino.scheduler import Chunk, ScheduledSequence, Scheduler
+from maestrale.engines.cpu.kv_cache import BLOCK_SIZE
+from maestrale.engines.cpu.scheduler import Chunk, ScheduledSequence, Scheduler
 
 
 def scheduler(
@@ -14,14 +14,12 @@ def scheduler(
     seqs: int = 8,
     budget: int = 128,
     caching: bool = True,
-    apart: bool = False,
 ) -> Scheduler:
     return Scheduler(
         blocks,
         max_num_seqs=seqs,
         max_num_batched_tokens=budget,
         prefix_caching=caching,
-        apart=apart,
     )
 
 
@@ -144,11 +142,11 @@ def test_the_prefix_cache_spares_whole_blocks_but_never_the_last_token() -> None
     again = sequence(2 * BLOCK_SIZE)
     under_test.add(again)
     chunks = step(under_test)
-    assert shares(chunks)[again.arrival] == 2
-    assert again.cached_tokens == 2 * BLOCK_SIZE - 2
+    assert shares(chunks)[again.arrival] == 1
+    assert again.cached_tokens == 2 * BLOCK_SIZE - 1
     assert again.blocks[0] == first.blocks[0]
     assert again.blocks[1] != first.blocks[1]
-    found = 2 * BLOCK_SIZE - 2
+    found = 2 * BLOCK_SIZE - 1
     assert (under_test.prefix_queries, under_test.prefix_hits) == (4 * BLOCK_SIZE, found)
 
 
@@ -157,7 +155,7 @@ def prompt(*tokens: int) -> ScheduledSequence:
 
 
 def test_a_beginning_shorter_than_a_block_is_copied() -> None:
-    under_test = scheduler(apart=True)
+    under_test = scheduler()
     under_test.add(prompt(*range(40)))
     step(under_test)
     other = prompt(*range(20), *range(500, 530))
@@ -171,7 +169,7 @@ def test_a_beginning_shorter_than_a_block_is_copied() -> None:
 
 
 def test_what_is_left_of_a_prompt_after_its_last_block_is_copied_too() -> None:
-    under_test = scheduler(apart=True)
+    under_test = scheduler()
     first = prompt(*range(BLOCK_SIZE + 20))
     under_test.add(first)
     for _ in range(BLOCK_SIZE):  # its own answer goes on in the same block
@@ -180,17 +178,17 @@ def test_what_is_left_of_a_prompt_after_its_last_block_is_copied_too() -> None:
     again = prompt(*range(BLOCK_SIZE + 20), *[7] * 10)
     under_test.add(again)
     step(under_test)
-    assert again.cached_tokens == BLOCK_SIZE + 20, "the answer's sevens were computed singly"
+    assert again.cached_tokens == BLOCK_SIZE + 29, "the answer's sevens, too"
 
 
-def test_a_prompt_of_one_token_is_not_what_a_chunk_is() -> None:
-    under_test = scheduler(apart=True)
+def test_a_prompt_of_one_token_is_copied_too() -> None:
+    under_test = scheduler()
     under_test.add(prompt(3))
     step(under_test)
     other = prompt(3, 4, 5)
     under_test.add(other)
     step(under_test)
-    assert other.cached_tokens == 0
+    assert other.cached_tokens == 1
 
 
 def test_a_copied_block_that_was_the_last_to_be_had_keeps_its_beginning() -> None:
@@ -254,90 +252,18 @@ def test_without_prefix_caching_nothing_is_shared_or_waited_for() -> None:
     assert not set(a.blocks) & set(b.blocks)
 
 
-def test_apart_means_that_every_token_is_always_computed_the_same_way() -> None:
-    chance = random.Random(6)
-    under_test = scheduler(blocks=7, seqs=4, budget=24, apart=True)
-    group = [sequence(length, start=1000 * length) for length in (2, 31, 33, 64, 65, 66, 97)]
-    again = [sequence(length, start=1000 * length) for length in (2, 31, 33, 64, 65, 66, 97)]
-    waiting = [one for pair in zip(group, again, strict=True) for one in pair]
-    while waiting or under_test.running or under_test.waiting:
-        if waiting and chance.random() < 0.3:
-            under_test.add(waiting.pop(0))
-        for chunk in step(under_test):
-            end = chunk.sequence.computed
-            if end > chunk.sequence.prompt_length:
-                assert chunk.count == 1
-            else:
-                assert chunk.count >= 2
-        for one in list(under_test.running):
-            if len(one.tokens) >= one.prompt_length + 40:
-                under_test.remove(one)
-    assert under_test.preemptions > 0
-    assert any(one.cached_tokens for one in again)
-    assert all(one.cached_tokens <= one.prompt_length - 2 for one in again)
-
-
-def test_apart_keeps_generated_tokens_out_of_the_prefix_cache() -> None:
-    under_test = scheduler(apart=True)
-    first = sequence(BLOCK_SIZE)
+def test_an_answer_is_cached_to_its_last_computed_token() -> None:
+    under_test = scheduler()
+    first = sequence(BLOCK_SIZE + 5)
     under_test.add(first)
-    for _ in range(BLOCK_SIZE + 2):
+    while len(first.tokens) < 4 * BLOCK_SIZE:
         step(under_test)
-    under_test.remove(first)
-    follow_up = ScheduledSequence(tokens=[*first.tokens, 1, 2], prompt_length=len(first.tokens) + 2)
-    under_test.add(follow_up)
-    step(under_test)
-    assert follow_up.cached_tokens == BLOCK_SIZE
-
-
-def rehearse(under_test: Scheduler) -> list[int]:
-    """All that is left to be rehearsed; how many tokens at a time."""
-    counts = []
-    while chunks := under_test.rehearse():
-        assert not any(chunk.wants_logits for chunk in chunks)
-        counts += [chunk.count for chunk in chunks]
-        under_test.commit(chunks)
-    return counts
-
-
-def answered(under_test: Scheduler, prompt: int, answer: int) -> ScheduledSequence:
-    one = sequence(prompt)
-    under_test.add(one)
-    while len(one.tokens) < prompt + answer:
-        step(under_test)
-    under_test.finish(one)
-    return one
-
-
-def test_an_answer_is_rehearsed_for_its_follow_up() -> None:
-    under_test = scheduler(apart=True)
-    first = answered(under_test, BLOCK_SIZE + 5, 3 * BLOCK_SIZE)
-    assert under_test.rehearsals
-    assert rehearse(under_test) == [BLOCK_SIZE] * 3 + [5]
-    assert not under_test.rehearsals
+    under_test.finish(first)
     assert under_test.blocks.in_use == 0
     follow_up = ScheduledSequence(tokens=[*first.tokens, 1, 2], prompt_length=len(first.tokens) + 2)
     under_test.add(follow_up)
     step(under_test)
-    assert follow_up.cached_tokens == 4 * BLOCK_SIZE + 5
-
-
-def test_nothing_is_rehearsed_where_the_answer_is_cached_as_it_is() -> None:
-    for settings in ({"apart": False}, {"apart": True, "caching": False}):
-        under_test = scheduler(**settings)
-        answered(under_test, BLOCK_SIZE, BLOCK_SIZE)
-        assert not under_test.rehearsals
-
-
-def test_a_rehearsal_takes_no_block_that_is_in_use() -> None:
-    under_test = scheduler(blocks=5, apart=True)
-    answered(under_test, BLOCK_SIZE, 2 * BLOCK_SIZE + 5)
-    running = sequence(3 * BLOCK_SIZE, start=900)
-    under_test.add(running)
-    step(under_test)
-    assert rehearse(under_test) == [BLOCK_SIZE], "of five blocks three run, and one is the prompt's"
-    assert len(running.blocks) == 3
-    assert under_test.blocks.in_use == 3
+    assert follow_up.cached_tokens == 4 * BLOCK_SIZE - 1
 
 
 class Guessing(ScheduledSequence):
@@ -388,7 +314,6 @@ def test_everything_ends_and_every_block_comes_back_whatever_arrives() -> None:
             seqs=chance.randint(1, 6),
             budget=chance.choice([1, 3, 8, 33, 128]),
             caching=chance.random() < 0.7,
-            apart=chance.random() < 0.5,
         )
         waiting = []
         for _ in range(12):
@@ -405,7 +330,7 @@ def test_everything_ends_and_every_block_comes_back_whatever_arrives() -> None:
             for chunk in chunks:
                 assert len(chunk.sequence.blocks) * BLOCK_SIZE >= chunk.sequence.computed
                 generates = chunk.sequence.computed > chunk.sequence.prefill_length
-                assert (chunk.count == 1) == (generates or chunk.sequence.prompt_length == 1)
+                assert chunk.count == 1 or not generates
             held = [one.blocks for one in under_test.running]
             assert under_test.blocks.in_use == len({block for blocks in held for block in blocks})
             for one in list(under_test.running):

@@ -15,9 +15,9 @@ from maestrale.engines.base import (
     TokenLogprob,
 )
 from maestrale.engines.constraint import TokenConstraint
+from maestrale.engines.cpu.prompt_lookup import PromptLookup
+from maestrale.engines.cpu.scheduler import ScheduledSequence
 from maestrale.engines.mailbox import Mailbox
-from maestrale.engines.openvino.drafting import PromptLookup
-from maestrale.engines.openvino.scheduler import ScheduledSequence
 
 
 class Generation(ScheduledSequence):

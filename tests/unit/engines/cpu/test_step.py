@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from maestrale.engines.openvino.scheduler import Chunk, ScheduledSequence
-from maestrale.engines.openvino.step import padded, step_input
+from maestrale.engines.cpu.scheduler import Chunk, ScheduledSequence
+from maestrale.engines.cpu.step import step_input
 
 
 def sequence(tokens: int, computed: int, blocks: list[int]) -> ScheduledSequence:
@@ -23,22 +23,20 @@ def test_chunks_follow_each_other() -> None:
     begun, ended = sequence(50, 0, [4, 7]), sequence(34, 31, [2, 9])
     found = step_input([Chunk(begun, 3), Chunk(ended, 3)])
     assert found.token_ids.tolist() == [100, 101, 102, 131, 132, 133]
-    assert found.positions.tolist() == [0, 1, 2, 31, 32, 33]
-    assert found.past_lens.tolist() == [0, 31]
-    assert found.sequence_begins.tolist() == [0, 3, 6]
-    assert found.block_indices.tolist() == [4, 2, 9]  # those that its tokens reach
+    assert found.past.tolist() == [0, 31]
+    assert found.begins.tolist() == [0, 3, 6]
+    assert found.blocks.tolist() == [4, 2, 9]  # those that its tokens reach
     assert found.block_begins.tolist() == [0, 1, 3]
     assert found.logit_rows.tolist() == [5]  # the first one's prompt goes on
-    assert found.max_context_len == 34
+    assert all(array.dtype == np.int32 for array in vars(found).values())
 
 
-def test_a_guess_is_a_sequence_of_one_token_over_the_same_blocks() -> None:
+def test_guesses_follow_their_sequence_s_last_token() -> None:
     found = step_input([Chunk(sequence(32, 31, [5, 6]), 1, drafts=(7, 8))])
     assert found.token_ids.tolist() == [131, 7, 8]
-    assert found.positions.tolist() == [31, 32, 33]
-    assert found.past_lens.tolist() == [31, 32, 33]
-    assert found.sequence_begins.tolist() == [0, 1, 2, 3]
-    assert found.block_indices.tolist() == [5, 5, 6, 5, 6]
+    assert found.past.tolist() == [31]
+    assert found.begins.tolist() == [0, 3]
+    assert found.blocks.tolist() == [5, 6]
     assert found.logit_rows.tolist() == [0, 1, 2]
 
 
@@ -59,16 +57,3 @@ def test_of_a_prompt_that_is_scored_every_logit_row_is_wanted_once() -> None:
     one.computed = 50
     found = step_input([Chunk(one, 1, drafts=(8,))])
     assert found.logit_rows.tolist() == [0, 1]
-
-
-def test_a_step_is_padded_with_a_token_in_the_spare_block() -> None:
-    step = step_input([Chunk(sequence(32, 31, [5]), 1)])
-    found = padded(step, 2, spare_block=99)
-    assert found.token_ids.tolist() == [131, 0]
-    assert found.sequence_begins.tolist() == [0, 1, 2]
-    assert found.block_indices.tolist() == [5, 99]
-    assert found.logit_rows.tolist() == [0, 0]
-    assert padded(step, 1, spare_block=99) is step
-    for name in ("token_ids", "past_lens", "sequence_begins", "block_indices", "block_begins"):
-        assert getattr(found, name).dtype == getattr(step, name).dtype
-    assert found.logit_rows.dtype == np.int64

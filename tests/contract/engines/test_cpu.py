@@ -1,11 +1,9 @@
-"""What only the OpenVINO engine can show: preemption, a lost step, settings it can't meet."""
+"""What only the CPU engine can show: preemption, a lost step, settings it can't meet."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +13,8 @@ import pytest
 
 from maestrale.engines import constraint
 from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, Sampling
-from maestrale.engines.openvino.engine import OpenVINOEngine
-from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
-from maestrale.engines.openvino.step import StepInput
-from maestrale.engines.openvino.weights import extension
+from maestrale.engines.cpu.decoder import Batch
+from maestrale.engines.cpu.engine import CPUEngine
 from maestrale.engines.registry import build_engine
 from maestrale.errors import EngineDied, EngineError, ModelError
 from running_engine import RunningEngine
@@ -26,16 +22,12 @@ from running_engine import RunningEngine
 pytestmark = pytest.mark.model
 
 
-@pytest.fixture(scope="module", params=["original", "a8"])
-def small(request: pytest.FixtureRequest, prepared_model: Path) -> EngineConfig:
-    """With OpenVINO's own operations, and with ours."""
-    if request.param == "a8" and (reason := extension.unavailable(prepared_model)):
-        pytest.skip(reason)
+@pytest.fixture(scope="module")
+def small(prepared_model: Path) -> EngineConfig:
     return EngineConfig(
-        engine="openvino",
+        engine="cpu",
         model_dir=str(prepared_model),
-        kv_cache_bytes={"original": 14 << 20, "a8": 3_900_000}[request.param],  # 256 tokens
-        options={"weight_format": request.param},
+        kv_cache_bytes=3_200_000,  # 256 tokens
     )
 
 
@@ -74,9 +66,7 @@ def test_preempted_requests_give_the_tokens_they_give_alone(cramped: RunningEngi
     assert together == alone
 
 
-@pytest.mark.parametrize(
-    ("setting", "says"), [(9000, "trained for at most 8192"), (300, "KV cache holds 256")]
-)
+@pytest.mark.parametrize(("setting", "says"), [(9000, "made for at most 8192"), (300, "256 does")])
 def test_a_context_that_cannot_be_had_is_refused_at_start(
     small: EngineConfig, setting: int, says: str
 ) -> None:
@@ -87,12 +77,12 @@ def test_a_context_that_cannot_be_had_is_refused_at_start(
 
 def test_a_folder_that_is_no_model_is_refused_at_start(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
-        RunningEngine(EngineConfig(engine="openvino", model_dir=str(tmp_path)))
+        RunningEngine(EngineConfig(engine="cpu", model_dir=str(tmp_path)))
 
 
 def test_options_of_other_engines_are_refused() -> None:
     with pytest.raises(EngineError, match="crash_at_token"):
-        build_engine(EngineConfig(engine="openvino", model_dir="", options={"crash_at_token": "1"}))
+        build_engine(EngineConfig(engine="cpu", model_dir="", options={"crash_at_token": "1"}))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +97,7 @@ def chanting(number: int) -> GenerationRequest:
     prompt = tuple(range(300 + number, 312 + number)) * 6
     return GenerationRequest(
         request_id=str(number), prompt=prompt, max_tokens=60, seed=number, logprobs=2,
-        sampling=Sampling(temperature=0.3),
+        sampling=Sampling(temperature=1.0),
     )  # fmt: skip
 
 
@@ -151,9 +141,7 @@ def test_what_a_schema_forces_is_guessed(roomy: RunningEngine) -> None:
     assert (beside.tokens, beside.logprobs) == (alone.tokens, alone.logprobs)
 
 
-def test_copied_beginnings_of_blocks_change_no_bit(
-    roomy: RunningEngine, small: EngineConfig
-) -> None:
+def test_copied_parts_of_blocks_change_no_bit(roomy: RunningEngine, small: EngineConfig) -> None:
     first = request(41, length=50)
     others = [
         msgspec.structs.replace(
@@ -173,34 +161,7 @@ def test_copied_beginnings_of_blocks_change_no_bit(
         assert one.logprobs == other.logprobs
 
 
-def test_an_answer_is_in_the_cache_when_its_follow_up_comes(
-    roomy: RunningEngine, small: EngineConfig
-) -> None:
-    first = roomy.run(request(31, length=70, max_tokens=100))[0]
-    prompt = (*first.request.prompt, *first.tokens, 500, 501, 502)
-    follow_up = GenerationRequest(
-        request_id="follow-up", prompt=prompt, max_tokens=20, seed=1, logprobs=2
-    )
-    computed = 170 // BLOCK_SIZE * BLOCK_SIZE
-    deadline = time.monotonic() + 30
-    while (answer := roomy.run(follow_up)[0]).cached_tokens < computed:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-        prompt = (*prompt[:-1], prompt[-1] + 1)  # its own end is never the cached part
-        follow_up = msgspec.structs.replace(follow_up, prompt=prompt)
-    fresh = RunningEngine(msgspec.structs.replace(small, kv_cache_bytes=200 << 20))
-    undisturbed = fresh.run(follow_up)[0]
-    fresh.stop()
-    assert undisturbed.cached_tokens == 0
-    assert answer.tokens == undisturbed.tokens
-    assert answer.logprobs == undisturbed.logprobs
-
-
-def test_answers_of_our_own_operation_are_cached_as_they_are_made(
-    roomy: RunningEngine, small: EngineConfig
-) -> None:
-    if small.options["weight_format"] != "a8":
-        pytest.skip("OpenVINO's attention computes answers otherwise than prompts")
+def test_answers_are_cached_as_they_are_made(roomy: RunningEngine, small: EngineConfig) -> None:
     first = request(71, length=70, max_tokens=60)
     answer = roomy.run(first)[0].tokens
     asked = request(72, length=8)
@@ -218,7 +179,7 @@ def test_an_idle_engine_prepares_for_constraints(
 ) -> None:
     """What it builds once for all of them holds up every stream."""
     own = RunningEngine(small)
-    assert isinstance(own.engine, OpenVINOEngine)
+    assert isinstance(own.engine, CPUEngine)
     try:
         deadline = time.monotonic() + 30
         while constraint._latest is None or constraint._latest[0] is not own.engine._vocabulary:
@@ -235,27 +196,15 @@ def test_an_idle_engine_prepares_for_constraints(
 def test_a_step_that_fails_loses_the_engine(small: EngineConfig) -> None:
     own = RunningEngine(small)
     engine = own.engine
-    assert isinstance(engine, OpenVINOEngine)
+    assert isinstance(engine, CPUEngine)
 
-    def fail(step: StepInput) -> None:
+    def fail(step: Batch) -> None:
         raise RuntimeError("device lost")
 
-    engine._model.infer = fail  # type: ignore[assignment,method-assign]
+    engine._decoder.step = fail  # type: ignore[assignment,method-assign]
     with pytest.raises(EngineDied):
         own.run(request(1))
     assert own.do(engine.health()).state == "dead"
     with pytest.raises(EngineDied):
         own.run(request(2))
     own.stop()
-
-
-def test_a_kernel_that_can_not_be_compiled_ends_the_start_that_asks_for_it(
-    prepared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(extension, "cpu_lacks", lambda: "")
-    monkeypatch.setenv("CXX", "/bin/false")
-    ignored = shutil.ignore_patterns("a8*", "int8*")
-    folder = shutil.copytree(prepared_model, tmp_path / "model", ignore=ignored)
-    config = EngineConfig(engine="openvino", model_dir=str(folder), options={"weight_format": "a8"})
-    with pytest.raises(EngineError, match=r"/bin/false could not compile.*need no compiler\."):
-        asyncio.run(OpenVINOEngine(config).start())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maestrale.engines.openvino.kv_cache import BlockManager, block_digest
+from maestrale.engines.cpu.kv_cache import BlockManager, block_digest
 
 
 def test_digest_depends_on_all_tokens_before() -> None:

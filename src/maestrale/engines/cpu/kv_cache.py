@@ -3,7 +3,7 @@
 A block holds the keys and values of `BLOCK_SIZE` consecutive tokens of a sequence. A full
 block is named by a digest chained over all tokens up to its end, so equal digests mean equal
 content, and a new sequence can share the blocks of a prompt that was seen before. Of a block that
-only begins with the right tokens, the beginning can be copied (`beginnings.py`). A block that
+only begins with the right tokens, the beginning can be copied (`partial_block.py`). A block that
 nobody uses keeps its content until it is needed: the least recently used goes first.
 """
 
@@ -14,10 +14,10 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from maestrale.engines.openvino.beginnings import Beginnings, Tokens
+from maestrale.engines.cpu.partial_block import PartialBlocks, Tokens
 from maestrale.errors import ModelError
 
-BLOCK_SIZE = 32  # tokens in a block: fixed by the CPU plugin's paged attention, and our kernel
+BLOCK_SIZE = 32  # tokens in a block: the kernel's MST_BLOCK
 
 Digest = bytes
 _ROOT: Digest = b"maestrale-kv-1"
@@ -58,8 +58,8 @@ class BlockManager:
         self._references = [0] * num_blocks
         self._digests: list[Digest | None] = [None] * num_blocks
         self._cached: dict[Digest, int] = {}
-        self._beginnings = Beginnings()
-        self._begins: list[tuple[Digest, Tokens] | None] = [None] * num_blocks
+        self._partial = PartialBlocks()
+        self._partial_of: list[tuple[Digest, Tokens] | None] = [None] * num_blocks
         self._unused: OrderedDict[int, None] = OrderedDict()  # cached, no references; LRU first
 
     @property
@@ -111,7 +111,7 @@ class BlockManager:
             self._references[block] -= 1
             if self._references[block] > 0:
                 continue
-            if self._digests[block] is None and self._begins[block] is None:
+            if self._digests[block] is None and self._partial_of[block] is None:
                 self._free.append(block)
             else:
                 self._unused[block] = None
@@ -122,31 +122,31 @@ class BlockManager:
             self._cached[digest] = block
             self._digests[block] = digest
 
-    def publish_beginning(self, block: int, before: Digest | None, tokens: Sequence[int]) -> None:
+    def publish_partial(self, block: int, before: Digest | None, tokens: Sequence[int]) -> None:
         """Say that a block begins with `tokens` [1 to BLOCK_SIZE], after the block `before`.
 
         What follows these in the block may change.
         """
-        if self.beginning(before, tokens)[1] == len(tokens):
+        if self.partial(before, tokens)[1] == len(tokens):
             return
-        self._forget_beginning(block)
+        self._forget_partial(block)
         entry = (before or _ROOT, tuple(tokens))
-        self._begins[block] = entry
-        self._beginnings.add(*entry, block)
+        self._partial_of[block] = entry
+        self._partial.add(*entry, block)
 
-    def beginning(self, before: Digest | None, tokens: Sequence[int]) -> tuple[int, int]:
+    def partial(self, before: Digest | None, tokens: Sequence[int]) -> tuple[int, int]:
         """(block, how many of `tokens` it begins with) after `before`; takes no reference."""
-        return self._beginnings.longest(before or _ROOT, tuple(tokens))
+        return self._partial.longest(before or _ROOT, tuple(tokens))
 
     def _forget(self, block: int) -> None:
         digest = self._digests[block]
         if digest is not None:
             del self._cached[digest]
             self._digests[block] = None
-        self._forget_beginning(block)
+        self._forget_partial(block)
 
-    def _forget_beginning(self, block: int) -> None:
-        entry = self._begins[block]
+    def _forget_partial(self, block: int) -> None:
+        entry = self._partial_of[block]
         if entry is not None:
-            self._beginnings.remove(*entry, block)
-            self._begins[block] = None
+            self._partial.remove(*entry, block)
+            self._partial_of[block] = None

@@ -1,4 +1,4 @@
-"""The OpenVINO engine: one thread steps the model, one event loop talks to the readers.
+"""The CPU engine: one thread steps the model, one event loop talks to the readers.
 
 The thread owns the model, the scheduler and every running sequence. The event loop hands it
 new and abandoned requests through an inbox, which is read before each step, and gets back all
@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -38,24 +37,21 @@ from maestrale.engines.base import (
     TokenDelta,
 )
 from maestrale.engines.constraint import TokenConstraint, compile_constraint
-from maestrale.engines.openvino.cpu import cpu_identity
-from maestrale.engines.openvino.drafting import PromptLookup
-from maestrale.engines.openvino.generation import Generation
-from maestrale.engines.openvino.graph import PagedModel
-from maestrale.engines.openvino.kv_cache import BLOCK_SIZE
-from maestrale.engines.openvino.rehearsal import LONGEST, PAUSE
-from maestrale.engines.openvino.scheduler import Chunk, Scheduler
-from maestrale.engines.openvino.step import step_input
-from maestrale.engines.openvino.tuning import OPTIONS, chosen
-from maestrale.engines.openvino.weights.extension import digest
+from maestrale.engines.cpu.decoder import Decoder
+from maestrale.engines.cpu.generation import Generation
+from maestrale.engines.cpu.kv_cache import BLOCK_SIZE
+from maestrale.engines.cpu.load import OPTIONS, fitting, load
+from maestrale.engines.cpu.prompt_lookup import PromptLookup
+from maestrale.engines.cpu.scheduler import Chunk, Scheduler
+from maestrale.engines.cpu.step import step_input
+from maestrale.engines.cpu.tuning import chosen
 from maestrale.engines.requests import check_request
 from maestrale.errors import ConstraintError, EngineDied, EngineError, ModelError
 from maestrale.models.load_vocabulary import load_vocabulary
-from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.models.vocabulary import Vocabulary
 
 DEFAULT_MAX_NUM_SEQS = 64
-MANY_ROWS = 8  # the weights' own share of a step no longer dominates
+INDEX_AFTER = 0.25  # seconds of idleness before what would hold a request up is done
 COMPILED_CONSTRAINTS = 32  # kept for the next request with the same one
 
 logger = logging.getLogger(__name__)
@@ -64,24 +60,22 @@ _Order = tuple[Literal["add", "abort"], Generation]
 _Result = tuple[Generation, TokenDelta | ConstraintError]
 
 
-class OpenVINOEngine:
+class CPUEngine:
     """An Engine on the CPU. See `engines/base.py` for what each method promises."""
 
     def __init__(self, config: EngineConfig) -> None:
         unknown = config.options.keys() - OPTIONS
         if unknown:
             names = ", ".join(sorted(unknown))
-            raise EngineError(f"The openvino engine can't use {names}: remove it.")
+            raise EngineError(f"The cpu engine can't use {names}: remove it.")
         self._config = config
         self._max_num_seqs = config.max_num_seqs or DEFAULT_MAX_NUM_SEQS
         self._choice = chosen(config)
-        # A second row costs a tenth with a8; else deterministic mode computes one anyway.
-        self._guesses_are_cheap = config.deterministic or self._choice.weight_format == "a8"
         self._info: EngineInfo | None = None
         self._dead = ""
         self._closing = False
         self._vocabulary: Vocabulary
-        self._model: PagedModel
+        self._decoder: Decoder
         self._scheduler: Scheduler
         self._loop: asyncio.AbstractEventLoop
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
@@ -102,7 +96,6 @@ class OpenVINOEngine:
         self._draft_tokens = self._accepted_tokens = 0
         self._busy_until = 0.0
         self._indexed = False  # the vocabulary, for constraints
-        self._row_seconds = 0.0  # for a token, in the last step that had many
         self._step_tokens = StepTokens()
 
     async def start(self) -> None:
@@ -117,45 +110,22 @@ class OpenVINOEngine:
 
     def _load(self) -> None:
         config = self._config
-        folder = Path(config.model_dir)
-        prepared = load_prepared(folder)
-        wanted = config.max_model_len
-        if wanted is not None and wanted > prepared.context_length:
-            raise EngineError(
-                f"max_model_len is {wanted}, but {prepared.name} was trained for at most "
-                f"{prepared.context_length} tokens. Lower --max-model-len."
-            )
-        self._vocabulary = load_vocabulary(folder)
-        try:
-            self._model = PagedModel(
-                folder,
-                kv_cache_bytes=self._choice.kv_cache_bytes,
-                threads=self._choice.threads,
-                deterministic=config.deterministic,
-                weight_format=self._choice.weight_format,
-            )
-        except EngineError as error:  # the kernel can't be had
-            raise EngineError(
-                f"{error} --weight-format original and int8 need no compiler."
-            ) from error
-        if self._model.vocab_size != len(self._vocabulary):
+        self._vocabulary = load_vocabulary(Path(config.model_dir))
+        size = fitting(config)
+        self._decoder = load(config, threads=self._choice.threads, context=size.max_model_len)
+        if self._decoder.vocab_size != len(self._vocabulary):
             raise ModelError(
-                f"The model in {folder} has {self._model.vocab_size} logits, its tokenizer "
-                f"{len(self._vocabulary)} tokens. Delete the folder; it will be made anew."
+                f"The model has {self._decoder.vocab_size} logits, its tokenizer "
+                f"{len(self._vocabulary)} tokens: they don't belong together."
             )
-        capacity = self._model.num_blocks * BLOCK_SIZE
-        exact = self._model.exact_step_tokens
-        if config.deterministic and not exact:
-            logger.warning("On this CPU a request's tokens can depend on what runs beside it.")
-        most_tokens = self._choice.step_tokens
-        if exact:
-            most_tokens = min(most_tokens, exact)
+        self._decoder.open_cache(size.blocks)
+        if not config.deterministic:
+            logger.info("--no-deterministic changes nothing: this engine gains no speed by it.")
         self._scheduler = Scheduler(
-            self._model.num_blocks,
+            size.blocks,
             max_num_seqs=self._max_num_seqs,
-            max_num_batched_tokens=most_tokens,
+            max_num_batched_tokens=self._choice.step_tokens,
             prefix_caching=config.enable_prefix_caching,
-            apart=exact > 0 and not self._model.one_way,
         )
         if self._scheduler.max_running < self._max_num_seqs:
             logger.warning(
@@ -163,49 +133,35 @@ class OpenVINOEngine:
                 self._max_num_seqs,
                 self._scheduler.max_running,
             )
-        self._info = self._describe(prepared, capacity, most_tokens)
+        self._info = self._describe(size.max_model_len)
 
-    def _describe(self, prepared: PreparedModel, capacity: int, most_tokens: int) -> EngineInfo:
-        wanted = self._config.max_model_len
-        if wanted is not None and wanted > capacity:
-            raise EngineError(
-                f"max_model_len is {wanted}, but the KV cache holds {capacity} tokens. Lower "
-                "--max-model-len, or raise --kv-cache-memory."
-            )
+    def _describe(self, max_model_len: int) -> EngineInfo:
         features: set[Feature] = {"logit_bias", "top_logprobs", "json_schema", "regex", "grammar"}
-        if self._model.exact_step_tokens:
-            features.add("deterministic")
+        features.add("deterministic")
         if self._config.enable_prefix_caching:
             features.add("prefix_cache")
         return EngineInfo(
-            engine="openvino",
-            version=version("openvino"),
-            fingerprint=self._fingerprint(prepared),
-            max_model_len=min(wanted or prepared.context_length, capacity),
+            engine="cpu",
+            version=__version__,
+            fingerprint=self._fingerprint(),
+            max_model_len=max_model_len,
             vocab_size=len(self._vocabulary),
-            kv_capacity_tokens=capacity,
+            kv_capacity_tokens=self._scheduler.blocks.num_blocks * BLOCK_SIZE,
             max_num_seqs=self._scheduler.max_running,
-            max_num_batched_tokens=most_tokens,
+            max_num_batched_tokens=self._choice.step_tokens,
             features=frozenset(features),
             kv_block_tokens=BLOCK_SIZE,
         )
 
-    def _fingerprint(self, prepared: PreparedModel) -> str:
-        config = self._config
-        parts = {
-            "weights": prepared.weights_digest,
-            "cpu": cpu_identity(),
-            "threads": self._choice.threads,
-            "weight_format": self._choice.weight_format,
-            "kernel": digest() if self._choice.weight_format == "a8" else "",
-            "deterministic": config.deterministic,
-            "options": {name: str(value) for name, value in self._model.options.items()},
-            "batch": [self._max_num_seqs, self._choice.step_tokens],
-            "prefix_caching": config.enable_prefix_caching,
-            "versions": [__version__, version("openvino"), np.__version__, constraints.VERSION],
-        }
-        text = json.dumps(parts, sort_keys=True)
-        return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:16]
+    def _fingerprint(self) -> str:
+        """Of all that an answer's bytes depend on; not of the CPU, threads or batch."""
+        parts = [
+            self._decoder.arithmetic,
+            self._decoder.identity,
+            __version__,
+            constraints.VERSION,
+        ]
+        return "fp_" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     async def close(self, grace: float = 0.0) -> None:
         """Refuse new requests, let the others finish for up to `grace` seconds, free all."""
@@ -246,8 +202,7 @@ class OpenVINOEngine:
             steps=self._steps,
             running=len(scheduler.running),
             waiting=len(scheduler.waiting) + arriving,
-            # A rehearsal's blocks are nobody's.
-            kv_cache_usage=blocks.in_use / blocks.num_blocks if scheduler.running else 0.0,
+            kv_cache_usage=blocks.in_use / blocks.num_blocks,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             preemptions=scheduler.preemptions,
@@ -274,7 +229,7 @@ class OpenVINOEngine:
             request,
             compiled,
             self._vocabulary.eos_token_ids,
-            PromptLookup(shortest=1 if self._guesses_are_cheap else 2),
+            PromptLookup(),
         )
         self._active.add(generation)
         self._drained.clear()
@@ -328,7 +283,7 @@ class OpenVINOEngine:
             while self._take_orders():
                 chunks = self._scheduler.schedule()
                 if not chunks:
-                    self._use_idle_moment()
+                    self._index_vocabulary()
                 elif results := self._step(chunks):
                     self._loop.call_soon_threadsafe(self._deliver, results)
         except Exception as error:
@@ -342,8 +297,8 @@ class OpenVINOEngine:
         with self._inbox_filled:
             while not (self._inbox or self._stopped or scheduler.running or scheduler.waiting):
                 pause = None
-                if not self._indexed or self._may_rehearse():
-                    pause = self._busy_until + PAUSE - time.monotonic()
+                if not self._indexed:
+                    pause = self._busy_until + INDEX_AFTER - time.monotonic()
                     if pause <= 0:
                         break
                 self._inbox_filled.wait(pause)
@@ -362,11 +317,8 @@ class OpenVINOEngine:
         wanting = [(chunk, chunk.logit_rows, chunk.wants_logits) for chunk in chunks]
         step = step_input(chunks)
         for source, target in self._scheduler.take_copies():
-            self._model.copy_block(source, target)
-        begun = time.monotonic()
-        logits = self._model.infer(step)
-        if len(step.token_ids) >= MANY_ROWS:
-            self._row_seconds = (time.monotonic() - begun) / len(step.token_ids)
+            self._decoder.copy_block(source, target)
+        logits = self._decoder.step(step)
         self._scheduler.commit(chunks)
         results: list[_Result] = []
         first = 0
@@ -413,19 +365,10 @@ class OpenVINOEngine:
             self._accepted_tokens += right
         return results
 
-    def _may_rehearse(self) -> bool:
-        return bool(self._scheduler.rehearsals) and BLOCK_SIZE * self._row_seconds <= LONGEST
-
-    def _use_idle_moment(self) -> None:
-        """Do what would hold others up, while nobody waits."""
-        if not self._indexed:
-            constraints.index(self._vocabulary)
-            self._indexed = True
-            return
-        chunks = self._scheduler.rehearse()
-        if chunks:
-            self._model.infer(step_input(chunks))
-            self._scheduler.commit(chunks)
+    def _index_vocabulary(self) -> None:
+        """For constraints: it would hold others up, so it is done while nobody waits."""
+        constraints.index(self._vocabulary)
+        self._indexed = True
 
     # On the event loop again.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maestrale.engines.openvino.beginnings import Beginnings
+from maestrale.engines.cpu.partial_block import PartialBlocks
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 
@@ -14,7 +14,7 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 def test_the_longest_common_beginning_is_found(
     entries: list[tuple[bytes, tuple[int, ...]]], wanted: tuple[int, ...], data: st.DataObject
 ) -> None:
-    known = Beginnings()
+    known = PartialBlocks()
     for block, (before, tokens) in enumerate(entries):
         known.add(before, tokens, block)
     gone = data.draw(st.sets(st.sampled_from(range(len(entries))))) if entries else set()

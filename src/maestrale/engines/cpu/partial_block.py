@@ -13,7 +13,7 @@ from collections.abc import Sequence
 Tokens = tuple[int, ...]
 
 
-class Beginnings:
+class PartialBlocks:
     """Blocks by what comes before them, and there in the order of their tokens."""
 
     def __init__(self) -> None:

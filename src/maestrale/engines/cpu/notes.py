@@ -1,7 +1,7 @@
 """What was found out about a model on this machine, kept in the model's folder.
 
-Trying takes seconds, which every start but the first can save. What was found holds for one CPU,
-one version of OpenVINO and one set of settings: these make the key under which it is noted.
+What was found holds for one CPU, one version of the kernel and one set of settings: these make the
+key under which it is noted.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from maestrale.engines.openvino.cpu import cpu_identity
+from maestrale import __version__
+from maestrale.engines.cpu.machine import cpu_identity
 
 logger = logging.getLogger(__name__)
 
 
 def note_key(settings: Sequence[object]) -> str:
-    """A short digest of the CPU, the version of OpenVINO and `settings`."""
-    parts = [cpu_identity(), version("openvino"), *map(str, settings)]
+    """A short digest of the CPU, the version of this program and `settings`."""
+    parts = [cpu_identity(), __version__, *map(str, settings)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -7,11 +7,8 @@ next, so neither a long prompt nor a short one waits for ever. When the KV cache
 youngest sequence is preempted: its blocks are freed and its tokens computed again later (its
 random stream goes by position, so its answer is the same).
 
-OpenVINO's attention rounds differently for a chunk of one token than for more. Where it computes
-and results must not depend on the schedule (`apart`), a token is therefore always computed the same
-way: those of the prompt in chunks of two or more, generated ones singly, also when they are
-computed again; and only the prompt's blocks enter the prefix cache (see `rehearsal.py` for the
-answers).
+A token has the same bits alone and in any chunk, so whatever was computed may enter the prefix
+cache, answers included.
 """
 
 from __future__ import annotations
@@ -21,9 +18,8 @@ import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
-from maestrale.engines.openvino.drafting import MAX_DRAFT, ROWS_TOGETHER
-from maestrale.engines.openvino.kv_cache import BLOCK_SIZE, BlockManager, Digest, extend_digests
-from maestrale.engines.openvino.rehearsal import MIN_CHUNK, Rehearsals
+from maestrale.engines.cpu.kv_cache import BLOCK_SIZE, BlockManager, Digest, extend_digests
+from maestrale.engines.cpu.prompt_lookup import MAX_DRAFT, ROWS_TOGETHER
 
 PREFILL_SHARE = 16  # tokens of a step's budget that sequences which generate leave to prompts
 BESIDE_ANSWERS = 80  # tokens of a step that has sequences which generate, theirs included
@@ -37,7 +33,7 @@ class ScheduledSequence:
     prompt_length: int
     priority: int = 0
     arrival: int = 0
-    prefill_length: int = 0  # tokens computed in chunks at this admission; later ones singly
+    prefill_length: int = 0  # tokens there were at this admission; later ones are generated
     computed: int = 0
     cached_tokens: int = 0  # of the prompt, found in the prefix cache before any preemption
     preempted: bool = False
@@ -47,7 +43,6 @@ class ScheduledSequence:
     digests: list[Digest] = field(default_factory=list)
     published: int = 0  # blocks entered in the prefix cache (or taken from it)
     claimed: list[Digest] = field(default_factory=list)
-    silent: bool = False  # computed for the prefix cache only: nobody wants its logits
     scoring: bool = False  # the logits of all its prompt's tokens are wanted
     scored: int = 0  # tokens of the prompt whose logits were computed
 
@@ -73,7 +68,7 @@ class ScheduledSequence:
 class Chunk:
     """`count` tokens of a sequence to compute in this step, from its `computed` on.
 
-    After a single one `drafts` may follow: tokens that are guessed, each computed singly too.
+    After a single one `drafts` may follow: tokens that are guessed.
     """
 
     sequence: ScheduledSequence
@@ -83,8 +78,7 @@ class Chunk:
     @property
     def wants_logits(self) -> bool:
         """Of the last token, and of each guessed one."""
-        sequence = self.sequence
-        return not sequence.silent and sequence.computed + self.count == len(sequence.tokens)
+        return self.sequence.computed + self.count == len(self.sequence.tokens)
 
     @property
     def logit_rows(self) -> range:
@@ -109,14 +103,11 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         prefix_caching: bool,
-        apart: bool,
     ) -> None:
         self.blocks = BlockManager(num_blocks)
-        self.rehearsals = Rehearsals(self.blocks)
         # Each running sequence takes at least one token of the step's budget.
         self.max_running = max(1, min(max_num_seqs, max_num_batched_tokens - PREFILL_SHARE))
-        self._apart = apart
-        self._budget = max(max_num_batched_tokens, MIN_CHUNK + 1)
+        self._budget = max_num_batched_tokens
         self._prefix_caching = prefix_caching
         self.waiting: list[ScheduledSequence] = []  # by rank
         self.running: list[ScheduledSequence] = []  # by rank
@@ -143,11 +134,9 @@ class Scheduler:
 
     def finish(self, sequence: ScheduledSequence) -> None:
         """Forget a sequence that came to its end, and remember its answer for follow-ups."""
-        if self._prefix_caching and self._apart:
-            self.rehearsals.add(sequence.tokens, sequence.digests)
-        elif self._prefix_caching and sequence.computed % BLOCK_SIZE:
+        if self._prefix_caching and sequence.computed % BLOCK_SIZE:
             full, rest = divmod(sequence.computed, BLOCK_SIZE)
-            self._publish_beginning(sequence, full, rest)
+            self._publish_partial(sequence, full, rest)
         self.remove(sequence)
 
     def schedule(self) -> list[Chunk]:
@@ -169,28 +158,6 @@ class Scheduler:
         copies, self._copies = self._copies, []
         return copies
 
-    def rehearse(self) -> list[Chunk]:
-        """For when `schedule` has nothing: the next tokens of an answer, if any are missing."""
-        found = self.rehearsals.next()
-        if found is None:
-            return []
-        tokens, digests, cached, count = found
-        for shared in cached:
-            self.blocks.share(shared)
-        block = self.blocks.allocate()
-        assert block is not None
-        sequence = ScheduledSequence(
-            tokens=tokens,
-            prompt_length=len(tokens),
-            prefill_length=len(tokens),
-            computed=len(cached) * BLOCK_SIZE,
-            blocks=[*cached, block],
-            digests=digests,
-            published=len(cached),
-            silent=True,
-        )
-        return [Chunk(sequence, count)]
-
     def commit(self, chunks: SequenceOf[Chunk]) -> None:
         """Record that `chunks` were computed, and enter the blocks they filled in the cache."""
         for chunk in chunks:
@@ -198,29 +165,26 @@ class Scheduler:
             sequence.computed += chunk.count
             if not self._prefix_caching:
                 continue
-            cacheable = sequence.prefill_length if self._apart else sequence.computed
-            full = min(sequence.computed, cacheable) // BLOCK_SIZE
+            full = sequence.computed // BLOCK_SIZE
             extend_digests(sequence.digests, sequence.tokens, full)
             for index in range(sequence.published, full):
                 digest = sequence.digests[index]
                 self.blocks.publish(sequence.blocks[index], digest)
-                self._publish_beginning(sequence, index, BLOCK_SIZE)
+                self._publish_partial(sequence, index, BLOCK_SIZE)
                 if self._claims.get(digest) is sequence:
                     del self._claims[digest]
             sequence.published = max(sequence.published, full)
             rest = sequence.computed - full * BLOCK_SIZE
-            if sequence.computed == sequence.prefill_length and chunk.count >= MIN_CHUNK and rest:
-                self._publish_beginning(sequence, full, rest)
-            if sequence.silent:
-                self._free(sequence)
+            if sequence.computed == sequence.prefill_length and rest:
+                self._publish_partial(sequence, full, rest)
 
-    def _publish_beginning(self, sequence: ScheduledSequence, index: int, count: int) -> None:
+    def _publish_partial(self, sequence: ScheduledSequence, index: int, count: int) -> None:
         start = index * BLOCK_SIZE
         before = sequence.digests[index - 1] if index else None
         tokens = sequence.tokens[start : start + count]
-        self.blocks.publish_beginning(sequence.blocks[index], before, tokens)
+        self.blocks.publish_partial(sequence.blocks[index], before, tokens)
 
-    def _share_beginning(self, sequence: ScheduledSequence) -> None:
+    def _share_partial(self, sequence: ScheduledSequence) -> None:
         """Let a sequence in prefill that comes to a new block copy what another knows of it."""
         index = len(sequence.blocks)
         start = index * BLOCK_SIZE
@@ -228,9 +192,9 @@ class Scheduler:
             return
         extend_digests(sequence.digests, sequence.tokens, index)
         before = sequence.digests[index - 1] if index else None
-        # The last tokens are always computed: their logits give the next one.
-        end = min(start + BLOCK_SIZE, sequence.prefill_length - MIN_CHUNK)
-        source, count = self.blocks.beginning(before, sequence.tokens[start : max(start, end)])
+        # The last token is always computed: its logits give the next one.
+        end = min(start + BLOCK_SIZE, sequence.prefill_length - 1)
+        source, count = self.blocks.partial(before, sequence.tokens[start : max(start, end)])
         block = self.blocks.allocate() if count else None
         if block is None:
             return
@@ -264,16 +228,16 @@ class Scheduler:
         if not prefills:
             return
         for sequence in prefills:
-            self._share_beginning(sequence)
+            self._share_partial(sequence)
         oldest = prefills[0]
         others = sorted(prefills[1:], key=lambda s: (s.prefill_left, s.rank))
         held_back = budget // 2 if others else 0
-        shares = {oldest: _chunk(oldest.prefill_left, budget - held_back)}
+        shares = {oldest: min(oldest.prefill_left, budget - held_back)}
         left = budget - shares[oldest]
         for sequence in others:
-            shares[sequence] = _chunk(sequence.prefill_left, left)
+            shares[sequence] = min(sequence.prefill_left, left)
             left -= shares[sequence]
-        shares[oldest] = _chunk(oldest.prefill_left, shares[oldest] + left)
+        shares[oldest] = min(oldest.prefill_left, shares[oldest] + left)
         for sequence in prefills:
             count = shares[sequence]
             if count > 0 and sequence in self.running and self._make_room(sequence, count, chunks):
@@ -286,11 +250,9 @@ class Scheduler:
         for sequence in list(self.waiting):
             if len(self.running) >= self.max_running:
                 return
-            sequence.prefill_length = (
-                sequence.prompt_length if self._apart else len(sequence.tokens)
-            )
-            # The last tokens are always computed: their logits give the next one.
-            most = max(0, sequence.prefill_length - MIN_CHUNK)
+            sequence.prefill_length = len(sequence.tokens)
+            # The last token is always computed: its logits give the next one.
+            most = sequence.prefill_length - 1
             shares = self._prefix_caching and not sequence.scoring
             full = most // BLOCK_SIZE if shares else 0
             extend_digests(sequence.digests, sequence.tokens, full)
@@ -355,14 +317,6 @@ class Scheduler:
         sequence.claimed = []
         sequence.computed = 0
         sequence.published = 0
-
-
-def _chunk(left: int, budget: int) -> int:
-    """How many of `left` tokens to compute now, so that no chunk has fewer than MIN_CHUNK."""
-    if left <= budget:
-        return left
-    count = min(budget, left - MIN_CHUNK)
-    return count if count >= MIN_CHUNK else 0
 
 
 def _blocks_for(tokens: int) -> int:

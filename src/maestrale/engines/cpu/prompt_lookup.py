@@ -1,9 +1,9 @@
 """Guesses at the tokens that come next, to be checked by the model several at a time.
 
 The products of a step take up to four rows in about the time of one. So sequences also compute
-rows for tokens that may follow, each as a sequence of its own over the same blocks: the
-arithmetic of a row is that of an ordinary step, and a guess that proves wrong is thrown away. The
-answer is the same to the bit with and without guesses; only its speed differs.
+rows for tokens that may follow: a token has the same bits in any step, and a guess that proves
+wrong is thrown away. The answer is the same to the bit with and without guesses; only its speed
+differs.
 (Prompt lookup decoding: https://github.com/apoorvumang/prompt-lookup-decoding)
 """
 
@@ -12,16 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LONGEST_GRAM = 3
-ROWS_TOGETHER = 4  # rows that the kernels for 8-bit weights compute at once
+ROWS_TOGETHER = 4  # rows that the kernel computes in about the time of one
 MAX_DRAFT = 7  # tokens; a step of 8 rows takes half as long again as one of 4
 
 
 class PromptLookup:
     """What followed the last time that the same few tokens stood in this sequence."""
 
-    def __init__(self, shortest: int) -> None:
-        """`shortest`: tokens that have to agree, 1 where a row that fails costs nothing."""
-        self._grams = range(LONGEST_GRAM, shortest - 1, -1)
+    def __init__(self) -> None:
+        self._grams = range(LONGEST_GRAM, 0, -1)
         self._next: dict[tuple[int, ...], int] = {}
         self._read = 1
         self._width = 1

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.engines.openvino import notes
-from maestrale.engines.openvino.notes import note_key, recall, remember
+from maestrale.engines.cpu import notes
+from maestrale.engines.cpu.notes import note_key, recall, remember
 
-SETTINGS = ["int8", ("INFERENCE_NUM_THREADS", 2)]
+SETTINGS = ["avx2", 2]
 
 
 def test_what_was_found_is_known_at_the_next_start(tmp_path: Path) -> None:
@@ -29,8 +29,8 @@ def test_what_was_noted_before_stays(tmp_path: Path) -> None:
 
 def test_other_settings_and_cpus_are_tried_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     known = note_key(SETTINGS)
-    assert note_key(["original", *SETTINGS[1:]]) != known
-    assert note_key([SETTINGS[0], ("INFERENCE_NUM_THREADS", 1)]) != known
+    assert note_key(["scalar", *SETTINGS[1:]]) != known
+    assert note_key([SETTINGS[0], 1]) != known
     monkeypatch.setattr(notes, "cpu_identity", lambda: "another CPU")
     assert note_key(SETTINGS) != known
 
