@@ -553,8 +553,8 @@ class Settings:
 
     cache_dir: Path = setting(
         default_cache_dir,
-        "Where converted models are kept. Default: $XDG_CACHE_HOME/maestrale, or "
-        "~/.cache/maestrale.",
+        "Where prepared models and what is compiled are kept. Default: "
+        "$XDG_CACHE_HOME/maestrale, or ~/.cache/maestrale.",
         group="Files",
         metavar="DIR",
     )
