@@ -110,21 +110,29 @@ try_apt_install() {
 
 absent() { ! command -v "$1" >/dev/null 2>&1; }
 
-# A uv of our own, by way of pip or venv: the one that the lock for development pins, by its hashes.
-# Sets `uv`.
+# fetch_uv PYTHON: gets a uv of our own, the one that the lock for development pins, by its hashes;
+# PYTHON needs no more than its standard library. Sets `uv`, and for it what pip would heed.
 fetch_uv() {
-    say "getting uv, which brings a newer Python ..."
+    say "getting uv, which makes the environment (once; 25 MB) ..."
     rm -rf "$env.uv"
-    sed -n '/^uv==/,/[^\\]$/p' "$root/requirements-dev.lock" >"$env.uv.lock"
-    set -- -m pip install --quiet --no-deps --require-hashes --requirement "$env.uv.lock"
-    if has_module python3 pip; then
-        python3 "$@" --target "$env.uv" >"$log" 2>&1 || installation_failed
-    else
-        { python3 -m venv "$env.uv" && "$env.uv/bin/python" "$@"; } >"$log" 2>&1 ||
-            installation_failed
+    mkdir -p "$env.uv"
+    if ! "$1" -I "$root/scripts/get_uv.py" "$root/requirements-dev.lock" "$env.uv/uv" \
+        >"$env.uv/settings" 2>"$log" </dev/null || ! "$env.uv/uv" --version >>"$log" 2>&1; then
+        say "that did not work: $(tail -n 1 "$log")"
+        rm -rf "$env.uv"
+        return 1
     fi
-    rm -f "$env.uv.lock"
-    uv=$env.uv/bin/uv
+    uv=$env.uv/uv
+    . "$env.uv/settings"
+}
+
+# keep_uv: a uv of our own goes into the new environment: what is fetched later needs it too.
+keep_uv() {
+    [ "$uv" = "$env.uv/uv" ] || return 0
+    mv "$env.uv/uv" "$env/bin/uv"
+    mv "$env.uv/settings" "$env/uv-settings"
+    rm -rf "$env.uv"
+    uv=$env/bin/uv
 }
 
 install_uv_hint="or install uv (it brings its own Python):
@@ -133,6 +141,11 @@ install_uv_hint="or install uv (it brings its own Python):
 # Sets `uv` to use uv, or `python` and `tool` (venv, or pip from outside) to do without.
 choose_tools() {
     uv=$(command -v uv) && "$uv" --version >/dev/null 2>&1 && return
+    if [ -x "$env/bin/uv" ] && [ -f "$env/uv-settings" ]; then
+        uv=$env/bin/uv
+        . "$env/uv-settings"
+        return
+    fi
     uv=
     find_python
     if [ -z "$python" ] && absent python3 && may_apt python3 python3-venv; then
@@ -144,6 +157,8 @@ choose_tools() {
             tool=venv
         elif has_module "$python" venv && has_module "$python" pip; then
             tool=pip
+        elif fetch_uv "$python"; then
+            tool=
         elif [ "$python" = python3 ] && may_apt python3-venv; then
             apt_install python3-venv || installation_failed
             tool=venv
@@ -162,15 +177,9 @@ Then run this again."
 $install_uv_hint$(apt_hint)
 Then run this again."
     fi
-    if ! has_module python3 pip && ! has_module python3 ensurepip && may_apt python3-venv; then
-        apt_install python3-venv || installation_failed
-    fi
-    if has_module python3 pip || has_module python3 ensurepip; then
-        fetch_uv
-        return
-    fi
-    die "Python 3.11 to 3.14 is needed; this is $(python3 --version 2>&1). Get one,
-$install_uv_hint$(apt_hint)
+    # uv brings a newer Python.
+    fetch_uv python3 || die "Python 3.11 to 3.14 is needed; this is $(python3 --version 2>&1). Get one,
+$install_uv_hint
 Then run this again."
 }
 
@@ -224,9 +233,16 @@ install_environment() {
     packages=$(grep -c '^[a-z0-9]' "$lock")
     begin=$(date +%s)
     say "installing $packages packages into $env (once; from the network about a minute) ..."
+    if [ "$uv" = "$env/bin/uv" ]; then # of the environment that is replaced
+        mkdir -p "$env.uv"
+        mv "$uv" "$env.uv/uv"
+        mv "$env/uv-settings" "$env.uv/settings"
+        uv=$env.uv/uv
+    fi
     rm -rf "$env"
     if [ -n "$uv" ]; then
         "$uv" venv --quiet --no-project --python '>=3.11,<3.15' "$env" >>"$log" 2>&1 || installation_failed
+        keep_uv
         set -- "$uv" pip install --python "$env/bin/python"
     elif [ "$tool" = venv ]; then
         "$python" -m venv "$env" >>"$log" 2>&1 || installation_failed
@@ -310,6 +326,8 @@ install_beside() {
 # Bytecode goes into the environment, whatever the caller's settings: without it each start would
 # compile all that it imports, and the checkout stays as it is.
 run_python() {
+    # Of a uv of our own: what it fetches later comes from where pip would take it.
+    [ ! -f "$env/uv-settings" ] || eval "$(sed -n '/ UV_[A-Z_]*=/p' "$env/uv-settings")"
     unset PYTHONHOME PYTHONDONTWRITEBYTECODE
     PYTHONPATH=$root/src PYTHONSAFEPATH=1 PYTHONPYCACHEPREFIX=$env/bytecode \
         exec "$env/bin/python" "$@"

@@ -64,7 +64,7 @@ def _compile(folder: Path, library: Path) -> None:
         return made
 
     with ThreadPoolExecutor(os.cpu_count()) as executor:
-        objects = list(executor.map(one, build.sources()))
+        objects = list(executor.map(one, build.sources(compilers.Target.here())))
     subprocess.run(["g++", *build.LINK_FLAGS, *SANITIZE, "-o", library, *objects], check=True)
 
 

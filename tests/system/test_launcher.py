@@ -6,6 +6,7 @@ that a local folder provides, and a `maestrale` package that tells how it was ru
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -13,8 +14,11 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,7 +26,7 @@ import pytest
 from pseudo_terminal import in_terminal
 from serving import ROOT
 
-TOOLS = "cat cksum cut date dirname flock getent grep id mkdir readlink rm sed tail uname"
+TOOLS = "cat cksum cut date dirname flock getent grep id mkdir mv readlink rm sed tail uname"
 PYTHON = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
 UV = Path(sys.prefix) / "bin" / "uv"
 REPORT = """\
@@ -68,7 +72,8 @@ class Checkout:
             path.mkdir(parents=True)
         self.wheels.mkdir()
         shutil.copy(ROOT / "maestrale", self.root)
-        shutil.copy(ROOT / "scripts/environment.sh", self.root / "scripts")
+        for script in ("environment.sh", "get_uv.py"):
+            shutil.copy(ROOT / "scripts" / script, self.root / "scripts")
         (self.root / "src/maestrale/__init__.py").touch()
         (self.root / "src/maestrale/__main__.py").write_text(REPORT)
         self.lock("1.0")
@@ -257,14 +262,141 @@ def test_without_ensurepip_the_systems_pip_will_do(checkout: Checkout) -> None:
     assert code == 0, err
 
 
-def test_an_old_python_with_pip_gets_a_uv(checkout: Checkout) -> None:
-    script = f'#!/bin/sh\nexec {UV} "$@"\n'
-    line = make_wheel(checkout.wheels, "uv", "9.9", {"uv-9.9.data/scripts/uv": script})
-    wrapped = line.replace(" --", " \\\n    --")  # as scripts/lock writes it, among others
-    (checkout.root / "requirements-dev.lock").write_text(f"tiny==1\n{wrapped}zzz==1\n")
-    checkout.give_script(
-        "python3", f'case "$*" in *version_info*) exit 1;; esac; exec {PYTHON} "$@"'
+# A Python as Debian's package python3 has it: neither pip nor what makes environments.
+BARE = f'case "$*" in *"import "[epv]*) exit 1;; esac; exec {PYTHON} "$@"'
+OLD = f'case "$*" in *version_info*) exit 1;; esac; exec {PYTHON} "$@"'
+
+
+def offer_uv(checkout: Checkout, script: str = f'exec {UV} "$@"') -> None:
+    """A wheel of uv in the folder of wheels, and its line in the lock as scripts/lock writes it."""
+    line = make_wheel(
+        checkout.wheels, "uv", "9.9", {"uv-9.9.data/scripts/uv": f"#!/bin/sh\n{script}\n"}
     )
+    wrapped = line.replace(" --", " \\\n    --")
+    (checkout.root / "requirements-dev.lock").write_text(f"tiny==1\n{wrapped}zzz==1\n")
+
+
+@contextmanager
+def package_index(wheels: Path, user: str = "") -> Iterator[tuple[str, list[str]]]:
+    """A package index of these wheels on this machine; its address, and what was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            expected = "Basic " + base64.b64encode(user.encode()).decode()
+            if user and self.headers.get("Authorization") != expected:
+                self.send_error(401)
+                return
+            file = wheels / self.path.rpartition("/")[2]
+            name = self.path.split("/")[-2]
+            if file.is_file():
+                content = file.read_bytes()
+            else:
+                links = [
+                    f'<a href="../../files/{one.name}">x</a>'
+                    for one in wheels.glob(f"{name}-*")
+                    if self.path.startswith("/simple/")
+                ]
+                content = "".join(links).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        at = f"{user}@" if user else ""
+        yield f"http://{at}127.0.0.1:{server.server_port}/simple", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_python_without_venv_and_pip_gets_a_uv(checkout: Checkout) -> None:
+    offer_uv(checkout)
+    checkout.give_script("python3", BARE)
+    told = give_apt(checkout, "")
+    code, out, err = checkout.run("x")
+    assert code == 0, err
+    assert "getting uv" in err
+    assert json.loads(out)["tiny"] == "1.0"
+    assert not told.exists()
+    left = {path.name for path in checkout.root.iterdir()}
+    assert left == {
+        ".venv",
+        "maestrale",
+        "requirements-dev.lock",
+        "requirements.lock",
+        "scripts",
+        "src",
+    }
+    # It stays: what is fetched later needs it, and a new lock does not fetch it again.
+    assert (checkout.root / ".venv/bin/uv").is_file()
+    checkout.lock("2.0")
+    next(checkout.wheels.glob("uv-*")).unlink()
+    code, out, err = checkout.run()
+    assert code == 0, err
+    assert "getting uv" not in err
+    assert json.loads(out)["tiny"] == "2.0"
+    (checkout.root / "requirements-machine.lock").write_text(
+        make_wheel(checkout.wheels, "more", "1.0", {"more/__init__.py": ""})
+    )
+    code, _, err = checkout.run("setup", "root@host")
+    assert code == 0, err
+    assert any((checkout.root / ".venv/lib").glob("*/site-packages/more"))
+
+
+@pytest.mark.parametrize("told_by", ["PIP_INDEX_URL", "UV_INDEX_URL", "pip.conf", "extra"])
+def test_uv_comes_from_the_index_that_pip_or_uv_would_ask(checkout: Checkout, told_by: str) -> None:
+    offer_uv(checkout)
+    checkout.give_script("python3", BARE)
+    for name in (
+        "PIP_NO_INDEX",
+        "PIP_FIND_LINKS",
+        "UV_OFFLINE",
+        "UV_FIND_LINKS",
+        "PIP_CONFIG_FILE",
+    ):
+        del checkout.environment[name]
+    with package_index(checkout.wheels, "me:word") as (url, asked):
+        if told_by == "pip.conf":
+            (checkout.home / ".config/pip").mkdir(parents=True)
+            (checkout.home / ".config/pip/pip.conf").write_text(f"[global]\nindex-url = {url}\n")
+        elif told_by == "extra":
+            checkout.environment["PIP_INDEX_URL"] = url.replace("/simple", "/empty")
+            checkout.environment["PIP_EXTRA_INDEX_URL"] = url
+        else:
+            checkout.environment[told_by] = url
+        code, out, err = checkout.run()
+    assert code == 0, err
+    assert json.loads(out)["tiny"] == "1.0"
+    assert any(path.startswith("/simple/uv/") for path in asked)
+    assert any(path.startswith("/simple/tiny/") for path in asked)
+
+
+def test_an_index_that_cannot_be_reached_is_said_before_what_to_do(checkout: Checkout) -> None:
+    checkout.give_script("python3", BARE)
+    (checkout.root / "requirements-dev.lock").write_text(
+        f"uv==9.9 \\\n    --hash=sha256:{'0' * 64}\n"
+    )
+    del checkout.environment["PIP_NO_INDEX"]
+    checkout.environment |= {"PIP_INDEX_URL": "http://me:secret@127.0.0.1:9/simple"}
+    code, out, err = checkout.run()
+    assert (code, out) == (1, "")
+    assert "127.0.0.1:9/simple/uv/: failed to fetch" in err
+    assert "secret" not in err
+    assert "sudo apt-get install python3-venv" in err
+    assert not list(checkout.root.glob(".venv.uv*"))
+
+
+def test_an_old_python_gets_a_uv(checkout: Checkout) -> None:
+    offer_uv(checkout)
+    checkout.give_script("python3", OLD)
     # What uv would download: a Python in the folder that it manages.
     version = ".".join(map(str, sys.version_info[:3]))
     managed = checkout.home / f"cpython-{version}-linux-{platform.machine()}-gnu"
@@ -275,17 +407,16 @@ def test_an_old_python_with_pip_gets_a_uv(checkout: Checkout) -> None:
     assert code == 0, err
 
 
-def test_a_uv_that_was_tampered_with_is_refused(checkout: Checkout) -> None:
-    make_wheel(checkout.wheels, "uv", "9.9", {"uv-9.9.data/scripts/uv": "#!/bin/sh\nexit 0\n"})
+@pytest.mark.parametrize("python", [BARE, OLD])
+def test_a_uv_that_was_tampered_with_is_refused(checkout: Checkout, python: str) -> None:
+    offer_uv(checkout, "exit 0")
     (checkout.root / "requirements-dev.lock").write_text(
         f"uv==9.9 \\\n    --hash=sha256:{'0' * 64}\n"
     )
-    checkout.give_script(
-        "python3", f'case "$*" in *version_info*) exit 1;; esac; exec {PYTHON} "$@"'
-    )
+    checkout.give_script("python3", python)
     code, _, err = checkout.run()
     assert code == 1
-    assert "HASHES" in err.upper()
+    assert "none of the hashes" in err
     assert not (checkout.root / ".venv").exists()
 
 

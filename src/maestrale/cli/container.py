@@ -116,12 +116,22 @@ def ask(url: str) -> tuple[int, str]:
 
 
 def bake(store: Path) -> int:
-    """Prepare the bundled model below `store`, as `models/store.py` finds it when shipped."""
+    """Prepare the bundled model below `store`, as `models/store.py` finds it when shipped. The
+    image has no compiler: the wheel that it is built from must have brought the kernel.
+    """
     import shutil
 
     from maestrale.config import BUNDLED_MODEL
+    from maestrale.engines.cpu.kernel.build import prebuilt
     from maestrale.models.resolve import prepare
 
+    if prebuilt() is None:
+        print(
+            "maestrale: the wheel has no CPU kernel for this machine inside. Make it without "
+            "HATCH_BUILD_NO_HOOKS, which leaves that out: scripts/release --images ''",
+            file=sys.stderr,
+        )
+        return 1
     folder = prepare(BUNDLED_MODEL, store / "cache", lambda phase, fraction: None)
     # As mkdtemp made it, only its owner may read it.
     folder.chmod(0o755)

@@ -41,7 +41,7 @@ WHAT_WORKS = (
 # What the context holds beside `wheels/`; in a wheel these lie in maestrale/deploy/docker.
 DOCKER_FILES = ("Dockerfile", "requirements.lock")
 GIT_SECONDS = 600.0
-WHEEL_SECONDS = 600.0
+WHEEL_SECONDS = 1800.0  # the CPU engine's kernel is compiled for two architectures
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _IMAGE = re.compile(

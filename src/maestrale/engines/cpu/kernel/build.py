@@ -10,10 +10,8 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -29,15 +27,13 @@ SOURCES = Path(__file__).parent
 # -ffp-contract=off: a multiplication and an addition become one only where that is written; this
 # is what makes all levels give the same bits.
 FLAGS = (
-    *("-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-pthread"),
+    *("-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-g0"),
     *("-fvisibility=hidden", "-fno-sanitize=undefined"),
 )
 # Never unloaded: its threads may still be on their way out.
-LINK_FLAGS = ("-shared", "-pthread", "-Wl,-z,nodelete")
+LINK_FLAGS = ("-shared", "-pthread", "-Wl,-z,nodelete", "-s")
 SECONDS = 600.0  # to compile one file; some seconds each
-# Where a prebuilt library lies: in the package, as a wheel brings it; or in the environment, where
-# the image is made.
-PREBUILT = (SOURCES, Path(sys.prefix, "share/maestrale/kernel"))
+PREBUILT = SOURCES  # where a wheel brings the libraries of all targets (hatch_build.py)
 KEPT = "kernel"  # the folder of the cache
 
 Progress = Callable[[str, float | None], None]
@@ -51,7 +47,7 @@ def library(cache_dir: Path, progress: Progress) -> Path:
     Raises: EngineError when it can't be made.
     """
     folder = cache_dir / KEPT
-    found = prebuilt() or _usable(folder / name())
+    found = prebuilt() or usable(folder / name())
     if found is not None:
         return found
     reason = _why_not_kept(folder)
@@ -67,13 +63,18 @@ def library(cache_dir: Path, progress: Progress) -> Path:
 
 
 def prebuilt() -> Path | None:
-    """The library that came with the package or the image, where it fits the sources."""
-    return next((found for place in PREBUILT if (found := _usable(place / name()))), None)
+    """The library that came with the package, where it fits the sources and this machine.
+
+    Whoever can write it can write this file too: it is believed like this file.
+    """
+    file = PREBUILT / name()
+    may_run = file.is_file() and not os.statvfs(file).f_flag & os.ST_NOEXEC
+    return file if may_run else None
 
 
 def build(folder: Path, compiler: compilers.Compiler, progress: Progress) -> Path:
     """Compile the library into `folder`, whole or not at all. Raises: EngineError."""
-    done = folder / name()
+    done = folder / name(compiler.target)
     _remove_abandoned(done)
     draft = done.with_name(f"{done.name}.{os.getpid()}")
     try:
@@ -91,37 +92,39 @@ def build(folder: Path, compiler: compilers.Compiler, progress: Progress) -> Pat
 
 
 @functools.cache
-def name() -> str:
+def name(target: compilers.Target | None = None) -> str:
     """The library's file name, which names all that it is made from but the compiler."""
-    parts = [*FLAGS, *LINK_FLAGS, compilers.machine(), *platform.libc_ver()[:1]]
-    for level in ("", *compilers.levels()):
-        parts += compilers.Compiler(()).flags(level)
+    target = target or compilers.Target.here()
+    spelled = compilers.Compiler((), target=target)
+    parts = [*FLAGS, *LINK_FLAGS, target.machine, target.libc]
+    for level in ("", *target.levels()):
+        parts += spelled.flags(level)
     for file in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.hpp"), *SOURCES.glob("*.h")]):
-        parts += [file.name, file.read_text()]
+        parts += [file.name, file.read_text("utf-8")]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    return f"libmaestrale-{compilers.machine()}-{digest}.so"
+    return f"libmaestrale-{target.machine}-{digest}.so"
 
 
-def sources() -> list[tuple[Path, str]]:
+def sources(target: compilers.Target) -> list[tuple[Path, str]]:
     """The files to compile and the level of each, in the order in which they are linked: of an
     inline function that several have, the linker keeps the first, which must run everywhere.
     """
     every = ("level_scalar", "level_exact")
     common = [path for path in sorted(SOURCES.glob("*.cpp")) if not path.stem.startswith("level_")]
     files = [(path, "") for path in [*common, *(SOURCES / f"{stem}.cpp" for stem in every)]]
-    return files + [(SOURCES / f"level_{level}.cpp", level) for level in compilers.levels()]
+    return files + [(SOURCES / f"level_{level}.cpp", level) for level in target.levels()]
 
 
 def _why_not_kept(folder: Path) -> str:
     """Why `folder` can't keep the library, as a clause; empty: it can. It is made if missing."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         return unfit(folder) or ("" if os.access(folder, os.W_OK) else "it can't be written")
     except OSError as error:
         return str(error.strerror)
 
 
-def _usable(file: Path) -> Path | None:
+def usable(file: Path) -> Path | None:
     """`file`, where it is there and may be loaded."""
     with suppress(OSError):
         found = file.resolve(strict=True)
@@ -158,7 +161,7 @@ def _in_memory(cache_dir: Path, progress: Progress) -> Path:
 
 def _compile(compiler: compilers.Compiler, scratch: Path, target: Path, progress: Progress) -> None:
     """Each file by itself, as many at once as there are CPUs, the longest first; then linked."""
-    files = sources()
+    files = sources(compiler.target)
     done = 0
     lock = threading.Lock()
     progress("Compiling the CPU engine's kernel (once)", 0.0)

@@ -9,9 +9,10 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from maestrale.engines.cpu.kernel.trust import not_only_ours
 from maestrale.errors import EngineError, ModelError
@@ -26,6 +27,8 @@ ZIG = Wheel(
         "b7c5f02fccd40f89b999ee16a1f5ddced56e6182370f8affe494bcf8a28cf07e",  # aarch64
     ),
 )
+# Its command, where it is installed for this interpreter.
+ZIG_MODULE = (sys.executable, "-m", "ziglang", "c++")
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 # What stands behind -march, for GCC and Clang: Debian 12's know them all.
@@ -60,23 +63,30 @@ _ZIG_FLAGS = {
     },
 }
 # The oldest glibc that Zig links for: any distribution of the last ten years has it.
-_ZIG_GLIBC = "2.17"
+ZIG_GLIBC = "2.17"
 
 
-def machine() -> str:
-    """The architecture, as compilers call it. Raises: EngineError where it is none of ours."""
-    found = MACHINES.get(platform.machine().lower())
-    if found is None:
-        raise EngineError(
-            f"The CPU engine runs on x86-64 and 64-bit ARM, and this machine is "
-            f"{platform.machine() or 'unknown'}."
-        )
-    return found
+@dataclass(frozen=True)
+class Target:
+    """What a library is made for."""
 
+    machine: str  # the architecture, as compilers call it
+    libc: Literal["glibc", "musl"]
 
-def levels() -> list[str]:
-    """Names of the levels that need instructions beyond the architecture's first, ascending."""
-    return [name for name in _FLAGS[machine()] if name]
+    @classmethod
+    def here(cls) -> Target:
+        """This machine. Raises: EngineError where its architecture is none of ours."""
+        machine = MACHINES.get(platform.machine().lower())
+        if machine is None:
+            raise EngineError(
+                f"The CPU engine runs on x86-64 and 64-bit ARM, and this machine is "
+                f"{platform.machine() or 'unknown'}."
+            )
+        return cls(machine, "glibc" if platform.libc_ver()[0] == "glibc" else "musl")
+
+    def levels(self) -> list[str]:
+        """Names of the levels that need instructions beyond the architecture's first, ascending."""
+        return [name for name in _FLAGS[self.machine] if name]
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,7 @@ class Compiler:
     command: tuple[str, ...]
     zig: bool = False
     cache: Path | None = None  # where Zig keeps what it compiles of its own
+    target: Target = field(default_factory=Target.here)
 
     def environment(self) -> dict[str, str]:
         """What the command gets."""
@@ -97,8 +108,8 @@ class Compiler:
     def flags(self, level: str) -> list[str]:
         """For a file of that level; "": for what runs on every CPU of the architecture."""
         if not self.zig:
-            return _FLAGS[machine()][level]
-        return [*self._target(), *_ZIG_FLAGS[machine()][level]]
+            return _FLAGS[self.target.machine][level]
+        return [*self._target(), *_ZIG_FLAGS[self.target.machine][level]]
 
     def link_flags(self) -> list[str]:
         """Of these the library carries the C++ runtime, so that it needs the C library alone."""
@@ -107,8 +118,8 @@ class Compiler:
         return ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
 
     def _target(self) -> list[str]:
-        libc = f"gnu.{_ZIG_GLIBC}" if platform.libc_ver()[0] == "glibc" else "musl"
-        return ["-target", f"{machine()}-linux-{libc}"]
+        libc = f"gnu.{ZIG_GLIBC}" if self.target.libc == "glibc" else "musl"
+        return ["-target", f"{self.target.machine}-linux-{libc}"]
 
 
 def present() -> Compiler | None:
@@ -124,7 +135,7 @@ def present() -> Compiler | None:
         if found := shutil.which(name):
             return Compiler((found,))
     if find_spec("ziglang") is not None:
-        return Compiler((sys.executable, "-m", "ziglang", "c++"), zig=True)
+        return Compiler(ZIG_MODULE, zig=True)
     return None
 
 
