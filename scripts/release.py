@@ -23,7 +23,7 @@ from maestrale.errors import MaestraleError
 from maestrale.machine.source import Source, build_command
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMITS = {"cpu": 1_200_000_000}  # bytes of an image
+LIMITS = {"cpu": 700_000_000}  # bytes of an image
 START_SECONDS = 300.0
 # What the build of an image may be told of the package index.
 BUILD_ARGUMENTS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")

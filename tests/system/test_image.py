@@ -29,7 +29,7 @@ from system.docker_engine import Engine, debian, docker_engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-CPU_LIMIT = 1_200_000_000  # bytes
+CPU_LIMIT = 700_000_000  # bytes
 # What a build behind a proxy or a mirror needs to be told.
 BUILD_ARGUMENTS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")

@@ -11,6 +11,7 @@ import tomllib
 
 import pytest
 
+from maestrale.engines.cpu.kernel.compilers import ZIG
 from maestrale.models.packaged import WHEELS
 from serving import ROOT
 
@@ -44,6 +45,12 @@ GROUPS = {
     for requirement in requirements
 }
 
+HOOK = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]
+BUILD = {
+    name_of(requirement)
+    for requirement in (*PYPROJECT["build-system"]["requires"], *HOOK["dependencies"])
+}
+
 
 def imported_distributions() -> set[str]:
     modules = set()
@@ -74,7 +81,11 @@ def test_every_dependency_has_its_reason(name: str) -> None:
 def test_the_page_names_no_others() -> None:
     first_cells = re.findall(r"^\| (`[^|]*) \|", PAGE, flags=re.MULTILINE)
     named = {name for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)}
-    assert named == RUNTIME | GROUPS | EXTRAS
+    assert named == RUNTIME | GROUPS | EXTRAS | BUILD
+
+
+def test_the_wheel_is_compiled_by_what_a_checkout_fetches() -> None:
+    assert f"{ZIG.distribution}=={ZIG.version}" in HOOK["dependencies"]
 
 
 def test_the_locks_belong_to_pyproject() -> None:
