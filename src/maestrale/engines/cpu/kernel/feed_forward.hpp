@@ -91,7 +91,8 @@ public:
         Cutter cutter(m_tasks, m_pool.threads());
         for (size_t i = 0; i < count; ++i) cutter.weigh(*products[i].matrix, products[i].rows->count);
         for (size_t i = 0; i < count; ++i)
-            cutter.cut(i, *products[i].matrix, products[i].rows->count, 1);
+            cutter.cut(i, *products[i].matrix, products[i].rows->count,
+                       tiles_together(products[i].rows->count));
         m_pool.run(m_tasks.size(), [&](size_t index, size_t) {
             const Task& task = m_tasks[index];
             const Product& product = products[task.part];
@@ -121,7 +122,8 @@ public:
         constexpr size_t kTilesOfGroup = kGroup / kOutputs;
         for (size_t i = 0; i < count; ++i) {
             const size_t rows = parts[i].rows->count;
-            cutter.cut(i, *parts[i].up, rows, kTilesOfGroup, 2, kMostResults / (2 * kOutputs * rows));
+            cutter.cut(i, *parts[i].up, rows, std::max(kTilesOfGroup, tiles_together(rows)), 2,
+                       kMostResults / (2 * kOutputs * rows));
         }
         m_pool.run(m_tasks.size(), [&](size_t index, size_t thread) {
             const Task& task = m_tasks[index];

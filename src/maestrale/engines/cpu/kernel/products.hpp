@@ -54,6 +54,9 @@ constexpr size_t kBlocked = kTiles * kOutputs;     // their outputs
 constexpr size_t kChunk = 32;                      // groups of inputs at a time
 constexpr size_t kMany = 2 * kTogether;            // so many rows are
 
+// In what numbers of tiles products of so many rows are cut best.
+inline size_t tiles_together(size_t rows) { return rows >= kMany ? kTiles : 1; }
+
 // The first `count` of a register's outputs, beside the residual.
 MST_INLINE void store_some(const Floats& floats, const Target& target, size_t count) {
     if (count >= kLanes) {
