@@ -169,16 +169,6 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "tool_choice required": ({"tool_choice": "required"}, "tool_choice"),
     "tool_choice nonsense": ({"tool_choice": "perhaps"}, "tool_choice"),
-    "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    "tool calls in a message": (
-        {
-            "messages": [
-                {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
-            ]
-        },
-        "messages[0].tool_calls",
-    ),
-    "a tool's message": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
     "a tool call without function": (
         {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
         "messages[0].tool_calls[0].function",

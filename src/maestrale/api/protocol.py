@@ -72,7 +72,7 @@ class HttpLimits:
     linger_total: float = 30.0
     """The same for one that goes on sending: many clients read nothing before they have sent all,
     and a reset would take the answer from them."""
-    linger_bytes: int = 256 * 1024 * 1024
+    linger_bytes: int = 64 * 1024 * 1024
     """The same, in bytes."""
     still_there: float = 1.2
     """A client that has ended its side may have left, or wait for its answer: how long until it
