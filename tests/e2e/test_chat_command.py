@@ -116,7 +116,7 @@ def test_json_and_system(chat: PseudoTerminal) -> None:
     chat.enter(f"/json {json.dumps(schema)}")
     chat.wait_for("answers fit")
     chat.enter("Name one.")
-    answer = chat.wait_for(r'\{"animal": ?"[^"]*"\}')
+    answer = chat.wait_for(r'\{\s*"animal": ?"[^"]*"\s*\}')
     assert set(json.loads(answer)) == {"animal"}
     chat.wait_for(STATISTICS)
     chat.enter("/json {broken")

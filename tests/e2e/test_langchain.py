@@ -12,6 +12,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 from langchain_mistralai import ChatMistralAI
 from langchain_openai import ChatOpenAI
+from openai import LengthFinishReasonError
 from pydantic import BaseModel, Field, SecretStr
 
 from e2e_clients import TIMEOUT
@@ -135,7 +136,11 @@ class Animal(BaseModel):
 def test_structured_output(chats: Chats, method: str) -> None:
     kind: Any = Animal if method == "json_schema" else None
     structured = chats(max_tokens=80).with_structured_output(kind, method=method, include_raw=True)
-    answer: Any = structured.invoke("Describe a lion as JSON.")
+    try:
+        answer: Any = structured.invoke("Describe a lion as JSON.")
+    except LengthFinishReasonError:  # how OpenAI's client tells of an answer that is cut
+        assert method == "json_mode"
+        return
     assert answer["raw"].text.startswith("{")
     if method == "json_schema":
         assert answer["parsing_error"] is None

@@ -248,7 +248,6 @@ def test_json_object(openai_client: OpenAI, model: str) -> None:
     )
     content = answer.choices[0].message.content or ""
     assert content.startswith("{")
-    assert "\n" not in content
     if answer.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(content), dict)
 
@@ -324,10 +323,6 @@ def test_models(openai_client: OpenAI, model: str) -> None:
         ({"extra_body": {"no_such_field": 1}}, "no_such_field"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"messages": []}, "messages"),
-        (
-            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
-            "tools",
-        ),
         (
             {
                 "response_format": {
