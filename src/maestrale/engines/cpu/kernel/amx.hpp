@@ -33,16 +33,16 @@ MST_INLINE void multiply_tiles() {
     asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(A), "i"(B));
 }
 
-// The shapes of the eight tiles: sums 0 and 1, activations 4, weights 6 and 7.
+// The shapes of the eight tiles: sums 0 to 3, activations 4 and 5, weights 6 and 7.
 class Tiles {
 public:
     // `inputs`: of a product, 32 or 16.
     Tiles(size_t rows, size_t inputs) {
         alignas(64) uint8_t config[64] = {1};
-        for (const int tile : {0, 1, 4}) config[48 + tile] = uint8_t(rows);
+        for (const int tile : {0, 1, 2, 3, 4, 5}) config[48 + tile] = uint8_t(rows);
         for (const int tile : {6, 7}) config[48 + tile] = uint8_t(inputs / 4);
-        for (const int tile : {0, 1, 6, 7}) config[16 + 2 * tile] = kVector;
-        config[16 + 2 * 4] = uint8_t(inputs);
+        for (const int tile : {0, 1, 2, 3, 6, 7}) config[16 + 2 * tile] = kVector;
+        for (const int tile : {4, 5}) config[16 + 2 * tile] = uint8_t(inputs);
         asm volatile("ldtilecfg %0" : : "m"(config));
     }
     ~Tiles() { asm volatile("tilerelease"); }
@@ -50,79 +50,109 @@ public:
     Tiles& operator=(const Tiles&) = delete;
 };
 
-constexpr size_t kBatch = 4;  // groups whose whole numbers wait together
+using Sums = int32_t[kTogether][kOutputs];
 
-// Up to 16 rows that lie together times C tiles of 16 outputs. `rows` and `weights` begin with the
-// first group; the weights' tiles are kChunk groups apart.
+struct Starts {
+    alignas(64) Sums all;
+
+    constexpr Starts() : all() {
+        for (auto& row : all)
+            for (int32_t& sum : row) sum = kStart;
+    }
+};
+constexpr Starts kStarts;  // what every sum begins with
+
+constexpr size_t kBatch = 2;  // groups (of 32 inputs, or of 16) whose sums wait together, in the first cache
+
+// Up to 16 rows that lie together times C tiles of 16 outputs, of kBatch groups at a time.
+//
+// AMX's registers are not renamed: four sums take turns, and each is stored two products after its
+// own. In between, the vectors do their part for the batch before: a tile's total of each row stays in
+// a register, tile after tile.
 template <int C, typename Source>
-[[gnu::noinline]] void amx_kernel(const Source& source, size_t groups, const Some& rows, size_t count,
-                                  const float* begun, const Target& target, size_t outputs) {
-    constexpr Traits traits = Source::traits;
-    constexpr size_t kHalves = traits.halves();
-    constexpr size_t kInputs = kGroup / kHalves;
-    constexpr size_t kTile = 8 * kVector;  // bytes of a group's weights
-    alignas(64) int32_t sums[2][kBatch][kHalves][C][kTogether][kOutputs];
-    alignas(64) float totals[C][kTogether][kOutputs];
-    for (int c = 0; c < C; ++c)
-        for (size_t r = 0; r < count; ++r)
-            store_floats(totals[c][r],
-                         begun ? load_floats(begun + r * kBlocked + c * kOutputs) : splat(0.0f));
-    const auto multiply_group = [&](size_t group) MST_LAMBDA {
-        for (size_t half = 0; half < kHalves; ++half) {
-            const int8_t* const values = rows.values + group * rows.beside * kGroup + half * kInputs;
-            const uint8_t* const weights =
-                source.bytes + (source.first * kChunk + group) * kTile + half * kTile / 2;
-            auto& to = sums[group / kBatch % 2][group % kBatch][half];
-            load_tile<4>(values, kGroup);
-            load_tile<6>(weights, kVector);
-            zero_tile<0>();
-            multiply_tiles<0, 4, 6>();
-            if constexpr (C == 2) {
-                load_tile<7>(weights + kChunk * kTile, kVector);
-                zero_tile<1>();
-                multiply_tiles<1, 4, 7>();
-            }
-            store_tile<0>(to[0], kVector);
-            if constexpr (C == 2) store_tile<1>(to[C - 1], kVector);
+class AmxKernel {
+public:
+    AmxKernel(const Source& source, size_t groups, const Some& rows)
+        : m_source(source), m_rows(rows), m_groups(groups * kHalves) {}
+
+    // Not inlined: it needs every register.
+    [[gnu::noinline]] void run(float (&totals)[C][kTogether][kOutputs]) {
+        unrolled<kUnits>([&](auto unit) MST_LAMBDA { issue<unit>(0); });
+        for (size_t begin = 0; begin < m_groups; begin += kBatch) {
+            const bool more = begin + kBatch < m_groups;
+            if (!more)
+                unrolled<2>([&](auto unit) MST_LAMBDA { store_behind<unit>(begin + kBatch); });
+            unrolled<C>([&](auto c) MST_LAMBDA {
+                Floats total[kTogether];
+                unrolled<kTogether>([&](auto r) MST_LAMBDA { total[r] = load_floats(totals[c][r]); });
+                unrolled<kBatch>([&](auto i) MST_LAMBDA {
+                    if constexpr (i % 2 == 0)
+                        if (more) {
+                            issue<kBatch * c + i>(begin + kBatch);
+                            issue<kBatch * c + i + 1>(begin + kBatch);
+                        }
+                    if (begin + i < m_groups) add_sums<c>(begin + i, total);
+                });
+                unrolled<kTogether>([&](auto r) MST_LAMBDA { store_floats(totals[c][r], total[r]); });
+            });
         }
-    };
-    // Tiles are multiplied a batch ahead of what is done with their sums, in between.
-    for (size_t group = 0; group < kBatch && group < groups; ++group) multiply_group(group);
-    for (size_t begin = 0; begin < groups; begin += kBatch) {
-        size_t next = begin + kBatch;
-        unrolled<C>([&](auto c) MST_LAMBDA {
-            Floats total[kTogether];
-            unrolled<kTogether>([&](auto r) MST_LAMBDA { total[r] = load_floats(totals[c][r]); });
-            for (size_t i = 0; i < kBatch; ++i) {
-                if ((C == 1 || i % 2 == 0) && next < groups) multiply_group(next++);
-                const size_t group = begin + i;
-                if (group >= groups) break;
-                const float* const scales = rows.scales + group * rows.beside;
-                for (size_t half = 0; half < kHalves; ++half) {
-                    const float* const weighted =
-                        rows.weighted + (group * kHalves + half) * rows.beside;
-                    const auto& from = sums[group / kBatch % 2][i][half][c];
-                    Floats scale, minimum;
-                    source.scales({group}, half, c, scale, minimum);
-                    // The last rows' are followed by others, whose results nobody takes.
-                    unrolled<kTogether>([&](auto r) MST_LAMBDA {
-                        const Ints sum = _mm512_load_si512(from[r]);
-                        const Floats product = fma(scale, to_floats(sum), splat(0.0f));
-                        total[r] = fma(splat(scales[r]), product, total[r]);
-                        if constexpr (traits.minimum)
-                            total[r] = fma(minimum, splat(weighted[r]), total[r]);
-                    });
-                }
-            }
-            unrolled<kTogether>([&](auto r) MST_LAMBDA { store_floats(totals[c][r], total[r]); });
+    }
+
+private:
+    static constexpr Traits traits = Source::traits;
+    static constexpr size_t kHalves = traits.halves();
+    static constexpr size_t kInputs = kGroup / kHalves;
+    static constexpr int kUnits = kBatch * C;  // products of a batch: tiles of a group, then the next
+
+    // The product of a unit of the batch at `begin`. Behind the last group it is the last one's.
+    template <int Unit>
+    MST_INLINE void issue(size_t begin) {
+        constexpr int kSum = Unit % 4, kRows = 4 + Unit / C % 2, kWeights = 6 + Unit % 2;
+        size_t group = begin + Unit / C;
+        group = group < m_groups ? group : m_groups - 1;
+        if constexpr (Unit % C == 0)
+            load_tile<kRows>(m_rows.values + group / kHalves * m_rows.beside * kGroup +
+                                 group % kHalves * kInputs,
+                             kGroup);
+        load_tile<kWeights>(m_source.bytes + group / kHalves * kTiles * kGroup * kOutputs +
+                                Unit % C * kGroup * kOutputs + group % kHalves * kInputs * kOutputs,
+                            kVector);
+        load_tile<kSum>(kStarts.all, kVector);
+        multiply_tiles<kSum, kRows, kWeights>();
+        if (Unit >= 2 || begin) store_behind<Unit>(begin);
+    }
+
+    // The sums of the product two before.
+    template <int Unit>
+    MST_INLINE void store_behind(size_t begin) {
+        constexpr int kBefore = (Unit + kUnits - 2) % kUnits;
+        const size_t batch = begin / kBatch - (Unit < 2);
+        store_tile<kBefore % 4>(m_sums[batch % 2][kBefore / C][kBefore % C], kVector);
+    }
+
+    // What the sums of a group make, for tile `Tile`.
+    template <int Tile>
+    MST_INLINE void add_sums(size_t group, Floats (&total)[kTogether]) const {
+        const Sums& sums = m_sums[group / kBatch % 2][group % kBatch][Tile];
+        const float* const scales = m_rows.scales + group / kHalves * m_rows.beside;
+        const float* const weighted = m_rows.weighted + group * m_rows.beside;
+        Floats scale, minimum;
+        m_source.scales({group / kHalves}, group % kHalves, Tile, scale, minimum);
+        const Floats less = mul(scale, splat(-kStartFloat));
+        // Behind the last row there are others' numbers, or none: nobody takes the results.
+        unrolled<kTogether>([&](auto r) MST_LAMBDA {
+            const Ints sum = _mm512_load_si512(sums[r]);
+            total[r] = fma(splat(scales[r]), scaled(sum, scale, less), total[r]);
+            if constexpr (traits.minimum)
+                total[r] = fma(minimum, splat(weighted[r]), total[r]);
         });
     }
-    for (int c = 0; c < C; ++c)
-        for (size_t r = 0; r < count; ++r)
-            if (outputs > c * kOutputs)
-                store_some(load_floats(totals[c][r]), target.at(r, c * kOutputs),
-                           outputs - c * kOutputs);
-}
+
+    const Source m_source;
+    const Some m_rows;
+    const size_t m_groups;  // of kInputs inputs
+    alignas(64) Sums m_sums[2][kBatch][C];
+};
 
 // As `many_chunk`.
 template <typename Source>
@@ -130,30 +160,41 @@ void amx_chunk(Source source, size_t tiles, size_t begin, size_t end, const Rows
                const Prepared& prepared, float* totals, const Target& target, size_t outputs) {
     constexpr size_t kHalves = Source::traits.halves();
     const bool last = end == rows.groups;
-    const auto some = [&](size_t row, size_t count) {
-        const Some together = prepared.some(rows, row).after(begin, kHalves);
-        const auto with = [&](size_t tile, auto columns) {
-            constexpr int C = decltype(columns)::value;
-            const size_t column = tile * kOutputs;
-            if (last && column >= outputs) return;
-            source.first = tile;
-            float* const total = totals + row * kBlocked + column;
-            amx_kernel<C>(source, end - begin, together, count, begin ? total : nullptr,
-                          last ? target.at(row, column) : Target{total, nullptr, kBlocked},
-                          last ? outputs - column : C * kOutputs);
-        };
-        size_t tile = 0;
-        for (; tile + 2 <= tiles; tile += 2) with(tile, std::integral_constant<int, 2>{});
-        if (tile < tiles) with(tile, std::integral_constant<int, 1>{});
+    const auto some = [&](size_t row, size_t count, auto columns) {
+        constexpr int C = decltype(columns)::value;
+        float* const totals_of = totals + row * kBlocked;
+        alignas(64) float sums[C][kTogether][kOutputs];
+        for (size_t r = 0; r < kTogether; ++r)
+            for (size_t c = 0; c < C; ++c)
+                store_floats(sums[c][r], begin && r < count
+                                             ? load_floats(totals_of + r * kBlocked + c * kOutputs)
+                                             : splat(0.0f));
+        AmxKernel<C, Source>(source, end - begin, prepared.some(rows, row).after(begin, kHalves))
+            .run(sums);
+        for (size_t r = 0; r < count; ++r)
+            for (size_t c = 0; c < tiles; ++c) {
+                const size_t column = c * kOutputs;
+                const Floats sum = load_floats(sums[c][r]);
+                if (!last)
+                    store_floats(totals_of + r * kBlocked + column, sum);
+                else if (column < outputs)
+                    store_some(sum, target.at(row + r, column), outputs - column);
+            }
+    };
+    const auto with = [&](size_t row, size_t count) {
+        if (tiles > 2)
+            some(row, count, std::integral_constant<int, kTiles>{});
+        else
+            some(row, count, std::integral_constant<int, 2>{});
     };
     const size_t whole = rows.count / kTogether * kTogether;
     if (whole) {
         const Tiles shapes(kTogether, kGroup / kHalves);
-        for (size_t row = 0; row < whole; row += kTogether) some(row, kTogether);
+        for (size_t row = 0; row < whole; row += kTogether) with(row, kTogether);
     }
     if (whole < rows.count) {
         const Tiles shapes(rows.count - whole, kGroup / kHalves);
-        some(whole, rows.count - whole);
+        with(whole, rows.count - whole);
     }
 }
 

@@ -45,13 +45,16 @@ MST_INLINE Floats scaled(const Ints& from_start, const Floats& scale, const Floa
     return fma(scale, as_floats(from_start), less);
 }
 
-// What is kept of values that are unpacked: AMX wants them signed, without their zero point.
-MST_INLINE Bytes unpacked_bytes(const Bytes& bytes, [[maybe_unused]] int zero) {
+// Whether values are signed when they were unpacked for many rows, without their zero point, as AMX
+// wants them.
 #ifdef LEVEL_AMX
+constexpr bool kSigned = true;
+MST_INLINE Bytes unpacked_bytes(Bytes bytes, int zero) {
     return _mm512_sub_epi8(bytes, _mm512_set1_epi8(char(zero)));
-#else
-    return bytes;
-#endif
 }
+#else
+constexpr bool kSigned = false;
+MST_INLINE Bytes unpacked_bytes(const Bytes& bytes, int) { return bytes; }
+#endif
 
 }  // namespace mst::LEVEL

@@ -135,14 +135,16 @@ template <int R, int C, typename Source>
                 store_some(total[r][c], target.at(r, c * kLanes), outputs - c * kLanes);
 }
 
-// What a form's zero point and groups make of rows, for one call.
+// What a form's zero point and groups make of rows; of one thread and form.
 class Prepared {
 public:
-    void prepare(const Traits& traits, const Rows& rows) {
+    void prepare(const Traits& traits, const Rows& rows, bool starts) {
+        if (m_version == rows.version) return;
+        m_version = rows.version;
         m_halves = traits.halves();
         m_groups = rows.groups;
         const size_t count = rows.count * rows.groups;
-        if (traits.zero) {
+        if (traits.zero && starts) {
             m_starts.reserve(m_halves * count);
             each_block(rows, [&](size_t before, size_t beside) {
                 const int32_t* sums = rows.sums.data() + 2 * before * rows.groups;
@@ -190,6 +192,7 @@ private:
         }
     }
 
+    uint64_t m_version = 0;  // of the rows that were prepared last
     size_t m_halves = 1;
     size_t m_groups = 0;
     Buffer<int32_t> m_starts;
@@ -259,14 +262,14 @@ struct Unpacked {
     template <int J>
     MST_INLINE Bytes values(const At& at, size_t index) const {
         const size_t part = first + index;
-        const size_t group = part / kRegisters * kChunk + at.group;
-        return load_bytes(bytes + group * 8 * kVector + J * kVector + part % kRegisters * kRegister);
+        const size_t tile = at.group * kTiles + part / kRegisters;
+        return load_bytes(bytes + tile * 8 * kVector + J * kVector + part % kRegisters * kRegister);
     }
 
     MST_INLINE void scales(const At& at, size_t half, size_t index, Floats& to,
                            Floats& to_minimum) const {
         const size_t part = first + index;
-        const size_t i = (part / kRegisters * kChunk + at.group) * kScales + half * kOutputs +
+        const size_t i = (at.group * kTiles + part / kRegisters) * kScales + half * kOutputs +
                          part % kRegisters * kLanes;
         to = load_floats(scale + i);
         if constexpr (traits.minimum) to_minimum = load_floats(minimum + i);
@@ -295,7 +298,7 @@ template <Form F, typename Source>
     float* minimums = scratch.minimums.data();
     for (size_t tile = 0; tile < tiles; ++tile)
         for (size_t group = begin; group < end; ++group) {
-            const size_t to = tile * kChunk + group - begin;
+            const size_t to = (group - begin) * kTiles + tile;
             const auto at = source.at(group);
             for (size_t part = 0; part < kRegisters; ++part) {
                 source.first = tile * kRegisters + part;
@@ -331,29 +334,33 @@ void many_chunk(Source source, size_t tiles, size_t begin, size_t end, const Row
                      last ? target.at(row, column) : Target{total, nullptr, kBlocked},
                      last ? outputs - column : C * kLanes);
     };
-    const size_t parts = tiles * kRegisters;
-    size_t row = 0;
-    const auto some = [&](auto count) {
-        size_t part = 0;
-        for (; part + kBlockColumns <= parts; part += kBlockColumns)
-            with(row, part, count, std::integral_constant<int, kBlockColumns>{});
-        for (; part < parts; ++part) with(row, part, count, std::integral_constant<int, 1>{});
-        row += count;
+    // All rows times some registers of weights, which stay in the first cache meanwhile.
+    const auto all = [&](size_t part, auto columns) {
+        size_t row = 0;
+        const auto some = [&](auto count) {
+            with(row, part, count, columns);
+            row += count;
+        };
+        while (row < rows.count) {
+            const size_t beside = kTogether - row % kTogether;  // that lie together
+            const size_t left = rows.count - row < beside ? rows.count - row : beside;
+            if (kBlockRows > 4 && left >= 16)  // 6 + 5 + 5
+                some(std::integral_constant<int, kBlockRows>{});
+            else if (kBlockRows > 4 && left >= 5)
+                some(std::integral_constant<int, kBlockRows - 1>{});
+            else if (left >= 4)
+                some(std::integral_constant<int, 4>{});
+            else if (left >= 2)
+                some(std::integral_constant<int, 2>{});
+            else
+                some(std::integral_constant<int, 1>{});
+        }
     };
-    while (row < rows.count) {
-        const size_t beside = kTogether - row % kTogether;  // that lie together
-        const size_t left = rows.count - row < beside ? rows.count - row : beside;
-        if (kBlockRows > 4 && left >= 16)  // 6 + 5 + 5
-            some(std::integral_constant<int, kBlockRows>{});
-        else if (kBlockRows > 4 && left >= 5)
-            some(std::integral_constant<int, kBlockRows - 1>{});
-        else if (left >= 4)
-            some(std::integral_constant<int, 4>{});
-        else if (left >= 2)
-            some(std::integral_constant<int, 2>{});
-        else
-            some(std::integral_constant<int, 1>{});
-    }
+    const size_t parts = tiles * kRegisters;
+    size_t part = 0;
+    for (; part + kBlockColumns <= parts; part += kBlockColumns)
+        all(part, std::integral_constant<int, kBlockColumns>{});
+    for (; part < parts; ++part) all(part, std::integral_constant<int, 1>{});
 }
 
 }  // namespace mst::LEVEL
@@ -402,14 +409,15 @@ void products(const Blocks& blocks, size_t tile_bytes, const Rows& rows, size_t 
               const Target& target, size_t outputs, const Matrix* matrix = nullptr) {
     thread_local Prepared kept;
     Prepared& prepared = kept;
-    prepared.prepare(traits_of(F), rows);
+    const bool many = std::is_same_v<Blocks, Run> && kBlockRows > 0 && rows.count >= kMany;
+    prepared.prepare(traits_of(F), rows, !(many && kSigned));
     Packed<F, Blocks> source{blocks, tile_bytes, 0, {}, 1.0f, kAhead};
     if constexpr (traits_of(F).table) {
         source.table = load_table(matrix->table);
         source.factor = matrix->factor;
     }
     if constexpr (std::is_same_v<Blocks, Run> && kBlockRows > 0 && F != Form::plain8)
-        if (rows.count >= kMany)
+        if (many)
             return many_rows<F>(source, blocks, rows, prepared, first, last, target, outputs);
     few_rows(source, blocks, rows, prepared, first, last, target, outputs);
 }

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -66,18 +67,22 @@ MST_INLINE int32_t nearest(float value) { return int32_t((value + 12582912.0f) -
 
 constexpr size_t kTogether = 16;  // rows that lie beside each other
 
+inline std::atomic<uint64_t> last_version{0};
+
 // Rows lie together sixteen by sixteen, the rest by themselves: group by group, in it row by row.
 struct Rows {
     size_t count = 0;
     size_t inputs = 0;  // up to a whole group
     size_t groups = 0;
+    uint64_t version = 0;  // of the contents, of all rows of the process
     Buffer<int8_t> values;    // of rows together: [groups, rows, 32]
     Buffer<float> scales;     // [groups, rows]
     Buffer<float> weighted;   // the sum of a group's values times its scale, [groups, rows]
     Buffer<int32_t> sums;     // of 16 values, [2 * groups, rows]
 
-    // `width`: of a row; what is missing to a whole group is 0.
+    // Before rows are rounded, each time. `width`: of a row; what is missing to a whole group is 0.
     void resize(size_t rows, size_t width) {
+        version = ++last_version;
         count = rows;
         m_width = width;
         groups = (width + kGroup - 1) / kGroup;
