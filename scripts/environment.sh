@@ -123,6 +123,7 @@ fetch_uv() {
         return 1
     fi
     uv=$env.uv/uv
+    # shellcheck source=/dev/null # written by get_uv.py just now
     . "$env.uv/settings"
 }
 
@@ -143,6 +144,7 @@ choose_tools() {
     uv=$(command -v uv) && "$uv" --version >/dev/null 2>&1 && return
     if [ -x "$env/bin/uv" ] && [ -f "$env/uv-settings" ]; then
         uv=$env/bin/uv
+        # shellcheck source=/dev/null # the same, kept
         . "$env/uv-settings"
         return
     fi
