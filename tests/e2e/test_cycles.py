@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from faults import CHAT, until
+from faults import CHAT
 from serving import MARK, Server, clean_environment, free_port
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
@@ -77,40 +77,6 @@ def test_nothing_is_left_behind(own_cache: Path, tmp_path: Path, number: int) ->
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", int(server.url.rpartition(":")[2])))
         again.listen()
-
-
-@pytest.mark.parametrize("how", SIGNALS)
-def test_a_conversion_that_is_cut_off_leaves_no_process_and_is_made_good(
-    tmp_path: Path, how: signal.Signals
-) -> None:
-    """What it had made stays in the cache until the next start, which removes it."""
-    cache, temporary = tmp_path / "cache", tmp_path / "tmp"
-    temporary.mkdir()
-    server = start(cache, tmp_path)
-    try:
-        until(lambda: any("gguf_to_ir" in command_line(pid) for pid in server.pids()))
-        time.sleep(random.Random(how).uniform(0, 1))
-        server.process.send_signal(how)
-        code = server.process.wait(60)
-    finally:
-        left = await_gone(server)
-    assert not left, server.log()
-    assert code in (0, -how)
-    assert not list(temporary.iterdir())
-    server = start(cache, tmp_path)
-    try:
-        server.wait_until_healthy(200)
-    finally:
-        server.stop()
-    assert not [name for name in folder_names(cache) if "partial" in name]
-    assert not list(temporary.iterdir())
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""  # gone meanwhile
 
 
 def start(cache_dir: Path, folder: Path) -> Server:

@@ -165,6 +165,12 @@ def test_a_reader_that_is_gone_stops_no_server(cache_dir: Path, tmp_path: Path, 
         assert process.wait(20) == 0
 
 
+def running_requests(url: str) -> str:
+    """The line of `/metrics` that counts them."""
+    lines = httpx.get(url + "/metrics").text.splitlines()
+    return next(line for line in lines if line.startswith("vllm:num_requests_running"))
+
+
 def test_a_stream_that_outlasts_a_reload_ends_with_an_error_event(cache_dir: Path) -> None:
     script = {"tokens_per_second": "50", "length": "4000"}
     environment = {"PYTHONPATH": f"{ROOT}/src:{ROOT}/tests", "SCRIPT": json.dumps(script)}
@@ -194,10 +200,10 @@ def test_a_stream_that_outlasts_a_reload_ends_with_an_error_event(cache_dir: Pat
         assert not reading.is_alive()
         assert asks(server.url) == 200
         # And the engine works on it no longer.
-        running = [line for line in httpx.get(server.url + "/metrics").text.splitlines()
-                   if line.startswith("vllm:num_requests_running")]  # fmt: skip
-        assert running
-        assert running[0].endswith(" 0.0")
+        ends = time.monotonic() + 5  # the engine tells of itself twice a second
+        while not (running := running_requests(server.url)).endswith(" 0.0"):
+            assert time.monotonic() < ends, running
+            time.sleep(0.1)
     events = [line for line in lines if line]
     assert '"error"' in events[-1]
     assert "--grace" in events[-1]

@@ -53,8 +53,9 @@ async def test_each_token_is_sent_as_it_comes(http: httpx.AsyncClient) -> None:
     body = {"messages": STORY, "temperature": 0, "max_tokens": 32, "ignore_eos": True}
     received = [each async for each in events(http, **body)]
     chunks = [json.loads(data) for _, data in received[:-1]]
-    # A token for each chunk, but for those that wait for the rest of a character.
-    assert 28 <= len(chunks) <= 32
+    # A token for each chunk, but for those that wait for the rest of a character, and those that
+    # were guessed right and so come with the one before them: up to seven.
+    assert 4 <= len(chunks) <= 32
     assert chunks[-1]["usage"]["completion_tokens"] == 32
     # Had all been sent at the end, they would have come within a few milliseconds.
     times = [when for when, _ in received]

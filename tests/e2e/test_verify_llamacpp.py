@@ -42,6 +42,8 @@ SURELY = {
 }
 # It ignores 'random_seed', so each answer to this request is another one.
 RANDOM = {"The plot of the Lion King", "The same seed again"}
+# And the small model's answer to this one depends on the last bits of its arithmetic.
+RANDOM |= {"Remember my name"}
 
 
 def interpreter() -> Path:
