@@ -23,12 +23,12 @@ from typing import Any
 
 from bench_peers import report
 from bench_peers.cells import Failed
-from bench_peers.floors import MODES
 from bench_peers.peers import PEERS, ROOT, Context, Peer
 from bench_peers.regression import REFERENCES, verdict
 from bench_peers.rounds import FULL, QUICK, Found, Plan, Rounds, front_end, limits
 
-QUICK_PEERS = (*MODES, *REFERENCES)
+QUICK_PEERS = ("ours", *REFERENCES)
+ALWAYS = tuple(peer.key for peer in PEERS if peer.key != "before")
 BESIDE = 60.0  # seconds for the limits and the front end
 RECORD = ROOT / "docs" / "benchmarks.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -46,10 +46,12 @@ def main() -> int:
             disturbed_rounds_of_peers=plan.disturbed_rounds_of_peers,
         )
     context = _context(options)
-    keys = options.peers or (QUICK_PEERS if options.quick else tuple(peer.key for peer in PEERS))
+    keys = options.peers or (QUICK_PEERS if options.quick else ALWAYS)
     if options.quick and not options.peers and not _is_built(context):
         keys = tuple(key for key in keys if key != "llamacpp-q4_1")
         _say("llama.cpp is not built here: --quick goes without it (the full run builds it)")
+    if options.before and "before" not in keys:
+        keys = (*keys, "before")
     peers = [peer for peer in PEERS if peer.key in keys]
     logs = context.cache / "logs"
     logs.mkdir(exist_ok=True)
@@ -135,7 +137,8 @@ def _context(options: argparse.Namespace) -> Context:
     prepared = prepare(BUNDLED_MODEL, default_cache_dir(), lambda *_: None)
     pythons = dict(given.split("=", 1) for given in options.python)
     threads = options.threads or len(os.sched_getaffinity(0))
-    return Context(cache, _bundled_gguf(), prepared, threads, _say, pythons)
+    before = Path(options.before) if options.before else None
+    return Context(cache, _bundled_gguf(), prepared, threads, _say, pythons, before)
 
 
 def _is_built(context: Context) -> bool:
@@ -163,6 +166,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="for peers that must be told; default: all")
     parser.add_argument("--cache", metavar="FOLDER", help=f"for installed peers [~/.cache/{CACHE}]")
     parser.add_argument("--out", metavar="FILE.md", help="instead of docs/benchmarks.md")
+    parser.add_argument(
+        "--before", metavar="FOLDER", help="a checkout of ours at an earlier commit, beside"
+    )
     parser.add_argument("--install-only", action="store_true", help="install the peers and stop")
     parser.add_argument(
         "--python", action="append", default=[], metavar="vllm=PYTHON",

