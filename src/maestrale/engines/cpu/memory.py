@@ -13,10 +13,14 @@ GROUP = 32  # inputs, to which rows are filled up
 OUTPUTS = 16  # rows of a tile, to which matrices are filled up
 ROUNDED = 34  # bytes for 32 values of a type that is rounded to 8 bits
 # Exact types take what they take in the file, but for these.
-_BLOCKS = {"Q3_K": 114, "IQ4_XS": 138}
+_BLOCKS = {
+    "Q3_K": 114,
+    **dict.fromkeys(("IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_XXS", "IQ1_S", "TQ1_0", "TQ2_0"), 138),
+    **dict.fromkeys(("IQ2_XS", "IQ2_S", "IQ1_M"), 146),
+}
 EXACT = frozenset({
-    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
-    "IQ4_XS", "MXFP4",
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4",
+    *_BLOCKS,
 })  # fmt: skip
 
 

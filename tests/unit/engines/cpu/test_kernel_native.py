@@ -20,7 +20,7 @@ NATIVE = ROOT / "tests" / "native"
 INCLUDE = f"-I{build.SOURCES}"
 CROSS = "aarch64-linux-gnu-g++"
 QEMU = "qemu-aarch64"
-PACKING = ("types", "pack")
+PACKING = ("types", "iq_types", "pack")
 needs_arm = pytest.mark.skipif(
     not (shutil.which(CROSS) and shutil.which(QEMU)),
     reason="needs g++-aarch64-linux-gnu and qemu-user",

@@ -2,13 +2,16 @@
 
 #include <cstring>
 
+#include "iq_types.hpp"
+
 namespace mst {
 namespace {
 
 enum : int32_t {
     kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kQ2_K = 10,
-    kQ3_K = 11, kQ4_K = 12, kQ5_K = 13, kQ6_K = 14, kIQ4_NL = 20, kIQ4_XS = 23, kBF16 = 30,
-    kMXFP4 = 39,
+    kQ3_K = 11, kQ4_K = 12, kQ5_K = 13, kQ6_K = 14, kIQ2_XXS = 16, kIQ2_XS = 17, kIQ3_XXS = 18,
+    kIQ1_S = 19, kIQ4_NL = 20, kIQ3_S = 21, kIQ2_S = 22, kIQ4_XS = 23, kIQ1_M = 29, kBF16 = 30,
+    kTQ1_0 = 34, kTQ2_0 = 35, kMXFP4 = 39,
 };
 
 constexpr int8_t kMxfp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
@@ -184,7 +187,7 @@ bool read_iq4_xs(const uint8_t* block, Unit& unit) {
     return finite(unit.scale);
 }
 
-constexpr Type kTypes[] = {
+const Type kTypes[] = {
     {kF32, "F32", Form::zero8, 1, 4, false, nullptr},
     {kF16, "F16", Form::zero8, 1, 2, false, nullptr},
     {kBF16, "BF16", Form::zero8, 1, 2, false, nullptr},
@@ -201,6 +204,15 @@ constexpr Type kTypes[] = {
     {kMXFP4, "MXFP4", Form::table_exponent, 32, 17, true, read_mxfp4, 1.0f, kMxfp4},
     {kIQ4_NL, "IQ4_NL", Form::table_half, 32, 18, true, read_q4_0, 1.0f, kIq4},
     {kIQ4_XS, "IQ4_XS", Form::table32, 256, 136, true, read_iq4_xs, 1.0f, kIq4},
+    {kIQ1_S, "IQ1_S", Form::table32, 256, 50, true, read_iq1_s, 0.125f, kTableIq1},
+    {kIQ1_M, "IQ1_M", Form::table16, 256, 56, true, read_iq1_m, 0.125f, kTableIq1},
+    {kIQ2_XXS, "IQ2_XXS", Form::table32, 256, 66, true, read_iq2_xxs, 0.125f, kTableIq2},
+    {kIQ2_XS, "IQ2_XS", Form::table16, 256, 74, true, read_iq2_xs, 0.125f, kTableIq2},
+    {kIQ2_S, "IQ2_S", Form::table16, 256, 82, true, read_iq2_s, 0.125f, kTableIq2},
+    {kIQ3_XXS, "IQ3_XXS", Form::table32, 256, 98, true, read_iq3_xxs, 0.25f, kTableIq3xxs},
+    {kIQ3_S, "IQ3_S", Form::table32, 256, 110, true, read_iq3_s, 1.0f, kTableIq3s},
+    {kTQ1_0, "TQ1_0", Form::table32, 256, 54, true, read_tq1_0, 1.0f, kTableTernary},
+    {kTQ2_0, "TQ2_0", Form::table32, 256, 66, true, read_tq2_0, 1.0f, kTableTernary},
 };
 
 }  // namespace
