@@ -66,6 +66,10 @@ def test_a_model_laid_out_otherwise_is_the_same(
     assert spec_of(other).parameters == spec_of(path).parameters
 
 
+# Where a block's scales are, if not at its beginning.
+PLACES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)}
+
+
 def random_rows(kind: str, rows: int, columns: int) -> np.ndarray:
     """Random weights in a type: whatever the bits say, with scales that are small."""
     number = gguf.GGMLQuantizationType[kind]
@@ -76,11 +80,15 @@ def random_rows(kind: str, rows: int, columns: int) -> np.ndarray:
     elements, size = gguf.GGML_QUANT_SIZES[number]
     blocks = random.randint(0, 256, (rows * columns // elements, size)).astype(np.uint8)
     small = np.frombuffer(np.float16(2.0**-9 if elements == 32 else 2.0**-14).tobytes(), np.uint8)
+    if kind.startswith("TQ"):  # values of -1, 0 and 1
+        small = np.frombuffer(np.float16(2.0**-4).tobytes(), np.uint8)
     if kind == "MXFP4":
         blocks[:, 0] = 122
-    elif kind in ("Q2_K", "Q3_K", "Q6_K"):
-        places = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}[kind]
-        for place in places:
+    elif kind == "IQ1_M":  # the scale's four digits are the highest of four words
+        for place, digit in zip((49, 51, 53, 55), (0x0, 0x0, 0x40, 0x0), strict=True):
+            blocks[:, place] = blocks[:, place] & 0x0F | digit
+    elif kind in PLACES:
+        for place in PLACES[kind]:
             blocks[:, place : place + 2] = small
     else:
         blocks[:, :2] = small
