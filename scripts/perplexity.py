@@ -22,7 +22,7 @@ from maestrale.config import BUNDLED_MODEL, default_cache_dir
 from maestrale.engines.cpu.decoder import Batch, Decoder, load_decoder
 from maestrale.engines.cpu.kernel.build import library
 from maestrale.engines.cpu.kv_cache import BLOCK_SIZE
-from maestrale.engines.cpu.machine import available_cores
+from maestrale.models.machine_limits import available_cores
 from maestrale.models.prepared import load_prepared, weights_path
 from maestrale.models.resolve import prepare
 from maestrale.prompt.encode import encoder_for

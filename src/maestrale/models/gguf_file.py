@@ -38,10 +38,6 @@ class GGUFFile:
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
 
-    @property
-    def tensor_names(self) -> tuple[str, ...]:
-        return tuple(self.tensors)
-
 
 def read_gguf(path: Path, *, texts: bool = True) -> GGUFFile:
     """Read metadata and tensor table of one file, and check that its weights are there.

@@ -53,7 +53,7 @@ def test_metadata_and_tensors_come_back(written: bytes, scratch: Path) -> None:
     assert read.metadata["tokenizer.ggml.add_bos_token"] is True
     assert read.metadata["tokenizer.ggml.tokens"] == ["a", "b", "é"]
     assert read.metadata["tokenizer.ggml.token_type"] == [1, 1, 3]
-    assert read.tensor_names == ("first", "last")
+    assert tuple(read.tensors) == ("first", "last")
     bare = read_gguf(scratch, texts=False)
     assert bare.tensors == read.tensors
     assert bare.metadata == {**read.metadata, "tokenizer.ggml.tokens": []}

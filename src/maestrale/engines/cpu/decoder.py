@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -35,7 +34,6 @@ from maestrale.engines.cpu.weights.roles import LayerRoles
 from maestrale.errors import EngineError
 
 Progress = Callable[[float], None]
-logger = logging.getLogger(__name__)
 Numbers = NDArray[np.int32]
 
 
@@ -271,8 +269,6 @@ def load_decoder(
     Raises: ModelError, EngineError.
     """
     described = open_model(path)
-    for note in described.spec.notes:
-        logger.warning("%s", note)
     try:
         return Decoder(
             described,

@@ -40,7 +40,8 @@ from maestrale.engines.constraint import TokenConstraint, compile_constraint
 from maestrale.engines.cpu.decoder import Decoder
 from maestrale.engines.cpu.generation import Generation
 from maestrale.engines.cpu.kv_cache import BLOCK_SIZE
-from maestrale.engines.cpu.load import OPTIONS, fitting, load
+from maestrale.engines.cpu.load import OPTIONS, fitting, load, weights_of
+from maestrale.engines.cpu.model_files import spec_of
 from maestrale.engines.cpu.prompt_lookup import PromptLookup
 from maestrale.engines.cpu.scheduler import Chunk, Scheduler
 from maestrale.engines.cpu.step import step_input
@@ -99,7 +100,7 @@ class CPUEngine:
         self._step_tokens = StepTokens()
 
     async def start(self) -> None:
-        """Load and compile the model, and start stepping.
+        """Load the model, and start stepping.
 
         Raises: ModelError for a folder that can't be served; EngineError for settings that
         this model or the KV cache can't meet.
@@ -111,7 +112,7 @@ class CPUEngine:
     def _load(self) -> None:
         config = self._config
         self._vocabulary = load_vocabulary(Path(config.model_dir))
-        size = fitting(config)
+        size = fitting(config, spec_of(weights_of(config)))
         self._decoder = load(config, threads=self._choice.threads, context=size.max_model_len)
         if self._decoder.vocab_size != len(self._vocabulary):
             raise ModelError(

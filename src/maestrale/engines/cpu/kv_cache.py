@@ -15,9 +15,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from maestrale.engines.cpu.partial_block import PartialBlocks, Tokens
-from maestrale.errors import ModelError
+from maestrale.models.fit_cpu import BLOCK
 
-BLOCK_SIZE = 32  # tokens in a block: the kernel's MST_BLOCK
+BLOCK_SIZE = BLOCK  # tokens
 
 Digest = bytes
 _ROOT: Digest = b"maestrale-kv-1"
@@ -36,17 +36,6 @@ def extend_digests(digests: list[Digest], tokens: Sequence[int], count: int) -> 
         start = index * BLOCK_SIZE
         parent = digests[-1] if digests else None
         digests.append(block_digest(parent, tokens[start : start + BLOCK_SIZE]))
-
-
-def blocks_in(budget: int, bytes_per_block: int) -> int:
-    """How many blocks `budget` bytes hold, beside a spare one. Raises: ModelError for none."""
-    blocks = budget // bytes_per_block - 1
-    if blocks < 1:
-        raise ModelError(
-            f"A KV cache of {budget} bytes is too small: a block takes {bytes_per_block}. "
-            "Raise --kv-cache-memory."
-        )
-    return blocks
 
 
 class BlockManager:

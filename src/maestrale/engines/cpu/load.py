@@ -8,11 +8,11 @@ from pathlib import Path
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.cpu.decoder import Decoder, load_decoder
 from maestrale.engines.cpu.kernel.build import library
-from maestrale.engines.cpu.machine import available_memory
 from maestrale.engines.cpu.memory import block_bytes, rounded_types, weight_bytes
-from maestrale.engines.cpu.model_files import spec_of
+from maestrale.engines.cpu.spec import DecoderSpec
 from maestrale.errors import ModelError
 from maestrale.models.fit_cpu import CacheSize, cache_size, left_for_cache
+from maestrale.models.machine_limits import available_memory
 from maestrale.models.prepared import load_prepared, weights_path
 
 LEVEL = "cpu_level"
@@ -31,12 +31,11 @@ def load(config: EngineConfig, *, threads: int, context: int) -> Decoder:
     return load_decoder(weights_of(config), kernel, context=context, threads=threads, level=level)
 
 
-def fitting(config: EngineConfig) -> CacheSize:
+def fitting(config: EngineConfig, spec: DecoderSpec) -> CacheSize:
     """The KV cache and the context for this model, these settings and the memory that is free.
 
-    Raises: ModelError for a model that can't be served; EngineError where it doesn't fit.
+    Raises: EngineError where it doesn't fit.
     """
-    spec = spec_of(weights_of(config))
     return cache_size(
         context=load_prepared(Path(config.model_dir)).context_length,
         block_bytes=block_bytes(spec),
@@ -46,9 +45,8 @@ def fitting(config: EngineConfig) -> CacheSize:
     )
 
 
-def introduce(config: EngineConfig) -> None:
-    """Tell what a person should know of how this model is served. Raises: ModelError."""
-    spec = spec_of(weights_of(config))
+def introduce(spec: DecoderSpec) -> None:
+    """Tell what a person should know of how this model is served."""
     for note in spec.notes:
         logger.info("%s", note)
     if rounded := rounded_types(spec):

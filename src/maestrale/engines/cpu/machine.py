@@ -1,15 +1,9 @@
-"""What the CPU is, and what this process may use of it."""
+"""What the CPU is."""
 
 from __future__ import annotations
 
-import ctypes
 import platform
-import signal
 from pathlib import Path
-
-from maestrale.models.machine_limits import available_cores, available_memory
-
-__all__ = ["available_cores", "available_memory", "cpu_identity", "die_with_parent"]
 
 
 def cpu_identity() -> str:
@@ -27,8 +21,3 @@ def cpu_identity() -> str:
         if not line.strip():
             break  # the first core says it all
     return "; ".join(fields.values())
-
-
-def die_with_parent() -> None:
-    """End this process when the thread that started it ends (PR_SET_PDEATHSIG, SIGKILL)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)

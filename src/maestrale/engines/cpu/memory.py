@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from maestrale.engines.cpu.spec import DecoderSpec
 from maestrale.models import fit_cpu
+from maestrale.models.fit_cpu import GROUP
 from maestrale.models.tensor_info import GGML_NUMBERS, GGML_TYPES
 
-GROUP = 32  # inputs, to which rows are filled up
 OUTPUTS = 16  # rows of a tile, to which matrices are filled up
 ROUNDED = 34  # bytes for 32 values of a type that is rounded to 8 bits
 # Exact types take what they take in the file, but for these.

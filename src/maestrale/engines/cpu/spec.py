@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 SILU, GELU_TANH, CLIPPED_SWIGLU = "silu", "gelu_tanh", "clipped_swiglu"
-BLOCK = 32  # tokens in a block of the KV cache
 
 
 @dataclass(frozen=True)

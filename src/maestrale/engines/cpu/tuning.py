@@ -20,9 +20,17 @@ from maestrale.engines.base import EngineConfig
 from maestrale.engines.cpu.decoder import Batch, Decoder
 from maestrale.engines.cpu.kernel.build import library
 from maestrale.engines.cpu.kv_cache import BLOCK_SIZE
-from maestrale.engines.cpu.load import LEVEL, fitting, introduce, kernel_cache, load
-from maestrale.engines.cpu.machine import available_cores
+from maestrale.engines.cpu.load import (
+    LEVEL,
+    fitting,
+    introduce,
+    kernel_cache,
+    load,
+    weights_of,
+)
+from maestrale.engines.cpu.model_files import spec_of
 from maestrale.engines.cpu.notes import note_key, recall, remember
+from maestrale.models.machine_limits import available_cores
 
 Progress = Callable[[str, float | None], None]
 
@@ -80,8 +88,9 @@ def tuned(config: EngineConfig, progress: Progress) -> EngineConfig:
 
     Raises: ModelError, EngineError.
     """
-    fitting(config)
-    introduce(config)
+    spec = spec_of(weights_of(config))
+    fitting(config, spec)
+    introduce(spec)
     library(kernel_cache(config), progress)
     choice = chosen(config, _recall(config))
     return replace(config, threads=choice.threads, max_num_batched_tokens=choice.step_tokens)

@@ -8,7 +8,6 @@ import pytest
 from msgspec.structs import replace
 
 from maestrale.engines.base import EngineConfig
-from maestrale.engines.cpu.machine import available_cores
 from maestrale.engines.cpu.tuning import (
     NOTES,
     Choice,
@@ -20,6 +19,7 @@ from maestrale.engines.cpu.tuning import (
     tune,
     tuned,
 )
+from maestrale.models.machine_limits import available_cores
 
 OPEN = EngineConfig(engine="cpu", model_dir="")
 
