@@ -324,13 +324,14 @@ install_beside() {
     rm -f "$log"
 }
 
-# Runs Python in the environment: only the checkout's sources and the lock's packages count.
+# Runs Python in the environment: only the checkout's sources (and what is in the folder `also_from`,
+# where that is set) and the lock's packages count.
 # Bytecode goes into the environment, whatever the caller's settings: without it each start would
 # compile all that it imports, and the checkout stays as it is.
 run_python() {
     # Of a uv of our own: what it fetches later comes from where pip would take it.
     [ ! -f "$env/uv-settings" ] || eval "$(sed -n '/ UV_[A-Z_]*=/p' "$env/uv-settings")"
     unset PYTHONHOME PYTHONDONTWRITEBYTECODE
-    PYTHONPATH=$root/src PYTHONSAFEPATH=1 PYTHONPYCACHEPREFIX=$env/bytecode \
+    PYTHONPATH=$root/src${also_from:+:$also_from} PYTHONSAFEPATH=1 PYTHONPYCACHEPREFIX=$env/bytecode \
         exec "$env/bin/python" "$@"
 }

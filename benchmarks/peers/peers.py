@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench_peers import install
-from bench_peers.install import CannotInstall, Say
+from benchmarks.peers import install
+from benchmarks.peers.install import CannotInstall, Say
 
 ROOT = Path(__file__).resolve().parents[2]
 # llama.cpp's server with a place for each of 32 streams, and room for four articles beside.

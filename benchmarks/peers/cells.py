@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from bench_peers import questions
+from benchmarks.peers import questions
 from maestrale.bench.client import Client, Exchange
 from maestrale.bench.statistics import latency, percentile
 

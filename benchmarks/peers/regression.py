@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
 
-from bench_peers import report
-from bench_peers.floors import median, reached
-from bench_peers.rounds import Found
+from benchmarks.peers import report
+from benchmarks.peers.floors import median, reached
+from benchmarks.peers.rounds import Found
 
 TOLERATED = 0.75
 """A regression is a ratio below this share of the recorded one."""

@@ -32,7 +32,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from bench_frontend import children_of, cpu_seconds, free_port
+from benchmarks.front_end import children_of, cpu_seconds, free_port
 
 WORDS = " The wind blows from the north along the valley to the sea."
 
@@ -62,7 +62,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = tempfile.TemporaryDirectory(prefix="mst-bench-")
         self._log = Path(self._folder.name, "log")
-        command = [sys.executable, __file__, "serve", "--port", str(self.port)]
+        command = [sys.executable, "-m", "benchmarks.replicas", "serve", "--port", str(self.port)]
         command += ["--script", json.dumps(script) if script else ""]
         command += ["--flags", *(f"{name}={value}" for name, value in flags.items())]
         if cores is not None:

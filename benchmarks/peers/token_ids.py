@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_peers import questions
+from benchmarks.peers import questions
 from maestrale.prompt.encode import encoder_for
 from maestrale.prompt.messages import ChatMessage
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from bench_peers.rounds import Found
+from benchmarks.peers.rounds import Found
 
 LLAMACPP = ("llamacpp-q4_1", "llamacpp-q4_0", "xllamacpp")
 CELLS = {

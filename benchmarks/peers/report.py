@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench_peers.floors import NO_STALL, ahead, reached
-from bench_peers.questions import ALONE, READING_SECONDS, SETTLING_SECONDS
-from bench_peers.rounds import Found
+from benchmarks.peers.floors import NO_STALL, ahead, reached
+from benchmarks.peers.questions import ALONE, READING_SECONDS, SETTLING_SECONDS
+from benchmarks.peers.rounds import Found
 
 GIB, MIB = 2**30, 2**20
 

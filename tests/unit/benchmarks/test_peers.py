@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.peers import questions
+from benchmarks.peers.cells import _gaps
+from benchmarks.peers.floors import ahead, reached
+from benchmarks.peers.limits import model_size
+from benchmarks.peers.peers import PEERS
+from benchmarks.peers.regression import verdict
+from benchmarks.peers.report import SPEED, as_json, as_markdown, ratio
+from benchmarks.peers.rounds import FULL, Found
+from benchmarks.peers.token_ids import job
 from maestrale.bench.client import Exchange
-from serving import ROOT
-
-
-@pytest.fixture(autouse=True)
-def scripts_on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "bench_peers"]:
-        del sys.modules[name]
-
 
 LIMITS = {
     "read_bandwidth": 10e9,
@@ -44,8 +41,6 @@ FACTS = {
 
 
 def found() -> dict:
-    from bench_peers.peers import PEERS
-    from bench_peers.rounds import Found
 
     everyone = {peer.key: Found(peer) for peer in PEERS}
     for speed in (90.0, 100.0, 120.0):
@@ -58,7 +53,6 @@ def found() -> dict:
 
 
 def test_ratios_are_of_medians_and_above_one_where_ours_is_quicker() -> None:
-    from bench_peers.report import SPEED, ratio
 
     both = found()
     speed, *_, article = SPEED[:4]
@@ -68,7 +62,6 @@ def test_ratios_are_of_medians_and_above_one_where_ours_is_quicker() -> None:
 
 
 def test_the_page_has_medians_spread_limits_and_failures() -> None:
-    from bench_peers.report import as_json, as_markdown
 
     page = as_markdown(found(), LIMITS, FACTS)
     assert "**100**<br>90.0 to 120" in page
@@ -86,8 +79,6 @@ def test_the_page_has_medians_spread_limits_and_failures() -> None:
 
 
 def test_a_fallen_ratio_is_found() -> None:
-    from bench_peers.regression import verdict
-    from bench_peers.report import as_json
 
     record = json.loads(as_json(found(), LIMITS, FACTS))
     is_kept, lines = verdict(found(), FACTS, record)
@@ -101,8 +92,6 @@ def test_a_fallen_ratio_is_found() -> None:
 
 
 def test_a_record_of_another_processor_is_no_measure() -> None:
-    from bench_peers.regression import verdict
-    from bench_peers.report import as_json
 
     record = json.loads(as_json(found(), LIMITS, FACTS))
     record["peers"]["ours"]["medians"]["tokens_per_second_1"] = 150.0
@@ -118,7 +107,6 @@ def test_a_record_of_another_processor_is_no_measure() -> None:
 
 
 def test_nothing_compared_is_no_verdict_in_favour() -> None:
-    from bench_peers.regression import verdict
 
     is_kept, lines = verdict({}, FACTS, None)
     assert not is_kept
@@ -126,7 +114,6 @@ def test_nothing_compared_is_no_verdict_in_favour() -> None:
 
 
 def test_pauses_are_those_that_touch_the_disturbance() -> None:
-    from bench_peers.cells import _gaps
 
     answers = [Exchange(0.0, times=[1.0, 1.1, 1.2, 3.0, 3.1]), Exchange(0.0, times=[5.0, 5.2])]
     assert sorted(_gaps(answers, 1.5, 2.0)) == pytest.approx([1.8])
@@ -134,7 +121,6 @@ def test_pauses_are_those_that_touch_the_disturbance() -> None:
 
 
 def test_questions_of_two_series_have_none_in_common() -> None:
-    from bench_peers import questions
 
     asked = [questions.short(32, series=32), questions.short(8, series=8), questions.short(1, 1)]
     texts = [json.dumps(one) for series in asked for one in series]
@@ -145,7 +131,6 @@ def test_questions_of_two_series_have_none_in_common() -> None:
 
 
 def test_floors_are_judged_by_the_medians_and_the_best_of_llama_cpp() -> None:
-    from bench_peers.floors import ahead, reached
 
     both = found()
     both["llamacpp-q4_1"].add({"tokens_per_second_1": 120.0, "article_ttft": 8.0})
@@ -169,7 +154,6 @@ def test_floors_are_judged_by_the_medians_and_the_best_of_llama_cpp() -> None:
 
 
 def test_an_earlier_commit_has_floors_where_it_was_measured_and_is_no_peer() -> None:
-    from bench_peers.floors import ahead, reached
 
     both = found()
     both["before"].add({"tokens_per_second_1": 80.0})
@@ -182,8 +166,6 @@ def test_an_earlier_commit_has_floors_where_it_was_measured_and_is_no_peer() -> 
 
 
 def test_slow_peers_run_fewer_rounds_and_ours_is_disturbed_in_each() -> None:
-    from bench_peers.peers import PEERS
-    from bench_peers.rounds import FULL
 
     peers = {peer.key: peer for peer in PEERS}
     assert FULL.rounds_of(peers["ours"]) == FULL.rounds == 5
@@ -194,7 +176,6 @@ def test_slow_peers_run_fewer_rounds_and_ours_is_disturbed_in_each() -> None:
 
 
 def test_an_embedding_that_is_only_looked_up_is_no_weight_of_a_product(tmp_path: Path) -> None:
-    from bench_peers.limits import model_size
 
     from tiny_mistral import TINY, write_mistral
 
@@ -209,8 +190,6 @@ def test_an_embedding_that_is_only_looked_up_is_no_weight_of_a_product(tmp_path:
 
 
 def test_a_follow_up_is_what_comes_behind_the_answer() -> None:
-    from bench_peers import questions
-    from bench_peers.token_ids import job
 
     from maestrale.config import BUNDLED_MODEL, default_cache_dir
     from maestrale.models.resolve import prepare

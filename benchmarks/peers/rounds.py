@@ -15,18 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench_peers import cells, token_ids
-from bench_peers.install import CannotInstall
-from bench_peers.limits import model_size
-from bench_peers.peers import ROOT, Context, Peer, Server
-from bench_peers.processes import Running, free_port
-from bench_peers.questions import SETTLING_SECONDS, short
+from benchmarks.peers import cells, token_ids
+from benchmarks.peers.install import CannotInstall
+from benchmarks.peers.limits import model_size
+from benchmarks.peers.peers import ROOT, Context, Peer, Server
+from benchmarks.peers.processes import Running, free_port
+from benchmarks.peers.questions import SETTLING_SECONDS, short
 from maestrale.bench.client import Client, Target
 
 START_SECONDS = 1200.0
 CELL_SECONDS = 240.0
 FRONT_END_ROUNDS = 5
-ENVIRONMENT = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'scripts'}"}
+ENVIRONMENT = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +272,7 @@ def limits(context: Context) -> cells.Numbers:
     kernel = library(default_cache_dir(), lambda *_: None)
     size = model_size(context.gguf)
     return {
-        **_numbers([sys.executable, "-m", "bench_peers.limits", str(kernel)]),
+        **_numbers([sys.executable, "-m", "benchmarks.peers.limits", str(kernel)]),
         "weights": size.weights,
         "head_weights": size.head,
         "weight_bytes": size.bytes,
@@ -282,7 +282,7 @@ def limits(context: Context) -> cells.Numbers:
 def front_end(folder: Path) -> list[float]:
     """Tokens/s that the API process streams to 128 clients from an engine that never waits."""
     rows = folder / "front-end.json"
-    command = [sys.executable, str(ROOT / "scripts" / "bench_frontend.py"), "--json", str(rows)]
+    command = [sys.executable, "-m", "benchmarks.front_end", "--json", str(rows)]
     done = _child([*command, "--streams", *["128"] * FRONT_END_ROUNDS])
     if done.returncode:
         raise cells.Failed(f"bench-frontend failed: {done.stderr.strip()[-200:]}")

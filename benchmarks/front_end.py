@@ -117,7 +117,15 @@ def measure(url: str, model: str, parts: dict, streams: int, tokens: int) -> dic
 
 
 def start(port: int, pace: float, workers: int) -> subprocess.Popen:
-    command = [sys.executable, __file__, "--serve", str(port), "--pace", str(pace)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.front_end",
+        "--serve",
+        str(port),
+        "--pace",
+        str(pace),
+    ]
     command += ["--api-workers", str(workers)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     for _ in range(1200):

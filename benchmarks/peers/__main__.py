@@ -21,11 +21,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench_peers import report
-from bench_peers.cells import Failed
-from bench_peers.peers import PEERS, ROOT, Context, Peer
-from bench_peers.regression import REFERENCES, verdict
-from bench_peers.rounds import FULL, QUICK, Found, Plan, Rounds, front_end, limits
+from benchmarks.peers import report
+from benchmarks.peers.cells import Failed
+from benchmarks.peers.peers import PEERS, ROOT, Context, Peer
+from benchmarks.peers.regression import REFERENCES, verdict
+from benchmarks.peers.rounds import FULL, QUICK, Found, Plan, Rounds, front_end, limits
 
 QUICK_PEERS = ("ours", *REFERENCES)
 ALWAYS = tuple(peer.key for peer in PEERS if peer.key != "before")

@@ -1,6 +1,6 @@
 """What this machine can do at most, measured on the spot, in a process of its own.
 
-    python -m bench_peers.limits KERNEL
+    python -m benchmarks.peers.limits KERNEL
 
 Prints JSON: memory bandwidth (reading: the best of numpy's passes over memory and of our kernel's
 product of one row), copying, matrix products in fp32 (numpy's) and in int8 (our kernel's, with
