@@ -34,8 +34,8 @@ def serve(port: str, pace: str, workers: int) -> None:
     """In a process of its own: the server, its engine told to say the same words for ever."""
     from dataclasses import replace
 
-    from maestrale.api import hosting, server
-    from maestrale.config import load_settings
+    from maestrale.config.settings import load_settings
+    from maestrale.serve import hosting, server
 
     plain = hosting.engine_config
 

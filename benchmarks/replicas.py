@@ -41,8 +41,8 @@ def serve(port: str, flags: list[str], script: str) -> None:
     """In a process of its own: the server; with a script, on the scripted engine."""
     from msgspec.structs import replace
 
-    from maestrale.api import hosting, server
-    from maestrale.config import load_settings
+    from maestrale.config.settings import load_settings
+    from maestrale.serve import hosting, server
 
     given = {"port": port, "log_level": "warning", "max_waiting": "4096"}
     given |= dict(flag.split("=", 1) for flag in flags)

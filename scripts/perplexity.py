@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from maestrale.config import BUNDLED_MODEL, default_cache_dir
+from maestrale.config.settings import BUNDLED_MODEL, default_cache_dir
 from maestrale.engines.cpu.decoder import Batch, Decoder, load_decoder
 from maestrale.engines.cpu.kernel.build import library
 from maestrale.engines.cpu.kv_cache import BLOCK_SIZE

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from maestrale.config import BUNDLED_MODEL, default_cache_dir
+from maestrale.config.settings import BUNDLED_MODEL, default_cache_dir
 from serving import ROOT, Server, serving
 
 if TYPE_CHECKING:

@@ -140,7 +140,7 @@ def test_what_a_node_answers_ends_before_the_replicas_go(
 ) -> None:
     script = {"text": "All the winds of the sea. ", "tokens_per_second": "30"}
     environment = {
-        "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests",
+        "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests/support",
         "SCRIPT": json.dumps(script),
     }
     asked = flags(ray_cluster, "--host", "0.0.0.0", "--no-auth")

@@ -30,7 +30,7 @@ AT_ONCE, MAY_WAIT = 16, 8
 @contextlib.contextmanager
 def two_workers(cache_dir: Path, *flags: str, **environment: str) -> Iterator[Server]:
     environment = {
-        "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests",
+        "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests/support",
         "SCRIPT": json.dumps(SCRIPT),
         **environment,
     }

@@ -173,7 +173,7 @@ def running_requests(url: str) -> str:
 
 def test_a_stream_that_outlasts_a_reload_ends_with_an_error_event(cache_dir: Path) -> None:
     script = {"tokens_per_second": "50", "length": "4000"}
-    environment = {"PYTHONPATH": f"{ROOT}/src:{ROOT}/tests", "SCRIPT": json.dumps(script)}
+    environment = {"PYTHONPATH": f"{ROOT}/src:{ROOT}/tests/support", "SCRIPT": json.dumps(script)}
     flags = ("--engine", "scripted", "--api-workers", "2", "--grace", "2")
     with serving(
         *flags, cache_dir=cache_dir, environment=environment, module="scripted_server"

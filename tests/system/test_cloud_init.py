@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from apt_repository import Package, Signer, nvidia_packages, serving
+from debian_machine import DebianMachine, debian_machine
 from maestrale.machine.setup.cloud_init import LARGEST, SCRIPT_FILE, user_data
 from maestrale.machine.setup.plan import Options
 from maestrale.machine.setup.whole import Request, set_up
-from system.debian_machine import DebianMachine, debian_machine
-from system.test_setup import DRIVER, VERSION, Notes
+from setup_notes import DRIVER, VERSION, Notes
 
 pytestmark = pytest.mark.slow
 SOURCES = [

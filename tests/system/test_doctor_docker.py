@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from docker_engine import Engine, docker_engine
 from maestrale.machine.doctor import Asked, Finding, examine
 from maestrale.machine.facts import MachineFacts
 from maestrale.machine.probe import probe_script, read_facts
-from system.docker_engine import Engine, docker_engine
 
 pytestmark = [
     pytest.mark.slow,

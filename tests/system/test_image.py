@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 
 import gist
+from docker_engine import Engine, debian, docker_engine
 from maestrale.errors import ProofFailed
 from maestrale.machine.setup.proof import prove
 from maestrale.machine.setup.run import Outcome
 from maestrale.machine.source import Source, build_command
 from maestrale.machine.target import Target
 from serving import ROOT, clean_environment, free_port
-from system.docker_engine import Engine, debian, docker_engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -232,7 +232,7 @@ def test_stop_lets_answers_end_and_a_restart_keeps_the_key(container: Container)
 
 
 def test_without_any_network(engine: Engine, image: str) -> None:
-    """Only the bundled model, nothing fetched; the weights are chosen by measuring, as they are."""
+    """Only the bundled model: nothing is fetched, nothing compiled."""
     engine.docker("run", "--detach", "--name", "alone", "--network", "none", image)
     try:
         alone = Container(engine, "alone", 0)
@@ -247,7 +247,6 @@ def test_without_any_network(engine: Engine, image: str) -> None:
         said = engine.docker("exec", "alone", "python", "-c", request, body, alone.key())
         assert said
         log = alone.log()
-        assert "Measured on this machine" in log
         assert "Converting" not in log
         assert "C++ compiler" not in log
         assert "Traceback" not in log

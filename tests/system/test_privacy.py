@@ -107,7 +107,7 @@ def test_the_first_start_and_our_clients_speak_to_nobody(tmp_path: Path) -> None
 
 
 def test_a_model_is_pulled_from_the_hub_that_was_named_and_nobody_else(tmp_path: Path) -> None:
-    pull = python(PULL.format(tests=str(ROOT / "tests")))
+    pull = python(PULL.format(tests=str(ROOT / "tests" / "support")))
     record = run(tmp_path, pull, pull, maestrale("pull", "smollm2-135m-instruct"))
     assert_quiet(record)
     assert any(path.startswith("home/.cache/huggingface/") for path in record.left)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from apt_repository import Package, Repository, Signer, nvidia_packages, serving
+from debian_machine import DebianMachine, debian_machine, ssh_server
 from maestrale.errors import (
     DiskFull,
     GpuTooOld,
@@ -23,34 +24,12 @@ from maestrale.errors import (
 )
 from maestrale.machine.setup.packages import PREFERENCES_FILE
 from maestrale.machine.setup.plan import Options
-from maestrale.machine.setup.run import Outcome
 from maestrale.machine.setup.whole import Request, Result, set_up
 from maestrale.machine.target import Target
 from serving import free_port
-from system.debian_machine import DebianMachine, debian_machine, ssh_server
+from setup_notes import DRIVER, VERSION, Notes
 
 pytestmark = pytest.mark.slow
-
-VERSION = "580.95.05-1"
-DRIVER = {"nvidia-driver-cuda", "nvidia-kernel-open-dkms", "libcuda1"}
-
-
-@dataclass
-class Notes:
-    """Keeps what a person would read."""
-
-    lines: list[str] = field(default_factory=list)
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
-
-    def begin(self, doing: str) -> None: ...
-
-    def end(self, outcome: Outcome) -> None: ...
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.lines)
 
 
 @dataclass

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from maestrale import __version__, config
+from maestrale import __version__
 from maestrale.cli import main as cli
+from maestrale.config import settings as config
 from maestrale.errors import EngineError
 from serving import ROOT, clean_environment
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 
-from maestrale import config
+from maestrale.config import settings as config
 from serving import ROOT
 
 TASK = yaml.safe_load((ROOT / "deploy/skypilot/cluster.yaml").read_text())

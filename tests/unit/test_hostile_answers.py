@@ -15,7 +15,7 @@ import pytest
 
 import hostile_servers as hostile
 from maestrale.cli.doctor_server import server_findings
-from maestrale.config import Settings
+from maestrale.config.settings import Settings
 from serving import clean_environment
 
 MOST_MEMORY = 400 << 20  # bytes; the programs themselves take 60 to 130 MB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ PACKAGE = ROOT / "src" / "maestrale"
 # layer → what of maestrale it may import; a layer may always import itself.
 # `engines.base` holds types only.
 FOUNDATION = {"", "errors", "printable", "text_files"}
-SETTINGS = {"config", "setting_values", "hub_settings"}
+SETTINGS = {"config"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
@@ -23,55 +24,38 @@ ALLOWED: dict[str, set[str]] = {
     # What reads another server's answers, and what shows them.
     "bounded": set(),
     "console": {"printable"},
-    "setting_values": set(),
-    "hub_settings": {"errors"},
     "text_files": set(),
-    "config": FOUNDATION | SETTINGS,
+    "config": FOUNDATION,
     "logs": FOUNDATION | SETTINGS,
     "keys": {"errors", "text_files"},
-    "metrics": FOUNDATION | {"answer", "engines.base"},
     "models": FOUNDATION | SETTINGS | {"bounded"},
     "engines": FOUNDATION | {"models"},
+    "metrics": FOUNDATION | {"chat.answer", "engines.base"},
     "prompt": FOUNDATION | {"models", "engines.base"},
+    "chat": FOUNDATION | SETTINGS | {"prompt", "engines.base", "models"},
     "supervise": FOUNDATION | SETTINGS | {"engines", "models"},
-    "answer": FOUNDATION | {"prompt", "engines.base", "models"},
-    "chat": FOUNDATION | SETTINGS | {"answer", "prompt", "engines.base", "models"},
+    # A replica owns an engine process, and the engine above it a ledger: the supervisor's.
+    "cluster": FOUNDATION | SETTINGS | {"supervise", "engines", "models"},
     "api": FOUNDATION
     | SETTINGS
-    | {"answer", "chat", "prompt", "engines.base", "models", "logs", "metrics"}
-    | {"keys", "console"},
-    # Several API processes: each is what `api` is, and their parent has the engine.
-    "workers": FOUNDATION
+    | {"chat", "prompt", "engines.base", "models", "logs", "metrics", "keys", "console"},
+    # Where the parts of a running server are put together, and nowhere else.
+    "serve": FOUNDATION
     | SETTINGS
-    | {"api", "chat", "prompt", "engines.base", "engines.mailbox", "models", "logs", "metrics"}
-    | {"supervise"},
-    # An API process on each node of a cluster, which Ray starts.
-    "nodes": FOUNDATION
-    | SETTINGS
-    | {"keys", "logs", "api.server", "api.elsewhere", "engines.ray_serve.runtime"}
-    | {"supervise.process", "supervise.leash", "workers.messages"},
-    "kuberay": FOUNDATION | SETTINGS | {"engines.ray_serve.options"},
-    # What a cluster deploys: the replicas alone.
-    "cluster_application": SETTINGS | {"api.hosting", "engines"},
+    | {"api", "chat", "prompt", "engines", "models", "logs", "metrics", "keys", "console"}
+    | {"supervise", "cluster"},
     "verify": FOUNDATION | SETTINGS | {"bounded"},
     # The scenarios are those of verify's collection.
     "bench": FOUNDATION | SETTINGS | {"bounded", "verify"},
     "terminal": FOUNDATION | SETTINGS | {"bounded"},
     "machine": FOUNDATION | SETTINGS | {"bounded"},
 }
-# Where the parts of a running server are put together, and nowhere else; and the chat page's
-# scenarios, which are those of the collection.
-COMPOSES = {
-    "api.hosting": {"supervise", "engines.choose", "engines.registry", "engines.ray_serve.engine"}
-    | {"engines.ray_serve.options", "engines.ray_serve.runtime", "nodes.keeper"},
-    "api.server": {"workers"},
-    "api.scenarios": {"verify.bundled"},
-}
-# A replica owns an engine process, and the engine above it a ledger: both are the supervisor's.
-ABOVE_ENGINES = {"engines.ray_serve": {"supervise"} | SETTINGS}
+# The chat page's scenarios are those of the collection.
+COMPOSES = {"api.operations.scenarios": {"verify.bundled"}}
 EVERYTHING = {"cli", "__main__"}
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Name below `maestrale` (empty for the package itself) → file."""
     names = {}
@@ -90,8 +74,11 @@ def imported(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{path}: relative imports are not used here"
             # `from maestrale.engines import base` imports the module engines.base.
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            known = {f"maestrale.{name}" for name in modules()}
-            names = [name if name in known else str(node.module) for name in inner]
+            known = modules()
+            names = [
+                name if name.removeprefix("maestrale.") in known else str(node.module)
+                for name in inner
+            ]
         else:
             continue
         for name in names:
@@ -108,7 +95,6 @@ def breaches(name: str, path: Path) -> list[str]:
     if layer in EVERYTHING:
         return []
     allowed = ALLOWED[layer] | COMPOSES.get(name, set()) | {layer}
-    allowed |= ABOVE_ENGINES.get(name.rpartition(".")[0], set())
     return [
         f"{name or 'maestrale'} imports {other}"
         for other in imported(path)
@@ -128,9 +114,9 @@ def test_a_breach_is_found(tmp_path: Path) -> None:
 
 
 def test_types_do_not_open_their_whole_layer(tmp_path: Path) -> None:
-    module = tmp_path / "chat.py"
+    module = tmp_path / "service.py"
     module.write_text("import maestrale.engines.base\nimport maestrale.engines.registry\n")
-    assert breaches("chat", module) == ["chat imports engines.registry"]
+    assert breaches("chat.service", module) == ["chat.service imports engines.registry"]
 
 
 def reads_environment(path: Path) -> bool:
@@ -145,9 +131,9 @@ def reads_environment(path: Path) -> bool:
 
 def test_only_the_settings_and_the_command_line_read_the_environment() -> None:
     readers = {name for name, path in modules().items() if reads_environment(path)}
-    assert "config" in readers
+    assert "config.settings" in readers
     # vLLM and Ray take some settings from the environment only: they are set there, not read.
-    readers -= {"engines.vllm.environment", "engines.ray_serve.environment"}
+    readers -= {"engines.vllm.environment", "cluster.environment"}
     # CXX names the compiler for whatever compiles: no setting of ours.
     readers -= {"engines.cpu.kernel.compilers"}
     assert {layer_of(name) for name in readers} <= {"config", "cli"}

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from maestrale.api.server import key_to_make
 from maestrale.cli.keys import command
-from maestrale.config import Settings
+from maestrale.config.settings import Settings
 from maestrale.errors import MaestraleError, SettingsError
 from maestrale.keys import KeyStore, add_key, kept_key, new_key, read_keys, revoke_key
+from maestrale.serve.server import key_to_make
 
 
 class Clock:

@@ -1,6 +1,6 @@
 """How many requests give other tokens among others than alone, on vLLM's build for CPUs.
 
-PYTHONPATH=src:tests .venv-vllm/bin/python tests/vllm_engine/batch_dependence.py PREPARED_MODEL [N]
+PYTHONPATH=src:tests/support .venv-vllm/bin/python FILE PREPARED_MODEL [N]
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from maestrale.api.schemas import MAX_TOP_LOGPROBS
+from maestrale.api.openai.schemas import MAX_TOP_LOGPROBS
 from maestrale.engines.choose import has_vllm
 from serving import Server, serving
 

@@ -12,24 +12,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maestrale.api import (
-    chat_completions,
-    completions,
-    health,
-    models,
-    openapi,
-    pages,
-    status,
-    tokens,
-)
 from maestrale.api.auth import OPEN_PATHS, Guard
 from maestrale.api.backend import Backend
 from maestrale.api.context import RequestContext, context_of, new_context
 from maestrale.api.errors import ClientDisconnected, as_api_error, error_response, quoted
-from maestrale.api.history import Event
+from maestrale.api.openai import chat_completions, completions, models, tokens
+from maestrale.api.operations import health, openapi, pages, status
+from maestrale.api.operations.history import Event
 from maestrale.api.request_log import request_fields
-from maestrale.chat import ChatService, Vetter
-from maestrale.config import Settings, is_loopback
+from maestrale.chat.service import ChatService, Vetter
+from maestrale.config.settings import Settings, is_loopback
 from maestrale.engines.base import Engine
 from maestrale.errors import ApiError, EngineError, PermissionDenied
 from maestrale.logs import FIELDS, LOGGER, REQUESTS

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from starlette.types import Scope
 
 from maestrale.api.errors import quoted
-from maestrale.api.pages import is_shell
+from maestrale.api.operations.pages import is_shell
 from maestrale.errors import AuthenticationFailed, InvalidRequest, PermissionDenied
 from maestrale.keys import Key, KeyStore
 

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from maestrale.answer import Answer
 from maestrale.api.admission import RETRY_AFTER, Admission
-from maestrale.api.body import BodyReader
-from maestrale.api.elsewhere import ApiNodeStatus
 from maestrale.api.errors import quoted
-from maestrale.api.history import Events, History
+from maestrale.api.http.body import BodyReader
+from maestrale.api.operations.history import Events, History
+from maestrale.api.operations.node_status import ApiNodeStatus
 from maestrale.api.rate import RateLimiter
-from maestrale.chat import ChatService
-from maestrale.config import Settings
+from maestrale.chat.answer import Answer
+from maestrale.chat.service import ChatService
+from maestrale.config.settings import Settings
 from maestrale.engines.base import Engine, EngineHealth
 from maestrale.errors import ModelNotFound, Unavailable
 from maestrale.keys import KeyStore
@@ -23,7 +23,7 @@ from maestrale.metrics import Metrics
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 
 if TYPE_CHECKING:
-    from maestrale.api.tracing import Tracer
+    from maestrale.api.operations.tracing import Tracer
 
 READY_STATES = ("ready", "degraded")  # degraded: the engine restarts, requests wait for it
 
@@ -46,7 +46,7 @@ class Backend:
         self.history = History(self)
         self.tracer: Tracer | None = None
         if settings.traces_url is not None:
-            from maestrale.api.tracing import Tracer
+            from maestrale.api.operations.tracing import Tracer
 
             self.tracer = Tracer(settings.traces_url)
         self.created = int(time.time())
@@ -70,6 +70,7 @@ class Backend:
         self.names = self.settings.served_model_name or (model_name,)
         self._service = service
         self.metrics.watch(service.engine, self.names[0], lambda: self.admission.waiting)
+        self.history.take()  # what comes from now on is news, also within the first second
 
     async def check_room(self, key: str, sequences: int, max_num_seqs: int) -> None:
         """Whether a request would be refused now, told before a prompt is made in vain.

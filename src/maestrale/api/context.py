@@ -9,7 +9,7 @@ from typing import cast
 
 from starlette.types import Scope
 
-from maestrale.answer import Answer
+from maestrale.chat.answer import Answer
 from maestrale.keys import Key
 
 SCOPE_KEY = "maestrale.request"

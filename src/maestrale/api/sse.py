@@ -15,11 +15,11 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from maestrale.answer import Answer, Piece
 from maestrale.api.admission import RETRY_AFTER
 from maestrale.api.backend import Backend
 from maestrale.api.context import RequestContext, context_of
 from maestrale.api.errors import ClientDisconnected, as_api_error
+from maestrale.chat.answer import Answer, Piece
 from maestrale.errors import MaestraleError, Unavailable
 from maestrale.logs import LOGGER
 
@@ -224,7 +224,7 @@ class EventStream:
     async def tend(self) -> None:
         """Runs beside the writer and keeps a silent stream alive.
 
-        Who doesn't read is disconnected by api/protocol.py, not here.
+        Who doesn't read is disconnected by api/http/protocol.py, not here.
         """
         while True:
             await asyncio.sleep(min(KEEP_ALIVE, PAUSE_KEEP_ALIVE))

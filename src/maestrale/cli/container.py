@@ -83,8 +83,8 @@ def health() -> int:
 
 def address(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     """The /health of a server that was started with these arguments, reached from beside it."""
-    from maestrale import config
     from maestrale.cli.serve import command
+    from maestrale.config import settings as config
 
     words = command_line(arguments)
     context = command.make_context("serve", words[1:], resilient_parsing=words[0] != "serve")
@@ -121,7 +121,7 @@ def bake(store: Path) -> int:
     """
     import shutil
 
-    from maestrale.config import BUNDLED_MODEL
+    from maestrale.config.settings import BUNDLED_MODEL
     from maestrale.engines.cpu.kernel.build import prebuilt
     from maestrale.models.resolve import prepare
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from maestrale import config
 from maestrale.cli.echo import echo
 from maestrale.cli.given import given_names
+from maestrale.config import settings as config
 from maestrale.errors import SettingsError
 
 if TYPE_CHECKING:

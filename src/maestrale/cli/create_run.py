@@ -11,8 +11,8 @@ from pathlib import Path
 
 import click
 
-from maestrale import config
 from maestrale.cli.echo import echo
+from maestrale.config import settings as config
 from maestrale.errors import MachineError, ModelError, NoSuchOffer, SettingsError
 from maestrale.machine.cloud import after, flow, offers, task
 from maestrale.machine.cloud.flow import Tools
@@ -223,7 +223,7 @@ def address(record: Record) -> str:
 
 def curl(url: str, key: str, model: str) -> str:
     """A request ready to paste. It asks /v1/models' first model when none was named."""
-    from maestrale.config import BUNDLED_MODEL
+    from maestrale.config.settings import BUNDLED_MODEL
 
     name = model or BUNDLED_MODEL
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}'

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from maestrale import config
 from maestrale.cli.echo import echo
 from maestrale.cli.ranges import FiniteRange
+from maestrale.config import settings as config
 from maestrale.errors import MachineError
 
 if TYPE_CHECKING:

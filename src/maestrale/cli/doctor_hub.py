@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 
-from maestrale.config import Settings
+from maestrale.config.hub import HubSettings
+from maestrale.config.settings import Settings
 from maestrale.errors import AccessDenied, HubUnreachable, ModelError
-from maestrale.hub_settings import HubSettings
 from maestrale.machine.doctor.findings import Finding
 from maestrale.machine.doctor.gpu import has_nvidia, too_old
 from maestrale.machine.facts import MachineFacts

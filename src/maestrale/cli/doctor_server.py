@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from maestrale.bounded import MOST_BODY, UNCOMPRESSED, Oversized, Undecodable, read_body
-from maestrale.config import Settings
+from maestrale.config.settings import Settings
 from maestrale.machine.doctor.findings import Finding
 from maestrale.printable import one_line
 

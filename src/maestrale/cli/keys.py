@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from maestrale import config, keys
+from maestrale import keys
 from maestrale.cli.echo import echo
+from maestrale.config import settings as config
 
 FILE = click.option(
     "--file",

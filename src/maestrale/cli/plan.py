@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from maestrale import config
 from maestrale.cli.echo import echo
 from maestrale.cli.given import given_names
 from maestrale.cli.ranges import FiniteRange
+from maestrale.config import settings as config
 from maestrale.errors import ModelDoesNotFit, SettingsError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _check_kind(context: click.Context, gpu: Gpu | None) -> None:
 
 
 def _size(flag: str, text: str, least: int = LEAST_MEMORY) -> int:
-    from maestrale.setting_values import parse_size
+    from maestrale.config.values import parse_size
 
     try:
         size = parse_size(text)

@@ -6,8 +6,8 @@ import os
 
 import click
 
-from maestrale import config
 from maestrale.cli.echo import echo
+from maestrale.config import settings as config
 
 
 @click.command("pull")
@@ -32,7 +32,6 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     is not fetched again. Obeys HF_TOKEN, HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT.
     """
     from maestrale import logs
-    from maestrale.api.progress import Progress
     from maestrale.engines.choose import EngineChoice, choose_engine
     from maestrale.models.catalog import find_model
     from maestrale.models.describe import describe
@@ -40,6 +39,7 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     from maestrale.models.meter import shown_bytes
     from maestrale.models.prepared import METADATA_FILE
     from maestrale.models.resolve import CPU_ENGINE, prepare, remote_source
+    from maestrale.serve.progress import Progress
 
     settings = config.load_settings({"model": model, "revision": revision}, os.environ)
     logs.configure(settings.log_level, settings.log_format)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from maestrale import config
 from maestrale.cli.echo import echo
+from maestrale.config import settings as config
 from maestrale.errors import ModelError
 from maestrale.printable import printable
 from maestrale.text_files import without_bom
@@ -36,9 +36,9 @@ def command(model: str | None, chat_template: Path | None, as_json: bool, file: 
     FILE is the JSON body of a chat request, or just its list of messages; '-' reads standard
     input. The request goes through the same code as in the server.
     """
-    from maestrale.api.body import decode
-    from maestrale.api.schemas import ChatRequest
-    from maestrale.api.tools import read_tools
+    from maestrale.api.http.body import decode
+    from maestrale.api.openai.schemas import ChatRequest
+    from maestrale.api.openai.tools import read_tools
 
     raw = without_bom(file.read()).strip()
     request = decode(b'{"messages":%b}' % raw if raw.startswith(b"[") else raw, ChatRequest)

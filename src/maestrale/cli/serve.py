@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from maestrale import config
+from maestrale.config import settings as config
 
 
 class SettingOption(click.Option):
@@ -118,17 +118,18 @@ def serve(
     settings = config.load_settings(flags, os.environ, config_file)
     _say_files(settings, config.settings_files(os.environ, config_file))
     if emit_kuberay:
-        from maestrale import __version__, kuberay
+        from maestrale import __version__
+        from maestrale.serve import kuberay
 
         documents = kuberay.manifests(settings, image or f"maestrale:{__version__}")
         click.echo(kuberay.text(documents), nl=False)
         return
     if image is not None:
         raise click.UsageError("--image is for --emit-kuberay.")
-    from maestrale.supervise.early import begun_engine
+    from maestrale.supervise.prespawn import begun_engine
 
     with begun_engine(likely_engine(settings)):
-        from maestrale.api.server import run
+        from maestrale.serve.server import run
 
         run(settings)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from maestrale import config
 from maestrale.cli.echo import echo
+from maestrale.config import settings as config
 from maestrale.errors import ServiceError, SettingsError
 from maestrale.keys import new_key
 from maestrale.machine import service

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maestrale.cli.echo import echo
-from maestrale.config import BUNDLED_MODEL, default_cache_dir
+from maestrale.config.settings import BUNDLED_MODEL, default_cache_dir
 
 if TYPE_CHECKING:
     from maestrale.engines.cpu.tuning import Tuning
@@ -31,10 +31,10 @@ def command(model: str, threads: int | None, as_json: bool, cache_dir: Path | No
     """
     import msgspec
 
-    from maestrale.api.progress import Progress
     from maestrale.engines.base import EngineConfig
     from maestrale.engines.cpu.tuning import NOTES, tune
     from maestrale.models.resolve import prepare
+    from maestrale.serve.progress import Progress
 
     with Progress(lambda phase: None) as progress:
         folder = prepare(model, cache_dir or default_cache_dir(), progress.update)

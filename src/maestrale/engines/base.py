@@ -1,6 +1,6 @@
 """The Engine protocol: a pure token machine, token ids in, token ids out.
 
-Text, chat templates, roles, tools, stop strings and usage live above (`prompt/`, `chat.py`),
+Text, chat templates, roles, tools, stop strings and usage live above (`prompt/`, `chat/`),
 so every engine counts and spells the same way. All types here are msgspec structs: the same
 objects travel over the private socket between the API process and the engine process.
 """

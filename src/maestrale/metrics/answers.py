@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from maestrale.answer import Answer
+from maestrale.chat.answer import Answer
 from maestrale.metrics.names import (
     CHOICES,
     FIRST_TOKEN_SECONDS,

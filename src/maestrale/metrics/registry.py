@@ -13,7 +13,7 @@ from prometheus_client import (
 )
 from prometheus_client.metrics_core import Metric
 
-from maestrale.answer import Answer
+from maestrale.chat.answer import Answer
 from maestrale.engines.base import Engine
 from maestrale.metrics.answers import AnswerMetrics
 from maestrale.metrics.engine import EngineCollector

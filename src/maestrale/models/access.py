@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
 )
 
 from maestrale.bounded import Oversized, Undecodable
+from maestrale.config.hub import HubSettings
 from maestrale.errors import AccessDenied, HubUnreachable, ModelError
-from maestrale.hub_settings import HubSettings
 from maestrale.models.catalog import closest_names, find_model
 from maestrale.models.hub import Hub, Listing, RemoteFile, status_of
 from maestrale.printable import brief

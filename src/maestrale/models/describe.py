@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maestrale.config.hub import HubSettings
 from maestrale.errors import ModelError
-from maestrale.hub_settings import HubSettings
 from maestrale.models.architecture import Architecture, from_config, gguf_shape
 from maestrale.models.catalog import find_model, unknown_model
 from maestrale.models.hub_names import DEFAULT_REVISION, hub_name

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from maestrale.bounded import read_body
+from maestrale.config.hub import HubSettings
 from maestrale.errors import HubUnreachable, ModelError
-from maestrale.hub_settings import HubSettings
 from maestrale.models.access import check_access, explain
 from maestrale.models.checked_files import CheckedFiles, damaged_files
 from maestrale.models.hub import Hub, Listing, RemoteFile

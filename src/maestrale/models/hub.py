@@ -24,7 +24,7 @@ from huggingface_hub.utils._http import (
 )
 
 from maestrale.bounded import Limit, Unpacker
-from maestrale.hub_settings import HubSettings
+from maestrale.config.hub import HubSettings
 
 READ_TIMEOUT = 20.0  # seconds without a byte after which a connection counts as cut
 MOST_ANSWER = 16 << 20  # bytes of a listing, or of anything else that is no file

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from maestrale.config.hub import HubSettings
 from maestrale.errors import ModelError
-from maestrale.hub_settings import HubSettings
 from maestrale.models.access import check_access
 from maestrale.models.download import HEAD_TIMEOUT
 from maestrale.models.gguf_file import read_gguf

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maestrale.config import hub_settings
+from maestrale.config.hub import HubSettings
+from maestrale.config.settings import hub_settings
 from maestrale.errors import ModelError
-from maestrale.hub_settings import HubSettings
 from maestrale.models.catalog import KnownModel, find_model, unknown_model
 from maestrale.models.gguf_model import fill_from_gguf
 from maestrale.models.gguf_parts import gguf_parts

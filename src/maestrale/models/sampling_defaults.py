@@ -20,7 +20,7 @@ class SamplingDefaults(Struct, frozen=True, kw_only=True):
 
 NEUTRAL = SamplingDefaults()
 
-# The same bounds as a request's own fields (api/schemas.py).
+# The same bounds as a request's own fields (api/openai/schemas.py).
 _BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (0, 2),
     "top_p": (1e-6, 1),

@@ -20,7 +20,7 @@ import msgspec
 
 from maestrale.errors import EngineError
 from maestrale.supervise.channel import Channel
-from maestrale.supervise.early import Begun, begin
+from maestrale.supervise.prespawn import Begun, begin
 
 LINES_KEPT = 20
 REAP_SECONDS = 10.0

@@ -12,7 +12,6 @@ from typing import Any
 from maestrale.engines.base import EngineConfig, EngineInfo, EngineStats, GenerationRequest
 from maestrale.errors import EngineError
 from maestrale.supervise.child import Child
-from maestrale.supervise.early import WORKER, take_engine
 from maestrale.supervise.messages import (
     Abort,
     Delta,
@@ -24,6 +23,7 @@ from maestrale.supervise.messages import (
     Shutdown,
     Submit,
 )
+from maestrale.supervise.prespawn import WORKER, take_engine
 from maestrale.supervise.watchdog import Patience, Watchdog
 
 engine_log = logging.getLogger("maestrale.engine")

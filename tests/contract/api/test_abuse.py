@@ -249,7 +249,7 @@ async def test_large_bodies_share_a_budget_and_small_ones_do_not_wait() -> None:
 
 
 async def test_the_slowest_of_large_bodies_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maestrale.api.body.GRACE", 0.05)
+    monkeypatch.setattr("maestrale.api.http.body.GRACE", 0.05)
     async with api(options={"length": "3"}) as server:
         bodies = server.app._backend.bodies
         bodies._budget = 500_000

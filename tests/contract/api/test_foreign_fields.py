@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from api_app import MODEL, api, check_error
-from maestrale.api.foreign_fields import (
+from maestrale.api.openai.foreign_fields import (
     IGNORED_FIELDS,
     NEUTRAL_VALUES,
     UNSUPPORTED_FIELDS,
 )
-from maestrale.api.schemas import ChatRequest, CompletionRequest, Message
+from maestrale.api.openai.schemas import ChatRequest, CompletionRequest, Message
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ import api_app
 from api_app import api, api_in_thread, make_settings
 from hostile_keys import KEY
 from maestrale.api.backend import Backend
-from maestrale.api.elsewhere import ApiNodeStatus
+from maestrale.api.operations.node_status import ApiNodeStatus
 from maestrale.cli.doctor_server import server_findings
 from maestrale.engines.base import EngineStats, ReplicaStatus
 from maestrale.engines.scripted import ScriptedEngine

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from maestrale.api.hosting import cluster_options
-from maestrale.config import Settings
+from maestrale.cluster import replica_connection as link
+from maestrale.cluster.engine import RayServeEngine
+from maestrale.config.settings import Settings
 from maestrale.engines.base import EngineConfig, GenerationRequest
-from maestrale.engines.ray_serve import link
-from maestrale.engines.ray_serve.engine import RayServeEngine
 from maestrale.errors import EngineError, MaestraleError
+from maestrale.serve.hosting import cluster_options
 from ray_cluster import RayCluster, up, wait_until
 from running_engine import Answer, RunningEngine, collect
 

@@ -146,7 +146,7 @@ def hostile_server(cache_dir: Path, prepared_model: Path) -> Iterator[Target]:
             *FLAGS,
             cache_dir=cache_dir,
             module="impatient_server",
-            environment={"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"},
+            environment={"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests' / 'support'}"},
         ) as server,
         attacked(server) as target,
     ):

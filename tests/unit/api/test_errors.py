@@ -4,9 +4,9 @@ import msgspec
 import pytest
 from starlette.exceptions import HTTPException
 
-from maestrale.api.body import decode
 from maestrale.api.errors import as_api_error, error_response, of_validation, quoted
-from maestrale.api.schemas import ChatRequest
+from maestrale.api.http.body import decode
+from maestrale.api.openai.schemas import ChatRequest
 from maestrale.errors import EngineDied, EngineError, InvalidRequest, ModelError, Unavailable
 
 

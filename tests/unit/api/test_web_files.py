@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from maestrale.api import pages
-from maestrale.api.pages import FOLDER
-from maestrale.api.scenarios import FOLDERS, scenarios_json
+from maestrale.api.operations import pages
+from maestrale.api.operations.pages import FOLDER
+from maestrale.api.operations.scenarios import FOLDERS, scenarios_json
 from verifying import COLLECTION
 
 MANIFEST = json.loads((FOLDER / "vendor/manifest.json").read_text())

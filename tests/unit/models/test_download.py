@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import pytest
 
+from maestrale.config.hub import HubSettings
 from maestrale.errors import AccessDenied, HubUnreachable, ModelError
-from maestrale.hub_settings import HubSettings
 from maestrale.models import checked_files, download, transfer
 from maestrale.models.download import Pulled, pull
 from stand_in_hub import COMMIT, GOOD_TOKEN, STRANGER, Repo, StandInHub, sha256, stand_in_hub

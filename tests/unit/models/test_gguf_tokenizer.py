@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from maestrale.config import BUNDLED_MODEL
+from maestrale.config.settings import BUNDLED_MODEL
 from maestrale.errors import ModelError
 from maestrale.models.byte_level import byte_of_character, decode_byte_level
 from maestrale.models.catalog import find_model, packaged_weights

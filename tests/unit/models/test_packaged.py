@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.config import BUNDLED_MODEL
+from maestrale.config.settings import BUNDLED_MODEL
 from maestrale.errors import ModelError
 from maestrale.models import packaged
 from maestrale.models.architecture import Architecture

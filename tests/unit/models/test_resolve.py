@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from maestrale.config.hub import HubSettings
 from maestrale.errors import ModelError
-from maestrale.hub_settings import HubSettings
 from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.prepared import METADATA_FILE, is_intact, load_prepared
 from maestrale.models.resolve import prepare

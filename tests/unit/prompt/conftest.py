@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from maestrale.config import BUNDLED_MODEL
+from maestrale.config.settings import BUNDLED_MODEL
 from maestrale.models.catalog import find_model, packaged_weights
 from maestrale.models.gguf_file import read_gguf
 from maestrale.models.gguf_tokenizer import byte_level_tokenizer, byte_level_vocabulary

@@ -14,8 +14,8 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from sentencepiece import SentencePieceProcessor
 
-from maestrale.api.body import decode
-from maestrale.api.schemas import ChatRequest
+from maestrale.api.http.body import decode
+from maestrale.api.openai.schemas import ChatRequest
 from maestrale.errors import ContextLengthExceeded, InvalidRequest, ModelError
 from maestrale.models.mistral_vocabulary import mistral_vocabulary, shipped_file
 from maestrale.prompt.decode import IncrementalDecoder

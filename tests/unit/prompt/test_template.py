@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from maestrale.api.body import decode
-from maestrale.api.schemas import ChatRequest
+from maestrale.api.http.body import decode
+from maestrale.api.openai.schemas import ChatRequest
 from maestrale.errors import ContextLengthExceeded, InvalidRequest, ModelError
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.encode import read_template

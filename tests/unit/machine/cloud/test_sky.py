@@ -80,7 +80,7 @@ def facts(folder: Path) -> dict[str, Any]:
     write_catalogue(state)
     (folder / "facts-home").mkdir()
     done = subprocess.run(
-        [sky_python(), ROOT / "tests/sky_facts.py", WORKER, files],
+        [sky_python(), ROOT / "tests/support/sky_facts.py", WORKER, files],
         env={
             **os.environ,
             "HOME": str(folder / "facts-home"),

@@ -1,0 +1,317 @@
+"""RayServeEngine: an Engine whose engines are replicas of a Ray Serve deployment.
+
+It starts and ends; `fleet.py` knows the replicas, `traffic.py` the requests. When a replica is
+lost, by whatever means, its requests go to another one of the same fingerprint at once: each
+gives again the tokens that the client has, which are compared, and goes on. To whoever reads the
+tokens that is a short pause. What is above can't tell this engine from
+`supervise.SupervisedEngine`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from maestrale.cluster.dispatcher import Dispatcher
+from maestrale.cluster.options import ClusterOptions
+from maestrale.cluster.replica_pool import ReplicaPool
+from maestrale.cluster.routing_table import RoutingTable, directory, forget_directory
+from maestrale.cluster.runtime import Runtime
+from maestrale.cluster.status import status_of
+from maestrale.engines.base import (
+    EngineConfig,
+    EngineHealth,
+    EngineInfo,
+    EngineStats,
+    GenerationRequest,
+    ReplicaStatus,
+    TokenDelta,
+)
+from maestrale.errors import EngineError, MaestraleError, Unavailable
+from maestrale.supervise.process import sum_stats
+
+if TYPE_CHECKING:
+    from maestrale.cluster.deployment import Deployed
+
+TICK = 0.5
+LOOK = 1.0  # seconds between two looks at what Ray Serve says while no replica is up
+logger = logging.getLogger(__name__)
+
+
+class RayServeEngine:
+    """The Engine protocol over replicas that come, go and die."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        options: ClusterOptions,
+        *,
+        most_failures: int = 5,
+        failure_window: float = 60.0,
+    ) -> None:
+        """Requests end with an error at `most_failures` deaths of engines within
+        `failure_window` seconds, if no replica is left then; and when no replica that can go on
+        with them came for so long.
+        """
+        self._config = config
+        self._options = options
+        self._runtime = Runtime(options)
+        self._deployed = False  # by this process
+        self._before: Deployed | None = None  # what that replaced
+        self._directory: RoutingTable = directory(options.app)
+        self._api = uuid.uuid4().hex[:12]
+        self._traffic = Dispatcher(self._api, self._directory, most_failures, failure_window)
+        self._fleet = ReplicaPool(options.model, self._api, self._directory, self._traffic)
+        self._traffic.fleet = self._fleet
+        self._tender: asyncio.Task[None] | None = None
+        self._closer: asyncio.Task[None] | None = None
+        self._grace_ends = float("inf")
+
+    # The Engine protocol
+
+    async def start(self) -> None:
+        """Start or join Ray, deploy the replicas; ready when the first one is.
+
+        Raises: EngineError with the reason. What was deployed is taken away again; if it was to
+        replace the replicas of another server, that one gets them back.
+        """
+        loop, fleet, traffic = asyncio.get_running_loop(), self._fleet, self._traffic
+        try:
+            await asyncio.to_thread(self._runtime.join)
+            from maestrale.cluster import deployment
+
+            self._directory.routing = self._options.routing
+            self._directory.on_replicas = lambda names: _call(loop, fleet.replicas_are, names)
+            self._directory.on_routed = lambda wire, name: _call(loop, traffic.routed, wire, name)
+            if self._options.owner:
+                fleet.awaited = self._api
+                await self._deploy(self._config)
+            fleet.handle = await asyncio.to_thread(deployment.handle, self._options.app)
+            self._tender = asyncio.create_task(self._tend())
+            await self._until_first()
+        except BaseException as error:
+            self._traffic.gave_up = "The engine could not start; the server's log says why."
+            await self._leave()
+            if isinstance(error, (MaestraleError, asyncio.CancelledError)):
+                raise
+            raise EngineError(f"Ray Serve failed: {type(error).__name__}: {error}") from error
+
+    async def close(self, grace: float = 0.0) -> None:
+        """No new requests; those in flight have `grace` seconds. Then nothing of ours is left."""
+        deadline = asyncio.get_running_loop().time() + grace
+        self._grace_ends = min(self._grace_ends, deadline)
+        self._fleet.stopping = True
+        if self._closer is None:
+            self._closer = asyncio.create_task(self._close())
+        await asyncio.shield(self._closer)
+
+    async def health(self) -> EngineHealth:
+        if self._closer is not None:
+            return EngineHealth("draining", "The server is stopping.")
+        if self._traffic.gave_up:
+            return EngineHealth("dead", self._traffic.gave_up)
+        if self._fleet.info is None:
+            return EngineHealth("starting", "The replicas are loading the model.")
+        if not self._fleet.usable():
+            if self._fleet.foreign():
+                return EngineHealth("dead", self._another_model())
+            return EngineHealth(
+                "degraded", "All replicas stopped and are restarted; requests wait."
+            )
+        if self._traffic.trials.running:
+            return EngineHealth("degraded", "Requests that may stop the engine run one by one.")
+        return EngineHealth("ready")
+
+    def describe(self) -> EngineInfo:
+        """As each replica is; `max_num_seqs` is what all that are up decode at once."""
+        info = self._fleet.info
+        if info is None:
+            raise EngineError("The engine has not started yet.")
+        return replace(info, max_num_seqs=info.max_num_seqs * max(1, len(self._fleet.usable())))
+
+    def stats(self) -> EngineStats:
+        """Sums over all replicas, and over those that are gone; half a second old."""
+        counters = self._traffic.counters
+        links = [link for link in self._fleet.all() if link.hello is not None]
+        total = self._fleet.past
+        for link in links:
+            total = sum_stats(total, link.stats)
+        usages = [link.stats.kv_cache_usage for link in links]
+        return replace(
+            total,
+            running=sum(link.stats.running for link in links),
+            waiting=self._traffic.waiting + sum(link.stats.waiting for link in links),
+            kv_cache_usage=sum(usages) / len(usages) if usages else 0.0,
+            restarts=self._fleet.losses,
+            replayed=counters.replayed,
+            mismatched=counters.mismatched,
+            refused=counters.refused,
+            up=bool(self._fleet.usable()),
+        )
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """Generate tokens for one request, across the deaths of replicas.
+
+        Raises: Unavailable when there is no engine for it, ReplayMismatch when the answer can't be
+        completed unchanged, EngineError when this request can't run.
+        """
+        if self._closer is not None:
+            raise Unavailable("The server is stopping.", retry_after=1)
+        if self._traffic.gave_up:
+            raise Unavailable(self._traffic.gave_up, retry_after=5)
+        if self._fleet.info is None:
+            raise Unavailable("The replicas are still loading the model.", retry_after=2)
+        if self._fleet.foreign():
+            raise Unavailable(self._another_model(), retry_after=5)
+        flight = self._traffic.begin(request)
+        try:
+            while True:
+                delta = await flight.entry.mailbox.get()
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        finally:
+            self._traffic.forget(flight)
+
+    async def change(self, config: EngineConfig) -> None:
+        """A rolling change: Ray Serve replaces replica after replica by one of `config`.
+
+        Requests in flight end where they began; those after it go to the old replicas while there
+        are any, so each answer is of one configuration. Returns once the change has begun.
+        Raises: EngineError when Ray Serve can't take it.
+        """
+        try:
+            await self._deploy(config)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"Ray Serve failed: {type(error).__name__}: {error}") from error
+        self._config = config
+
+    # What else the API wants to know
+
+    @property
+    def paused(self) -> bool:
+        """True while no replica is up: streams get comments instead of tokens."""
+        return self._fleet.info is not None and not self._fleet.usable()
+
+    @property
+    def engine_pid(self) -> int | None:
+        """There is no single one: see `replicas`."""
+        return None
+
+    def on_pause(self, listener: Callable[[bool], None]) -> None:
+        """Call `listener(True)` when the last replica is lost, `listener(False)` at the next."""
+        self._fleet.on_pause(listener)
+
+    def replicas(self) -> list[ReplicaStatus]:
+        """Those known to this process, in no order."""
+        return [status_of(link) for link in self._fleet.all()]
+
+    # Within
+
+    def _another_model(self) -> str:
+        return (
+            f"The replicas of this cluster serve {self._fleet.foreign()} now, not "
+            f"{self._options.model}."
+        )
+
+    async def _tend(self) -> None:
+        loop = asyncio.get_running_loop()
+        last = loop.time()
+        while True:
+            await asyncio.sleep(TICK)
+            now = loop.time()
+            self._fleet.tick(now - last)
+            last = now
+            self._traffic.tick()
+
+    async def _until_first(self) -> None:
+        """Until a replica is up. Raises: EngineError with the reason when none can start."""
+        from maestrale.cluster import deployment
+
+        # Any call makes Ray Serve tell this process which replicas there are.
+        probe = asyncio.ensure_future(_awaited(self._fleet.handle.control.remote("", "*", b"\x90")))
+        try:
+            said = ""
+            while not self._fleet.first.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._fleet.first.wait(), LOOK)
+                    break
+                reason, given_up = await asyncio.to_thread(deployment.trouble, self._options.app)
+                if given_up:
+                    raise EngineError(f"No replica could start: {reason or 'no reason was given.'}")
+                if self._fleet.foreign():
+                    raise EngineError(self._another_model())
+                if reason and reason != said:
+                    said = reason
+                    logger.warning("A replica can't start yet: %s", reason)
+        finally:
+            probe.cancel()
+            await asyncio.gather(probe, return_exceptions=True)
+
+    # The end
+
+    async def _close(self) -> None:
+        loop = asyncio.get_running_loop()
+        # A second close may shorten the grace.
+        while len(self._traffic) and loop.time() < self._grace_ends:
+            self._traffic.landed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._traffic.landed.wait(), 0.1)
+        self._traffic.end_all(Unavailable("The server is stopping.", retry_after=1))
+        await self._leave()
+
+    async def _leave(self) -> None:
+        if self._tender is not None:
+            self._tender.cancel()
+            await asyncio.gather(self._tender, return_exceptions=True)
+        self._directory.on_replicas = lambda names: None
+        self._directory.on_routed = lambda wire_id, name: None
+        self._fleet.stopping = True
+        await self._fleet.leave()
+        await self._traffic.leave()
+        await asyncio.to_thread(self._disconnect)
+        forget_directory(self._options.app)
+
+    def _disconnect(self) -> None:
+        if self._deployed and self._options.address is not None:
+            from maestrale.cluster import deployment
+
+            with contextlib.suppress(Exception):  # the cluster may be gone; so is the application
+                there = deployment.deployed(self._options.app)
+                if there is None or there.api != self._api:
+                    pass  # it is another server's by now
+                elif self._before is not None and not self._fleet.first.is_set():
+                    deployment.deploy(self._before)
+                else:
+                    deployment.remove(self._options.app)
+        self._runtime.leave()
+
+    async def _deploy(self, config: EngineConfig) -> None:
+        from maestrale.cluster import deployment
+
+        wanted = deployment.Deployed(self._api, config, self._options)
+        before = await asyncio.to_thread(deployment.deploy, wanted)
+        if before is not None and before.api != self._api:
+            self._before = before
+            logger.info("The replicas of another server are replaced, one after another.")
+        self._deployed = True
+        others = await asyncio.to_thread(deployment.others, self._options.app)
+        if others:
+            logger.info("The cluster also has replicas of %s.", ", ".join(others))
+
+
+async def _awaited(response: Any) -> None:
+    await response
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody cares any more
+        loop.call_soon_threadsafe(function, *args)

@@ -1,0 +1,38 @@
+"""What Ray takes from the environment only, set before it is imported; its processes inherit it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from maestrale.cluster.options import ClusterOptions
+from maestrale.errors import EngineError
+
+
+def set_environment(options: ClusterOptions) -> None:
+    """Token authentication always; a token of our own, and loopback, for a Ray of our own.
+
+    Raises: EngineError when the token can't be read.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Signals are ours; Ray's handler would print a stack of each.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    if options.address is None:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # see loopback.py
+        os.environ["RAY_enable_metrics_collection"] = "0"  # noqa: SIM112 - Ray's spelling
+    elif options.token_file is not None:
+        os.environ["RAY_AUTH_TOKEN"] = _read_token(options.token_file)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"--ray-token-file {path} can't be read: {error}.") from error
+    if not token:
+        raise EngineError(f"--ray-token-file {path} is empty.")
+    return token

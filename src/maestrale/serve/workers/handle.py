@@ -1,0 +1,217 @@
+"""The parent's end of one API worker: its process, what it asks for, and what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Coroutine
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import msgspec
+
+from maestrale.api.admission import Admission
+from maestrale.api.operations.history import Event
+from maestrale.chat.service import Vetter
+from maestrale.engines.base import Engine, GenerationRequest
+from maestrale.errors import EngineError, MaestraleError
+from maestrale.logs import LOGGER
+from maestrale.metrics.merged import Family
+from maestrale.serve.workers.messages import (
+    About,
+    Ask,
+    Attached,
+    Check,
+    Ended,
+    FromApiWorker,
+    Granted,
+    Leave,
+    Noted,
+    Place,
+    Refused,
+    Reply,
+    Report,
+    Retire,
+    Room,
+    Snapshot,
+    fault_of,
+)
+from maestrale.supervise.child import Child
+from maestrale.supervise.messages import Abort, Delta, Failed, Submit
+
+worker_log = logging.getLogger("maestrale.worker")
+
+
+class Shared(Protocol):
+    """What all workers share, as the parent has it."""
+
+    @property
+    def admission(self) -> Admission: ...
+    @property
+    def engine(self) -> Engine | None: ...
+    @property
+    def vetter(self) -> Vetter | None: ...
+    @property
+    def max_num_seqs(self) -> int: ...
+    async def answer(self, about: About) -> bytes: ...
+    def note(self, event: Event) -> None: ...
+
+
+class Desk:
+    """One worker. `attached` is done when it answers requests, `dead` when it is gone."""
+
+    def __init__(self, parent: Shared, place: int, pass_fds: tuple[int, ...]) -> None:
+        """`place`: which of the port's sockets it has."""
+        self.place = place
+        self._parent = parent
+        self._child = Child(
+            "maestrale.serve.workers.worker",
+            FromApiWorker,
+            self._take,
+            worker_log,
+            pass_fds=pass_fds,
+            own_output=True,
+        )
+        self._running: dict[str, asyncio.Task[None]] = {}  # generations, by request id
+        self._asked: dict[int, asyncio.Task[None]] = {}  # places, verdicts, answers
+        self._reported = asyncio.Event()
+        self._retiring = False
+        self.attached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.failed = ""
+        self.snapshot = Snapshot([], 0)
+        self.heard = self.born = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def dead(self) -> asyncio.Future[str]:
+        return self._child.dead
+
+    @property
+    def state(self) -> str:
+        if self._retiring:
+            return "retiring"
+        return "ready" if self.attached.done() else "starting"
+
+    @property
+    def retiring(self) -> bool:
+        return self._retiring
+
+    @property
+    def families(self) -> list[Family]:
+        return self.snapshot.families
+
+    async def spawn(self, first: msgspec.Struct) -> None:
+        """Raises: EngineError when the system has no room for another process."""
+        await self._child.spawn()
+        self._child.send(first)
+
+    def send(self, message: msgspec.Struct) -> None:
+        self._child.send(message)
+
+    def kill(self, cause: str) -> None:
+        self._child.kill(cause)
+
+    def retire(self, grace: float) -> None:
+        """It takes no more connections, and leaves after its last answer."""
+        self._retiring = True
+        self.send(Retire(grace))
+
+    async def refresh(self, patience: float) -> None:
+        """Have its metrics of this moment, or those of the last seconds if it is slow."""
+        self._reported.clear()
+        self.send(Report())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._reported.wait(), patience)
+
+    def clear(self) -> int:
+        """It is dead: end what it had running, give its places back. How many were cut."""
+        cut = len(self._running)
+        for task in (*self._running.values(), *self._asked.values()):
+            task.cancel()
+        return cut
+
+    def _take(self, message: Any) -> None:
+        match message:
+            case Submit(request):
+                self._keep(self._running, request.request_id, self._generate(request))
+            case Abort(request_id):
+                if request_id in self._running:
+                    self._running[request_id].cancel()
+            case Place(number, key, sequences):
+                self._keep(self._asked, number, self._hold(number, key, sequences))
+            case Leave(number):
+                if number in self._asked:
+                    self._asked[number].cancel()
+            case Room(number, key, sequences):
+                self._look(number, key, sequences)
+            case Check(number, constraint, key):
+                vetter = self._parent.vetter
+                if vetter is not None:
+                    vetting = vetter.vet(constraint, key)
+                    self._keep(self._asked, number, self._grant(number, vetting))
+            case Ask(number, about):
+                self._keep(self._asked, number, self._answer(number, about))
+            case Noted(event):
+                self._parent.note(event)
+            case Snapshot():
+                self.snapshot, self.heard = message, time.monotonic()
+                self._reported.set()
+            case Attached():
+                if not self.attached.done():
+                    self.attached.set_result(None)
+            case Failed(reason):
+                self.failed = reason
+                self.kill(reason)
+
+    def _keep(self, tasks: dict[Any, asyncio.Task[None]], key: Any, work: Any) -> None:
+        coroutine: Coroutine[Any, Any, None] = work
+        task = tasks[key] = asyncio.create_task(coroutine)
+        task.add_done_callback(lambda _: tasks.pop(key, None))
+
+    async def _generate(self, request: GenerationRequest) -> None:
+        engine = self._parent.engine
+        try:
+            if engine is None:
+                raise EngineError("The engine has not started yet.")
+            async with aclosing(engine.generate(request)) as deltas:  # type: ignore[type-var]
+                async for delta in deltas:
+                    self.send(Delta(request.request_id, delta))
+        except MaestraleError as error:
+            self.send(Ended(request.request_id, fault_of(error)))
+        except Exception:
+            LOGGER.exception("A request failed")
+            self.send(Ended(request.request_id, fault_of(EngineError("The engine failed."))))
+
+    async def _hold(self, number: int, key: str, sequences: int) -> None:
+        """Places for one request, until it leaves."""
+        slot = self._parent.admission.slot(key, sequences, self._parent.max_num_seqs)
+        try:
+            async with slot:
+                self.send(Granted(number))
+                await asyncio.get_running_loop().create_future()  # until cancelled
+        except MaestraleError as error:
+            self.send(Refused(number, fault_of(error)))
+
+    def _look(self, number: int, key: str, sequences: int) -> None:
+        try:
+            self._parent.admission.check(key, sequences, self._parent.max_num_seqs)
+        except MaestraleError as error:
+            self.send(Refused(number, fault_of(error)))
+        else:
+            self.send(Granted(number))
+
+    async def _grant(self, number: int, work: Awaitable[object]) -> None:
+        try:
+            await work
+        except MaestraleError as error:
+            self.send(Refused(number, fault_of(error)))
+        else:
+            self.send(Granted(number))
+
+    async def _answer(self, number: int, about: About) -> None:
+        self.send(Reply(number, await self._parent.answer(about)))

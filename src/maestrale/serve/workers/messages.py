@@ -1,0 +1,191 @@
+"""What the parent and an API worker say to each other, over a socket pair that only they hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from maestrale import errors
+from maestrale.api.operations.history import Event
+from maestrale.config.settings import Settings
+from maestrale.engines.base import Constraint, EngineInfo
+from maestrale.errors import ApiError, EngineError, MaestraleError
+from maestrale.metrics.merged import Family
+from maestrale.models.sampling_defaults import SamplingDefaults
+from maestrale.supervise.messages import Abort, Delta, Failed, Submit
+
+About = Literal["metrics", "status", "load"]
+
+
+class Fault(Struct, frozen=True):
+    """A MaestraleError on its way from one process to the other; `error` names its class."""
+
+    error: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+    retry_after: int | None = None
+
+
+def fault_of(error: MaestraleError) -> Fault:
+    name = type(error).__name__
+    if isinstance(error, ApiError):
+        return Fault(name, error.message, error.param, error.code, error.retry_after)
+    return Fault(name, str(error))
+
+
+def error_of(fault: Fault) -> MaestraleError:
+    """The same error again; an EngineError where its class takes more than a message."""
+    kind: Any = getattr(errors, fault.error, EngineError)
+    if issubclass(kind, ApiError):
+        more = {"param": fault.param, "code": fault.code, "retry_after": fault.retry_after}
+    else:
+        more = {}
+    error: MaestraleError = kind(fault.message, **more)
+    return error
+
+
+# parent → worker
+
+
+class Begin(Struct, tag=True, frozen=True):
+    """The first message. `listener` and `levels` are inherited file descriptors: the server's
+    socket, and the memory of the rate limits. `settings` are those of `pack_settings`. `late`:
+    the engine is there already, so nobody is let in before the worker can answer.
+    """
+
+    settings: bytes
+    workers: int
+    listener: int
+    levels: int
+    late: bool
+
+
+class Attach(Struct, tag=True, frozen=True):
+    """The engine is there. `folder`: the prepared model's."""
+
+    folder: str
+    model_name: str
+    info: EngineInfo
+    sampling: SamplingDefaults
+
+
+class State(Struct, tag=True, frozen=True):
+    """The server's state as /health reports it, and what the engine is now."""
+
+    state: str
+    detail: str
+    info: EngineInfo | None = None
+
+
+class Ended(Struct, tag=True, frozen=True):
+    """This request came to no good end."""
+
+    request_id: str
+    fault: Fault
+
+
+class Granted(Struct, tag=True, frozen=True):
+    """What was asked for by this number is granted: a place, room in the queue, a verdict."""
+
+    number: int
+
+
+class Refused(Struct, tag=True, frozen=True):
+    number: int
+    fault: Fault
+
+
+class Reply(Struct, tag=True, frozen=True):
+    number: int
+    body: bytes
+
+
+class Report(Struct, tag=True, frozen=True):
+    """Send a Snapshot, now."""
+
+
+class Retire(Struct, tag=True, frozen=True):
+    """Take no more connections, finish what runs for up to `grace` seconds, and leave."""
+
+    grace: float
+
+
+# worker → parent
+
+
+class Attached(Struct, tag=True, frozen=True):
+    """It answers requests now."""
+
+
+class Place(Struct, tag=True, frozen=True):
+    """Wait for places for so many sequences of this key; `Leave` gives them back."""
+
+    number: int
+    key: str
+    sequences: int
+
+
+class Leave(Struct, tag=True, frozen=True):
+    number: int
+
+
+class Room(Struct, tag=True, frozen=True):
+    """Would such a Place be refused now?"""
+
+    number: int
+    key: str
+    sequences: int
+
+
+class Check(Struct, tag=True, frozen=True):
+    """Can this constraint be compiled?"""
+
+    number: int
+    constraint: Constraint
+    key: str
+
+
+class Ask(Struct, tag=True, frozen=True):
+    """What is to be answered for all workers together."""
+
+    number: int
+    about: About
+
+
+class Noted(Struct, tag=True, frozen=True):
+    """Something went wrong, for the status page."""
+
+    event: Event
+
+
+class Snapshot(Struct, tag=True, frozen=True):
+    """The worker's metrics, all of them; sent every `SNAPSHOT_SECONDS`, and when asked for."""
+
+    families: list[Family]
+    requests: int  # in work
+
+
+SNAPSHOT_SECONDS = 2.0
+
+ToApiWorker = Begin | Attach | State | Delta | Ended | Granted | Refused | Reply | Report | Retire
+FromApiWorker = (
+    Attached | Submit | Abort | Place | Leave | Room | Check | Ask | Noted | Snapshot | Failed
+)
+
+
+def pack_settings(settings: Settings) -> bytes:
+    """As ASCII, since a path may hold any bytes, and then is no text that msgpack takes."""
+    return json.dumps(msgspec.to_builtins(settings, enc_hook=str)).encode()
+
+
+def unpack_settings(packed: bytes) -> Settings:
+    def path(kind: type, value: Any) -> Path:
+        assert kind is Path
+        return Path(value)
+
+    return msgspec.convert(json.loads(packed), Settings, dec_hook=path)

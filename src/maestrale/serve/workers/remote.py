@@ -1,0 +1,261 @@
+"""What an API worker has in the place of engine, queue and vetter: it asks the parent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+
+from maestrale.api.admission import Admission
+from maestrale.api.backend import Backend
+from maestrale.api.operations.history import Event, Events
+from maestrale.api.rate import RateLimiter
+from maestrale.chat.service import ChatService
+from maestrale.config.settings import Settings
+from maestrale.engines.base import (
+    Constraint,
+    Engine,
+    EngineHealth,
+    EngineInfo,
+    EngineState,
+    EngineStats,
+    GenerationRequest,
+    TokenDelta,
+)
+from maestrale.engines.mailbox import Mailbox
+from maestrale.errors import MaestraleError
+from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
+from maestrale.serve.workers.messages import (
+    About,
+    Ask,
+    Check,
+    Ended,
+    Granted,
+    Leave,
+    Noted,
+    Place,
+    Refused,
+    Reply,
+    Room,
+    State,
+    ToApiWorker,
+    error_of,
+)
+from maestrale.supervise.channel import Channel
+from maestrale.supervise.messages import Abort, Delta, Submit
+
+
+class ParentLink:
+    """The worker's end of the socket. When the parent is gone, so is this process."""
+
+    def __init__(self, on_other: Callable[[Any], None]) -> None:
+        """`on_other` gets the messages that are no answer to anything asked here."""
+        self._channel = Channel(ToApiWorker, self._take, lambda _: os._exit(0))
+        self._on_other = on_other
+        self._asked: dict[int, asyncio.Future[bytes]] = {}
+        self._numbers = 0
+        self.streams: dict[str, Mailbox] = {}
+        """By request id: where the deltas of requests in the engine go."""
+
+    async def open(self, sock: Any) -> None:
+        await self._channel.open(sock)
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Raises: EngineError when the message is too long to be sent."""
+        self._channel.send(message)
+
+    def number(self) -> int:
+        """A fresh one for something to ask."""
+        self._numbers += 1
+        return self._numbers
+
+    async def ask(self, number: int, message: msgspec.Struct) -> bytes:
+        """Send what carries `number`, and wait until it is granted or answered.
+
+        Raises: the error with which it is refused.
+        """
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._asked[number] = future
+        try:
+            self.send(message)
+            return await future
+        finally:
+            del self._asked[number]
+            if not future.done() or future.cancelled():
+                self.send(Leave(number))  # nobody waits for it any more
+
+    def end_all(self, error: MaestraleError) -> None:
+        """Whatever still waits for the parent ends with `error`, which its clients are told."""
+        for request_id, mailbox in self.streams.items():
+            mailbox.fail(error)
+            self.send(Abort(request_id))
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(error)
+
+    def _take(self, message: Any) -> None:
+        match message:
+            case Delta(request_id, delta):
+                if request_id in self.streams:
+                    self.streams[request_id].put(delta)
+            case Ended(request_id, fault):
+                if request_id in self.streams:
+                    self.streams[request_id].fail(error_of(fault))
+            case Granted(number):
+                self._settle(number, b"")
+            case Reply(number, body):
+                self._settle(number, body)
+            case Refused(number, fault):
+                future = self._asked.get(number)
+                if future is not None and not future.done():
+                    future.set_exception(error_of(fault))
+            case _:
+                self._on_other(message)
+
+    def _settle(self, number: int, body: bytes) -> None:
+        future = self._asked.get(number)
+        if future is not None and not future.done():
+            future.set_result(body)
+
+
+class RemoteEngine:
+    """The Engine protocol, by way of the parent, which has the engine and its ledger."""
+
+    def __init__(self, link: ParentLink, info: EngineInfo) -> None:
+        self._link = link
+        self.info = info
+        self.state = EngineHealth("ready")
+
+    async def start(self) -> None:
+        """The parent has started it."""
+
+    async def close(self, grace: float = 0.0) -> None:
+        """The parent closes it."""
+
+    async def health(self) -> EngineHealth:
+        return self.state
+
+    def describe(self) -> EngineInfo:
+        return self.info
+
+    def stats(self) -> EngineStats:
+        """None of its own: the parent tells the engine's."""
+        return EngineStats()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """Raises: as the parent's engine."""
+        mailbox = self._link.streams[request.request_id] = Mailbox()
+        over = False
+        try:
+            self._link.send(Submit(request))
+            while not over:
+                try:
+                    delta = await mailbox.get()
+                except MaestraleError:
+                    over = True
+                    raise
+                over = delta.finish_reason is not None
+                yield delta
+        finally:
+            del self._link.streams[request.request_id]
+            if not over:
+                self._link.send(Abort(request.request_id))
+
+
+class RemoteVetter:
+    """The parent's vetting processes: what one worker had vetted, all of them know."""
+
+    def __init__(self, link: ParentLink) -> None:
+        self._link = link
+
+    async def vet(self, constraint: Constraint, key: str = "-") -> None:
+        """Raises: as `ConstraintVetter.vet`."""
+        number = self._link.number()
+        await self._link.ask(number, Check(number, constraint, key))
+
+
+class RemoteAdmission(Admission):
+    """The parent's one queue: exact, and fair between keys whichever worker they reach."""
+
+    def __init__(self, link: ParentLink) -> None:
+        super().__init__(0)
+        self._link = link
+
+    @contextlib.asynccontextmanager
+    async def slot(self, key: str, sequences: int, max_num_seqs: int) -> AsyncIterator[None]:
+        """As `Admission.slot`; `max_num_seqs` is known to the parent."""
+        number = self._link.number()
+        self.requests += 1
+        self.idle.clear()
+        try:
+            await self._link.ask(number, Place(number, key, sequences))
+            yield
+        finally:
+            self._link.send(Leave(number))
+            self.requests -= 1
+            if not self.requests:
+                self.idle.set()
+
+
+class ForwardedEvents(Events):
+    """What goes wrong here is told to the parent, whose status page shows it."""
+
+    def __init__(self, link: ParentLink) -> None:
+        super().__init__()
+        self._link = link
+
+    def add(self, event: Event) -> None:
+        self._link.send(Noted(event))
+
+
+class WorkerBackend(Backend):
+    """What the routes of one worker stand on."""
+
+    def __init__(self, settings: Settings, link: ParentLink, rates: RateLimiter) -> None:
+        super().__init__(settings)
+        self._link = link
+        self._state = EngineHealth("starting", self.starting)
+        self.rates = rates
+        self.admission = RemoteAdmission(link)
+        self.events = ForwardedEvents(link)
+
+    def attach(
+        self, service: ChatService, model_name: str, sampling: SamplingDefaults = NEUTRAL
+    ) -> None:
+        if self.settings.generation_config == "auto":
+            self.sampling = sampling
+        self.names = self.settings.served_model_name or (model_name,)
+        self._service = service
+        self.metrics.watch(None, self.names[0], lambda: 0)
+
+    def told(self, state: State) -> None:
+        """What the parent says of the engine and of the whole server."""
+        self._state = EngineHealth(_state(state.state), state.detail)
+        engine: Engine | None = self.engine
+        if isinstance(engine, RemoteEngine):
+            engine.state = self._state
+            if state.info is not None:
+                engine.info = state.info
+
+    async def health(self) -> EngineHealth:
+        """As the parent told it last; this worker itself may still be preparing."""
+        if self._service is None and self._state.state in ("ready", "degraded"):
+            return EngineHealth("starting", "The API process is starting.")
+        return self._state
+
+    async def check_room(self, key: str, sequences: int, max_num_seqs: int) -> None:
+        number = self._link.number()
+        await self._link.ask(number, Room(number, key, sequences))
+
+    async def ask_all(self, about: About) -> bytes | None:
+        number = self._link.number()
+        return await self._link.ask(number, Ask(number, about))
+
+
+def _state(name: str) -> EngineState:
+    state: EngineState = msgspec.convert(name, EngineState)
+    return state

@@ -1,0 +1,20 @@
+"""`maestrale`, but slow clients are given up on within seconds, so that tests can wait for it."""
+
+from __future__ import annotations
+
+from maestrale.api.http.protocol import HttpLimits, protocol_class
+from maestrale.cli.main import main
+from maestrale.serve import server
+
+LIMITS = HttpLimits(
+    head_timeout=3.0,
+    body_idle_timeout=3.0,
+    body_timeout=5.0,
+    stall_timeout=3.0,
+    write_window=4.0,
+    linger=1.0,
+)
+
+if __name__ == "__main__":
+    server.protocol_class = lambda: protocol_class(LIMITS)
+    main()
