@@ -28,7 +28,13 @@ from maestrale.models.resolve import prepare
 from maestrale.prompt.encode import encoder_for
 
 WINDOW = 512  # tokens
-PAGES = ("architecture", "reliability", "api", "replay", "verify")
+PAGES = (
+    "notes/architecture",
+    "notes/reliability",
+    "reference/api",
+    "notes/replay",
+    "guide/verify",
+)
 
 Rows = NDArray[np.float64]
 

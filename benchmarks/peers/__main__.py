@@ -1,4 +1,4 @@
-"""Measures maestrale and its peers in one run, and writes docs/benchmarks.md.
+"""Measures maestrale and its peers in one run, and writes docs/notes/benchmarks.md.
 
 scripts/bench-peers              everything: about 20 minutes once all peers are installed
 scripts/bench-peers --quick      ours, GenAI and llama.cpp if it is there: about 3 minutes;
@@ -30,8 +30,8 @@ from benchmarks.peers.rounds import FULL, QUICK, Found, Plan, Rounds, front_end,
 QUICK_PEERS = ("ours", *REFERENCES)
 ALWAYS = tuple(peer.key for peer in PEERS if peer.key != "before")
 BESIDE = 60.0  # seconds for the limits and the front end
-RECORD = ROOT / "docs" / "benchmarks.json"
-PAGE = ROOT / "docs" / "benchmarks.md"
+RECORD = ROOT / "docs" / "notes" / "benchmarks.json"
+PAGE = ROOT / "docs" / "notes" / "benchmarks.md"
 
 
 def main() -> int:
@@ -165,7 +165,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", choices=names, metavar="PEER", help=", ".join(names))
     parser.add_argument("--threads", type=int, help="for peers that must be told; default: all")
     parser.add_argument("--cache", metavar="FOLDER", help=f"for installed peers [~/.cache/{CACHE}]")
-    parser.add_argument("--out", metavar="FILE.md", help="instead of docs/benchmarks.md")
+    parser.add_argument("--out", metavar="FILE.md", help="instead of docs/notes/benchmarks.md")
     parser.add_argument(
         "--before", metavar="FOLDER", help="a checkout of ours at an earlier commit, beside"
     )

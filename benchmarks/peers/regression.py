@@ -24,7 +24,7 @@ def verdict(
 ) -> tuple[bool, list[str]]:
     """(whether all that was compared is kept, what to say).
 
-    `told` are report.facts() of this run; `record` is docs/benchmarks.json, None without one.
+    `told` are report.facts() of this run; `record` is docs/notes/benchmarks.json, None without one.
     """
     if record is None:
         kept, said = _by_floors(found), "no record can be read, so the floors are asked"

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and docs/benchmarks.json, from what was found."""
+"""docs/notes/benchmarks.md and docs/notes/benchmarks.json, from what was found."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def as_markdown(
     )
     parts = [
         "# Benchmarks\n",
-        "Written by `scripts/bench-peers`; [bench.md](bench.md) defines the measures. Run it on "
-        "your machine: numbers from another one say little.\n",
+        "Written by `scripts/bench-peers`; [bench.md](../guide/bench.md) defines the measures. "
+        "Run it on your machine: numbers from another one say little.\n",
         f"{told['date']}, `{told['command']}`: {told['cpu']}, {told['cores']} cores "
         f"({', '.join(told['features']) or 'no vector extensions of note'}), "
         f"{told['memory'] / GIB:.0f} GiB, {told['system']}. Load average before: "

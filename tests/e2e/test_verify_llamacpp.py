@@ -1,4 +1,4 @@
-"""`maestrale verify` on another server: llama.cpp's, with the same model. See docs/verify.md."""
+"""`maestrale verify` on llama.cpp's server, with the same model. See docs/guide/verify.md."""
 
 from __future__ import annotations
 
@@ -98,4 +98,4 @@ def test_what_differs_on_llamacpps_server(tmp_path: Path) -> None:
     failed = done.failed()
     assert failed >= SURELY
     rest = {(request, check) for request, check in failed - SURELY if request not in RANDOM}
-    assert rest == set(), "it fails where docs/verify.md says that it passes"
+    assert rest == set(), "it fails where docs/guide/verify.md says that it passes"

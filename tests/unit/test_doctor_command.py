@@ -171,5 +171,5 @@ def test_what_is_called_wrongly_ends_with_2(
 
 
 def test_each_check_is_documented() -> None:
-    rows = (ROOT / "docs" / "doctor.md").read_text().splitlines()
+    rows = (ROOT / "docs" / "guide" / "doctor.md").read_text().splitlines()
     assert [row.split("`")[1] for row in rows if row.startswith("| `")] == CHECKS

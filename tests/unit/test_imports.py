@@ -1,4 +1,4 @@
-"""Who may import whom (docs/architecture.md). A new module gets a row here, or this fails."""
+"""Who may import whom (docs/notes/architecture.md). A new module gets a row here, or this fails."""
 
 from __future__ import annotations
 

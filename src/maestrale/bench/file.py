@@ -52,7 +52,7 @@ def _entries(path: Path) -> list[tuple[Any, str]]:
         ]
     except (ValueError, RecursionError) as error:
         raise CannotBench(
-            f"{path} is neither JSON lines nor a JSON array ({error}). See docs/bench.md."
+            f"{path} is neither JSON lines nor a JSON array ({error}). See docs/guide/bench.md."
         ) from error
 
 

@@ -174,7 +174,7 @@ def command(
 ) -> int:
     """Load the chat API at URL (default: http://127.0.0.1:8000) and measure it.
 
-    Any OpenAI-compatible server that streams with usage. docs/bench.md explains the workloads
+    Any OpenAI-compatible server that streams with usage. docs/guide/bench.md explains the workloads
     and the measures.
 
     Exit code 0: measured. 1: no request of some load succeeded. 2: it could not be run.

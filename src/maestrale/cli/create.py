@@ -80,7 +80,7 @@ def command(
 
     Shows what the clouds offer and what it costs, and asks; then brings the machine up, sets it
     up, starts the service with a key, and verifies it through an SSH tunnel. Run again, it goes
-    on where it stopped. Docs: docs/create.md.
+    on where it stopped. Docs: docs/guide/create.md.
     """
     from maestrale.cli import create_run
     from maestrale.machine.cloud.after import find

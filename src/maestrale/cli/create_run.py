@@ -97,7 +97,7 @@ def check_source(wanted: Wanted) -> None:
             title = wanted.clouds[0].title
             raise SettingsError(
                 f"{title} runs images: name one that it can fetch, with its tag, by --source. "
-                "How such an image is made: docs/create.md."
+                "How such an image is made: docs/guide/create.md."
             )
     else:
         Source.parse(wanted.source or None)

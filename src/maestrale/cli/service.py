@@ -197,7 +197,7 @@ def _how(
         if config.field_type(name) is Path:
             raise ServiceError(
                 f"{config.flag(name)}: the container doesn't see this machine's files. Leave "
-                "--container out, or see docs/image.md (a volume, HTTPS by Caddy)."
+                "--container out, or see docs/guide/image.md (a volume, HTTPS by Caddy)."
             )
     if "model" in given and Path(settings.model).expanduser().exists():
         raise ServiceError(

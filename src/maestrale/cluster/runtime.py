@@ -191,7 +191,7 @@ def _why_not_joined(address: str, error: Exception) -> str:
         )
     return (
         f"There is no Ray cluster at {address}: {_first_line(error)} Start one with `ray start "
-        "--head` (docs/many.md), and check the address, the port (6379) and the firewall."
+        "--head` (docs/guide/many.md), and check the address, the port (6379) and the firewall."
     )
 
 

@@ -1,7 +1,7 @@
 """The catalogue's rows: one for each model known by name.
 
 Shapes and contexts are those of the models' config.json, each checked by a test against the count
-of parameters that the model's page gives; docs/models.md tells where the CPU's sources come from.
+of parameters that the model's page gives; docs/guide/models.md tells of the CPU's sources.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 vLLM takes `gpu_memory_utilization` of the memory that CUDA reports, loads the weights, runs one
 step of `max_num_batched_tokens` to see what activations take at most, estimates its CUDA graphs,
 and gives the rest to the KV cache (vllm/v1/worker/gpu_worker.py, determine_available_memory).
-Each term here is one of these, computed from the model's shape; docs/plan.md tells the sources
-and compares with figures of real machines.
+Each term here is one of these, computed from the model's shape; docs/guide/plan.md tells the
+sources and compares with figures of real machines.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ while [ "$still" -lt "$([ -n "$ever" ] && echo {minutes} || echo {first})" ]; do
 done
 """
 
-# In the image that docs/create.md makes of ours. Containers start as root there; the service gives
-# that up.
+# In the image that docs/guide/create.md makes of ours. Containers start as root there; the service
+# gives that up.
 _SERVE = """\
 export PATH=/opt/maestrale/bin:/opt/venv/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PYTHONPATH=/opt/maestrale HOME=/data XDG_CACHE_HOME=/data/cache XDG_CONFIG_HOME=/data/config

@@ -42,7 +42,8 @@ def _typed(finding: Finding, facts: MachineFacts, asked: Asked) -> Finding:
     command, remedy = finding.command, finding.remedy
     if command == asked.setup and not system.known_to_setup(facts):
         # `setup` would refuse.
-        command, remedy = "", f"{remedy.rstrip('.')} by hand; docs/machine.md says what, and why."
+        command = ""
+        remedy = f"{remedy.rstrip('.')} by hand; docs/guide/machine.md says what, and why."
     if facts.is_root:  # where there may be no sudo
         command = command.replace("sudo ", "")
     return replace(finding, command=command, remedy=remedy)

@@ -56,7 +56,7 @@ def operating_system(facts: MachineFacts, asked: Asked) -> Finding:
         "problem",
         f"{what}. `setup` does not know it: it knows {names}.",
         f"Start the machine from an image of {known[1] if len(known) > 1 else known[0]}, or "
-        "install what is missing below by hand (docs/machine.md).",
+        "install what is missing below by hand (docs/guide/machine.md).",
     )
 
 

@@ -66,7 +66,7 @@ class Recipe:
 
 
 # From a machine without a release file of NVIDIA's up to a container that sees the GPU, these
-# are all. Docker from the distribution: see docs/machine.md.
+# are all. Docker from the distribution: see docs/guide/machine.md.
 DOCKER_PACKAGES = ("docker.io", "apparmor")
 TOOLKIT_PACKAGES = ("nvidia-container-toolkit",)
 KEY_TOOLS = ("ca-certificates", "curl", "gnupg")

@@ -1,4 +1,4 @@
-"""docs/api.md lists what the code ignores, in the code's words."""
+"""docs/reference/api.md lists what the code ignores, in the code's words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from maestrale.api.openai.schemas import ChatRequest, CompletionRequest
 from maestrale.api.operations.openapi import OPERATIONS
 from serving import ROOT
 
-PAGE = (ROOT / "docs" / "api.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "api.md").read_text()
 
 
 def test_ignored_fields_are_listed() -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from maestrale.errors import ConstraintError
 from schema_walks import SCHEMAS, assert_laid_out, compiled, validator, walk
 
-# Why a schema may be refused: what docs/api.md lists, and contradictions.
+# Why a schema may be refused: what docs/reference/api.md lists, and contradictions.
 LISTED = re.compile(
     r"no text satisfies it|leads back to itself|too large|"
     r"'(?:if|not|contains|oneOf|minProperties|multipleOf)'"
