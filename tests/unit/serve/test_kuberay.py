@@ -140,7 +140,7 @@ def test_what_cannot_be_carried_over_is_told(tmp_path: Path) -> None:
 
 
 def test_the_version_of_ray_is_the_locked_one() -> None:
-    assert f"ray=={RAY_VERSION}" in (ROOT / "requirements-dev.lock").read_text()
+    assert f"ray=={RAY_VERSION}" in (ROOT / "locks/dev.lock").read_text()
 
 
 def test_the_command() -> None:

@@ -1,4 +1,4 @@
-"""SkyPilot's own Python environment, made at first use from `requirements-cloud.lock`.
+"""SkyPilot's own Python environment, made at first use from `locks/cloud.lock`.
 
 SkyPilot wants older versions of click and uvicorn than our other dependencies, so it can't share
 their environment. The lock lies in the checkout, and in the wheel beside this file.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from maestrale.errors import NoSkyPilot
 
-LOCK = "requirements-cloud.lock"
+LOCK = "cloud.lock"
 SECONDS = 1200.0
 # SkyPilot's extras for the clouds whose clients are large. They come on top, held to the lock;
 # but Azure's wants older versions than the others, so it has an environment for itself.
@@ -30,7 +30,7 @@ ALONE = "cloud-azure"
 def lock_file() -> Path:
     """The lock, in the wheel or in the checkout. Raises: NoSkyPilot when it is in neither."""
     here = Path(__file__).resolve()
-    for path in (here.with_name(LOCK), here.parents[4] / LOCK):
+    for path in (here.with_name(LOCK), here.parents[4] / "locks" / LOCK):
         if path.is_file():
             return path
     raise NoSkyPilot(f"{LOCK} is missing from this installation of maestrale: install it anew.")
