@@ -25,6 +25,8 @@ constexpr float kStartFloat = 12582912.0f;
 
 #include <utility>
 
+#include "layout.hpp"
+
 namespace mst::LEVEL {
 
 template <typename Work, size_t... I>
@@ -45,16 +47,35 @@ MST_INLINE Floats scaled(const Ints& from_start, const Floats& scale, const Floa
     return fma(scale, as_floats(from_start), less);
 }
 
-// Whether values are signed when they were unpacked for many rows, without their zero point, as AMX
-// wants them.
-#ifdef LEVEL_AMX
+// Whether values that are unpacked for many rows are signed, without their zero point: matrices are
+// multiplied with those.
+#if defined(LEVEL_AMX) || defined(LEVEL_I8MM)
 constexpr bool kSigned = true;
-MST_INLINE Bytes unpacked_bytes(Bytes bytes, int zero) {
-    return _mm512_sub_epi8(bytes, _mm512_set1_epi8(char(zero)));
-}
 #else
 constexpr bool kSigned = false;
-MST_INLINE Bytes unpacked_bytes(const Bytes& bytes, int) { return bytes; }
 #endif
+
+// Unpacked values of 32 inputs of a tile to `to`: of its outputs in register `part`, inputs 8 * Pair
+// up to 8 * Pair + 7, which are in two registers.
+template <int Pair>
+MST_INLINE void store_pair(uint8_t* to, size_t part, Bytes low, Bytes high,
+                           [[maybe_unused]] int zero) {
+#if defined(LEVEL_I8MM)  // two outputs of eight inputs each side by side
+    const auto word = [&](Bytes bytes) MST_LAMBDA {
+        return vreinterpretq_u32_u8(vsubq_u8(bytes, vdupq_n_u8(uint8_t(zero))));
+    };
+    to += (Pair * 8 + 2 * part) * 16;
+    vst1q_u8(to, vreinterpretq_u8_u32(vzip1q_u32(word(low), word(high))));
+    vst1q_u8(to + 16, vreinterpretq_u8_u32(vzip2q_u32(word(low), word(high))));
+#else
+#if defined(LEVEL_AMX)
+    low = _mm512_sub_epi8(low, _mm512_set1_epi8(char(zero)));
+    high = _mm512_sub_epi8(high, _mm512_set1_epi8(char(zero)));
+#endif
+    to += 2 * Pair * kVector + part * sizeof(Bytes);
+    store_bytes(to, low);
+    store_bytes(to + kVector, high);
+#endif
+}
 
 }  // namespace mst::LEVEL

@@ -177,10 +177,12 @@ public:
         const Rows::Place at = rows.place(row);
         const size_t first = at.before * m_groups + at.index;
         const size_t half = m_halves * at.before * m_groups + at.index;
+        // What nobody asked for is anything that is there.
+        const int32_t* const starts = m_starts.data() ? m_starts.data() : rows.sums.data();
         return {rows.values.data() + at.before * rows.inputs + at.index * kGroup,
                 rows.scales.data() + first,
-                m_halves == 2 ? m_weighted.data() + half : rows.weighted.data() + first,
-                m_starts.data() + half, at.beside};
+                m_weighted.data() ? m_weighted.data() + half : rows.weighted.data() + first,
+                starts + half, at.beside};
     }
 
 private:
@@ -302,9 +304,10 @@ template <Form F, typename Source>
             const auto at = source.at(group);
             for (size_t part = 0; part < kRegisters; ++part) {
                 source.first = tile * kRegisters + part;
-                unrolled<8>([&](auto j) MST_LAMBDA {
-                    store_bytes(bytes + (8 * to + j) * kVector + part * kRegister,
-                                unpacked_bytes(source.template values<j>(at, 0), traits.zero));
+                unrolled<4>([&](auto pair) MST_LAMBDA {
+                    store_pair<pair>(bytes + 8 * to * kVector, part,
+                                     source.template values<2 * pair>(at, 0),
+                                     source.template values<2 * pair + 1>(at, 0), traits.zero);
                 });
                 unrolled<traits.halves()>([&](auto half) MST_LAMBDA {
                     Floats scale, minimum;
@@ -365,8 +368,10 @@ void many_chunk(Source source, size_t tiles, size_t begin, size_t end, const Row
 
 }  // namespace mst::LEVEL
 
-#ifdef LEVEL_AMX
+#if defined(LEVEL_AMX)
 #include "amx.hpp"
+#elif defined(LEVEL_I8MM)
+#include "i8mm.hpp"
 #endif
 
 namespace mst::LEVEL {
@@ -378,8 +383,10 @@ void many_rows(Source source, const Blocks& blocks, const Rows& rows, const Prep
                size_t first, size_t last, const Target& target, size_t outputs) {
     constexpr Traits traits = traits_of(F);
     constexpr size_t kScales = UnpackedOf<F>::kScales;
-#ifdef LEVEL_AMX
+#if defined(LEVEL_AMX)
     const auto chunk = amx_chunk<UnpackedOf<F>>;
+#elif defined(LEVEL_I8MM)
+    const auto chunk = i8mm_chunk<UnpackedOf<F>>;
 #else
     const auto chunk = many_chunk<UnpackedOf<F>>;
 #endif

@@ -174,6 +174,36 @@ inline void Rows::put(const float* part, const Place& at, size_t group) {
     note(at, group, finite ? largest / 127.0f : kNan, _mm_cvtsi128_si32(sum), _mm_extract_epi32(sum, 2));
 }
 
+#elif defined(LEVEL_NEON) || defined(LEVEL_I8MM)
+
+inline void Rows::put(const float* part, const Place& at, size_t group) {
+    float32x4_t parts[8];
+    uint32x4_t most = vdupq_n_u32(0);  // as whole numbers: not a number is above all others
+    for (int i = 0; i < 8; ++i) {
+        parts[i] = vld1q_f32(part + 4 * i);
+        most = vmaxq_u32(most, vreinterpretq_u32_f32(vabsq_f32(parts[i])));
+    }
+    const uint32_t bits = vmaxvq_u32(most);
+    float largest;
+    std::memcpy(&largest, &bits, sizeof largest);
+    const bool finite = bits < 0x7f800000;
+    if (!finite)
+        for (float32x4_t& four : parts) four = vdupq_n_f32(0.0f);
+    const float factor = finite && largest >= kLeast ? 127.0f / largest : 0.0f;
+    int32x4_t whole[8];
+    for (int i = 0; i < 8; ++i) whole[i] = vcvtnq_s32_f32(vmulq_n_f32(parts[i], factor));
+    int8_t* const to = values_of(at, group);
+    int32_t sums_of[2];
+    for (int half = 0; half < 2; ++half) {
+        const int32x4_t* const four = whole + 4 * half;
+        const int16x8_t low = vcombine_s16(vmovn_s32(four[0]), vmovn_s32(four[1]));
+        const int16x8_t high = vcombine_s16(vmovn_s32(four[2]), vmovn_s32(four[3]));
+        vst1q_s8(to + 16 * half, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+        sums_of[half] = vaddvq_s32(vaddq_s32(vaddq_s32(four[0], four[1]), vaddq_s32(four[2], four[3])));
+    }
+    note(at, group, finite ? largest / 127.0f : kNan, sums_of[0], sums_of[1]);
+}
+
 #else
 
 inline void Rows::put(const float* part, const Place& at, size_t group) {
