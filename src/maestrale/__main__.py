@@ -1,7 +1,7 @@
 """`python -m maestrale`: the command line."""
 
 try:
-    from maestrale.cli.interrupt import end_at_once_on_ctrl_c
+    from maestrale.cli.process import end_at_once_on_ctrl_c
 
     end_at_once_on_ctrl_c()
     from maestrale.cli.main import main

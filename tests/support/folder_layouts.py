@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maestrale.models.byte_level import byte_of_character
+from maestrale.models.vocabulary import byte_of_character
 
 SIZE = 600  # rows of logits
 CONTROL = ("<s>", "</s>", "<|turn|>", "<|user|>", "<|bot|>", "<tool_call>")

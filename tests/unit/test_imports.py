@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "machine": FOUNDATION | SETTINGS | {"bounded"},
 }
 # The chat page's scenarios are those of the collection.
-COMPOSES = {"api.operations.scenarios": {"verify.bundled"}}
+COMPOSES = {"api.operations.scenarios": {"verify.collection"}}
 EVERYTHING = {"cli", "__main__"}
 
 

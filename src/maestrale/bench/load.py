@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,9 +18,22 @@ from typing import Any
 
 import msgspec
 
-from maestrale.bench.arrivals import poisson
 from maestrale.bench.client import Client, Exchange
 from maestrale.bench.workloads import Conversation, Message, Turn
+
+
+def poisson(rate: float, seed: int) -> Iterator[float]:
+    """Times of arrival in seconds from the start, without end; `rate` > 0 a second on average.
+
+    The gaps are independent and exponential, as those of many users who don't know of each
+    other: now and then a burst, now and then a pause.
+    """
+    generator = random.Random(f"arrivals {seed}")  # noqa: S311 - repeatable, no secret
+    time = 0.0
+    while True:
+        time += generator.expovariate(rate)
+        yield time
+
 
 _TICK = 0.25  # seconds between calls of `watch`
 

@@ -6,9 +6,8 @@ from collections import Counter, defaultdict
 
 import msgspec
 
-from maestrale.bench.goodput import Bounds
 from maestrale.bench.load import Record, Run
-from maestrale.bench.statistics import Latency, Summary, latency, summarise, tokens_within
+from maestrale.bench.statistics import Bounds, Latency, Summary, latency, summarise, tokens_within
 
 BUSY_GENERATOR = 0.85
 """Share of a core above which the generator itself may be what limits."""

@@ -12,8 +12,7 @@ from typing import Any
 
 from maestrale.bench.workloads import Conversation, Message, Options, Turn
 from maestrale.errors import CannotBench, CannotVerify
-from maestrale.verify.bundled import bundled_collection
-from maestrale.verify.collection import Collection, Request, read_collection
+from maestrale.verify.collection import Collection, Request, bundled_collection, read_collection
 from maestrale.verify.variables import replace
 
 QUESTIONS = "Simple questions"

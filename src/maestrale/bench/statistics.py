@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from maestrale.bench.client import Exchange
+from maestrale.errors import CannotBench
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -79,3 +82,47 @@ def tokens_within(exchange: Exchange, begin: float, end: float) -> float:
     times = exchange.times or [exchange.ended]
     inside = sum(begin <= time <= end for time in times)
     return exchange.usage.completion_tokens * inside / len(times)
+
+
+BOUNDS = ("ttft", "tpot", "itl", "e2e")
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+_PART = re.compile(r"([a-z0-9]+)[:=<]([0-9]+(?:\.[0-9]+)?)(us|ms|s|m)")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Most seconds for each measure named; `itl` is held against an answer's longest pause."""
+
+    most: dict[str, float]
+
+    def met(self, found: Latency) -> bool:
+        values = {
+            "ttft": found.ttft,
+            "tpot": found.tpot or 0.0,
+            "itl": max(found.itl, default=0.0),
+            "e2e": found.e2e,
+        }
+        return all(values[name] <= most for name, most in self.most.items())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} ≤ {_spelled(most)}" for name, most in self.most.items())
+
+
+def parse_bounds(text: str) -> Bounds:
+    """Read bounds as `ttft:500ms,tpot:50ms`. Raises: CannotBench."""
+    most: dict[str, float] = {}
+    for part in text.replace(" ", "").split(","):
+        match = _PART.fullmatch(part)
+        if match is None or match[1] not in BOUNDS:
+            raise CannotBench(
+                f"--slo: {part!r} is no bound. Write one of {', '.join(BOUNDS)}, a colon, and a "
+                "time with its unit: ttft:500ms,tpot:50ms."
+            )
+        if match[1] in most:
+            raise CannotBench(f"--slo: {match[1]} is bounded twice.")
+        most[match[1]] = float(match[2]) * _UNITS[match[3]]
+    return Bounds(most)
+
+
+def _spelled(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"

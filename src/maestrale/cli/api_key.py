@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from maestrale.cli.given import given_names
+from maestrale.cli.parameters import given_names
 
 MOST_BYTES = 64 << 10
 

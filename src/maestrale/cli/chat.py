@@ -8,7 +8,7 @@ import sys
 import click
 
 from maestrale.cli.api_key import api_key_options
-from maestrale.cli.ranges import FiniteRange
+from maestrale.cli.parameters import FiniteRange
 from maestrale.config.settings import default_history_file
 
 DEFAULT_URL = "http://127.0.0.1:8000"

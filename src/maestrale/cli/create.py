@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from maestrale.cli.echo import echo
-from maestrale.cli.given import given_names
+from maestrale.cli.parameters import given_names
 from maestrale.config import settings as config
 from maestrale.errors import SettingsError
 

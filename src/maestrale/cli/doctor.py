@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maestrale.cli.echo import echo
-from maestrale.cli.ranges import FiniteRange
+from maestrale.cli.parameters import FiniteRange
 from maestrale.config import settings as config
 from maestrale.errors import MachineError
 

@@ -54,8 +54,7 @@ def model_finding(
     """Whether the account here may have the model. `machine_token`: where the machine has one."""
     from maestrale.models.access import check_access
     from maestrale.models.catalog import find_model
-    from maestrale.models.hub import Hub
-    from maestrale.models.hub_names import DEFAULT_REVISION
+    from maestrale.models.hub import DEFAULT_REVISION, Hub
     from maestrale.models.local import local_path
     from maestrale.models.resolve import CPU_ENGINE, remote_source
     from maestrale.models.snapshot import cached_files

@@ -17,8 +17,7 @@ import click
 from maestrale import __version__
 from maestrale.cli.echo import echo
 from maestrale.cli.failures import explained
-from maestrale.cli.handles import open_standard_handles
-from maestrale.cli.interrupt import EXIT_CODE, raise_on_ctrl_c
+from maestrale.cli.process import EXIT_CODE, open_standard_handles, raise_on_ctrl_c
 from maestrale.errors import MaestraleError, SettingsError
 
 # name → (module:command, line in the help)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maestrale.cli.echo import echo
-from maestrale.cli.given import given_names
-from maestrale.cli.ranges import FiniteRange
+from maestrale.cli.parameters import FiniteRange, given_names
 from maestrale.config import settings as config
 from maestrale.errors import ModelDoesNotFit, SettingsError
 
@@ -175,10 +174,10 @@ def _plans(
     settings: config.Settings,
 ) -> dict[str, Plan]:
     """The plan for each type of weights; the files' sizes count where they are known."""
+    from maestrale.models.architecture import CPU_TYPES, VLLM_TYPES
     from maestrale.models.fit import GpuOptions, plan_gpu
     from maestrale.models.fit_cpu import plan_cpu
     from maestrale.models.machine_limits import available_memory
-    from maestrale.models.weight_sizes import CPU_TYPES, VLLM_TYPES
 
     stated = _stated(described)
     if gpu is not None:
@@ -241,8 +240,7 @@ def _weight_type(described: Described, gpu: Gpu | None, wanted: str | None) -> s
 
 
 def _document(plan: Plan, plans: dict[str, Plan], described: Described) -> dict[str, Any]:
-    from maestrale.models.advice import advice
-    from maestrale.models.fit import USERS_AT
+    from maestrale.models.fit import USERS_AT, advice
 
     def figures(one: Plan) -> dict[str, Any]:
         return {

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from maestrale.console import CleanConsole
-from maestrale.models.advice import advice
 from maestrale.models.describe import Described
-from maestrale.models.fit import USERS_AT, Plan
+from maestrale.models.fit import USERS_AT, Plan, advice
 
 PIPE_WIDTH = 160  # columns where there is no terminal to ask
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maestrale.cli.echo import echo
-from maestrale.cli.given import given_names
-from maestrale.cli.ranges import FiniteRange
+from maestrale.cli.parameters import FiniteRange, given_names
 from maestrale.errors import SettingsError
 from maestrale.printable import printable
 

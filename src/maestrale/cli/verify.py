@@ -12,12 +12,18 @@ from rich.text import Text
 
 from maestrale.cli.api_key import api_key_options
 from maestrale.cli.echo import echo
-from maestrale.cli.ranges import FiniteRange
+from maestrale.cli.parameters import FiniteRange
 from maestrale.console import CleanConsole
 from maestrale.errors import CannotVerify, MaestraleError
 from maestrale.verify import report
-from maestrale.verify.bundled import bundled_collection, bundled_environment
-from maestrale.verify.collection import Collection, Environment, read_collection, read_environment
+from maestrale.verify.collection import (
+    Collection,
+    Environment,
+    bundled_collection,
+    bundled_environment,
+    read_collection,
+    read_environment,
+)
 from maestrale.verify.preflight import first_model
 from maestrale.verify.results import RunResult
 from maestrale.verify.runner import Options, new_result, run

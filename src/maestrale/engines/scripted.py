@@ -118,8 +118,8 @@ class ScriptedEngine:
             await self._hold(self._config.reserved)
         context_length = 4096
         if self._config.model_dir:
-            from maestrale.models.load_vocabulary import load_vocabulary
             from maestrale.models.prepared import load_prepared
+            from maestrale.models.vocabulary import load_vocabulary
 
             folder = Path(self._config.model_dir)
             self._vocabulary = load_vocabulary(folder)

@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from maestrale.chat.answer import Answer
+from maestrale.metrics.engine import OlderHistogram
 from maestrale.metrics.names import (
     CHOICES,
     FIRST_TOKEN_SECONDS,
@@ -21,7 +22,6 @@ from maestrale.metrics.names import (
     PHASE_SECONDS,
     TOKENS,
 )
-from maestrale.metrics.older import OlderHistogram
 
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import accumulate
 
+from prometheus_client import Histogram
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -16,7 +17,6 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from maestrale.engines.base import Engine, EngineStats, StepTokens, replicas_of
-from maestrale.metrics import older
 from maestrale.metrics.names import LABELS
 
 REPLICA_STATES = ("joining", "up", "draining", "lost")
@@ -73,9 +73,9 @@ class EngineCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         for metric in self._collect():
             yield metric
-            if metric.name in older.NAMES:
-                yield older.renamed(metric, older.NAMES[metric.name])
-        for name in older.ALWAYS_ZERO:
+            if metric.name in NAMES:
+                yield renamed(metric, NAMES[metric.name])
+        for name in ALWAYS_ZERO:
             yield self._gauge(name, "Always 0: nothing is swapped to another memory.", 0)
 
     def _collect(self) -> Iterable[Metric]:
@@ -220,3 +220,60 @@ class EngineCollector(Collector):
         gauge = GaugeMetricFamily(name, text, labels=(*LABELS, *labels))
         gauge.add_metric([*self._values, *labels.values()], 1)
         return gauge
+
+
+GAUGES = {"vllm:kv_cache_usage_perc": "vllm:gpu_cache_usage_perc"}
+COUNTERS = {
+    "vllm:prefix_cache_queries": "vllm:gpu_prefix_cache_queries",
+    "vllm:prefix_cache_hits": "vllm:gpu_prefix_cache_hits",
+}
+NAMES = GAUGES | COUNTERS
+# There is no swapping to another memory, here or in today's vLLM.
+ALWAYS_ZERO = ("vllm:num_requests_swapped", "vllm:cpu_cache_usage_perc")
+
+
+def renamed(metric: Metric, name: str) -> Metric:
+    """The same metric under another name."""
+    other = Metric(name, f"Older name of {metric.name}.", metric.type)
+    other.samples = [
+        sample._replace(name=name + sample.name.removeprefix(metric.name))
+        for sample in metric.samples
+    ]
+    return other
+
+
+class OlderHistogram(Collector):
+    """A histogram that also goes by an older name."""
+
+    def __init__(self, histogram: Histogram, name: str) -> None:
+        self._histogram = histogram
+        self._name = name
+
+    def collect(self) -> Iterable[Metric]:
+        return [renamed(metric, self._name) for metric in self._histogram.collect()]
+
+
+STATES = ("starting", "ready", "restarting", "failed")
+
+
+class NodeCollector(Collector):
+    """How many there are, by state, read when scraped."""
+
+    def __init__(self, states: Callable[[], list[str]]) -> None:
+        self._states = states
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        found = Counter(self._states())
+        if not found:
+            return
+        gauge = GaugeMetricFamily(
+            "maestrale_api_nodes",
+            "API processes on other nodes of the cluster, by state.",
+            labels=("state",),
+        )
+        for state in STATES:
+            gauge.add_metric([state], found[state])
+        yield gauge

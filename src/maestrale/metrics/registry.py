@@ -16,9 +16,8 @@ from prometheus_client.metrics_core import Metric
 from maestrale.chat.answer import Answer
 from maestrale.engines.base import Engine
 from maestrale.metrics.answers import AnswerMetrics
-from maestrale.metrics.engine import EngineCollector
+from maestrale.metrics.engine import EngineCollector, NodeCollector
 from maestrale.metrics.names import HTTP_SECONDS
-from maestrale.metrics.nodes import NodeCollector
 
 # There from the start at 0, so that the first of each shows in a rate.
 USUAL_REASONS = (

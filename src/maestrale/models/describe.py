@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +11,56 @@ from typing import Any
 
 from maestrale.config.hub import HubSettings
 from maestrale.errors import ModelError
+from maestrale.models.access import check_access
 from maestrale.models.architecture import Architecture, from_config, gguf_shape
 from maestrale.models.catalog import find_model, unknown_model
-from maestrale.models.hub_names import DEFAULT_REVISION, hub_name
+from maestrale.models.download import HEAD_TIMEOUT
+from maestrale.models.gguf_file import read_gguf
+from maestrale.models.hub import DEFAULT_REVISION, Hub, hub_name
 from maestrale.models.local import local_path
+from maestrale.models.wanted import Wanted, wanted_files
+
+FIRST_TRY, MOST = 1 << 20, 1 << 26  # bytes of the head: a vocabulary takes some millions
+
+
+def remote_metadata(
+    settings: HubSettings, repo: str, revision: str, variant: str
+) -> tuple[dict[str, Any], int, Wanted]:
+    """The metadata of the GGUF file that would be served, the bytes of all its parts, its names.
+
+    Raises: ModelError where there is none; what Hub's methods do.
+    """
+    hub = Hub(settings)
+    listing, head = check_access(
+        hub, repo, revision, lambda found: wanted_files(repo, found.names, "cpu", variant).weights
+    )
+    wanted = wanted_files(repo, listing.names, "cpu", variant)
+    if wanted.kind != "gguf":
+        raise ModelError(f"{repo} has no config.json and no GGUF file that tell its size.")
+    known = listing.files | ({head.name: head} if head.checksum else {})
+    sizes = {
+        name: known[name].size if name in known else hub.head(listing, name, HEAD_TIMEOUT).size
+        for name in wanted.names
+    }
+    with tempfile.TemporaryDirectory() as place, hub.open(listing, wanted.weights, 0) as response:
+        copy = Path(place, "head.gguf")
+        enough, got = FIRST_TRY, 0
+        with copy.open("wb", buffering=0) as file:
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                got += len(chunk)
+                if got < min(enough, sizes[wanted.weights]):
+                    continue
+                # The rest stands in as a hole: where the head goes on in it, it can't be read.
+                os.truncate(copy, sizes[wanted.weights])
+                try:
+                    return read_gguf(copy).metadata, sum(sizes.values()), wanted
+                except ModelError:
+                    enough *= 2
+                if got >= min(MOST, sizes[wanted.weights]):
+                    break
+    raise ModelError(f"{wanted.weights} of {repo} doesn't begin as a GGUF file does.")
+
 
 _BITS = {"fp8": "fp8", "awq": "int4", "gptq": "int4", "compressed-tensors": None}
 
@@ -66,7 +114,7 @@ def describe_folder(path: Path) -> Described:
 
 def describe_gguf(path: Path, name: str | None = None) -> Described:
     """From the metadata of a GGUF file, or of all parts of a split one."""
-    from maestrale.models.gguf_parts import gguf_parts, read_gguf_model
+    from maestrale.models.gguf_file import gguf_parts, read_gguf_model
 
     metadata = read_gguf_model(path).metadata
     size = sum(part.stat().st_size for part in gguf_parts(path))
@@ -106,7 +154,7 @@ def _describe_remote(repo: str, variant: str, revision: str, hub: HubSettings) -
 
 
 def _describe_remote_gguf(repo: str, variant: str, revision: str, hub: HubSettings) -> Described:
-    from maestrale.models.remote_gguf import remote_metadata
+    from maestrale.models.describe import remote_metadata
 
     metadata, size, wanted = remote_metadata(hub, repo, revision, variant)
     others = f"; others: {', '.join(wanted.others)}" if wanted.others else ""

@@ -15,9 +15,7 @@ from msgspec import structs
 
 from maestrale.errors import ModelError
 from maestrale.models.architecture import gguf_shape
-from maestrale.models.gguf_checks import check_is_model
-from maestrale.models.gguf_parts import read_gguf_model
-from maestrale.models.gguf_sentencepiece import added_tokens, sentencepiece_model
+from maestrale.models.gguf_file import check_is_model, read_gguf_model
 from maestrale.models.gguf_tokenizer import (
     byte_level_tokenizer,
     byte_level_vocabulary,
@@ -27,11 +25,11 @@ from maestrale.models.gguf_tokenizer import (
     pre_tokenizer_of,
     token_id,
 )
-from maestrale.models.load_vocabulary import save_vocabulary
 from maestrale.models.mistral_vocabulary import mistral_vocabulary, recognise, shipped_file
 from maestrale.models.prepared import PreparedModel, named_source, save_prepared
 from maestrale.models.sampling_defaults import SamplingDefaults, of_gguf
-from maestrale.models.sentencepiece_model import save_model
+from maestrale.models.sentencepiece_model import added_tokens, save_model, sentencepiece_model
+from maestrale.models.vocabulary import save_vocabulary
 
 MAX_PADDING = 100_000  # rows of logits that stand for no token
 _TEMPLATE = "tokenizer.chat_template"

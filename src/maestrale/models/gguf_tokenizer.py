@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maestrale.errors import ModelError
-from maestrale.models.byte_level import decode_byte_level
 from maestrale.models.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, byte_level
-from maestrale.models.vocabulary import Vocabulary
+from maestrale.models.vocabulary import Vocabulary, decode_byte_level
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space

@@ -14,11 +14,11 @@ from maestrale.errors import ModelError
 from maestrale.models.architecture import from_config
 from maestrale.models.folder_tokenizer import TOKENIZERS, lacking, write_tokenizer
 from maestrale.models.folder_words import TEMPLATE_FOLDER, read_json
-from maestrale.models.load_vocabulary import save_vocabulary
 from maestrale.models.prepared import PreparedModel, named_source, save_prepared
 from maestrale.models.safetensors_file import check_safetensors
 from maestrale.models.sampling_defaults import of_generation_config
 from maestrale.models.store import Progress, build_once, digest_of, key_of, stamp_of
+from maestrale.models.vocabulary import save_vocabulary
 from maestrale.models.wanted import OPENVINO_MODEL, Wanted, wanted_files
 from maestrale.text_files import readable
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from maestrale.errors import ModelError
-from maestrale.models.byte_level import decode_byte_level
 from maestrale.models.gguf_tokenizer import spelling
 from maestrale.models.mistral_vocabulary import recognise
-from maestrale.models.vocabulary import Vocabulary
+from maestrale.models.vocabulary import Vocabulary, decode_byte_level
 
 
 def mistral_version_of(tokenizer: Mapping[str, Any], template: str | None) -> str | None:

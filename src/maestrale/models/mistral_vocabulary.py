@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from maestrale.errors import ModelError
-from maestrale.models.byte_level import decode_byte_level
 from maestrale.models.gguf_tokenizer import pieces_of
-from maestrale.models.vocabulary import Vocabulary
+from maestrale.models.vocabulary import Vocabulary, decode_byte_level
 
 # Mistral's prompts differ by version; the file's name is how mistral-common knows it.
 TOKENIZER_FILES = {

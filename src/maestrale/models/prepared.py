@@ -3,7 +3,7 @@
 tokenizer.json             Hugging Face tokenizer (tokenizer_kind "hf"), or the file named by
                            `tokenizer_file`: Mistral's (kind "mistral"), or a SentencePiece model
                            with added_tokens.json (kind "sentencepiece")
-vocabulary.msgpack         what each token spells (models/load_vocabulary.py)
+vocabulary.msgpack         what each token spells (models/vocabulary.py)
 maestrale.json             this struct
 
 The weights stay where they are: for the CPU engine `source` names them, for vLLM they are linked.

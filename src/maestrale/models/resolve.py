@@ -8,10 +8,10 @@ from maestrale.config.hub import HubSettings
 from maestrale.config.settings import hub_settings
 from maestrale.errors import ModelError
 from maestrale.models.catalog import KnownModel, find_model, unknown_model
+from maestrale.models.gguf_file import gguf_parts
 from maestrale.models.gguf_model import fill_from_gguf
-from maestrale.models.gguf_parts import gguf_parts
 from maestrale.models.hf_folder import prepare_folder
-from maestrale.models.hub_names import hub_name
+from maestrale.models.hub import hub_name
 from maestrale.models.local import local_path, refuse_revision
 from maestrale.models.packaged import weights_of
 from maestrale.models.prepared import METADATA_FILE, damage, load_prepared

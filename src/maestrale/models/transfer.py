@@ -10,9 +10,9 @@ from typing import BinaryIO
 import httpx2
 
 from maestrale.errors import ModelError
-from maestrale.models.checked_files import Digest
+from maestrale.models.download import Meter
 from maestrale.models.hub import Hub, Listing, RemoteFile, status_of
-from maestrale.models.meter import Meter
+from maestrale.models.snapshot import Digest
 
 ATTEMPTS = 6  # in a row without a new byte, before it is given up
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt

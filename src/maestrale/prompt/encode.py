@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from maestrale.errors import ModelError
 from maestrale.models.catalog import CATALOG, find_model
-from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.prepared import PreparedModel, load_prepared
+from maestrale.models.vocabulary import load_vocabulary
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.text_files import decode_text

@@ -16,13 +16,12 @@ from maestrale.errors import InvalidRequest, ModelError
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import spell
 from maestrale.prompt.jinja import RENDER_ERRORS, ChatTemplate, TemplateRefuses, TemplateTooSlow
-from maestrale.prompt.merge import reshaped
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless, too_long
 from maestrale.prompt.plain_text import plain_text
 from maestrale.prompt.seal import Seal, unused_marks
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.prompt.tools.probe import TOOL as PROBE
-from maestrale.prompt.turns import TemplateTurns
+from maestrale.prompt.turns import TemplateTurns, reshaped
 
 _SAMPLE_CHARS = 12
 """Characters for each token of the context that are enough to tell a hopelessly long text."""

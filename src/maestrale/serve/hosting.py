@@ -113,7 +113,7 @@ class EngineHost:
 
     def vet(self, folder: Path, prepared: PreparedModel) -> ConstraintVetter:
         """Make the vetter, and say what else of the engine the operator should know."""
-        from maestrale.models.serve_fit import shortened
+        from maestrale.models.fit_cpu import shortened
 
         limits = VettingLimits(time=self.settings.grammar_timeout)
         self.vetter = ConstraintVetter(str(folder), limits)
@@ -161,7 +161,7 @@ class EngineHost:
 
     def _check_fit(self, folder: Path, prepared: PreparedModel, engine: str) -> None:
         """Raises: ModelDoesNotFit before anything is loaded, rather than minutes later."""
-        from maestrale.models.serve_fit import check_gpu
+        from maestrale.models.fit_cpu import check_gpu
 
         settings = self.settings
         if engine == "vllm":

@@ -207,7 +207,7 @@ class _Run:
 
     async def load(self) -> None:
         """Prepare the model, start its engine, and let requests in."""
-        from maestrale.models.load_vocabulary import load_vocabulary
+        from maestrale.models.vocabulary import load_vocabulary
         from maestrale.prompt.encode import encoder_for, read_template
 
         settings = self.settings

@@ -97,7 +97,7 @@ async def test_an_open_loop_keeps_its_rate_however_slow_the_server() -> None:
 
 
 def arrivals(rate: float, seed: int) -> Iterator[float]:
-    from maestrale.bench.arrivals import poisson
+    from maestrale.bench.load import poisson
 
     return poisson(rate, seed)
 

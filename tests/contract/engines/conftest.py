@@ -10,8 +10,7 @@ import pytest
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.choose import has_vllm
 from maestrale.engines.registry import ENGINES
-from maestrale.models.load_vocabulary import load_vocabulary
-from maestrale.models.vocabulary import Vocabulary
+from maestrale.models.vocabulary import Vocabulary, load_vocabulary
 from ray_cluster import RayCluster
 from running_engine import RunningEngine
 

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from maestrale.bench.client import Exchange
 from maestrale.bench.events import Usage
-from maestrale.bench.goodput import parse_bounds
 from maestrale.bench.load import Point, Record, Run
 from maestrale.bench.plot import Line, chart, nice_step, spelled
 from maestrale.bench.report import as_html, as_json, print_report
 from maestrale.bench.results import Report, measure
+from maestrale.bench.statistics import parse_bounds
 
 NASTY = "<script>alert('x')</script>"
 

@@ -9,10 +9,16 @@ from hypothesis import strategies as st
 
 from maestrale.bench.client import Exchange
 from maestrale.bench.events import Usage
-from maestrale.bench.goodput import parse_bounds
 from maestrale.bench.load import Point, Record, Run
 from maestrale.bench.results import measure
-from maestrale.bench.statistics import Latency, latency, percentile, summarise, tokens_within
+from maestrale.bench.statistics import (
+    Latency,
+    latency,
+    parse_bounds,
+    percentile,
+    summarise,
+    tokens_within,
+)
 from maestrale.errors import CannotBench
 
 FLOATS = st.lists(st.floats(0, 1e6), min_size=1, max_size=50)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.bench.arrivals import poisson
 from maestrale.bench.file import from_file
+from maestrale.bench.load import poisson
 from maestrale.bench.workloads import NAMES, Conversation, Options, conversations, known
 from maestrale.errors import CannotBench
 from serving import ROOT

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.engines.vllm.sockets import PREFIX, make_sockets_folder
+from maestrale.engines.vllm.environment import PREFIX, make_sockets_folder
 
 
 def test_only_the_folders_of_the_dead_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ import pytest
 from maestrale.config.settings import hub_settings
 from maestrale.errors import ModelError
 from maestrale.models.describe import describe
+from maestrale.models.fit_cpu import shortened
 from maestrale.models.prepared import PreparedModel
 from maestrale.models.resolve import prepare
 from maestrale.models.safetensors_file import count_parameters
-from maestrale.models.serve_fit import shortened
 from tiny_mistral import write_tiny_mistral
 
 CONFIG = {"vocab_size": 4, "max_position_embeddings": 64, "eos_token_id": 1}

@@ -16,11 +16,10 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from maestrale.errors import ModelError
-from maestrale.models.byte_level import byte_of_character
-from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.mistral_vocabulary import mistral_vocabulary, shipped_file
 from maestrale.models.prepared import load_prepared, weights_path
 from maestrale.models.resolve import prepare
+from maestrale.models.vocabulary import byte_of_character, load_vocabulary
 from maestrale.prompt.encode import encoder_for, encoder_for_name
 from maestrale.prompt.messages import ChatMessage
 from tiny_mistral import write_tiny_mistral

@@ -15,7 +15,7 @@ import pytest
 
 from maestrale.config.hub import HubSettings
 from maestrale.errors import AccessDenied, HubUnreachable, ModelError
-from maestrale.models import checked_files, download, transfer
+from maestrale.models import download, snapshot, transfer
 from maestrale.models.download import Pulled, pull
 from stand_in_hub import COMMIT, GOOD_TOKEN, STRANGER, Repo, StandInHub, sha256, stand_in_hub
 
@@ -180,12 +180,12 @@ def test_what_is_damaged_and_cannot_be_fetched_is_named_and_kept(
 def test_a_large_file_is_read_once_and_when_it_changed(
     hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checked_files, "MOST_READ", 100_000)
+    monkeypatch.setattr(snapshot, "MOST_READ", 100_000)
     said: list[tuple[str, float | None]] = []
     pulled = fetch(hub, tmp_path)
     fetch(hub, tmp_path, refresh=False, said=said)
     assert said == []  # it was checked as it came
-    (tmp_path / "models--org--open" / checked_files.NOTES).write_bytes(b"\xff")
+    (tmp_path / "models--org--open" / snapshot.NOTES).write_bytes(b"\xff")
     fetch(hub, tmp_path, refresh=False, said=said)  # as in a cache that another tool filled
     assert ("Checking the model's files", 1.0) in said
     said.clear()

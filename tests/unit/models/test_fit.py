@@ -7,13 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maestrale.errors import EngineError
-from maestrale.models.advice import advice
-from maestrale.models.architecture import Architecture, from_config
+from maestrale.models.architecture import CPU_TYPES, VLLM_TYPES, Architecture, from_config
 from maestrale.models.catalog import find_model
-from maestrale.models.fit import GpuOptions, Plan, plan_gpu, sequence_bytes
+from maestrale.models.fit import GpuOptions, Plan, advice, plan_gpu, sequence_bytes
 from maestrale.models.fit_cpu import BLOCK, block_bytes, cache_size, plan_cpu
 from maestrale.models.gpus import MIB, TABLE, Gpu, find_gpu
-from maestrale.models.weight_sizes import CPU_TYPES, VLLM_TYPES
 
 GIB = 1 << 30
 

@@ -10,9 +10,14 @@ import pytest
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from maestrale.errors import ModelError
-from maestrale.models.gguf_sentencepiece import added_tokens, sentencepiece_model
 from maestrale.models.mistral_vocabulary import shipped_file
-from maestrale.models.sentencepiece_model import SentencePieceModel, _fields, read_model
+from maestrale.models.sentencepiece_model import (
+    SentencePieceModel,
+    _fields,
+    added_tokens,
+    read_model,
+    sentencepiece_model,
+)
 from maestrale.prompt.messages import ChatMessage
 from maestrale.prompt.template import TemplateEncoder
 

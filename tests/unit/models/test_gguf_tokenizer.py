@@ -10,7 +10,6 @@ from tokenizers import Tokenizer
 
 from maestrale.config.settings import BUNDLED_MODEL
 from maestrale.errors import ModelError
-from maestrale.models.byte_level import byte_of_character, decode_byte_level
 from maestrale.models.catalog import find_model, packaged_weights
 from maestrale.models.gguf_file import read_gguf
 from maestrale.models.gguf_tokenizer import (
@@ -18,6 +17,7 @@ from maestrale.models.gguf_tokenizer import (
     byte_level_vocabulary,
     end_token_ids,
 )
+from maestrale.models.vocabulary import byte_of_character, decode_byte_level
 
 TEXTS = [
     "Hello, world!",

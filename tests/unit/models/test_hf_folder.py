@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from maestrale.errors import ModelError
-from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.prepared import load_prepared
 from maestrale.models.resolve import prepare
+from maestrale.models.vocabulary import load_vocabulary
 from maestrale.prompt.encode import encoder_for
 from maestrale.prompt.messages import ChatMessage
 

@@ -12,8 +12,7 @@ from maestrale.config.settings import BUNDLED_MODEL
 from maestrale.errors import ModelError
 from maestrale.models import packaged
 from maestrale.models.architecture import Architecture
-from maestrale.models.catalog import find_model, packaged_weights
-from maestrale.models.known_model import KnownModel
+from maestrale.models.catalog import KnownModel, find_model, packaged_weights
 
 ARCHITECTURE = Architecture(1, 64, 64, 1, 1, 64, 100, 100)
 MODEL = KnownModel("org/Tiny", ARCHITECTURE, package_file=("tiny-weights", "tiny.gguf"))

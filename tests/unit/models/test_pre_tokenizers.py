@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from maestrale.models.byte_level import byte_of_character
 from maestrale.models.pre_tokenizers import PRE_TOKENIZERS
+from maestrale.models.vocabulary import byte_of_character
 from serving import ROOT
 
 GOLDEN: list[Any] = json.loads((ROOT / "tests/golden/cuts.json").read_text())

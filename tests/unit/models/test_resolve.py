@@ -9,9 +9,9 @@ import pytest
 
 from maestrale.config.hub import HubSettings
 from maestrale.errors import ModelError
-from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.prepared import METADATA_FILE, is_intact, load_prepared
 from maestrale.models.resolve import prepare
+from maestrale.models.vocabulary import load_vocabulary
 from tiny_mistral import write_tiny_mistral
 
 MISTRAL_GGUF = "TheBloke/Mistral-7B-Instruct-v0.2-GGUF"

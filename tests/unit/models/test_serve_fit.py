@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from maestrale.errors import ModelDoesNotFit
+from maestrale.models.fit_cpu import check_gpu
 from maestrale.models.gpus import TABLE
 from maestrale.models.prepared import PreparedModel
-from maestrale.models.serve_fit import check_gpu
 
 LARGE = {
     "hidden_size": 8192,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from maestrale.errors import ModelError
-from maestrale.models.hub_names import hub_name
+from maestrale.models.hub import hub_name
 from maestrale.models.wanted import wanted_files
 
 MISTRAL = (

@@ -12,8 +12,12 @@ import jsonschema
 import pytest
 
 from maestrale.errors import CannotVerify
-from maestrale.verify.bundled import bundled_collection, bundled_environment
-from maestrale.verify.collection import read_collection, read_environment
+from maestrale.verify.collection import (
+    bundled_collection,
+    bundled_environment,
+    read_collection,
+    read_environment,
+)
 from serving import ROOT
 
 SCHEMA = ROOT / "tests" / "data" / "postman-schema"

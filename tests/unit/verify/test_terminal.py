@@ -11,7 +11,7 @@ from serving import clean_environment
 CODE = """
 import time
 from rich.console import Console
-from maestrale.verify.bundled import bundled_collection
+from maestrale.verify.collection import bundled_collection
 from maestrale.verify.collection import read_collection
 from maestrale.verify.results import RequestResult
 from maestrale.verify.terminal import Progress

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from maestrale.verify.bundled import bundled_collection
+from maestrale.verify.collection import bundled_collection
 
 FOLDERS = ("Simple questions", "Summarise an article, then ask about it", "JSON only")
 # Fields that the page has a control for; the others must have their default value.

@@ -48,8 +48,7 @@ from maestrale.engines.cpu.step import step_input
 from maestrale.engines.cpu.tuning import chosen
 from maestrale.engines.requests import check_request
 from maestrale.errors import ConstraintError, EngineDied, EngineError, ModelError
-from maestrale.models.load_vocabulary import load_vocabulary
-from maestrale.models.vocabulary import Vocabulary
+from maestrale.models.vocabulary import Vocabulary, load_vocabulary
 
 DEFAULT_MAX_NUM_SEQS = 64
 INDEX_AFTER = 0.25  # seconds of idleness before what would hold a request up is done

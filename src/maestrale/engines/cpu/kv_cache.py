@@ -3,18 +3,18 @@
 A block holds the keys and values of `BLOCK_SIZE` consecutive tokens of a sequence. A full
 block is named by a digest chained over all tokens up to its end, so equal digests mean equal
 content, and a new sequence can share the blocks of a prompt that was seen before. Of a block that
-only begins with the right tokens, the beginning can be copied (`partial_block.py`). A block that
+only begins with the right tokens, the beginning can be copied (`PartialBlocks`). A block that
 nobody uses keeps its content until it is needed: the least recently used goes first.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 
-from maestrale.engines.cpu.partial_block import PartialBlocks, Tokens
 from maestrale.models.fit_cpu import BLOCK
 
 BLOCK_SIZE = BLOCK  # tokens
@@ -139,3 +139,43 @@ class BlockManager:
         if entry is not None:
             self._partial.remove(*entry, block)
             self._partial_of[block] = None
+
+
+Tokens = tuple[int, ...]
+
+
+class PartialBlocks:
+    """Blocks by what comes before them, and there in the order of their tokens."""
+
+    def __init__(self) -> None:
+        # Sorted, so that the block with the longest common beginning is a neighbour.
+        self._after: defaultdict[bytes, list[tuple[Tokens, int]]] = defaultdict(list)
+
+    def add(self, before: bytes, tokens: Tokens, block: int) -> None:
+        bisect.insort(self._after[before], (tokens, block))
+
+    def remove(self, before: bytes, tokens: Tokens, block: int) -> None:
+        entries = self._after[before]
+        del entries[bisect.bisect_left(entries, (tokens, block))]
+        if not entries:
+            del self._after[before]
+
+    def longest(self, before: bytes, tokens: Tokens) -> tuple[int, int]:
+        """(block, how many of `tokens` it begins with); (-1, 0) where there is none."""
+        entries = self._after.get(before, [])
+        at = bisect.bisect_left(entries, (tokens, -1))
+        best, count = -1, 0
+        for known, block in entries[max(0, at - 1) : at + 1]:
+            common = _common(known, tokens)
+            if common > count:
+                best, count = block, common
+        return best, count
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

@@ -10,12 +10,30 @@ import hashlib
 import json
 import logging
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from maestrale import __version__
-from maestrale.engines.cpu.machine import cpu_identity
+
+
+def cpu_identity() -> str:
+    """The CPU's name and features, as far as they can change a floating-point result."""
+    fields = {"model name": platform.machine(), "flags": ""}
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        name, _, value = line.partition(":")
+        name = name.strip().replace("Features", "flags")
+        if name in fields:
+            fields[name] = value.strip()
+        if not line.strip():
+            break  # the first core says it all
+    return "; ".join(fields.values())
+
 
 logger = logging.getLogger(__name__)
 

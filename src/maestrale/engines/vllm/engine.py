@@ -37,23 +37,22 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.choose import require_vllm
 from maestrale.engines.constraint import TokenConstraint, compile_constraint, grammar_text
-from maestrale.engines.cpu.machine import cpu_identity
+from maestrale.engines.cpu.notes import cpu_identity
 from maestrale.engines.ray_group import placement_group
 from maestrale.engines.requests import check_request
 from maestrale.engines.vllm.arguments import engine_arguments, read_options
 from maestrale.engines.vllm.environment import (
     actor_environment,
+    make_sockets_folder,
     prepare_environment,
     use_batch_invariant_kernels,
     use_ray,
 )
 from maestrale.engines.vllm.parameters import sampling_parameters
-from maestrale.engines.vllm.sockets import make_sockets_folder
 from maestrale.errors import EngineDied, EngineError, ModelError
-from maestrale.models.load_vocabulary import load_vocabulary
 from maestrale.models.machine_limits import available_cores
 from maestrale.models.prepared import PreparedModel, load_prepared
-from maestrale.models.vocabulary import Vocabulary
+from maestrale.models.vocabulary import Vocabulary, load_vocabulary
 
 COMPILED_CONSTRAINTS = 32  # kept for the next request with the same one
 BATCH_INVARIANT_SINCE = (8, 0)  # compute capability

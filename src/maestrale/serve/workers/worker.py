@@ -126,7 +126,7 @@ class Worker:
 
     async def _attach(self, message: Attach) -> None:
         """Load what text needs, and answer requests from then on."""
-        from maestrale.models.load_vocabulary import load_vocabulary
+        from maestrale.models.vocabulary import load_vocabulary
         from maestrale.prompt.encode import encoder_for, read_template
 
         await self._made.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maestrale.engines.cpu.partial_block import PartialBlocks
+from maestrale.engines.cpu.kv_cache import PartialBlocks
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 

@@ -8,7 +8,7 @@ from maestrale.engines.cpu.keys import Keys
 from maestrale.engines.cpu.weights.mapped import MappedTensors
 from maestrale.engines.cpu.weights.source import Source
 from maestrale.errors import ModelError
-from maestrale.models.gguf_parts import read_gguf_model
+from maestrale.models.gguf_file import read_gguf_model
 
 _OTHER_KINDS = {
     "adapter": "an adapter (LoRA), which changes another model",

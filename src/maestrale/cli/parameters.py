@@ -1,4 +1,4 @@
-"""Ranges of numbers for options, without what click lets through: NaN and infinity are in none."""
+"""What several commands ask alike: parameters of one kind, and which of them were given."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import math
 from typing import Any
 
 import click
+from click.core import ParameterSource
+
+
+def given_names(context: click.Context) -> set[str]:
+    """The names of the parameters that were given."""
+    return {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
 
 
 class FiniteRange(click.FloatRange):
