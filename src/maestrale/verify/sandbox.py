@@ -73,8 +73,8 @@ class ScriptRun:
 
 
 @cache
-def _library(name: str) -> str:
-    return (files("maestrale.verify") / "assets" / name).read_text(encoding="utf-8")
+def _asset(name: str) -> str:
+    return (files("maestrale.verify") / name).read_text(encoding="utf-8")
 
 
 def _load_libraries(context: quickjs.Context) -> None:
@@ -82,16 +82,16 @@ def _load_libraries(context: quickjs.Context) -> None:
         "globalThis.global = globalThis; globalThis.console = {error(){}, warn(){}, log(){}};"
     )
     context.eval("globalThis.__libraries = {};")
-    for name, asset in (
-        ("chai", "chai-4.4.1.js"),
-        ("Ajv", "ajv-6.12.5.min.js"),
-        ("chaiPostman", "chai-postman-2.0.1.js"),
+    for name, library in (
+        ("chai", "chai"),
+        ("Ajv", "ajv"),
+        ("chaiPostman", "chai-postman"),
     ):
         context.eval("globalThis.module = {exports: {}}; globalThis.exports = module.exports;")
-        context.eval(_library(asset))
+        context.eval(_asset(f"vendor/{library}.min.js"))
         context.eval(f"__libraries.{name} = module.exports;")
     context.eval("delete globalThis.module; delete globalThis.exports; delete globalThis.global;")
-    context.eval(_library("pm.js"))
+    context.eval(_asset("assets/pm.js"))
 
 
 def run_scripts(

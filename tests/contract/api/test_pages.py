@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 KEYED = make_settings(api_key=(KEY,), host="0.0.0.0")
 GOOD = {"authorization": f"Bearer {KEY}"}
-SHELL = ["/", "/status", "/web/js/chat.js", "/web/css/base.css", "/web/vendor/purify.es.mjs",
+SHELL = ["/", "/status", "/web/js/chat.js", "/web/css/base.css", "/web/vendor/purify.min.mjs",
          "/web/scenarios.json"]  # fmt: skip
 
 
@@ -63,7 +63,7 @@ async def test_types() -> None:
         for path, kind in (
             ("/", "text/html; charset=utf-8"),
             ("/web/js/chat.js", "text/javascript; charset=utf-8"),
-            ("/web/vendor/purify.es.mjs", "text/javascript; charset=utf-8"),
+            ("/web/vendor/purify.min.mjs", "text/javascript; charset=utf-8"),
             ("/web/css/chat.css", "text/css; charset=utf-8"),
             ("/web/icon.svg", "image/svg+xml"),
             ("/web/scenarios.json", "application/json"),

@@ -1,7 +1,7 @@
 // What a model says, made into elements. Two walls: markdown-it takes HTML in the text for text,
 // and DOMPurify lets only the elements and attributes below through. Images are never loaded.
-import DOMPurify from "../vendor/purify.es.mjs";
-import MarkdownIt from "../vendor/markdown-it.esm.min.mjs";
+import DOMPurify from "../vendor/purify.min.mjs";
+import MarkdownIt from "../vendor/markdown-it.min.mjs";
 import { copyText, h, icon } from "./dom.js";
 
 const ALLOWED = {
@@ -73,7 +73,7 @@ export function codeBlock(text, language, { running = false, label = "" } = {}) 
 let colours; // loaded when the first code with a language is shown
 
 async function colour(code, text, language) {
-  colours ??= import("../vendor/highlight.min.js").then((module) => module.default);
+  colours ??= import("../vendor/highlight.min.mjs").then((module) => module.default);
   const highlighter = await colours.catch(() => null);
   if (!highlighter?.getLanguage(language)) return;
   const { value } = highlighter.highlight(text, { language, ignoreIllegals: true });
