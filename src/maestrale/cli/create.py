@@ -16,7 +16,7 @@ from maestrale.errors import SettingsError
 
 if TYPE_CHECKING:
     from maestrale.machine.cloud.flow import Tools
-    from maestrale.machine.cloud.wanted import Wanted
+    from maestrale.machine.cloud.machine_spec import MachineSpec
 
 DEFAULT_NAME = "maestrale"
 SSH_SECONDS = 300.0  # from the cloud's "it runs" to the first login
@@ -84,9 +84,9 @@ def command(
     """
     from maestrale.cli import create_run
     from maestrale.machine.cloud.after import find
+    from maestrale.machine.cloud.machine_spec import MachineSpec, check
     from maestrale.machine.cloud.providers import PROVIDERS, find_provider, gpu_name, region_name
     from maestrale.machine.cloud.records import Book
-    from maestrale.machine.cloud.wanted import Wanted, check
 
     acts = [one for one in (connect, stop, start, down) if one is not None]
     if len(acts) + listing > 1 or (dry_run and (acts or listing)):
@@ -110,7 +110,7 @@ def command(
         return create_run.connect(acts[0], tools, port)
     provider = find_provider(cloud) if cloud else None
     accelerator, count = ("", 0) if gpu.lower() == "none" else gpu_name(gpu)
-    wanted = Wanted(
+    spec = MachineSpec(
         name=name,
         clouds=(provider,) if provider else tuple(PROVIDERS.values()),
         gpu=accelerator,
@@ -124,19 +124,19 @@ def command(
         model=model or (GPU_MODEL if accelerator else ""),
         domain=domain,
     )
-    check(wanted)
+    check(spec)
     if provider is not None and provider.name == "kubernetes" and "disk" in given:
         raise SettingsError("--disk with Kubernetes: a pod has its node's disk. Leave it out.")
-    create_run.check_source(wanted)
+    create_run.check_source(spec)
     if not (dry_run or yes) and not sys.stdin.isatty():
         raise SettingsError(
             "Nothing was made: this spends money, and there is no terminal to ask at. Say --yes, "
             "or look first with --dry-run."
         )
-    tools = _tools(wanted, name, ask=not yes)
+    tools = _tools(spec, name, ask=not yes)
     if dry_run:
-        return create_run.dry_run(wanted, tools)
-    return create_run.create(wanted, tools, port)
+        return create_run.dry_run(spec, tools)
+    return create_run.create(spec, tools, port)
 
 
 # What else may be said with each of these; the rest would mean nothing.
@@ -159,20 +159,20 @@ def _given(context: click.Context) -> set[str]:
     return given
 
 
-def _tools(wanted: Wanted | None, name: str, *, ask: bool = False) -> Tools:
+def _tools(spec: MachineSpec | None, name: str, *, ask: bool = False) -> Tools:
     from maestrale.cli.create_run import CloudSteps
     from maestrale.machine.cloud import environment, paperspace
     from maestrale.machine.cloud.flow import Tools
+    from maestrale.machine.cloud.machine_spec import possible
     from maestrale.machine.cloud.pilot import Pilot
     from maestrale.machine.cloud.providers import PROVIDERS
     from maestrale.machine.cloud.records import Book
-    from maestrale.machine.cloud.wanted import possible
 
     book = Book(config.default_machines_dir(os.environ))
     log = book.log_path(name) if name else book.folder / "skypilot.log"
-    if wanted is not None:
+    if spec is not None:
         # A cloud whose client is large is looked at without it, but for one that was named.
-        extras = {one.extra for one in possible(wanted)} if wanted.cloud else set()
+        extras = {one.extra for one in possible(spec)} if spec.cloud else set()
     else:
         record = book.find(name) if name else None
         extras = {PROVIDERS[record.cloud].extra} if record else set()
@@ -190,7 +190,7 @@ def _tools(wanted: Wanted | None, name: str, *, ask: bool = False) -> Tools:
         say=_say,
         confirm=_confirm if ask else lambda question: True,
         paperspace=lambda: paperspace.Paperspace(paperspace.read_key(home), url),
-        image=wanted.source if wanted is not None else "",
+        image=spec.source if spec is not None else "",
         secrets=(("HF_TOKEN", token),) if token else (),
         ssh_seconds=SSH_SECONDS,
     )

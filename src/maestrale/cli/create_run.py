@@ -16,10 +16,10 @@ from maestrale.config import settings as config
 from maestrale.errors import MachineError, ModelError, NoSuchOffer, SettingsError
 from maestrale.machine.cloud import after, flow, offers, task
 from maestrale.machine.cloud.flow import Tools
+from maestrale.machine.cloud.machine_spec import MachineSpec
 from maestrale.machine.cloud.providers import CATALOGUE_ROWS, PROVIDERS
 from maestrale.machine.cloud.records import Record
 from maestrale.machine.cloud.steps import serve_domain, start_service, wait_healthy
-from maestrale.machine.cloud.wanted import Wanted
 from maestrale.machine.target import Target
 
 QUESTION = "Keep your answers to 20 words or less. What is the plot of movie Lion king ? "
@@ -34,7 +34,7 @@ class CloudSteps:
         self._image = ""
         self._gpu = False
 
-    def set_up(self, target: Target, wanted: Wanted) -> None:
+    def set_up(self, target: Target, spec: MachineSpec) -> None:
         from maestrale.cli.setup import Terminal
         from maestrale.machine.setup import proof, whole
         from maestrale.machine.source import Source
@@ -45,25 +45,23 @@ class CloudSteps:
         if done.reboot_needed:
             raise MachineError(f"{target.name} was rebooted, and its driver still wants a reboot.")
         self._gpu = done.gpu
-        if wanted.gpu and not done.gpu:
+        if spec.gpu and not done.gpu:
             raise MachineError(
-                f"{target.name} has no GPU that works, and {wanted.gpu} was asked for: look with "
+                f"{target.name} has no GPU that works, and {spec.gpu} was asked for: look with "
                 f"maestrale doctor {target.name}"
             )
-        source = Source.parse(wanted.source or None)
+        source = Source.parse(spec.source or None)
         self._image = proof.provide_image(
             target, source, "cuda" if done.gpu else "cpu", report=show
         )
 
-    def start(self, target: Target, wanted: Wanted, key: str) -> None:
+    def start(self, target: Target, spec: MachineSpec, key: str) -> None:
         secrets = {task.KEY: key, **({"HF_TOKEN": self._token} if self._token else {})}
         self._say("Starting the service ...")
-        if not start_service(
-            target, self._image, gpu=self._gpu, model=wanted.model, secrets=secrets
-        ):
+        if not start_service(target, self._image, gpu=self._gpu, model=spec.model, secrets=secrets):
             self._say("  it runs already, as asked for")
-        if wanted.domain:
-            serve_domain(target, wanted.domain, self._say)
+        if spec.domain:
+            serve_domain(target, spec.domain, self._say)
 
     def prove(self, target: Target, record: Record) -> None:
         container = PROVIDERS[record.cloud].container
@@ -86,35 +84,35 @@ def verify(url: str, key: str) -> None:
         )
 
 
-def check_source(wanted: Wanted) -> None:
+def check_source(spec: MachineSpec) -> None:
     """Say early what is wrong with `--source`. Raises: SourceError, SettingsError."""
     from maestrale.machine.source import Source
 
-    container = wanted.cloud is not None and wanted.cloud.container
+    container = spec.cloud is not None and spec.cloud.container
     if container:
-        source = Source.parse(wanted.source) if wanted.source else None
+        source = Source.parse(spec.source) if spec.source else None
         if source is None or source.kind != "image":
-            title = wanted.clouds[0].title
+            title = spec.clouds[0].title
             raise SettingsError(
                 f"{title} runs images: name one that it can fetch, with its tag, by --source. "
                 "How such an image is made: docs/guide/create.md."
             )
     else:
-        Source.parse(wanted.source or None)
+        Source.parse(spec.source or None)
 
 
-def dry_run(wanted: Wanted, tools: Tools) -> int:
+def dry_run(spec: MachineSpec, tools: Tools) -> int:
     """Print the task file that SkyPilot would get, after its own parser took it."""
     with tools.pilot:
-        check_model(wanted, tools.say, refuse=False)
-        market = _market(wanted, tools)
+        check_model(spec, tools.say, refuse=False)
+        market = _market(spec, tools)
         flow.show(market, tools.say)
         offer = market.offers[0]
-        text = task.task_yaml(wanted, offer, image=tools.image)
+        text = task.task_yaml(spec, offer, image=tools.image)
         tools.say(f"\nThe cheapest: {offer.line()}.")
-        for note in [*task.notes(wanted, offer), *flow.costs(wanted, offer)]:
+        for note in [*task.notes(spec, offer), *flow.costs(spec, offer)]:
             tools.say(note)
-        path = tools.book.task_path(f".{wanted.name}.dry-run")
+        path = tools.book.task_path(f".{spec.name}.dry-run")
         tools.book.write_text(path, text)
         try:
             given = [(task.KEY, "made when it is launched")]
@@ -126,37 +124,37 @@ def dry_run(wanted: Wanted, tools: Tools) -> int:
     return 0
 
 
-def _market(wanted: Wanted, tools: Tools) -> offers.Market:
+def _market(spec: MachineSpec, tools: Tools) -> offers.Market:
     """The offers; of Kubernetes, without a cluster, one that a cluster could make."""
     try:
-        return offers.ask(tools.pilot, wanted)
+        return offers.ask(tools.pilot, spec)
     except NoSuchOffer as error:
-        if wanted.cloud is None or wanted.cloud.name != "kubernetes":
+        if spec.cloud is None or spec.cloud.name != "kubernetes":
             raise
         tools.say(f"{error}\nThe task file is for a cluster that has.")
         any_node = offers.Offer(
-            "kubernetes", wanted.region, "", wanted.gpu, wanted.count, None, None, False, 0.0
+            "kubernetes", spec.region, "", spec.gpu, spec.count, None, None, False, 0.0
         )
         return offers.Market((any_node,), {})
 
 
-def check_model(wanted: Wanted, say: Callable[[str], None], *, refuse: bool) -> None:
+def check_model(spec: MachineSpec, say: Callable[[str], None], *, refuse: bool) -> None:
     """Say before money is spent that the hub won't give the model to this account.
 
     Raises: ModelError, with `refuse`; SettingsError for a path.
     """
     from maestrale.cli.doctor_hub import model_finding
 
-    if wanted.model and Path(wanted.model).expanduser().exists():
+    if spec.model and Path(spec.model).expanduser().exists():
         raise SettingsError(
-            f"--model {wanted.model} is a file or folder here, and the machine would not have it: "
+            f"--model {spec.model} is a file or folder here, and the machine would not have it: "
             "name a model on the hub."
         )
     settings = config.load_settings(
-        {"model": wanted.model or config.BUNDLED_MODEL}, {"HOME": "/nonexistent"}, Path(os.devnull)
+        {"model": spec.model or config.BUNDLED_MODEL}, {"HOME": "/nonexistent"}, Path(os.devnull)
     )
     hub = config.hub_settings(os.environ)
-    found = model_finding(settings, hub, "vllm" if wanted.gpu else "cpu")
+    found = model_finding(settings, hub, "vllm" if spec.gpu else "cpu")
     if found.state == "problem" and refuse:
         raise ModelError(f"{found.what} {found.remedy}\nNothing was made.")
     if found.state == "warning":
@@ -165,11 +163,11 @@ def check_model(wanted: Wanted, say: Callable[[str], None], *, refuse: bool) -> 
         say(f"The model: {found.what} {found.remedy}".strip())
 
 
-def create(wanted: Wanted, tools: Tools, port: int) -> int:
+def create(spec: MachineSpec, tools: Tools, port: int) -> int:
     """Make it, prove it, print how to use it."""
-    check_model(wanted, tools.say, refuse=True)
+    check_model(spec, tools.say, refuse=True)
     with tools.pilot:
-        record = flow.create(wanted, tools)
+        record = flow.create(spec, tools)
     if record is None:
         tools.say("Nothing was made.")
         return 1

@@ -54,11 +54,11 @@ def model_finding(
     """Whether the account here may have the model. `machine_token`: where the machine has one."""
     from maestrale.models.access import check_access
     from maestrale.models.catalog import find_model
+    from maestrale.models.file_selection import select_files
     from maestrale.models.hub import DEFAULT_REVISION, Hub
     from maestrale.models.local import local_path
     from maestrale.models.resolve import CPU_ENGINE, remote_source
     from maestrale.models.snapshot import cached_files
-    from maestrale.models.wanted import wanted_files
 
     model = settings.model
     known = find_model(model)
@@ -86,7 +86,7 @@ def model_finding(
             Hub(hub),
             repo,
             revision or DEFAULT_REVISION,
-            lambda found: wanted_files(repo, found.names, engine, variant).weights,
+            lambda found: select_files(repo, found.names, engine, variant).weights,
         )
     except HubUnreachable as error:
         return _refused("model", error, warn=True)

@@ -15,51 +15,54 @@ from maestrale.models.access import check_access
 from maestrale.models.architecture import Architecture, from_config, gguf_shape
 from maestrale.models.catalog import find_model, unknown_model
 from maestrale.models.download import HEAD_TIMEOUT
+from maestrale.models.file_selection import FileSelection, select_files
 from maestrale.models.gguf_file import read_gguf
 from maestrale.models.hub import DEFAULT_REVISION, Hub, hub_name
 from maestrale.models.local import local_path
-from maestrale.models.wanted import Wanted, wanted_files
 
 FIRST_TRY, MOST = 1 << 20, 1 << 26  # bytes of the head: a vocabulary takes some millions
 
 
 def remote_metadata(
     settings: HubSettings, repo: str, revision: str, variant: str
-) -> tuple[dict[str, Any], int, Wanted]:
+) -> tuple[dict[str, Any], int, FileSelection]:
     """The metadata of the GGUF file that would be served, the bytes of all its parts, its names.
 
     Raises: ModelError where there is none; what Hub's methods do.
     """
     hub = Hub(settings)
     listing, head = check_access(
-        hub, repo, revision, lambda found: wanted_files(repo, found.names, "cpu", variant).weights
+        hub, repo, revision, lambda found: select_files(repo, found.names, "cpu", variant).weights
     )
-    wanted = wanted_files(repo, listing.names, "cpu", variant)
-    if wanted.kind != "gguf":
+    selection = select_files(repo, listing.names, "cpu", variant)
+    if selection.kind != "gguf":
         raise ModelError(f"{repo} has no config.json and no GGUF file that tell its size.")
     known = listing.files | ({head.name: head} if head.checksum else {})
     sizes = {
         name: known[name].size if name in known else hub.head(listing, name, HEAD_TIMEOUT).size
-        for name in wanted.names
+        for name in selection.names
     }
-    with tempfile.TemporaryDirectory() as place, hub.open(listing, wanted.weights, 0) as response:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        hub.open(listing, selection.weights, 0) as response,
+    ):
         copy = Path(place, "head.gguf")
         enough, got = FIRST_TRY, 0
         with copy.open("wb", buffering=0) as file:
             for chunk in response.iter_raw():
                 file.write(chunk)
                 got += len(chunk)
-                if got < min(enough, sizes[wanted.weights]):
+                if got < min(enough, sizes[selection.weights]):
                     continue
                 # The rest stands in as a hole: where the head goes on in it, it can't be read.
-                os.truncate(copy, sizes[wanted.weights])
+                os.truncate(copy, sizes[selection.weights])
                 try:
-                    return read_gguf(copy).metadata, sum(sizes.values()), wanted
+                    return read_gguf(copy).metadata, sum(sizes.values()), selection
                 except ModelError:
                     enough *= 2
-                if got >= min(MOST, sizes[wanted.weights]):
+                if got >= min(MOST, sizes[selection.weights]):
                     break
-    raise ModelError(f"{wanted.weights} of {repo} doesn't begin as a GGUF file does.")
+    raise ModelError(f"{selection.weights} of {repo} doesn't begin as a GGUF file does.")
 
 
 _BITS = {"fp8": "fp8", "awq": "int4", "gptq": "int4", "compressed-tensors": None}
@@ -156,9 +159,9 @@ def _describe_remote(repo: str, variant: str, revision: str, hub: HubSettings) -
 def _describe_remote_gguf(repo: str, variant: str, revision: str, hub: HubSettings) -> Described:
     from maestrale.models.describe import remote_metadata
 
-    metadata, size, wanted = remote_metadata(hub, repo, revision, variant)
-    others = f"; others: {', '.join(wanted.others)}" if wanted.others else ""
-    source = f"the head of {wanted.weights}{others}"
+    metadata, size, selection = remote_metadata(hub, repo, revision, variant)
+    others = f"; others: {', '.join(selection.others)}" if selection.others else ""
+    source = f"the head of {selection.weights}{others}"
     return Described(repo, gguf_shape(metadata), source, size, "GGUF")
 
 

@@ -15,10 +15,10 @@ from maestrale.bounded import read_body
 from maestrale.config.hub import HubSettings
 from maestrale.errors import HubUnreachable, ModelError
 from maestrale.models.access import check_access, explain
+from maestrale.models.file_selection import FileSelection, Kind, select_files
 from maestrale.models.hub import DEFAULT_REVISION, Hub, Listing, RemoteFile
 from maestrale.models.snapshot import CheckedFiles, RepoCache, cached_files, damaged_files
 from maestrale.models.store import Progress, locked
-from maestrale.models.wanted import Kind, Wanted, wanted_files
 
 WINDOW = 10.0  # seconds over which the speed is taken
 _EVERY = 0.25  # seconds between two reports
@@ -134,7 +134,7 @@ def pull(
     progress("Asking the hub", None)
     try:
         listing, head = check_access(
-            hub, repo, asked, lambda found: wanted_files(repo, found.names, engine, variant).weights
+            hub, repo, asked, lambda found: select_files(repo, found.names, engine, variant).weights
         )
     except HubUnreachable as error:
         if damaged:
@@ -143,13 +143,13 @@ def pull(
             raise
         logger.warning("%s Going on with what was fetched before.", error)
         return _pulled(*here, 0)
-    wanted = wanted_files(repo, listing.names, engine, variant)
-    if wanted.others:
-        logger.info("%s", picked(repo, wanted))
+    selection = select_files(repo, listing.names, engine, variant)
+    if selection.others:
+        logger.info("%s", picked(repo, selection))
     try:
         if damaged:
             logger.warning("%s It is fetched again.", damaged)
-        return _fetch(hub, listing, wanted, head, progress)
+        return _fetch(hub, listing, selection, head, progress)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise explain(error, settings, repo, asked) from error
@@ -163,11 +163,11 @@ def pull(
         raise explain(error, settings, repo, asked) from error
 
 
-def picked(repo: str, wanted: Wanted) -> str:
+def picked(repo: str, selection: FileSelection) -> str:
     """What to say of the file that was picked of several."""
     return (
-        f"Of {repo} the file {wanted.weights} is taken. There are also "
-        f"{', '.join(wanted.others)}: {repo}:NAME takes one of them."
+        f"Of {repo} the file {selection.weights} is taken. There are also "
+        f"{', '.join(selection.others)}: {repo}:NAME takes one of them."
     )
 
 
@@ -197,11 +197,13 @@ def _the_one(listing: Listing, name: str) -> str:
 
 
 def _damage(
-    repo: str, settings: HubSettings, snapshot: Path, wanted: Wanted, progress: Progress
+    repo: str, settings: HubSettings, snapshot: Path, selection: FileSelection, progress: Progress
 ) -> str:
     """A sentence about the damaged files of a model that is here; "" when all are sound."""
     try:
-        found = damaged_files(RepoCache.of(settings.cache, repo), snapshot, wanted.names, progress)
+        found = damaged_files(
+            RepoCache.of(settings.cache, repo), snapshot, selection.names, progress
+        )
     except OSError as error:
         raise ModelError(
             f"{error.filename or snapshot} can't be read: {error.strerror or error}."
@@ -215,7 +217,7 @@ def _damage(
 
 
 def _fetch(
-    hub: Hub, listing: Listing, wanted: Wanted, head: RemoteFile, progress: Progress
+    hub: Hub, listing: Listing, selection: FileSelection, head: RemoteFile, progress: Progress
 ) -> Pulled:
     place = RepoCache.of(hub.settings.cache, listing.repo)
     (place.folder / "blobs").mkdir(parents=True, exist_ok=True)
@@ -223,7 +225,7 @@ def _fetch(
         known = listing.files | ({head.name: head} if head.checksum else {})
         files = [
             known[name] if name in known else hub.head(listing, name, HEAD_TIMEOUT)
-            for name in wanted.names
+            for name in selection.names
         ]
         for file in files:
             _check_name(listing.repo, file)
@@ -247,15 +249,15 @@ def _fetch(
                 checked.note(place.blob(file.checksum))
             place.link(listing.commit, file.name, file.checksum)
         place.note_revision(listing.revision, listing.commit)
-    return _pulled(place.snapshot(listing.commit), wanted, total - sum(already.values()))
+    return _pulled(place.snapshot(listing.commit), selection, total - sum(already.values()))
 
 
-def _pulled(snapshot: Path, wanted: Wanted, fetched: int) -> Pulled:
+def _pulled(snapshot: Path, selection: FileSelection, fetched: int) -> Pulled:
     return Pulled(
         snapshot=snapshot,
-        kind=wanted.kind,
-        names=wanted.names,
-        weights=snapshot / wanted.weights,
+        kind=selection.kind,
+        names=selection.names,
+        weights=snapshot / selection.weights,
         commit=snapshot.name,
         fetched=fetched,
     )

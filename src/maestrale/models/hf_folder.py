@@ -12,6 +12,7 @@ from typing import Any
 
 from maestrale.errors import ModelError
 from maestrale.models.architecture import from_config
+from maestrale.models.file_selection import OPENVINO_MODEL, FileSelection, select_files
 from maestrale.models.folder_tokenizer import TOKENIZERS, lacking, write_tokenizer
 from maestrale.models.folder_words import TEMPLATE_FOLDER, read_json
 from maestrale.models.prepared import PreparedModel, named_source, save_prepared
@@ -19,7 +20,6 @@ from maestrale.models.safetensors_file import check_safetensors
 from maestrale.models.sampling_defaults import of_generation_config
 from maestrale.models.store import Progress, build_once, digest_of, key_of, stamp_of
 from maestrale.models.vocabulary import save_vocabulary
-from maestrale.models.wanted import OPENVINO_MODEL, Wanted, wanted_files
 from maestrale.text_files import readable
 
 _NEEDED = ("tokenizer.json", "config.json")
@@ -34,31 +34,31 @@ def prepare_folder(
     """
     names = files_of(source)
     _check_is_model(source, names)
-    wanted = wanted_files(str(source), names, engine)
-    if wanted.kind == "gguf":
+    selection = select_files(str(source), names, engine)
+    if selection.kind == "gguf":
         raise ModelError(
-            f"{source} holds GGUF files ({', '.join((wanted.weights, *wanted.others))}). Name one: "
-            f"{source / wanted.weights}"
+            f"{source} holds GGUF files ({', '.join((selection.weights, *selection.others))}). "
+            f"Name one: {source / selection.weights}"
         )
     if "config.json" not in names:
         raise ModelError(f"{source} is no complete model folder: it lacks config.json.")
     if not any(file in names for file in TOKENIZERS):
         raise lacking(source)
-    if wanted.kind == "safetensors":
-        check_safetensors(source, wanted.names)
+    if selection.kind == "safetensors":
+        check_safetensors(source, selection.names)
     called = name or readable(source.resolve().name)
     if engine == "cpu":
         parts = [str(source.absolute()), engine, called]
-        parts += [_mark(source / file, store, progress) for file in wanted.names]
+        parts += [_mark(source / file, store, progress) for file in selection.names]
         digest = ""
     else:
-        parts = [f"{file} {digest_of(source / file, store, progress)}" for file in wanted.names]
-        parts[:0] = [str(source.resolve()), wanted.kind]
+        parts = [f"{file} {digest_of(source / file, store, progress)}" for file in selection.names]
+        parts[:0] = [str(source.resolve()), selection.kind]
         digest = key_of(parts)
     return build_once(
         store,
         digest or key_of(parts),
-        lambda folder: _fill(folder, source, wanted, called, digest),
+        lambda folder: _fill(folder, source, selection, called, digest),
         progress,
     )
 
@@ -107,7 +107,7 @@ def _adapter(source: Path) -> ModelError:
     )
 
 
-def _fill(folder: Path, source: Path, wanted: Wanted, called: str, digest: str) -> None:
+def _fill(folder: Path, source: Path, selection: FileSelection, called: str, digest: str) -> None:
     config = read_json(source / "config.json")
     generation = read_json(source / "generation_config.json", optional=True)
     nested = config.get("text_config")
@@ -118,7 +118,7 @@ def _fill(folder: Path, source: Path, wanted: Wanted, called: str, digest: str) 
             f"{source / 'config.json'} lacks 'max_position_embeddings' or 'vocab_size'."
         )
     if digest:
-        for file in wanted.names:
+        for file in selection.names:
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).symlink_to((source / file).resolve())
     fields, vocabulary = write_tokenizer(source, folder, size, (generation, text, config))

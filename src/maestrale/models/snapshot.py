@@ -23,10 +23,10 @@ from typing import Any
 import msgspec
 
 from maestrale.errors import ModelError
+from maestrale.models.file_selection import FileSelection, select_files
 from maestrale.models.hub import DEFAULT_REVISION
 from maestrale.models.prepared import MOST_READ
 from maestrale.models.store import Progress
-from maestrale.models.wanted import Wanted, wanted_files
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class RepoCache:
 
 def cached_files(
     cache: Path, repo: str, revision: str | None, engine: str, variant: str
-) -> tuple[Path, Wanted] | None:
+) -> tuple[Path, FileSelection] | None:
     """The snapshot of a model that is here in full, and its files; None when it isn't."""
     place = RepoCache.of(cache, repo)
     commit = place.commit_of(revision or DEFAULT_REVISION)
@@ -88,16 +88,16 @@ def cached_files(
     snapshot = place.snapshot(commit)
     names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()]
     try:
-        wanted = wanted_files(repo, names, engine, variant)
+        selection = select_files(repo, names, engine, variant)
     except ModelError:
         return None  # not fetched yet for this engine
-    if not set(_shards(snapshot)) <= set(names) and wanted.kind == "safetensors":
+    if not set(_shards(snapshot)) <= set(names) and selection.kind == "safetensors":
         return None
-    if not wanted.whole:
+    if not selection.complete:
         return None
-    if wanted.kind != "gguf" and not {"config.json", "params.json"} & set(names):
+    if selection.kind != "gguf" and not {"config.json", "params.json"} & set(names):
         return None
-    return snapshot, wanted
+    return snapshot, selection
 
 
 def cached_file(cache: Path, repo: str, revision: str, name: str) -> Path | None:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from maestrale.errors import CloudError, MachineError, MaestraleError, SettingsError
 from maestrale.machine.cloud import task
 from maestrale.machine.cloud.flow import Tools, machine
+from maestrale.machine.cloud.machine_spec import is_name
 from maestrale.machine.cloud.providers import PROVIDERS
 from maestrale.machine.cloud.records import STOPPED, UP, Book, Login, Record
-from maestrale.machine.cloud.wanted import is_name
 
 
 def find(book: Book, name: str) -> Record:

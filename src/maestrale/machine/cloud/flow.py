@@ -26,12 +26,12 @@ from maestrale.errors import (
     TargetUnreachable,
 )
 from maestrale.machine.cloud import offers, task
+from maestrale.machine.cloud.machine_spec import MachineSpec, check
 from maestrale.machine.cloud.offers import Market, Offer
 from maestrale.machine.cloud.paperspace import Paperspace
 from maestrale.machine.cloud.pilot import Pilot
 from maestrale.machine.cloud.providers import CATALOGUE_ROWS, PROVIDERS
 from maestrale.machine.cloud.records import SERVING, UP, Book, Login, Record
-from maestrale.machine.cloud.wanted import Wanted, check
 from maestrale.machine.target import Target
 
 Say = Callable[[str], None]
@@ -40,10 +40,10 @@ Say = Callable[[str], None]
 class Steps(Protocol):
     """What is done on the machine itself, once it can be reached (`steps.py`)."""
 
-    def set_up(self, target: Target, wanted: Wanted) -> None:
+    def set_up(self, target: Target, spec: MachineSpec) -> None:
         """Driver, Docker, toolkit, image: what of it is missing."""
 
-    def start(self, target: Target, wanted: Wanted, key: str) -> None:
+    def start(self, target: Target, spec: MachineSpec, key: str) -> None:
         """The service with its key, on the machine's loopback; with a domain also HTTPS."""
 
     def prove(self, target: Target, record: Record) -> None:
@@ -65,32 +65,32 @@ class Tools:
     ssh_seconds: float = 300.0  # from the cloud's "it runs" to the first login
 
 
-def create(wanted: Wanted, tools: Tools) -> Record | None:
+def create(spec: MachineSpec, tools: Tools) -> Record | None:
     """Make the machine, or go on with it. None when the user says no.
 
     Raises: SettingsError, CloudError and its kinds; HalfMade when the machine is left behind.
     """
-    check(wanted)
-    record = tools.book.find(wanted.name)
+    check(spec)
+    record = tools.book.find(spec.name)
     if record is None:
-        record = _begin(wanted, tools)
+        record = _begin(spec, tools)
         if record is None:
             return None
     else:
-        check_same(wanted, record)
+        check_same(spec, record)
         tools.say(f"{record.name} was begun before, on {PROVIDERS[record.cloud].title}: going on.")
     with leaving_behind(record, tools):
-        record = replace(_launch(wanted, record, tools), model=wanted.model)
+        record = replace(_launch(spec, record, tools), model=spec.model)
         with machine(record, tools.book) as target:
             reach(target, tools.ssh_seconds, tools.say)
             if not PROVIDERS[record.cloud].container:
-                tools.steps.set_up(target, wanted)
-                tools.steps.start(target, wanted, record.key)
+                tools.steps.set_up(target, spec)
+                tools.steps.start(target, spec, record.key)
             tools.steps.prove(target, record)
         return tools.book.write(replace(record, phase=SERVING))
 
 
-def choose(market: Market, wanted: Wanted, tools: Tools) -> Offer:
+def choose(market: Market, spec: MachineSpec, tools: Tools) -> Offer:
     """The cheapest offer of a cloud that takes our credentials. Raises: NoCredentials."""
     clouds = list(dict.fromkeys(offer.cloud for offer in market.offers))
     answers = tools.pilot.call("credentials", clouds=clouds)
@@ -108,34 +108,34 @@ def choose(market: Market, wanted: Wanted, tools: Tools) -> Offer:
     )
 
 
-def _begin(wanted: Wanted, tools: Tools) -> Record | None:
-    market = offers.ask(tools.pilot, wanted)
+def _begin(spec: MachineSpec, tools: Tools) -> Record | None:
+    market = offers.ask(tools.pilot, spec)
     show(market, tools.say)
-    offer = choose(market, wanted, tools)
-    text = task.task_yaml(wanted, offer, image=tools.image)
+    offer = choose(market, spec, tools)
+    text = task.task_yaml(spec, offer, image=tools.image)
     tools.say(f"\nTaken: {offer.line()}.")
-    for note in [*task.notes(wanted, offer), *costs(wanted, offer)]:
+    for note in [*task.notes(spec, offer), *costs(spec, offer)]:
         tools.say(note)
-    if not tools.confirm(f"Bring up {wanted.name} for {offer.cost()}?"):
+    if not tools.confirm(f"Bring up {spec.name} for {offer.cost()}?"):
         return None
-    tools.book.write_text(tools.book.task_path(wanted.name), text)
+    tools.book.write_text(tools.book.task_path(spec.name), text)
     return tools.book.write(
         Record(
-            name=wanted.name,
+            name=spec.name,
             cloud=offer.cloud,
             region=offer.region,
             instance=offer.instance,
             gpu=offer.gpu,
             price=offer.price,
             key=f"sk-{secrets.token_urlsafe(32)}",
-            model=wanted.model,
-            domain=wanted.domain,
-            autostop=wanted.autostop,
-            deletes=task.deletes(wanted, offer),
-            count=wanted.count,
-            disk=wanted.disk,
-            spot=wanted.spot,
-            image=wanted.image,
+            model=spec.model,
+            domain=spec.domain,
+            autostop=spec.autostop,
+            deletes=task.deletes(spec, offer),
+            count=spec.count,
+            disk=spec.disk,
+            spot=spec.spot,
+            image=spec.image,
         )
     )
 
@@ -151,7 +151,7 @@ def show(market: Market, say: Say) -> None:
         say(f"  {line}")
 
 
-def costs(wanted: Wanted, offer: Offer) -> list[str]:
+def costs(spec: MachineSpec, offer: Offer) -> list[str]:
     """What goes on costing, and what stops it."""
     cloud = PROVIDERS[offer.cloud]
     on_top = "its disk and static address come" if cloud.static else "its disk comes"
@@ -162,9 +162,9 @@ def costs(wanted: Wanted, offer: Offer) -> list[str]:
             f"SkyPilot's catalogue lacks {cloud.title}'s {offer.instance}: the price is from "
             "maestrale's own table. Compare it with the console's."
         )
-    if wanted.autostop:
-        verb = "deleted" if task.deletes(wanted, offer) else "stopped"
-        lines.append(f"Autostop: {verb} after {wanted.autostop} minutes without a request.")
+    if spec.autostop:
+        verb = "deleted" if task.deletes(spec, offer) else "stopped"
+        lines.append(f"Autostop: {verb} after {spec.autostop} minutes without a request.")
     else:
         lines.append("No autostop: it costs until you stop or delete it (--autostop MINUTES).")
     if not cloud.stops:
@@ -177,25 +177,25 @@ def costs(wanted: Wanted, offer: Offer) -> list[str]:
     return lines
 
 
-def check_same(wanted: Wanted, record: Record) -> None:
+def check_same(spec: MachineSpec, record: Record) -> None:
     """Raises: SettingsError when the name is taken by a machine of another kind."""
-    clouds = {one.name for one in wanted.clouds}
-    same_gpu = record.gpu.lower() == wanted.gpu.lower() and record.count == wanted.count
+    clouds = {one.name for one in spec.clouds}
+    same_gpu = record.gpu.lower() == spec.gpu.lower() and record.count == spec.count
     ways = f"Choose another --name, or delete it: maestrale create --down {record.name}"
     title = PROVIDERS[record.cloud].title
     if record.cloud not in clouds or not same_gpu:
         gpu = f"{record.count} x {record.gpu}" if record.gpu else "no GPU"
         raise SettingsError(f"There is a machine {record.name} already: {gpu} on {title}. {ways}")
     fixed = [
-        ("--region", record.region.lower(), (wanted.region or record.region).lower()),
-        ("--disk", record.disk, wanted.disk),
-        ("--spot", record.spot, wanted.spot),
-        ("--autostop", record.autostop, wanted.autostop),
-        ("--image", record.image, wanted.image),
-        ("--domain", record.domain, wanted.domain),
+        ("--region", record.region.lower(), (spec.region or record.region).lower()),
+        ("--disk", record.disk, spec.disk),
+        ("--spot", record.spot, spec.spot),
+        ("--autostop", record.autostop, spec.autostop),
+        ("--image", record.image, spec.image),
+        ("--domain", record.domain, spec.domain),
     ]
     if PROVIDERS[record.cloud].container:
-        fixed.append(("--model", record.model, wanted.model))
+        fixed.append(("--model", record.model, spec.model))
     for flag, was, now in fixed:
         if was != now:
             raise SettingsError(
@@ -204,12 +204,12 @@ def check_same(wanted: Wanted, record: Record) -> None:
             )
 
 
-def _launch(wanted: Wanted, record: Record, tools: Tools) -> Record:
+def _launch(spec: MachineSpec, record: Record, tools: Tools) -> Record:
     template, address = "", "static"
     if record.cloud == "paperspace" and record.login is None:
         client = tools.paperspace()
         try:
-            template = wanted.image or client.template(record.instance)
+            template = spec.image or client.template(record.instance)
         finally:
             client.close()
     log = tools.book.log_path(record.name)

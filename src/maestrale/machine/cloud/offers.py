@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maestrale.errors import NoSuchOffer
+from maestrale.machine.cloud.machine_spec import MachineSpec, possible
 from maestrale.machine.cloud.pilot import Pilot
 from maestrale.machine.cloud.providers import CATALOGUE_ROWS, PROVIDERS
-from maestrale.machine.cloud.wanted import Wanted, possible
 
 HOURS_A_MONTH = 730
 SHOWN = 8
@@ -50,24 +50,24 @@ class Market:
     problems: dict[str, str]
 
 
-def ask(pilot: Pilot, wanted: Wanted) -> Market:
+def ask(pilot: Pilot, spec: MachineSpec) -> Market:
     """Look at the catalogues. Raises: NoSuchOffer when nothing fits; as Pilot.call."""
-    clouds = possible(wanted)
+    clouds = possible(spec)
     if not clouds:
         raise NoSuchOffer("No cloud can do all that was asked for together: spot, disk, machine.")
     answer = pilot.call(
         "offers",
         clouds=[one.name for one in clouds],
-        gpu=wanted.gpu,
-        count=wanted.count,
-        disk=wanted.disk,
-        spot=wanted.spot,
-        region=wanted.region,
+        gpu=spec.gpu,
+        count=spec.count,
+        disk=spec.disk,
+        spot=spec.spot,
+        region=spec.region,
         rows=CATALOGUE_ROWS,
     )
     found = tuple(Offer(**one) for one in answer["offers"])
     problems = {
-        cloud: _problem(cloud, wanted, problem["kind"], problem["why"])
+        cloud: _problem(cloud, spec, problem["kind"], problem["why"])
         for cloud, problem in answer["problems"].items()
     }
     if not found:
@@ -75,12 +75,12 @@ def ask(pilot: Pilot, wanted: Wanted) -> Market:
     return Market(found, problems)
 
 
-def _problem(cloud: str, wanted: Wanted, kind: str, why: str) -> str:
+def _problem(cloud: str, spec: MachineSpec, kind: str, why: str) -> str:
     title = PROVIDERS[cloud].title
-    machine = f"{wanted.count} x {wanted.gpu}" if wanted.gpu else "machine without a GPU"
-    room = machine if wanted.gpu else f"a {machine}"
-    spot = " as spot" if wanted.spot else ""
-    where = f" in {wanted.region}" if wanted.region else ""
+    machine = f"{spec.count} x {spec.gpu}" if spec.gpu else "machine without a GPU"
+    room = machine if spec.gpu else f"a {machine}"
+    spot = " as spot" if spec.spot else ""
+    where = f" in {spec.region}" if spec.region else ""
     if kind == "no-offer" and cloud == "kubernetes":
         return (
             f"Kubernetes: no cluster that SkyPilot sees from here has room for {room}{where}. "

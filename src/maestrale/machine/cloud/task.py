@@ -6,9 +6,9 @@ import json
 import shlex
 from collections.abc import Mapping
 
+from maestrale.machine.cloud.machine_spec import MachineSpec
 from maestrale.machine.cloud.offers import Offer
 from maestrale.machine.cloud.providers import PROVIDERS
-from maestrale.machine.cloud.wanted import Wanted
 
 PORT = 8000  # of the service, on the machine's loopback
 KEY = "MAESTRALE_API_KEY"
@@ -42,7 +42,7 @@ exec setpriv --reuid 10001 --regid 10001 --clear-groups \\
 """
 
 
-def task_yaml(wanted: Wanted, offer: Offer, *, image: str = "") -> str:
+def task_yaml(spec: MachineSpec, offer: Offer, *, image: str = "") -> str:
     """The whole file. `image`: the container image, for clouds that run containers."""
     cloud = PROVIDERS[offer.cloud]
     resources: dict[str, object] = {
@@ -53,28 +53,28 @@ def task_yaml(wanted: Wanted, offer: Offer, *, image: str = "") -> str:
     if offer.gpu:
         resources["accelerators"] = {offer.gpu: offer.count}
     if cloud.name != "kubernetes":
-        resources["disk_size"] = wanted.disk
-    if wanted.spot:
+        resources["disk_size"] = spec.disk
+    if spec.spot:
         resources["use_spot"] = True
     if cloud.container:
         resources["image_id"] = f"docker:{image}"
-    elif wanted.image and cloud.name != "paperspace":
-        resources["image_id"] = wanted.image
-    if wanted.domain:
+    elif spec.image and cloud.name != "paperspace":
+        resources["image_id"] = spec.image
+    if spec.domain:
         resources["ports"] = [80, 443]
-    if wanted.autostop:
-        stop = {"idle_minutes": 1, "wait_for": "jobs", "down": deletes(wanted, offer)}
+    if spec.autostop:
+        stop = {"idle_minutes": 1, "wait_for": "jobs", "down": deletes(spec, offer)}
         resources["autostop"] = stop
-    task: dict[str, object] = {"name": wanted.name, "resources": resources}
+    task: dict[str, object] = {"name": spec.name, "resources": resources}
     run = ""
     if cloud.container:
-        model = f" --model {shlex.quote(wanted.model)}" if wanted.model else ""
+        model = f" --model {shlex.quote(spec.model)}" if spec.model else ""
         run = _SERVE.format(port=PORT, model=model)
-        if wanted.autostop:
-            watch = _WATCH.format(minutes=wanted.autostop, first=FIRST_ANSWER_MINUTES, port=PORT)
+        if spec.autostop:
+            watch = _WATCH.format(minutes=spec.autostop, first=FIRST_ANSWER_MINUTES, port=PORT)
             run = f"(\n{run.rstrip()}\n) & service=$!\n{watch}kill $service\n"
-    elif wanted.autostop:
-        run = _WATCH.format(minutes=wanted.autostop, first=FIRST_ANSWER_MINUTES, port=PORT)
+    elif spec.autostop:
+        run = _WATCH.format(minutes=spec.autostop, first=FIRST_ANSWER_MINUTES, port=PORT)
     if run:
         # Given when it is launched; the file doesn't hold it.
         task["secrets"] = {KEY: None}
@@ -85,19 +85,19 @@ def task_yaml(wanted: Wanted, offer: Offer, *, image: str = "") -> str:
     return to_yaml(task)
 
 
-def deletes(wanted: Wanted, offer: Offer) -> bool:
+def deletes(spec: MachineSpec, offer: Offer) -> bool:
     """Whether autostop deletes: clouds that can't stop a machine, and spot machines."""
-    return wanted.spot or not PROVIDERS[offer.cloud].stops
+    return spec.spot or not PROVIDERS[offer.cloud].stops
 
 
-def notes(wanted: Wanted, offer: Offer) -> list[str]:
+def notes(spec: MachineSpec, offer: Offer) -> list[str]:
     """What of the request the task file can't say."""
     said = []
     if offer.cloud == "paperspace":
-        template = wanted.image or "Ubuntu 22.04 (the newest such template for this machine type)"
+        template = spec.image or "Ubuntu 22.04 (the newest such template for this machine type)"
         said.append(f"Asked of Paperspace beside it: a static address; template: {template}.")
-    if wanted.domain:
-        said.append(f"HTTPS: {wanted.domain} must point to the machine's address.")
+    if spec.domain:
+        said.append(f"HTTPS: {spec.domain} must point to the machine's address.")
     return said
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from maestrale.errors import SettingsError
 from maestrale.machine.cloud.flow import check_same
+from maestrale.machine.cloud.machine_spec import MachineSpec
 from maestrale.machine.cloud.providers import find_provider
 from maestrale.machine.cloud.records import Record
-from maestrale.machine.cloud.wanted import Wanted
 
 RECORD = Record(
     "box",
@@ -25,12 +25,12 @@ RECORD = Record(
     disk=100,
     autostop=60,
 )
-WANTED = Wanted("box", (find_provider("aws"),), "h100", 2, autostop=60, model="a/b")
+SPEC = MachineSpec("box", (find_provider("aws"),), "h100", 2, autostop=60, model="a/b")
 
 
 def test_the_same_command_goes_on_and_so_does_another_model() -> None:
-    check_same(WANTED, RECORD)
-    check_same(replace(WANTED, region="us-east-1", model="c/d"), RECORD)
+    check_same(SPEC, RECORD)
+    check_same(replace(SPEC, region="us-east-1", model="c/d"), RECORD)
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_what_was_settled_when_it_was_made_is_not_quietly_ignored(
     changed: dict[str, object], said: str
 ) -> None:
     with pytest.raises(SettingsError, match=said):
-        check_same(replace(WANTED, **changed), RECORD)  # type: ignore[arg-type]
+        check_same(replace(SPEC, **changed), RECORD)  # type: ignore[arg-type]
 
 
 def test_a_containers_model_is_in_its_task_file() -> None:
     container = replace(RECORD, cloud="runpod")
-    pod = replace(WANTED, clouds=(find_provider("runpod"),))
+    pod = replace(SPEC, clouds=(find_provider("runpod"),))
     check_same(pod, container)
     with pytest.raises(SettingsError, match="--model a/b"):
         check_same(replace(pod, model="c/d"), container)

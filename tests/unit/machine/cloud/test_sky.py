@@ -14,10 +14,10 @@ import pytest
 from cloud_machine import sky_python, write_catalogue
 from maestrale.errors import CloudRefused, MachineError, NoCredentials, NoSuchOffer
 from maestrale.machine.cloud import offers, task
+from maestrale.machine.cloud.machine_spec import MachineSpec
 from maestrale.machine.cloud.offers import Offer
 from maestrale.machine.cloud.pilot import WORKER, Pilot
 from maestrale.machine.cloud.providers import CATALOGUE_ROWS, PROVIDERS, find_provider
-from maestrale.machine.cloud.wanted import Wanted
 from serving import ROOT
 
 pytestmark = pytest.mark.slow
@@ -34,8 +34,8 @@ OFFERS = {
 }
 
 
-def wanted(cloud: str, **more: Any) -> Wanted:
-    return Wanted(
+def spec(cloud: str, **more: Any) -> MachineSpec:
+    return MachineSpec(
         **{
             "name": "box",
             "clouds": (find_provider(cloud),),
@@ -50,7 +50,7 @@ def wanted(cloud: str, **more: Any) -> Wanted:
 
 
 def yaml_of(cloud: str, **more: Any) -> str:
-    return task.task_yaml(wanted(cloud, **more), OFFERS[cloud], image="host.example/m:1-pod")
+    return task.task_yaml(spec(cloud, **more), OFFERS[cloud], image="host.example/m:1-pod")
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_a_task_that_the_parser_refuses(pilot: Pilot, tmp_path: Path) -> None:
 
 
 def test_offers_are_sorted_by_price(pilot: Pilot) -> None:
-    anywhere = Wanted("box", tuple(PROVIDERS.values()), "H100", 1)
+    anywhere = MachineSpec("box", tuple(PROVIDERS.values()), "H100", 1)
     market = offers.ask(pilot, anywhere)
     found = [(one.cloud, one.price) for one in market.offers]
     assert found == [("do", 3.39), ("paperspace", 5.95)]
@@ -177,7 +177,7 @@ def test_offers_are_sorted_by_price(pilot: Pilot) -> None:
 
 
 def test_the_gists_machine_is_offered(pilot: Pilot) -> None:
-    market = offers.ask(pilot, wanted("paperspace", spot=False))
+    market = offers.ask(pilot, spec("paperspace", spot=False))
     assert {one.region for one in market.offers} == {"East Coast (NY2)", "West Coast (CA1)"}
     assert A5000 in market.offers
 
@@ -192,7 +192,7 @@ def test_the_gists_machine_is_offered(pilot: Pilot) -> None:
 )
 def test_what_no_one_sells(pilot: Pilot, cloud: str, more: dict[str, Any], said: str) -> None:
     with pytest.raises(NoSuchOffer, match=said):
-        offers.ask(pilot, wanted(cloud, **more))
+        offers.ask(pilot, spec(cloud, **more))
 
 
 def test_without_credentials_each_cloud_says_why(pilot: Pilot) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from maestrale.machine.cloud import task
+from maestrale.machine.cloud.machine_spec import MachineSpec
 from maestrale.machine.cloud.offers import Offer
 from maestrale.machine.cloud.providers import find_provider
 from maestrale.machine.cloud.task import to_yaml
-from maestrale.machine.cloud.wanted import Wanted
 
 OFFER = Offer("do", "nyc1", "g-2vcpu-8gb", "", 0, 2, 8, False, 0.09)
-WANTED = Wanted("box", (find_provider("do"),), "", 0, autostop=5)
+SPEC = MachineSpec("box", (find_provider("do"),), "", 0, autostop=5)
 
 
 def test_yaml_holds_what_it_is_given() -> None:
@@ -26,13 +26,13 @@ def test_yaml_holds_what_it_is_given() -> None:
 
 
 def test_the_file_never_holds_the_key() -> None:
-    text = task.task_yaml(WANTED, OFFER)
+    text = task.task_yaml(SPEC, OFFER)
     assert "MAESTRALE_API_KEY: null" in text
     assert "sk-" not in text
 
 
 def test_without_autostop_nothing_runs() -> None:
-    text = task.task_yaml(Wanted("box", (find_provider("do"),), "", 0), OFFER)
+    text = task.task_yaml(MachineSpec("box", (find_provider("do"),), "", 0), OFFER)
     assert "autostop" not in text
     assert "run:" not in text
 
@@ -67,7 +67,7 @@ class Metrics(BaseHTTPRequestHandler):
 def watch(tmp_path: Path, port: int, minutes: int, key: str) -> int:
     """Run the script with `sleep 60` counted instead of waited. Returns the minutes it took."""
     run = task.task_yaml(
-        Wanted("box", (find_provider("do"),), "", 0, autostop=minutes), OFFER
+        MachineSpec("box", (find_provider("do"),), "", 0, autostop=minutes), OFFER
     ).partition("run: |\n")[2]
     count = tmp_path / "minutes"
     (tmp_path / "sleep").write_text(f'#!/bin/sh\n[ "$1" = 60 ] && echo >>{count}\n')

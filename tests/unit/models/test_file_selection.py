@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from maestrale.errors import ModelError
+from maestrale.models.file_selection import select_files
 from maestrale.models.hub import hub_name
-from maestrale.models.wanted import wanted_files
 
 MISTRAL = (
     ".gitattributes", "README.md", "config.json", "consolidated.safetensors",
@@ -28,16 +28,16 @@ GGUFS = (
 
 
 def test_vllm_gets_the_weights_once() -> None:
-    wanted = wanted_files("m", MISTRAL, "vllm")
-    assert wanted.kind == "safetensors"
-    assert wanted.weights == "model-00001-of-00003.safetensors"
+    selection = select_files("m", MISTRAL, "vllm")
+    assert selection.kind == "safetensors"
+    assert selection.weights == "model-00001-of-00003.safetensors"
     left_out = {".gitattributes", "README.md", "consolidated.safetensors"}
-    assert set(wanted.names) == set(MISTRAL) - left_out
+    assert set(selection.names) == set(MISTRAL) - left_out
 
 
 def test_mistrals_own_format_is_taken_where_there_is_no_other() -> None:
     names = ("params.json", "tekken.json", "consolidated.safetensors")
-    assert wanted_files("m", names, "vllm").names == names
+    assert select_files("m", names, "vllm").names == names
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_mistrals_own_format_is_taken_where_there_is_no_other() -> None:
     ],
 )
 def test_one_gguf_is_taken(variant: str, file: str) -> None:
-    assert wanted_files("m", GGUFS, "cpu", variant).names == (file,)
+    assert select_files("m", GGUFS, "cpu", variant).names == (file,)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_what_is_not_there_is_said(
     names: tuple[str, ...], engine: str, variant: str, said: str
 ) -> None:
     with pytest.raises(ModelError, match=said):
-        wanted_files("org/m", names, engine, variant)
+        select_files("org/m", names, engine, variant)
 
 
 MANY = (
@@ -92,9 +92,9 @@ Q4, UD = ("m-q4_k_m-00001-of-00002.gguf", "m-q4_k_m-00002-of-00002.gguf"), MANY[
     ],
 )
 def test_the_cpu_engine_gets_all_parts_of_one_gguf(variant: str, files: tuple[str, ...]) -> None:
-    wanted = wanted_files("m", MANY, "cpu", variant)
-    assert (wanted.kind, wanted.names, wanted.weights) == ("gguf", files, files[0])
-    assert wanted.others == (() if variant else ("BF16", "IQ4_XS", "Q6_K_XL", "Q8_0"))
+    selection = select_files("m", MANY, "cpu", variant)
+    assert (selection.kind, selection.names, selection.weights) == ("gguf", files, files[0])
+    assert selection.others == (() if variant else ("BF16", "IQ4_XS", "Q6_K_XL", "Q8_0"))
 
 
 @pytest.mark.parametrize(
@@ -113,15 +113,15 @@ def test_the_cpu_engine_gets_all_parts_of_one_gguf(variant: str, files: tuple[st
 def test_the_cpu_engine_reads_ggufs_and_safetensors(
     names: tuple[str, ...], kind: str, weights: str
 ) -> None:
-    wanted = wanted_files("m", names, "cpu")
-    assert (wanted.kind, wanted.weights) == (kind, weights)
+    selection = select_files("m", names, "cpu")
+    assert (selection.kind, selection.weights) == (kind, weights)
 
 
 def test_chat_templates_come_along() -> None:
     names = (*MISTRAL, "additional_chat_templates/tool_use.jinja", "onnx/config.json")
-    wanted = wanted_files("m", names, "cpu").names
-    assert "additional_chat_templates/tool_use.jinja" in wanted
-    assert "onnx/config.json" not in wanted
+    selection = select_files("m", names, "cpu").names
+    assert "additional_chat_templates/tool_use.jinja" in selection
+    assert "onnx/config.json" not in selection
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_the_cpu_engine_cannot_have_is_said(
     repo: str, names: tuple[str, ...], variant: str, said: str
 ) -> None:
     with pytest.raises(ModelError, match=said):
-        wanted_files(repo, names, "cpu", variant)
+        select_files(repo, names, "cpu", variant)
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 
 from maestrale.errors import SettingsError
+from maestrale.machine.cloud.machine_spec import MachineSpec, check, possible
 from maestrale.machine.cloud.providers import (
     PROVIDERS,
     find_provider,
     gpu_name,
     region_name,
 )
-from maestrale.machine.cloud.wanted import Wanted, check, possible
 
 
-def wanted(cloud: str | None, **more: Any) -> Wanted:
+def spec(cloud: str | None, **more: Any) -> MachineSpec:
     clouds = (find_provider(cloud),) if cloud else tuple(PROVIDERS.values())
-    return Wanted(**{"name": "box", "clouds": clouds, "gpu": "H100", "count": 1, **more})
+    return MachineSpec(**{"name": "box", "clouds": clouds, "gpu": "H100", "count": 1, **more})
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def wanted(cloud: str | None, **more: Any) -> Wanted:
 )
 def test_what_a_cloud_cannot_do(cloud: str | None, more: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        check(wanted(cloud, **more))
+        check(spec(cloud, **more))
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ def test_what_a_cloud_cannot_do(cloud: str | None, more: dict[str, Any], said: s
     ],
 )
 def test_what_it_can(cloud: str | None, more: dict[str, Any]) -> None:
-    check(wanted(cloud, **more))
+    check(spec(cloud, **more))
 
 
 def test_without_a_cloud_only_those_that_can() -> None:
-    assert {one.name for one in possible(wanted(None, spot=True))} == {"aws", "gcp", "azure"}
-    assert "paperspace" not in {one.name for one in possible(wanted(None, disk=120))}
-    assert not any(one.container for one in possible(wanted(None)))
+    assert {one.name for one in possible(spec(None, spot=True))} == {"aws", "gcp", "azure"}
+    assert "paperspace" not in {one.name for one in possible(spec(None, disk=120))}
+    assert not any(one.container for one in possible(spec(None)))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ DEFAULT_GPU = "A5000"  # the gist's
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MachineSpec:
     """A machine to make. `gpu` is SkyPilot's name, empty for a machine without one; `disk` in GB;
     `autostop` in minutes without a request, 0: never; `image` a machine image to start from."""
 
@@ -45,32 +45,30 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def check(wanted: Wanted) -> None:
+def check(spec: MachineSpec) -> None:
     """Raises: SettingsError for what no cloud, or not the one named, can do."""
-    if not is_name(wanted.name):
+    if not is_name(spec.name):
         raise SettingsError(
-            f"{wanted.name!r} can't be a machine's name: lower-case letters, digits and hyphens, "
+            f"{spec.name!r} can't be a machine's name: lower-case letters, digits and hyphens, "
             "beginning with a letter, at most 40."
         )
-    if wanted.domain and not _DOMAIN.fullmatch(wanted.domain):
-        raise SettingsError(
-            f"--domain {wanted.domain}: that is no domain name, as api.example.com."
-        )
-    one = wanted.cloud
+    if spec.domain and not _DOMAIN.fullmatch(spec.domain):
+        raise SettingsError(f"--domain {spec.domain}: that is no domain name, as api.example.com.")
+    one = spec.cloud
     if one is None:
-        for flag, given in (("--image", wanted.image), ("--region", wanted.region)):
+        for flag, given in (("--image", spec.image), ("--region", spec.region)):
             if given:
                 raise SettingsError(
                     f"{flag} means something only in one cloud: name it by --cloud."
                 )
         return
-    if wanted.spot and not one.spot:
+    if spec.spot and not one.spot:
         others = ", ".join(name for name, other in PROVIDERS.items() if other.spot)
         raise SettingsError(
             f"{one.title} has no spot machines (by SkyPilot). Leave --spot out, or take another "
             f"cloud: {others}."
         )
-    if wanted.image and not one.image:
+    if spec.image and not one.image:
         what = (
             "the container image is given by --source"
             if one.container
@@ -78,31 +76,31 @@ def check(wanted: Wanted) -> None:
             "from an image (by SkyPilot): set the machine up afresh, without --image"
         )
         raise SettingsError(f"--image with {one.title}: {what}.")
-    if wanted.image and not re.fullmatch(one.image_form, wanted.image):
-        raise SettingsError(f"--image {wanted.image}: {one.title} takes {one.image}.")
-    if wanted.image and one.name == "aws" and not wanted.region:
+    if spec.image and not re.fullmatch(one.image_form, spec.image):
+        raise SettingsError(f"--image {spec.image}: {one.title} takes {one.image}.")
+    if spec.image and one.name == "aws" and not spec.region:
         raise SettingsError("An AMI belongs to one region of AWS: name it by --region.")
-    if one.disks and wanted.disk not in one.disks:
+    if one.disks and spec.disk not in one.disks:
         sizes = ", ".join(map(str, one.disks))
-        raise SettingsError(f"--disk {wanted.disk}: {one.title} has disks of {sizes} GB.")
-    if one.container and wanted.domain:
+        raise SettingsError(f"--disk {spec.disk}: {one.title} has disks of {sizes} GB.")
+    if one.container and spec.domain:
         raise SettingsError(
             f"--domain needs ports 80 and 443 of a machine; {one.title} runs a container. Use the "
             "tunnel (maestrale create --connect NAME), or your cluster's own ingress."
         )
 
 
-def possible(wanted: Wanted) -> tuple[Provider, ...]:
+def possible(spec: MachineSpec) -> tuple[Provider, ...]:
     """Of the clouds asked for, those that can do what is wanted.
 
     Without `--cloud`, machines only: a container needs an image that its cloud can fetch.
     """
-    if wanted.cloud is not None:
-        return wanted.clouds
+    if spec.cloud is not None:
+        return spec.clouds
     return tuple(
         one
-        for one in wanted.clouds
+        for one in spec.clouds
         if not one.container
-        and (one.spot or not wanted.spot)
-        and (not one.disks or wanted.disk in one.disks)
+        and (one.spot or not spec.spot)
+        and (not one.disks or spec.disk in one.disks)
     )

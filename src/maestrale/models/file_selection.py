@@ -39,7 +39,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FileSelection:
     """`names` in the order of the listing; `weights` is the first file of weights among them.
 
     `others`: what else there was to choose from, where one GGUF file was picked of several.
@@ -51,13 +51,13 @@ class Wanted:
     others: tuple[str, ...] = ()
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """Whether all parts of a split GGUF model are among the names."""
         part = _PART.search(self.weights)
         return part is None or len(self.names) == int(part[2])
 
 
-def wanted_files(repo: str, names: Sequence[str], engine: str, variant: str = "") -> Wanted:
+def select_files(repo: str, names: Sequence[str], engine: str, variant: str = "") -> FileSelection:
     """The files of `repo` that `engine` needs. `variant` picks a GGUF file: Q8_0, or its name.
 
     Raises: ModelError when there is nothing for this engine, with what there is instead.
@@ -91,7 +91,7 @@ def _safetensors(names: Sequence[str]) -> list[str]:
     return models or files
 
 
-def _folder(names: Sequence[str], safetensors: Sequence[str]) -> Wanted:
+def _folder(names: Sequence[str], safetensors: Sequence[str]) -> FileSelection:
     small = _matching(names, (*_SMALL, *_SAFETENSORS_BESIDE))
     return _ordered("safetensors", names, [*small, *safetensors], safetensors[0])
 
@@ -105,13 +105,13 @@ def _models(ggufs: Sequence[str]) -> dict[str, list[str]]:
     return {first: sorted(parts) for first, parts in models.items()}
 
 
-def _gguf(repo: str, models: Mapping[str, list[str]], variant: str) -> Wanted:
+def _gguf(repo: str, models: Mapping[str, list[str]], variant: str) -> FileSelection:
     picked = _named(models, variant) if variant else _best(models)
     if picked is not None:
         others = (
             () if variant else tuple(sorted(_called(name) for name in models if name != picked))
         )
-        return Wanted("gguf", tuple(models[picked]), picked, others)
+        return FileSelection("gguf", tuple(models[picked]), picked, others)
     there = ", ".join(sorted({_called(name) for name in models})) or "none"
     if variant:
         raise ModelError(f"{repo} has no GGUF file {variant!r}. It has: {there}.")
@@ -169,9 +169,9 @@ def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     ]
 
 
-def _ordered(kind: Kind, names: Sequence[str], kept: Iterable[str], weights: str) -> Wanted:
+def _ordered(kind: Kind, names: Sequence[str], kept: Iterable[str], weights: str) -> FileSelection:
     chosen = set(kept)
-    return Wanted(kind, tuple(name for name in names if name in chosen), weights)
+    return FileSelection(kind, tuple(name for name in names if name in chosen), weights)
 
 
 def _nothing_for_vllm(repo: str, names: Sequence[str], has_ir: bool, ggufs: Sequence[str]) -> str:
