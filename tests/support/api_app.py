@@ -24,7 +24,8 @@ from maestrale.engines.scripted import BYTE_EOS, ScriptedEngine, byte_vocabulary
 from maestrale.errors import InvalidRequest
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
 from maestrale.prompt.tools.base import ToolFormat
-from maestrale.prompt.tools.layout import HERMES, LayoutFormat
+from maestrale.prompt.tools.layout import HERMES
+from maestrale.prompt.tools.layout_format import LayoutFormat
 
 MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 CHAT = "/v1/chat/completions"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maestrale.bench.workloads import Conversation, Message, Options, Turn
+from maestrale.bench.conversation import Conversation, Message, Options, Turn
 from maestrale.errors import CannotBench
 
 _HUMAN = ("human", "user")

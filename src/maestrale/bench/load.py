@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from maestrale.bench.client import Client, Exchange
-from maestrale.bench.workloads import Conversation, Message, Turn
+from maestrale.bench.conversation import Conversation, Message, Turn
 
 
 def poisson(rate: float, seed: int) -> Iterator[float]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from maestrale.bench.workloads import Conversation, Message, Options, Turn
+from maestrale.bench.conversation import Conversation, Message, Options, Turn
 from maestrale.errors import CannotBench, CannotVerify
 from maestrale.verify.collection import Collection, Request, bundled_collection, read_collection
 from maestrale.verify.variables import replace

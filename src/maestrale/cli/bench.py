@@ -20,12 +20,13 @@ from rich.text import Text
 from maestrale import __version__
 from maestrale.bench import report as reports
 from maestrale.bench.client import Client, Target
+from maestrale.bench.conversation import Conversation, Options
 from maestrale.bench.file import from_file
 from maestrale.bench.load import Generator, Point, points
 from maestrale.bench.progress import Progress
 from maestrale.bench.results import Report, measure
 from maestrale.bench.statistics import Bounds, parse_bounds
-from maestrale.bench.workloads import NAMES, Conversation, Options, adjusted, conversations
+from maestrale.bench.workloads import NAMES, adjusted, conversations
 from maestrale.cli.api_key import api_key_options
 from maestrale.cli.echo import echo
 from maestrale.cli.parameters import FiniteRange

@@ -17,9 +17,10 @@ from click.testing import CliRunner
 from api_app import CHAT, MODEL, api, make_settings
 from fake_chat_server import fake_chat_server
 from maestrale.bench.client import Client, Target
+from maestrale.bench.conversation import Conversation, Options, Turn
 from maestrale.bench.load import Generator, Point, Run
 from maestrale.bench.results import measure
-from maestrale.bench.workloads import Conversation, Options, Turn, conversations
+from maestrale.bench.workloads import conversations
 from maestrale.cli.bench import command
 
 pytestmark = pytest.mark.anyio

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from maestrale.bench.conversation import Conversation, Options
 from maestrale.bench.file import from_file
 from maestrale.bench.load import poisson
-from maestrale.bench.workloads import NAMES, Conversation, Options, conversations, known
+from maestrale.bench.workloads import NAMES, conversations, known
 from maestrale.errors import CannotBench
 from serving import ROOT
 

@@ -124,7 +124,7 @@ class VLLMEngine:
         from vllm.v1.executor import Executor
 
         from maestrale.engines.vllm.counters import Counters
-        from maestrale.engines.vllm.leash import leashed
+        from maestrale.engines.vllm.executors import leashed
 
         self._counters = Counters()
         try:

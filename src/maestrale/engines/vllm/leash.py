@@ -38,16 +38,3 @@ class LeashedUniProc(UniProcExecutor):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **named: Any) -> None:
         die_with_parent()
         super().__init__(*arguments, **named)
-
-
-def leashed(executor: type) -> type:
-    """The leashed form of an executor class of vLLM's; any other as it is."""
-    if getattr(executor, "uses_ray", False):
-        from maestrale.engines.vllm.leash_ray import LeashedRay
-
-        return LeashedRay
-    known: dict[type, type] = {
-        MultiprocExecutor: LeashedMultiproc,
-        UniProcExecutor: LeashedUniProc,
-    }
-    return known.get(executor, executor)

@@ -6,19 +6,13 @@ call (probe.py), or written down here for models whose template renders none.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 from msgspec import Struct
 
-from maestrale.models.vocabulary import Vocabulary
-from maestrale.prompt.messages import ToolCall
-from maestrale.prompt.tools import arguments
-from maestrale.prompt.tools.base import CallSchema, Rules
 from maestrale.prompt.tools.lark import WILD
-from maestrale.prompt.tools.reading import CallReader, ToolCallParser
 
 Style = Literal["json", "tags", "python", "bare"]
 _UNIT = re.compile(r"\0|<[^<>\s\0]*>?|\[/?[A-Z_]+\]|\s+|[^<\s\[\0]+|\[")
@@ -83,61 +77,6 @@ def all_units(text: str) -> list[str]:
 def is_marker(unit: str) -> bool:
     """Whether a unit is markup that no ordinary text has."""
     return len(unit) > 2 and unit[0] in "<[" and any(map(str.isalpha, unit))
-
-
-class LayoutFormat:
-    """The format that a layout describes."""
-
-    def __init__(self, layout: Layout, vocabulary: Vocabulary) -> None:
-        self.layout = layout
-        self.name = layout.name
-        used = "\n".join(layout.texts())
-        self.controls = {
-            name: token
-            for name, token in vocabulary.control_ids.items()
-            if name in used and token not in vocabulary.eos_token_ids
-        }
-        self.shown: Mapping[int, str] = {token: name for name, token in self.controls.items()}
-
-    def parser(self, reader: CallReader, *, parallel: bool) -> ToolCallParser:
-        """See `ToolFormat.parser`."""
-        from maestrale.prompt.tools.layout_parser import LayoutParser
-
-        return LayoutParser(self.layout, reader, parallel=parallel)
-
-    def rules(self, tools: Sequence[CallSchema], most: int, *, text: bool) -> Rules:
-        """See `ToolFormat.rules`."""
-        from maestrale.prompt.tools.layout_grammar import LayoutGrammar
-
-        return LayoutGrammar(self.layout, self.controls).rules(tools, most, text=text)
-
-    def write(self, calls: Sequence[ToolCall]) -> str:
-        """See `ToolFormat.write`."""
-        layout = self.layout
-        written = layout.between.join(self._core(call) for call in calls)
-        return f"{layout.opener}{written}{layout.closer}".replace(WILD, "0")
-
-    def _core(self, call: ToolCall) -> str:
-        layout = self.layout
-        if layout.style == "json":
-            return f"{layout.before}{call.name}{layout.middle}{call.arguments}{layout.after}"
-        try:
-            given = json.loads(call.arguments)
-        except (ValueError, RecursionError):
-            given = {}
-        values: dict[str, Any] = given if isinstance(given, dict) else {}
-        if layout.style == "python":
-            inside = ", ".join(f"{key}={arguments.python_text(values[key])}" for key in values)
-            return f"{call.name}({inside})"
-        if layout.style == "bare":
-            return call.name + arguments.bare_text(values, layout.quote)
-        return call.name + layout.middle + "".join(self._argument(*item) for item in values.items())
-
-    def _argument(self, key: str, value: Any) -> str:
-        layout = self.layout
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        close = layout.key_close if isinstance(value, str) else layout.key_close_json
-        return f"{layout.key_open}{key}{close}{text}{layout.value_close}"
 
 
 def _tags(name: str, opener: str, between: str, closer: str, *argument: str) -> Layout:

@@ -9,7 +9,8 @@ from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.jinja import ChatTemplate
 from maestrale.prompt.tools import harmony, llama, mistral
 from maestrale.prompt.tools.base import ToolFormat
-from maestrale.prompt.tools.layout import GENERIC, LAYOUTS, LayoutFormat
+from maestrale.prompt.tools.layout import GENERIC, LAYOUTS
+from maestrale.prompt.tools.layout_format import LayoutFormat
 from maestrale.prompt.tools.probe import Probed, bare_json_key, layout_of, probe
 from maestrale.prompt.tools.rendering import renderer
 

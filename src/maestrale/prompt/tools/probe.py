@@ -17,14 +17,8 @@ from msgspec.structs import replace
 
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.tools.lark import WILD
-from maestrale.prompt.tools.layout import (
-    LAYOUTS,
-    Layout,
-    LayoutFormat,
-    all_units,
-    is_marker,
-    units,
-)
+from maestrale.prompt.tools.layout import LAYOUTS, Layout, all_units, is_marker, units
+from maestrale.prompt.tools.layout_format import LayoutFormat
 from maestrale.prompt.tools.reading import CallReader
 
 Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], str | None]

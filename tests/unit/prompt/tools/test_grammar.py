@@ -19,7 +19,8 @@ from maestrale.prompt.messages import ToolCall
 from maestrale.prompt.tools.base import ToolFormat, ToolSpec, ToolUse
 from maestrale.prompt.tools.grammar import argument_constraints, strict_schema, tool_constraint
 from maestrale.prompt.tools.harmony import HarmonyFormat
-from maestrale.prompt.tools.layout import HERMES, LAYOUTS, LayoutFormat
+from maestrale.prompt.tools.layout import HERMES, LAYOUTS
+from maestrale.prompt.tools.layout_format import LayoutFormat
 from maestrale.prompt.tools.llama import LlamaFormat
 from maestrale.prompt.tools.mistral import MistralFormat
 

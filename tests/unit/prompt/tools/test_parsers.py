@@ -15,7 +15,8 @@ from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.messages import ToolCall
 from maestrale.prompt.tools.base import ToolFormat, ToolSpec, ToolUse
 from maestrale.prompt.tools.harmony import HarmonyParser
-from maestrale.prompt.tools.layout import LAYOUTS, LayoutFormat
+from maestrale.prompt.tools.layout import LAYOUTS
+from maestrale.prompt.tools.layout_format import LayoutFormat
 from maestrale.prompt.tools.llama import LlamaParser
 from maestrale.prompt.tools.mistral import MistralParser
 from maestrale.prompt.tools.pick import PARSERS, format_by_name

@@ -12,7 +12,7 @@ import pytest
 
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.tools.base import ToolSpec, ToolUse
-from maestrale.prompt.tools.layout import LayoutFormat
+from maestrale.prompt.tools.layout_format import LayoutFormat
 from maestrale.prompt.tools.pick import format_of_template
 
 TOKENS = ["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|channel|>", "<|message|>", "<|start|>",

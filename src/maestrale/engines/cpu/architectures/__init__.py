@@ -15,8 +15,8 @@ from maestrale.engines.cpu.architectures.family import Family, Form
 from maestrale.engines.cpu.architectures.gemma import GEMMA2, GEMMA3
 from maestrale.engines.cpu.architectures.gpt_oss import GPT_OSS
 from maestrale.engines.cpu.architectures.granite import GRANITE
+from maestrale.engines.cpu.architectures.layers import find_roles, left_over
 from maestrale.engines.cpu.architectures.llama import LLAMA, MIXTRAL
-from maestrale.engines.cpu.architectures.names import find_roles, left_over
 from maestrale.engines.cpu.architectures.olmo import OLMO2
 from maestrale.engines.cpu.architectures.phi import PHI3
 from maestrale.engines.cpu.architectures.qwen import QWEN2, QWEN3
