@@ -35,10 +35,10 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     from maestrale.engines.choose import EngineChoice, choose_engine
     from maestrale.models.catalog import find_model
     from maestrale.models.describe import describe
-    from maestrale.models.download import shown_bytes
     from maestrale.models.local import local_path, refuse_revision
     from maestrale.models.prepared import METADATA_FILE
     from maestrale.models.resolve import CPU_ENGINE, prepare, remote_source
+    from maestrale.models.transfer import shown_bytes
     from maestrale.serve.progress import Progress
 
     settings = config.load_settings({"model": model, "revision": revision}, os.environ)
