@@ -1,4 +1,4 @@
-"""The section of docs/benchmarks.md that `bench-peers --sizes` writes."""
+"""The section of docs/notes/benchmarks.md that `bench-peers --sizes` writes."""
 
 from __future__ import annotations
 
