@@ -21,10 +21,12 @@ from pathlib import Path
 
 from maestrale.errors import MaestraleError
 from maestrale.machine.source import Source, build_command
+from scripts import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {"cpu": 700_000_000}  # bytes of an image
 START_SECONDS = 300.0
+GIT = ("git", "-C", str(ROOT))
 # What the build of an image may be told of the package index.
 BUILD_ARGUMENTS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 # Settings of the caller that would let a check see more than a new user has.
@@ -37,7 +39,10 @@ class ReleaseFailed(Exception):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("context", nargs="*", help="'context DIR': stage a build context only")
+    parser.add_argument(
+        "words", nargs="*", help="'bump VERSION', or 'context DIR': only stage a build context"
+    )
+    parser.add_argument("--tag", action="store_true", help="also make git's tag of this version")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="default: dist")
     parser.add_argument("--images", default="cpu", help="cpu, cuda, or both with a comma [cpu]")
     parser.add_argument("--base", help="base image, by digest say, in place of the Dockerfile's")
@@ -46,13 +51,17 @@ def main() -> int:
     parser.add_argument("--wheelhouse", type=Path, help="wheels that go before the index's")
     options = parser.parse_args()
     try:
-        if options.context:
-            if options.context[0] != "context" or len(options.context) != 2:
-                parser.error("either no words, or: context DIR")
-            stage(Path(options.context[1]), options)
-            return 0
-        release(options)
-    except (ReleaseFailed, MaestraleError) as error:
+        match options.words:
+            case []:
+                release(options)
+            case ["context", folder]:
+                stage(Path(folder), options)
+            case ["bump", version]:
+                for name in versions.bump(version, datetime.now(UTC).date()):
+                    print(name)
+            case _:
+                parser.error("either no words, or: bump VERSION, or: context DIR")
+    except (ReleaseFailed, MaestraleError, versions.BadVersion) as error:
         print(f"release: {error}", file=sys.stderr)
         return 1
     return 0
@@ -64,7 +73,10 @@ def release(options: argparse.Namespace) -> None:
         raise ReleaseFailed(f"there is no image {', '.join(unknown)}: cpu and cuda are known")
     if images and not shutil.which("docker"):
         raise ReleaseFailed("docker is not installed; --images '' leaves the images out")
-    say("building wheel and source package")
+    version = versions.current()
+    if options.tag:
+        check_releasable(version)
+    say(f"building wheel and source package of {version}")
     options.out.mkdir(parents=True, exist_ok=True)
     for old in options.out.glob("maestrale-*"):
         old.unlink()
@@ -83,9 +95,24 @@ def release(options: argparse.Namespace) -> None:
             version = stage(staged, options, wheel)
             for target in images:
                 rows.append(image(target, staged, version, options))
+    if options.tag:
+        message = f"maestrale {version}\n\n{versions.notes(version)}"
+        run([*GIT, "tag", "--annotate", "--cleanup=whitespace", f"v{version}", "-m", message])
+        say(f"tagged v{version}; 'git push origin v{version}' publishes it")
     print()
     for name, size, what in rows:
         print(f"{name:44} {size / 1e6:8.1f} MB  {what}")
+
+
+def check_releasable(version: str) -> None:
+    """Raises: ReleaseFailed, or BadVersion, where a tag would name something else than it says."""
+    versions.notes(version)
+    if stale := versions.stale_examples():
+        raise ReleaseFailed("these name another version:\n" + "\n".join(stale))
+    if changed := run([*GIT, "status", "--porcelain"]):
+        raise ReleaseFailed(f"the checkout has changes that are not committed:\n{changed}")
+    if run([*GIT, "tag", "--list", f"v{version}"]):
+        raise ReleaseFailed(f"v{version} is tagged already: 'scripts/release bump' counts up")
 
 
 def stage(folder: Path, options: argparse.Namespace, wheel: Path | None = None) -> str:
@@ -112,6 +139,9 @@ def try_package(artifact: Path, verify: bool) -> None:
         held.write_text("\n".join(re.findall(r"^[a-z0-9][^\\\n]*", lock, re.MULTILINE)))
         run([*install, "--constraint", str(held), str(artifact)], cwd=home)
         program = str(environment / "bin/maestrale")
+        told = run([program, "--version"], cwd=home, env=clean(home))
+        if told != f"maestrale {versions.current()}":
+            raise ReleaseFailed(f"{artifact.name} calls itself {told!r}")
         with serving(program, home) as url:
             for page in ("/", "/status", "/docs", "/web/js/chat.js", "/openapi.json", "/metrics"):
                 get(url + page)
