@@ -1,19 +1,22 @@
-#!/usr/bin/env python3
-"""Write docs/reference/settings.md from `Settings`; with --check only say whether it is current.
-
-Run in the development environment (scripts/check does).
-"""
+"""Write the pages that are generated, in docs/reference, and the site. See scripts/docs."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from inspect import cleandoc
 from itertools import groupby
 from pathlib import Path
 
+import click
+
+from maestrale.cli.main import COMMANDS, group
 from maestrale.cli.serve import shown_default, takes_no
 from maestrale.config import settings as config
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "settings.md"
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "docs" / "reference"
 
 INTRODUCTION = """\
 # Settings of `maestrale serve`
@@ -50,11 +53,11 @@ Ubuntu; else it asks, and without a terminal it only says what to install.
 """
 
 
-def page() -> str:
+def settings_page() -> str:
     parts = [INTRODUCTION]
     fields = config.fields().values()
-    for group, members in groupby(fields, key=lambda field: field.metadata["group"]):
-        parts.append(f"\n## {group}\n\n| flag | default | what it does |\n|---|---|---|\n")
+    for title, members in groupby(fields, key=lambda field: field.metadata["group"]):
+        parts.append(f"\n## {title}\n\n| flag | default | what it does |\n|---|---|---|\n")
         parts += [row(field) for field in members]
     return "".join(parts)
 
@@ -80,8 +83,87 @@ def allowed(field: config.Field) -> str:
     return f" At least {low}." if low else ""
 
 
+COMMANDS_INTRODUCTION = """\
+# Commands
+
+<!-- Written by scripts/docs from src/maestrale/cli; don't edit. -->
+
+`maestrale COMMAND --help` tells the same. In a checkout it is `./maestrale`.
+"""
+
+
+def commands_page() -> str:
+    context = click.Context(group, info_name="maestrale")
+    parts = [COMMANDS_INTRODUCTION]
+    for name in COMMANDS:
+        command = group.get_command(context, name)
+        assert command is not None
+        parts += command_section(command, context, name)
+    return "".join(parts)
+
+
+def command_section(command: click.Command, parent: click.Context, name: str) -> Iterator[str]:
+    context = click.Context(command, parent, info_name=name)
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    yield f"\n## {context.command_path}\n\n{cleandoc(command.help or '')}\n"
+    yield f"\n```\n{usage}\n```\n"
+    if isinstance(command, click.Group):
+        for each in command.list_commands(context):
+            below = command.get_command(context, each)
+            assert below is not None
+            yield from command_section(below, context, each)
+        return
+    if name == "serve":
+        yield "\nIts options are the [settings](settings.md).\n"
+        return
+    rows = [option_row(each, context) for each in command.params if isinstance(each, click.Option)]
+    if rows:
+        yield "\n| option | what it does |\n|---|---|\n"
+        yield from rows
+
+
+def option_row(option: click.Option, context: click.Context) -> str:
+    found = option.get_help_record(context)
+    if found is None:
+        return ""
+    cells = (f"`{found[0]}`", found[1])
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {"settings": settings_page, "commands": commands_page}
+
+
+def write() -> None:
+    for name, page in PAGES.items():
+        (REFERENCE / f"{name}.md").write_text(page())
+
+
+def check() -> str | None:
+    """What is wrong, for the terminal."""
+    for name, page in PAGES.items():
+        path = REFERENCE / f"{name}.md"
+        if not path.exists() or path.read_text() != page():
+            return f"docs/reference/{name}.md is not current: run scripts/docs"
+    return None
+
+
+def site(folder: Path) -> int:
+    """The exit code of Sphinx, for which every warning is an error."""
+    options = ["--fail-on-warning", "--keep-going", "--quiet", "--fresh-env", "--jobs", "auto"]
+    command = [sys.executable, "-m", "sphinx", *options, str(ROOT / "docs"), str(folder)]
+    return subprocess.run(command).returncode
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--check"]:
-        PAGE.write_text(page())
-    elif PAGE.read_text() != page():
-        sys.exit("docs/reference/settings.md is not current: run scripts/docs")
+    match sys.argv[1:]:
+        case []:
+            write()
+        case ["--check"]:
+            sys.exit(check())
+        case ["site"]:
+            write()
+            sys.exit(site(ROOT / "site"))
+        case ["site", to]:
+            sys.exit(site(Path(to)))
+        case _:
+            sys.exit("usage: scripts/docs [--check | site [FOLDER]]")

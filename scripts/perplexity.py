@@ -32,7 +32,6 @@ PAGES = (
     "notes/architecture",
     "notes/reliability",
     "reference/api",
-    "notes/replay",
     "guide/verify",
 )
 

@@ -70,7 +70,7 @@ def test_every_setting_is_documented(name: str) -> None:
 
 def test_the_settings_page_is_current() -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "docs"), "--check"],
+        [sys.executable, str(ROOT / "scripts" / "docs.py"), "--check"],
         env=clean_environment(),
         capture_output=True,
         text=True,
