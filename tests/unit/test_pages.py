@@ -68,6 +68,16 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_path_that_is_named_is_there(page: Path) -> None:
+    if page.name in ("CHANGELOG.md", "benchmarks.md"):  # they tell of what was
+        return
+    named = re.findall(
+        r"`((?:src|tests|scripts|deploy|docs|benchmarks|postman|locks)/[\w./-]+)", page.read_text()
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_every_page_of_the_guide_is_in_the_sites_index() -> None:
     index = (ROOT / "docs/index.md").read_text()
     listed = set(re.findall(r"^(?:guide|reference|notes)/[a-z-]+$", index, re.MULTILINE))
