@@ -147,13 +147,14 @@ def _on_cpu(described: Described, model: str) -> tuple[Described, int | None]:
     from maestrale.engines.cpu.memory import weight_bytes
     from maestrale.engines.cpu.model_files import spec_of
     from maestrale.models.catalog import find_model, packaged_weights
-    from maestrale.models.local import local_path
+    from maestrale.models.local import gguf_in, local_path
 
     known = find_model(model)
     path = packaged_weights(known) if known is not None else local_path(model)
     if path is None:
         return described, None
-    spec = spec_of(path)
+    found = gguf_in(path) if path.is_dir() else None
+    spec = spec_of(path / found.weights if found is not None else path)
     shape = replace(
         described.shape,
         layers=spec.layers,

@@ -22,7 +22,7 @@ from maestrale.config import settings as config
 @click.option(
     "--no-convert",
     is_flag=True,
-    help="Only fetch. Else a GGUF file is made ready to serve too, which takes a minute or more.",
+    help="Only fetch. Else what a GGUF file says of its tokenizer is read and kept, too.",
 )
 def command(model: str, revision: str | None, engine: str, no_convert: bool) -> None:
     """Fetch MODEL from the Hugging Face hub, with only the files that its engine needs.
@@ -35,7 +35,8 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     from maestrale.engines.choose import EngineChoice, choose_engine
     from maestrale.models.catalog import find_model
     from maestrale.models.describe import describe
-    from maestrale.models.local import local_path, refuse_revision
+    from maestrale.models.file_selection import picked
+    from maestrale.models.local import gguf_in, local_path, refuse_revision
     from maestrale.models.prepared import METADATA_FILE
     from maestrale.models.resolve import CPU_ENGINE, prepare, remote_source
     from maestrale.models.transfer import shown_bytes
@@ -57,6 +58,9 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
         refuse_revision(model, revision)
         if not (path / METADATA_FILE).is_file():
             describe(model, config.hub_settings(os.environ))  # or say that it is no model
+            found = gguf_in(path) if path.is_dir() and choice.name == CPU_ENGINE else None
+            if found is not None and (said := picked(model, found)):
+                echo(said)
         echo(f"{model} is on this machine: there is nothing to fetch.")
         return
     hub = config.hub_settings(os.environ)

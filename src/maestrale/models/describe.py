@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from maestrale.models.download import HEAD_TIMEOUT
 from maestrale.models.file_selection import FileSelection, select_files
 from maestrale.models.gguf_file import read_gguf
 from maestrale.models.hub import DEFAULT_REVISION, Hub, hub_name
-from maestrale.models.local import local_path
+from maestrale.models.local import gguf_in, local_path
 
 FIRST_TRY, MOST = 1 << 20, 1 << 26  # bytes of the head: a vocabulary takes some millions
 
@@ -103,9 +103,10 @@ def describe_folder(path: Path) -> Described:
     from maestrale.models.folder_words import read_json
 
     if not (path / "config.json").is_file():
-        inside = sorted(path.glob("*.gguf"))
-        hint = f" It holds a GGUF file; name that: {inside[0]}" if inside else ""
-        raise ModelError(f"{path} is no model folder: it lacks config.json.{hint}")
+        selection = gguf_in(path)
+        if selection is None:
+            raise ModelError(f"{path} is no model folder: it lacks config.json.")
+        return _describe_picked(path, selection)
     config = read_json(path / "config.json")
     files = [*path.glob("*.safetensors")]
     files = [file for file in files if not file.name.startswith("consolidated")] or files
@@ -113,6 +114,12 @@ def describe_folder(path: Path) -> Described:
     return Described(
         path.resolve().name, from_config(config), "config.json", size, _quantised(config)
     )
+
+
+def _describe_picked(folder: Path, selection: FileSelection) -> Described:
+    found = describe_gguf(folder / selection.weights, folder.resolve().name)
+    others = f"; others: {', '.join(selection.others)}" if selection.others else ""
+    return replace(found, source=f"the metadata of {selection.weights}{others}")
 
 
 def describe_gguf(path: Path, name: str | None = None) -> Described:

@@ -13,7 +13,7 @@ from maestrale.bounded import read_body
 from maestrale.config.hub import HubSettings
 from maestrale.errors import HubUnreachable, ModelError
 from maestrale.models.access import check_access, explain
-from maestrale.models.file_selection import FileSelection, Kind, select_files
+from maestrale.models.file_selection import FileSelection, Kind, picked, select_files
 from maestrale.models.hub import DEFAULT_REVISION, Hub, Listing, RemoteFile
 from maestrale.models.snapshot import CheckedFiles, RepoCache, cached_files, damaged_files
 from maestrale.models.store import Progress, locked
@@ -87,8 +87,8 @@ def pull(
         logger.warning("%s Going on with what was fetched before.", error)
         return _pulled(*here, 0)
     selection = select_files(repo, listing.names, engine, variant)
-    if selection.others:
-        logger.info("%s", picked(repo, selection))
+    if said := picked(repo, selection):
+        logger.info("%s", said)
     try:
         if damaged:
             logger.warning("%s It is fetched again.", damaged)
@@ -104,14 +104,6 @@ def pull(
         raise
     except Exception as error:
         raise explain(error, settings, repo, asked) from error
-
-
-def picked(repo: str, selection: FileSelection) -> str:
-    """What to say of the file that was picked of several."""
-    return (
-        f"Of {repo} the file {selection.weights} is taken. There are also "
-        f"{', '.join(selection.others)}: {repo}:NAME takes one of them."
-    )
 
 
 def fetch_small(settings: HubSettings, repo: str, revision: str, name: str) -> dict[str, Any]:

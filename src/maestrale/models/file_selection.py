@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +28,7 @@ _TYPES = (
     "IQ4_XS", "Q5_K_M", "Q5_K_L", "Q5_K_XL", "Q5_K_S", "Q5_0", "Q5_1", "Q6_K", "Q6_K_L", "Q6_K_XL",
     "Q8_0", "Q8_K_XL", "Q3_K_XL", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS",
     "IQ3_XXS", "Q2_K_XL", "Q2_K_L", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS",
-    "IQ1_M", "IQ1_S",
+    "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0",
 )  # fmt: skip
 # A model in these alone is taken from safetensors where there are some.
 _WHOLE_TYPES = ("BF16", "F16", "F32")
@@ -43,12 +43,14 @@ class FileSelection:
     """`names` in the order of the listing; `weights` is the first file of weights among them.
 
     `others`: what else there was to choose from, where one GGUF file was picked of several.
+    `chosen_by`: how one of them is named instead.
     """
 
     kind: Kind
     names: tuple[str, ...]
     weights: str
     others: tuple[str, ...] = ()
+    chosen_by: str = ""
 
     @property
     def complete(self) -> bool:
@@ -57,9 +59,12 @@ class FileSelection:
         return part is None or len(self.names) == int(part[2])
 
 
-def select_files(repo: str, names: Sequence[str], engine: str, variant: str = "") -> FileSelection:
+def select_files(
+    repo: str, names: Sequence[str], engine: str, variant: str = "", *, local: bool = False
+) -> FileSelection:
     """The files of `repo` that `engine` needs. `variant` picks a GGUF file: Q8_0, or its name.
 
+    `local`: `repo` is a folder, of which one GGUF file is named by its path.
     Raises: ModelError when there is nothing for this engine, with what there is instead.
     """
     top = [name for name in names if "/" not in name]
@@ -74,7 +79,7 @@ def select_files(repo: str, names: Sequence[str], engine: str, variant: str = ""
         raise ModelError(_nothing_for_vllm(repo, top, has_ir, ggufs))
     quantised = any(_type(name) in _TYPES for name in _models(ggufs))
     if variant or quantised or (ggufs and not safetensors):
-        return _gguf(repo, _models(ggufs), variant)
+        return _gguf(repo, _models(ggufs), variant, local)
     if safetensors:
         return _folder(names, safetensors)
     raise ModelError(_exported(repo) if has_ir else _no_weights(repo, top))
@@ -105,19 +110,35 @@ def _models(ggufs: Sequence[str]) -> dict[str, list[str]]:
     return {first: sorted(parts) for first, parts in models.items()}
 
 
-def _gguf(repo: str, models: Mapping[str, list[str]], variant: str) -> FileSelection:
-    picked = _named(models, variant) if variant else _best(models)
-    if picked is not None:
-        others = (
-            () if variant else tuple(sorted(_called(name) for name in models if name != picked))
-        )
-        return FileSelection("gguf", tuple(models[picked]), picked, others)
-    there = ", ".join(sorted({_called(name) for name in models})) or "none"
+def picked(repo: str, selection: FileSelection) -> str:
+    """What to say of the file that was picked of several; empty where there was no choice."""
+    if not selection.others:
+        return ""
+    return (
+        f"Of {repo} the file {selection.weights} is taken. There are also "
+        f"{', '.join(selection.others)}: {selection.chosen_by} takes one of them."
+    )
+
+
+def _gguf(repo: str, models: Mapping[str, list[str]], variant: str, local: bool) -> FileSelection:
+    called: Callable[[str], str] = str if local else _called
+    found = _named(models, variant) if variant else _best(models)
+    if found is not None:
+        others = () if variant else tuple(sorted(called(name) for name in models if name != found))
+        chosen_by = f"{repo.rstrip('/')}/NAME" if local else f"{repo}:NAME"
+        return FileSelection("gguf", tuple(models[found]), found, others, chosen_by)
+    there = ", ".join(sorted({called(name) for name in models})) or "none"
     if variant:
         raise ModelError(f"{repo} has no GGUF file {variant!r}. It has: {there}.")
+    if not models:
+        raise ModelError(
+            f"{repo} holds GGUF files, but of no language model: image parts (mmproj) "
+            "or tables for quantising (imatrix). Get the model's own file."
+        )
+    one = f"{repo.rstrip('/')}/FILE.gguf" if local else f"{repo}:FILE.gguf"
     raise ModelError(
         f"{repo} has several GGUF files, and their names don't tell how they differ. Name one: "
-        f"{repo}:FILE.gguf. It has: {there}."
+        f"{one}. It has: {there}."
     )
 
 
@@ -152,7 +173,7 @@ def _called(name: str) -> str:
 def _type(name: str) -> str:
     """`model-Q4_K_M.gguf`, `model.q8_0.gguf` → the type; empty where the name doesn't tell."""
     match = re.search(
-        r"[-._](I?Q\d\w*|MXFP4(?:_MOE)?|B?F(?:16|32)|FP(?:16|32))\.gguf$",
+        r"[-._]((?:I|T)?Q\d\w*|MXFP4(?:_MOE)?|B?F(?:16|32)|FP(?:16|32))\.gguf$",
         _PART.sub("", name),
         re.IGNORECASE,
     )

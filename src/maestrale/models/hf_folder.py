@@ -34,12 +34,9 @@ def prepare_folder(
     """
     names = files_of(source)
     _check_is_model(source, names)
-    selection = select_files(str(source), names, engine)
+    selection = select_files(str(source), names, engine, local=True)
     if selection.kind == "gguf":
-        raise ModelError(
-            f"{source} holds GGUF files ({', '.join((selection.weights, *selection.others))}). "
-            f"Name one: {source / selection.weights}"
-        )
+        raise ModelError(f"{source} holds a GGUF file. Name it: {source / selection.weights}")
     if "config.json" not in names:
         raise ModelError(f"{source} is no complete model folder: it lacks config.json.")
     if not any(file in names for file in TOKENIZERS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maestrale.errors import ModelError
+from maestrale.models.file_selection import FileSelection, select_files
 
 
 def refuse_revision(model: str, revision: str | None) -> None:
@@ -37,3 +38,15 @@ def local_path(model: str) -> Path | None:
             "ORG/NAME:VARIANT, such as bartowski/Mistral-7B-Instruct-v0.3-GGUF:Q4_K_M."
         )
     return None
+
+
+def gguf_in(folder: Path) -> FileSelection | None:
+    """The GGUF file of a folder that the CPU engine takes; None where it takes other weights.
+
+    Raises: ModelError where there are several, and nothing tells which.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    if not any(name.lower().endswith(".gguf") for name in names):
+        return None
+    found = select_files(str(folder), names, "cpu", local=True)
+    return found if found.kind == "gguf" else None

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from maestrale.config.hub import HubSettings
 from maestrale.config.settings import hub_settings
 from maestrale.errors import ModelError
 from maestrale.models.catalog import KnownModel, find_model, unknown_model
+from maestrale.models.file_selection import picked
 from maestrale.models.gguf_file import gguf_parts
 from maestrale.models.gguf_model import fill_from_gguf
 from maestrale.models.hf_folder import prepare_folder
 from maestrale.models.hub import hub_name
-from maestrale.models.local import local_path, refuse_revision
+from maestrale.models.local import gguf_in, local_path, refuse_revision
 from maestrale.models.packaged import weights_of
 from maestrale.models.prepared import METADATA_FILE, damage, load_prepared
 from maestrale.models.room import full_message, is_full
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 from maestrale.models.store import Progress, build_once, key_of, stamp_of
 from maestrale.text_files import readable
+
+logger = logging.getLogger(__name__)
 
 WHAT_WORKS = (
     "Works: a name such as smollm2-135m-instruct (comes with maestrale) or "
@@ -124,6 +128,12 @@ def _prepare_path(path: Path, cache_dir: Path, progress: Progress, engine: str) 
             if found := damage(path):
                 raise ModelError(f"{found}. Make {path} anew, or fetch it again.")
             return path
+        selection = gguf_in(path) if engine == CPU_ENGINE else None
+        if selection is not None:
+            if said := picked(str(path), selection):
+                logger.info("%s", said)
+            called = readable(path.resolve().name)
+            return _prepare_gguf(path / selection.weights, called, cache_dir, progress)
         return prepare_folder(path, cache_dir / "models", progress, engine=engine)
     if not path.is_file():
         raise ModelError(f"{path} is neither a file nor a folder. {WHAT_WORKS}")

@@ -1,4 +1,6 @@
-"""Where a tensor lies in a file, whatever the file's format, and the types that GGUF files have."""
+"""Where a tensor lies in a file, whatever the file's format; the types that GGUF files have, and
+which of these the CPU engine multiplies.
+"""
 
 from __future__ import annotations
 
@@ -65,3 +67,11 @@ GGML_TYPES = {
     39: TensorType("MXFP4", 32, 17),
 }
 GGML_NUMBERS = {kind.name: number for number, kind in GGML_TYPES.items()}
+# Types whose every value the CPU engine holds, and those that it rounds to 8 bits in groups of 32.
+EXACT_TYPES = frozenset({
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S",
+    "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
+    "MXFP4",
+})  # fmt: skip
+ROUNDED_TYPES = frozenset({"F32", "F16", "BF16"})
+MATRIX_TYPES = EXACT_TYPES | ROUNDED_TYPES

@@ -166,7 +166,7 @@ def test_a_revision_of_what_is_here_is_refused(tmp_path: Path) -> None:
         ("", "name is empty"),
         (" ", "name is empty"),
         ("org/none.gguf", "There is no file org/none.gguf here"),
-        ("folder", "is no model folder: it lacks config.json. It holds a GGUF file"),
+        ("folder", "is not a GGUF file"),
         ("pipe", "neither a file nor a folder"),
         ("~nobody-of-that-name/x", "There is no model"),
         ("x" * 5000, "There is no model '" + "x" * 100 + "…'"),

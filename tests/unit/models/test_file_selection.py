@@ -7,6 +7,7 @@ import pytest
 from maestrale.errors import ModelError
 from maestrale.models.file_selection import select_files
 from maestrale.models.hub import hub_name
+from maestrale.models.tensor_info import EXACT_TYPES
 
 MISTRAL = (
     ".gitattributes", "README.md", "config.json", "consolidated.safetensors",
@@ -159,3 +160,13 @@ def test_what_the_cpu_engine_cannot_have_is_said(
 )
 def test_names_on_the_hub(text: str, found: tuple[str, str] | None) -> None:
     assert hub_name(text) == found
+
+
+@pytest.mark.parametrize("kind", sorted(EXACT_TYPES))
+def test_every_quantised_type_that_is_served_is_found_in_a_name(kind: str) -> None:
+    # K types have sizes beside (Q4_K_M), and IQ1 to IQ3 are named so alone.
+    name = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}.get(kind, kind)
+    selected = select_files(
+        "m", (f"m-{name}.gguf", "m-F16.gguf", "model.safetensors", "config.json"), "cpu"
+    )
+    assert (selected.weights, selected.others) == (f"m-{name}.gguf", ("F16",))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from maestrale.engines.cpu.spec import DecoderSpec
 from maestrale.models import fit_cpu
 from maestrale.models.fit_cpu import GROUP
-from maestrale.models.tensor_info import GGML_NUMBERS, GGML_TYPES
+from maestrale.models.tensor_info import EXACT_TYPES, GGML_NUMBERS, GGML_TYPES
 
 OUTPUTS = 16  # rows of a tile, to which matrices are filled up
 ROUNDED = 34  # bytes for 32 values of a type that is rounded to 8 bits
@@ -18,16 +18,12 @@ _BLOCKS = {
     **dict.fromkeys(("IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_XXS", "IQ1_S", "TQ1_0", "TQ2_0"), 138),
     **dict.fromkeys(("IQ2_XS", "IQ2_S", "IQ1_M"), 146),
 }
-EXACT = frozenset({
-    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4",
-    *_BLOCKS,
-})  # fmt: skip
 
 
 def packed_bytes(kind: str, rows: int, columns: int) -> int:
     """What a matrix of a type takes once it is packed."""
     width, size = GROUP, ROUNDED
-    if kind in EXACT:
+    if kind in EXACT_TYPES:
         given = GGML_TYPES[GGML_NUMBERS[kind]]
         width, size = given.elements, _BLOCKS.get(kind, given.size)
     blocks = -(-columns // width)
@@ -49,4 +45,4 @@ def block_bytes(spec: DecoderSpec) -> int:
 
 def rounded_types(spec: DecoderSpec) -> list[str]:
     """The types among its weights whose values are rounded to 8 bits in groups of 32."""
-    return sorted({each.type for each in spec.matrices} - EXACT)
+    return sorted({each.type for each in spec.matrices} - EXACT_TYPES)

@@ -14,9 +14,8 @@ from maestrale.engines.cpu import memory
 from maestrale.engines.cpu.decoder import load_decoder
 from maestrale.engines.cpu.library import Library
 from maestrale.engines.cpu.model_files import spec_of
-from maestrale.engines.cpu.weights.source import MATRIX_TYPES
 from maestrale.errors import EngineError, ModelError
-from maestrale.models.tensor_info import GGML_NUMBERS
+from maestrale.models.tensor_info import EXACT_TYPES, GGML_NUMBERS, MATRIX_TYPES
 from tiny_models import write_safetensors
 
 # Of 8-bit activations and an 8-bit KV cache, with these random weights; real ones are kinder.
@@ -83,7 +82,7 @@ def test_packed_sizes_are_the_kernel_s(kernel: Path) -> None:
             assert packed > 0 or kind not in MATRIX_TYPES, kind
             if packed > 0:
                 assert packed == memory.packed_bytes(kind, rows, columns), kind
-        assert bool(library.mst_type_is_exact(number)) == (kind in memory.EXACT), kind
+        assert bool(library.mst_type_is_exact(number)) == (kind in EXACT_TYPES), kind
 
 
 def test_the_identity_names_what_decides_the_result(kernel: Path, tmp_path: Path) -> None:

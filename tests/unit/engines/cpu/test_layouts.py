@@ -12,9 +12,8 @@ import pytest
 import golden_files as golden
 from kernel_steps import computed
 from maestrale.engines.cpu.decoder import load_decoder
-from maestrale.engines.cpu.memory import EXACT
 from maestrale.engines.cpu.model_files import open_model, spec_of
-from maestrale.engines.cpu.weights.source import MATRIX_TYPES
+from maestrale.models.tensor_info import EXACT_TYPES, MATRIX_TYPES
 from numpy_decoder import NumpyDecoder
 from rewritten_gguf import Tensors, rewritten
 from tiny_models import generator
@@ -130,7 +129,7 @@ def test_a_model_of_every_type_is_computed_as_it_is_dequantised(
     decoder.close()
     assert np.abs(expected).max() > 0.01
     scale = np.abs(expected).max()
-    if kind in EXACT:
+    if kind in EXACT_TYPES:
         np.testing.assert_allclose(logits, expected, atol=1e-4 * scale)
     else:  # rounded to 8 bits
         assert golden.kl_divergence(logits, expected) < 0.001

@@ -14,14 +14,7 @@ from numpy.typing import NDArray
 from maestrale.engines.cpu.keys import Keys
 from maestrale.engines.cpu.weights.mapped import MappedTensors
 from maestrale.errors import ModelError
-from maestrale.models.tensor_info import TensorInfo
-
-# What the kernel packs.
-MATRIX_TYPES = frozenset({
-    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
-    "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS",
-    "TQ1_0", "TQ2_0", "MXFP4",
-})  # fmt: skip
+from maestrale.models.tensor_info import MATRIX_TYPES, TensorInfo
 
 
 @dataclass
