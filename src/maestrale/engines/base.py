@@ -152,7 +152,8 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     `max_model_len` (prompt + answer), `kv_capacity_tokens` and `kv_block_tokens` (what the KV
     cache is handed out in) are in tokens. `fingerprint`
     names all that the bytes of an answer depend on: model, weights, engine version, CPU
-    features, threads, settings. A step computes up to `max_num_batched_tokens`.
+    features, threads, settings. A step computes up to `max_num_batched_tokens`. `steady`: its first
+    step takes no longer than later ones.
     """
 
     engine: str
@@ -165,6 +166,7 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     features: frozenset[Feature]
     kv_block_tokens: int = 1
     max_num_batched_tokens: int = 256
+    steady: bool = False
 
 
 class EngineStats(Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ from maestrale.engines.base import (
     CALIBRATION_ID,
     Engine,
     EngineConfig,
+    EngineInfo,
     EngineStats,
     GenerationRequest,
     Sampling,
@@ -51,7 +52,7 @@ from maestrale.supervise.messages import (
 
 HEARTBEAT_SECONDS = 0.5
 WATCH_SECONDS = 1.0
-CALIBRATION_TOKENS = 16
+CALIBRATION_TOKENS = 8
 QUICK = 1.5  # seconds for a step: the watchdog waits longer than that for any
 LAST_WORDS_SECONDS = 2.0
 
@@ -174,15 +175,17 @@ class Worker:
         self._link.leave(0)
 
 
-async def calibrate(engine: Engine, most_tokens: int) -> float:
+async def calibrate(engine: Engine, info: EngineInfo) -> float:
     """Seconds that the longest step should take: a short prompt's time, scaled to a full step.
 
-    The first request also pays for what an engine does only once. So where it is not quick, a
-    second one is measured.
+    The first request may also pay for what an engine does only once. So where it is not quick, a
+    second one is measured, unless the engine is steady.
     """
-    scale = max(1.0, most_tokens / CALIBRATION_TOKENS)
+    scale = max(1.0, info.max_num_batched_tokens / CALIBRATION_TOKENS)
     expected = await _step_seconds(engine, 1) * scale
-    return expected if expected < QUICK else await _step_seconds(engine, 2) * scale
+    if info.steady or expected < QUICK:
+        return expected
+    return await _step_seconds(engine, 2) * scale
 
 
 async def _step_seconds(engine: Engine, first_token: int) -> float:
@@ -213,7 +216,7 @@ async def serve(sock: socket.socket) -> None:
     try:
         engine = build_engine(config)
         await engine.start()
-        step_seconds = await calibrate(engine, engine.describe().max_num_batched_tokens)
+        step_seconds = await calibrate(engine, engine.describe())
     except MaestraleError as error:
         link.send(Failed(str(error)))
         link.leave(1)

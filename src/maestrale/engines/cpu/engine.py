@@ -151,6 +151,7 @@ class CPUEngine:
             max_num_batched_tokens=self._choice.step_tokens,
             features=frozenset(features),
             kv_block_tokens=BLOCK_SIZE,
+            steady=True,
         )
 
     def _fingerprint(self) -> str:

@@ -1,0 +1,38 @@
+"""How a step's length is measured at the start of an engine."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from maestrale.engines.base import EngineConfig
+from maestrale.engines.scripted import ScriptedEngine
+from maestrale.supervise import worker
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("steady", "measured", "expected"),
+    [
+        (False, [0.01], 0.01),  # quick: what the first step paid for besides can't matter
+        (False, [1.0, 0.2], 0.2),
+        (True, [1.0], 1.0),  # nothing besides
+    ],
+)
+async def test_a_second_step_is_measured_where_the_first_may_be_slow(
+    monkeypatch: pytest.MonkeyPatch, steady: bool, measured: list[float], expected: float
+) -> None:
+    left = list(measured)
+
+    async def step_seconds(engine: object, first_token: int) -> float:
+        return left.pop(0)
+
+    monkeypatch.setattr(worker, "_step_seconds", step_seconds)
+    engine = ScriptedEngine(EngineConfig(engine="scripted", model_dir=""))
+    await engine.start()
+    info = replace(engine.describe(), steady=steady, max_num_batched_tokens=256)
+    scale = 256 / worker.CALIBRATION_TOKENS
+    assert await worker.calibrate(engine, info) == pytest.approx(expected * scale)
+    assert left == []
+    await engine.close()
