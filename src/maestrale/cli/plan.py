@@ -14,6 +14,7 @@ from maestrale.config import settings as config
 from maestrale.errors import ModelDoesNotFit, SettingsError
 
 if TYPE_CHECKING:
+    from maestrale.engines.cpu.spec import DecoderSpec
     from maestrale.models.describe import Described
     from maestrale.models.fit import Plan
     from maestrale.models.gpus import Gpu
@@ -61,10 +62,12 @@ def command(context: click.Context, /, model: str, as_json: bool, **given: Any) 
     settings = config.load_settings({}, os.environ)
     gpu = _gpu(given)
     _check_kind(context, gpu)
+    # What is wrong with a file is said by what would read it.
+    spec = _spec_here(model) if gpu is None else None
     described = describe(model, config.hub_settings(os.environ), given["revision"])
     packed = None
-    if gpu is None:
-        described, packed = _on_cpu(described, model)
+    if spec is not None:
+        described, packed = _on_cpu(described, spec)
     plans = _plans(described, packed, gpu, given, settings)
     plan = plans[_weight_type(described, gpu, given["dtype"])]
     if as_json:
@@ -137,14 +140,11 @@ def _size(flag: str, text: str, least: int = LEAST_MEMORY) -> int:
     return size
 
 
-def _on_cpu(described: Described, model: str) -> tuple[Described, int | None]:
-    """What the CPU engine itself reads of a model's files, and what their weights take packed.
+def _spec_here(model: str) -> DecoderSpec | None:
+    """What the CPU engine itself reads of a model's files; None where they aren't here.
 
     Raises: ModelError for a model that it can't serve.
     """
-    from dataclasses import replace
-
-    from maestrale.engines.cpu.memory import weight_bytes
     from maestrale.engines.cpu.model_files import spec_of
     from maestrale.models.catalog import find_model, packaged_weights
     from maestrale.models.local import gguf_in, local_path
@@ -152,9 +152,17 @@ def _on_cpu(described: Described, model: str) -> tuple[Described, int | None]:
     known = find_model(model)
     path = packaged_weights(known) if known is not None else local_path(model)
     if path is None:
-        return described, None
+        return None
     found = gguf_in(path) if path.is_dir() else None
-    spec = spec_of(path / found.weights if found is not None else path)
+    return spec_of(path / found.weights if found is not None else path)
+
+
+def _on_cpu(described: Described, spec: DecoderSpec) -> tuple[Described, int]:
+    """What the CPU engine takes of a model, and what its weights take packed."""
+    from dataclasses import replace
+
+    from maestrale.engines.cpu.memory import weight_bytes
+
     shape = replace(
         described.shape,
         layers=spec.layers,

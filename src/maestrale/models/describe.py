@@ -18,7 +18,7 @@ from maestrale.models.download import HEAD_TIMEOUT
 from maestrale.models.file_selection import FileSelection, select_files
 from maestrale.models.gguf_file import read_gguf
 from maestrale.models.hub import DEFAULT_REVISION, Hub, hub_name
-from maestrale.models.local import gguf_in, local_path
+from maestrale.models.local import gguf_in, local_path, refuse_other_files
 
 FIRST_TRY, MOST = 1 << 20, 1 << 26  # bytes of the head: a vocabulary takes some millions
 
@@ -91,7 +91,10 @@ def describe(model: str, hub: HubSettings, revision: str | None = None) -> Descr
     if path is not None:
         if not path.is_dir() and not path.is_file():
             raise ModelError(f"{path} is neither a file nor a folder.")
-        return describe_folder(path) if path.is_dir() else describe_gguf(path)
+        if path.is_dir():
+            return describe_folder(path)
+        refuse_other_files(path)
+        return describe_gguf(path)
     found = hub_name(model)
     if found is None:
         raise ModelError(unknown_model(model))
@@ -127,7 +130,7 @@ def describe_gguf(path: Path, name: str | None = None) -> Described:
     from maestrale.models.gguf_file import gguf_parts, read_gguf_model
 
     metadata = read_gguf_model(path).metadata
-    size = sum(part.stat().st_size for part in gguf_parts(path))
+    size = sum(part.stat().st_size for part in gguf_parts(path) if part.is_file())
     return Described(name or path.stem, gguf_shape(metadata), "its metadata", size, "GGUF")
 
 

@@ -33,9 +33,9 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
+        raise ModelError(f"{path} is not valid JSON: {error}. Download it again.") from error
     if not isinstance(document, dict):
-        raise ModelError(f"{path} is not a JSON object.")
+        raise ModelError(f"{path} is not a JSON object. Download it again.")
     return document
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from maestrale.errors import ModelError
 from maestrale.models.file_selection import FileSelection, select_files
 
+_PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+
 
 def refuse_revision(model: str, revision: str | None) -> None:
     """For a model that no hub is asked for. Raises: ModelError."""
@@ -38,6 +40,17 @@ def local_path(model: str) -> Path | None:
             "ORG/NAME:VARIANT, such as bartowski/Mistral-7B-Instruct-v0.3-GGUF:Q4_K_M."
         )
     return None
+
+
+def refuse_other_files(path: Path) -> None:
+    """Raises: ModelError for a file of a kind that is never a model by itself."""
+    if path.suffix.lower() in _PICKLES:
+        raise ModelError(
+            f"{path} is a pickle, which can run code when it is read, so it is not opened. Get the "
+            "model as a GGUF file, or as a folder with safetensors."
+        )
+    if path.suffix.lower() == ".safetensors":
+        raise ModelError(f"{path} is one file of a model. Give its folder: {path.parent}")
 
 
 def gguf_in(folder: Path) -> FileSelection | None:

@@ -14,7 +14,7 @@ from maestrale.models.gguf_file import gguf_parts
 from maestrale.models.gguf_model import fill_from_gguf
 from maestrale.models.hf_folder import prepare_folder
 from maestrale.models.hub import hub_name
-from maestrale.models.local import gguf_in, local_path, refuse_revision
+from maestrale.models.local import gguf_in, local_path, refuse_other_files, refuse_revision
 from maestrale.models.packaged import weights_of
 from maestrale.models.prepared import METADATA_FILE, damage, load_prepared
 from maestrale.models.room import full_message, is_full
@@ -31,8 +31,6 @@ WHAT_WORKS = (
 )
 CPU_ENGINE, GPU_ENGINE = "cpu", "vllm"
 _HEAD = 8 << 20  # bytes at the beginning of a GGUF file, where its metadata is
-# Pickles run code when they are read, so they are never opened.
-_PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 
 def prepare(
@@ -137,13 +135,7 @@ def _prepare_path(path: Path, cache_dir: Path, progress: Progress, engine: str) 
         return prepare_folder(path, cache_dir / "models", progress, engine=engine)
     if not path.is_file():
         raise ModelError(f"{path} is neither a file nor a folder. {WHAT_WORKS}")
-    if path.suffix.lower() in _PICKLES:
-        raise ModelError(
-            f"{path} is a pickle, which can run code when it is read, so it is not opened. "
-            f"{WHAT_WORKS}"
-        )
-    if path.suffix.lower() == ".safetensors":
-        raise ModelError(f"{path} is one file of a model. Give its folder: {path.parent}")
+    refuse_other_files(path)
     if engine == GPU_ENGINE:
         raise ModelError(
             f"{path} is for the CPU engine; {engine} needs a folder with safetensors, or a name on "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,10 +69,10 @@ def test_plan_and_pull_take_the_same_one(
 def test_of_a_split_one_all_parts_are_one_file(tmp_path: Path) -> None:
     for name in ("m-Q4_K_M-00002-of-00002", "m-Q4_K_M-00001-of-00002", "m-Q8_0"):
         (tmp_path / f"{name}.gguf").write_bytes(b"")
-    wanted = gguf_in(tmp_path)
-    assert wanted is not None
-    assert wanted.weights == "m-Q4_K_M-00001-of-00002.gguf"
-    assert wanted.others == ("m-Q8_0.gguf",)
+    found = gguf_in(tmp_path)
+    assert found is not None
+    assert found.weights == "m-Q4_K_M-00001-of-00002.gguf"
+    assert found.others == ("m-Q8_0.gguf",)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,67 @@ def test_safetensors_go_before_a_gguf_that_is_not_quantised(tmp_path: Path) -> N
         (tmp_path / name).write_bytes(b"")
     assert gguf_in(tmp_path) is None
     (tmp_path / "m-Q8_0.gguf").write_bytes(b"")
-    wanted = gguf_in(tmp_path)
-    assert wanted is not None
-    assert wanted.weights == "m-Q8_0.gguf"
+    found = gguf_in(tmp_path)
+    assert found is not None
+    assert found.weights == "m-Q8_0.gguf"
+
+
+def pickle(path: Path) -> Path:
+    path.write_bytes(b"\x80\x04K\x01.")
+    return path
+
+
+def adapter(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    return folder
+
+
+def of_pickles(folder: Path) -> Path:
+    folder.mkdir()
+    for name, content in (("config.json", b"{}"), ("tokenizer.json", b"{}"), ("m.bin", b"x")):
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def of_pointers(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 4\n")
+    return folder
+
+
+def without_a_head(path: Path) -> Path:
+    """A GGUF file whose metadata can't be a model's."""
+    count = b"llama.attention.head_count"
+    content = write_tiny_mistral(path).read_bytes()
+    at = content.index(count) + len(count) + 4
+    path.write_bytes(content[:at] + bytes(4) + content[at + 4 :])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "said"),
+    [
+        (pickle, "m.bin", r"m\.bin is a pickle.*Get the model as"),
+        (pickle, "m.gguf", r"m\.gguf is not a GGUF file.*Download it again"),
+        (pickle, "m.safetensors", r"one file of a model\. Give its folder"),
+        (adapter, "folder", r"folder is an adapter.*Merge it"),
+        (of_pickles, "folder", r"pickles \(m\.bin\).*not opened"),
+        (of_pointers, "folder", r"is a Git LFS pointer.*git lfs pull"),
+        (without_a_head, "m.gguf", r"m\.gguf: 'llama\.attention\.head_count' is 0.*Take another"),
+    ],
+)
+def test_plan_calls_it_what_it_is(
+    make: Callable[[Path], Path],
+    name: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As `serve` does, by what is wrong with the file."""
+    assert cli.run(["plan", str(make(tmp_path / name)), "--cpu"]) == 1
+    answer = capsys.readouterr().err
+    assert re.search(said, answer), answer
+    assert answer.count("\n") == 1

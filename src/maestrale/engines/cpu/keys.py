@@ -136,7 +136,10 @@ class Keys:
 
     def wrong(self, name: str, what: str) -> ModelError:
         """The failure that says what is wrong with a key."""
-        return ModelError(f"{self.where}: {self._prefix + name!r} {what}.")
+        return ModelError(
+            f"{self.where}: {self._prefix + name!r} {what}. Take another file of this model, or "
+            "another model."
+        )
 
     def _default(self, names: tuple[str, ...], default: Any) -> Any:
         if isinstance(default, _Required):

@@ -290,8 +290,8 @@ def test_a_config_that_cannot_be_served_is_refused(
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("config.json", b"[1]", ("config.json", "no JSON object")),
-        ("config.json", b"{", ("config.json", "not JSON")),
+        ("config.json", b"[1]", ("config.json", "not a JSON object")),
+        ("config.json", b"{", ("config.json", "not valid JSON")),
         ("adapter_config.json", b"{}", ("adapter", "Merge it")),
         ("model.safetensors.index.json", b"{}", ("index",)),
         ("model-00002-of-00003.safetensors", b"version https://git-lfs", ("Git LFS pointer",)),

@@ -48,7 +48,10 @@ class Packer:
             ERROR_SIZE,
         )
         if not handle:
-            raise model_error(error, f"{tensor.file}: the tensor {tensor.name!r} can't be packed")
+            failed = model_error(
+                error, f"{tensor.file}: the tensor {tensor.name!r} can't be packed"
+            )
+            raise ModelError(f"{failed}. Download it again, or get the model from another place.")
         self.handles.append(handle)
         self.digests.append(self._library.mst_matrix_digest(handle))
         self.bytes += self._library.mst_matrix_bytes(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from maestrale.engines.cpu.keys import Keys
 from maestrale.engines.cpu.weights.mapped import MappedTensors
 from maestrale.engines.cpu.weights.source import Source
 from maestrale.errors import ModelError
+from maestrale.models.folder_words import read_json
 from maestrale.models.safetensors_file import indexed_files, read_safetensors
 from maestrale.models.tensor_info import TensorInfo
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-ADAPTER = "adapter_config.json"
+ADAPTER, CONFIG = "adapter_config.json", "config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Models whose decoder stands under `text_config`, and how its tensors begin.
 _TEXT_PREFIXES = ("model.language_model.", "language_model.")
@@ -33,7 +33,10 @@ def open_folder(folder: Path) -> Source:
             f"{folder} is an adapter (LoRA), which changes another model. Merge it into its base "
             "model (peft's merge_and_unload) and give the folder that this makes."
         )
-    whole = _json(folder / "config.json")
+    _refuse_pickles(folder)
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder} is no model's folder: it lacks {CONFIG}.")
+    whole = read_json(folder / CONFIG)
     nested = whole.get("text_config")
     text = {**whole, **nested} if isinstance(nested, Mapping) else whole
     architecture = text.get("model_type")
@@ -78,6 +81,15 @@ def _decoder(tensors: dict[str, TensorInfo]) -> tuple[dict[str, TensorInfo], boo
     return found, left_out
 
 
+def _refuse_pickles(folder: Path) -> None:
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} has its weights as pickles ({pickles[0]}), which can run code when they "
+            "are read, so they are not opened. Get the model as safetensors or GGUF."
+        )
+
+
 def _tensors(folder: Path) -> dict[str, TensorInfo]:
     index, single = folder / INDEX, folder / SINGLE
     if index.is_file():
@@ -87,12 +99,6 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
     else:
         names = sorted(path.name for path in folder.glob("*.safetensors"))
     if not names:
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-        if pickles:
-            raise ModelError(
-                f"{folder} has its weights as pickles ({pickles[0]}), which can run code when they "
-                "are read, so they are not opened. Get the model as safetensors or GGUF."
-            )
         raise ModelError(f"{folder} has no weights ({SINGLE}). Download it again.")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -124,17 +130,3 @@ def _check_quantisation(folder: Path, whole: Mapping[str, Any], text: Mapping[st
             f"{folder} is quantised ({method or 'in a way that it does not name'}), which isn't "
             "served from safetensors. Get the model in BF16, or as a GGUF file."
         )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelError(
-            f"{path.parent} is no model's folder: {path.name} can't be read ({error.strerror})."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON ({error}). Download it again.") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is no JSON object. Download it again.")
-    return found
