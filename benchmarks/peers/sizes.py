@@ -117,7 +117,8 @@ class Sizes:
                     return False
                 if not asked:
                     continue
-                path = self._written(shape, kind)
+                context = self._context
+                path = written_shape(context.cache, context.gguf, shape, kind, context.say)
                 self._describe(file, shape, path)
                 if not self._file(file, path, asked):
                     return False
@@ -177,20 +178,21 @@ class Sizes:
             self._store.data["versions"]["commit"] = install.commit_of(ROOT)
             yield asked
 
-    def _written(self, shape: str, kind: str) -> Path:
-        """The file, written where it is not there. Raises: CannotInstall."""
-        folder = self._context.cache / "shapes"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{shape}.{kind}.gguf"
-        if not path.exists():
-            self._context.say(f"writing {path}")
-            python = Path(sys.executable)
-            if find_spec("gguf") is None:
-                python = install.gguf(self._context.cache, self._context.say)
-            program = ["-m", "benchmarks.peers.write_shape", shape, kind]
-            command = [str(python), *program, str(self._context.gguf), str(path)]
-            install.run(command, 600, {"PYTHONPATH": str(ROOT)})
-        return path
+
+def written_shape(cache: Path, tokenizer: Path, shape: str, kind: str, say: install.Say) -> Path:
+    """The file of a shape, written where it is not there. Raises: CannotInstall."""
+    folder = cache / "shapes"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{shape}.{kind}.gguf"
+    if not path.exists():
+        say(f"writing {path}")
+        python = Path(sys.executable)
+        if find_spec("gguf") is None:
+            python = install.gguf(cache, say)
+        program = ["-m", "benchmarks.peers.write_shape", shape, kind]
+        command = [str(python), *program, str(tokenizer), str(path)]
+        install.run(command, 600, {"PYTHONPATH": str(ROOT)})
+    return path
 
 
 def _wait(asked: Asked, running: Running) -> None:
