@@ -154,7 +154,7 @@ class RayCluster:
         status = importlib.import_module("ray.serve").status().applications.get(app)
         return status.deployments["engine"].replica_states.get("RUNNING", 0) if status else 0
 
-    def second_node(self, cpus: int, gpus: int = 0) -> Node:
+    def second_node(self, cpus: int, gpus: int = 0, **environment: str) -> Node:
         """Another node, in the namespace where that works. Its `gpus` are but told to Ray."""
         inside = ["ip", "netns", "exec", self.namespace] if self.namespaces else []
         process = subprocess.Popen(
@@ -169,7 +169,7 @@ class RayCluster:
             stdout=self._log(f"node{next(self._nodes)}"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=self.environment,
+            env={**self.environment, **environment},
         )
         node = Node(process)
         self._stack.callback(node.kill)

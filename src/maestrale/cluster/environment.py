@@ -6,8 +6,13 @@ import os
 import secrets
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from maestrale.cluster.options import ClusterOptions
+from maestrale.engines.base import EngineConfig
 from maestrale.errors import EngineError
+
+LEVEL = "cpu_level"
 
 
 def set_environment(options: ClusterOptions) -> None:
@@ -26,6 +31,16 @@ def set_environment(options: ClusterOptions) -> None:
         os.environ["RAY_enable_metrics_collection"] = "0"  # noqa: SIM112 - Ray's spelling
     elif options.token_file is not None:
         os.environ["RAY_AUTH_TOKEN"] = _read_token(options.token_file)
+
+
+def with_level_here(config: EngineConfig) -> EngineConfig:
+    """`config` with the instruction set that this node's environment forces, if the server's
+    settings leave it open: nodes may differ, and give the same bits all the same.
+    """
+    level = os.environ.get(f"MAESTRALE_{LEVEL.upper()}")
+    if not level or config.engine != "cpu" or LEVEL in config.options:
+        return config
+    return replace(config, options={**config.options, LEVEL: level})
 
 
 def _read_token(path: Path) -> str:

@@ -17,6 +17,7 @@ import msgspec
 import ray
 from ray import serve
 
+from maestrale.cluster.environment import with_level_here
 from maestrale.cluster.loopback import bind_to_node
 from maestrale.cluster.node import check_version, model_folder
 from maestrale.cluster.session import Session, api_of
@@ -172,6 +173,7 @@ def _config_here(spec: ReplicaSpec) -> EngineConfig:
 
     check_version(spec)
     config = msgspec.structs.replace(spec.config, model_dir=model_folder(spec))
+    config = with_level_here(config)
     if spec.stage_gpus:
         config = msgspec.structs.replace(config, reserved=reserved_here(spec.stage_gpus))
         check_model_elsewhere(spec, config.model_dir)
