@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,15 +115,16 @@ def serving(
     timeout: float = 180.0,
     tls: ssl.SSLContext | None = None,
     module: str = "maestrale",
+    within: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Serve with these flags on `port` (0: a free one) until the block ends.
 
     `tls` is what a client trusts, when the flags say to serve over TLS. `module` is run in the
     place of `maestrale`; one of the tests' needs their folder in
-    PYTHONPATH.
+    PYTHONPATH. `within` is a command that runs another one.
     """
     port, mark = port or free_port(), uuid.uuid4().hex
-    command = [sys.executable, "-m", module, "serve", "--host", host, "--port", str(port)]
+    command = [*within, sys.executable, "-m", module, "serve", "--host", host, "--port", str(port)]
     command += ["--cache-dir", str(cache_dir), *flags]
     with tempfile.TemporaryDirectory(prefix="maestrale-test-") as folder:
         log_file = Path(folder) / "server.log"

@@ -7,6 +7,7 @@ counts are Mistral's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +32,9 @@ class Shape(NamedTuple):
 
 
 TINY = Shape(2, 64, 128, 4, 2, 2048)
+LLAMA_1B = Shape(16, 2048, 8192, 32, 8, 32768, quantised=True)
 MISTRAL_7B = Shape(32, 4096, 14336, 32, 8, 32768, quantised=True)
+MOST_BLOCKS = 65_521  # of random ones in a matrix; a prime, so that rows differ
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
@@ -62,21 +65,27 @@ def write_mistral(path: Path, shape: Shape, *, version: str = "v1", seed: int = 
     writer.add_vocab_size(size)
     kind = gguf.LlamaFileType.MOSTLY_Q4_0 if shape.quantised else gguf.LlamaFileType.MOSTLY_F16
     writer.add_file_type(kind)
-    _add_tokenizer(writer, tokenizer, size)
+    add_tokenizer(writer, tokenizer, size)
     tensors = list(_tensors(shape, size))
     for name, dimensions in tensors:
-        _announce(writer, name, dimensions, shape.quantised)
+        announce(writer, name, dimensions, shape.quantised)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     random = np.random.default_rng(seed)
     for _, dimensions in tensors:
-        writer.write_tensor_data(_values(random, dimensions, shape.quantised))
+        writer.write_tensor_data(random_values(random, dimensions, shape.quantised))
     writer.close()
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: SentencePieceProcessor, size: int) -> None:
+def v1_tokenizer() -> SentencePieceProcessor:
+    """Mistral's first, of 32,000 tokens."""
+    return SentencePieceProcessor(model_file=str(shipped_file("v1")))
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: SentencePieceProcessor, size: int) -> None:
+    """The vocabulary as llama.cpp's converter writes it, and a chat template."""
     types = []
     for token in range(size):
         if tokenizer.IsUnknown(token):
@@ -119,26 +128,27 @@ def _tensors(shape: Shape, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "output.weight", (size, hidden)
 
 
-def _announce(
+def announce(
     writer: gguf.GGUFWriter, name: str, dimensions: tuple[int, ...], quantised: bool
 ) -> None:
+    """Say that a tensor will come, whose values `random_values` makes."""
     if len(dimensions) == 1:
         writer.add_tensor_info(name, dimensions, np.dtype(np.float32), dimensions[0] * 4)
     elif not quantised:
-        count = dimensions[0] * dimensions[1]
+        count = math.prod(dimensions)
         writer.add_tensor_info(name, dimensions, np.dtype(np.float16), count * 2)
     else:
-        packed = (dimensions[0], dimensions[1] // 32 * 18)
+        packed = (*dimensions[:-1], dimensions[-1] // 32 * 18)
         writer.add_tensor_info(
             name,
             packed,
             np.dtype(np.uint8),
-            packed[0] * packed[1],
+            math.prod(packed),
             raw_dtype=gguf.GGMLQuantizationType.Q4_0,
         )
 
 
-def _values(
+def random_values(
     random: np.random.Generator, dimensions: tuple[int, ...], quantised: bool
 ) -> np.ndarray:
     """Weights of a standard deviation that keeps the activations of every layer in bounds."""
@@ -147,8 +157,10 @@ def _values(
     if not quantised:
         return random.normal(0, 0.08, dimensions).astype(np.float16)
     # Q4_0: of each 32 weights a scale (f16), then 16 bytes of two weights each, from -8 to 7.
-    blocks = random.integers(0, 256, (dimensions[0], dimensions[1] // 32, 18), np.uint8)
+    # Large matrices repeat theirs: gigabytes of random numbers would take minutes.
+    count = math.prod(dimensions) // 32
+    blocks = random.integers(0, 256, (min(count, MOST_BLOCKS), 18), np.uint8)
     # 4.6 is the deviation of -8..7, all equally likely.
-    scales = random.uniform(0.5, 1.5, blocks.shape[:2]) * (0.02 / 4.6)
-    blocks[..., :2] = scales.astype("<f2").view(np.uint8).reshape(*blocks.shape[:2], 2)
-    return blocks.reshape(dimensions[0], -1)
+    scales = random.uniform(0.5, 1.5, len(blocks)) * (0.02 / 4.6)
+    blocks[:, :2] = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
+    return np.resize(blocks, (count, 18)).reshape(*dimensions[:-1], -1)

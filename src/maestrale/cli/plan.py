@@ -185,8 +185,7 @@ def _plans(
     """The plan for each type of weights; the files' sizes count where they are known."""
     from maestrale.models.architecture import CPU_TYPES, VLLM_TYPES
     from maestrale.models.fit import GpuOptions, plan_gpu
-    from maestrale.models.fit_cpu import plan_cpu
-    from maestrale.models.machine_limits import available_memory
+    from maestrale.models.fit_cpu import memory_to_use, plan_cpu
 
     stated = _stated(described)
     if gpu is not None:
@@ -210,7 +209,7 @@ def _plans(
             for name, kind in VLLM_TYPES.items()
         }
     memory = given["memory"]
-    memory = available_memory() if memory is None else _size("--memory", memory)
+    memory = memory_to_use() if memory is None else _size("--memory", memory)
     cache = given["kv_cache_memory"]
     cache = settings.kv_cache_bytes if cache is None else _size("--kv-cache-memory", cache, 1 << 20)
     return {

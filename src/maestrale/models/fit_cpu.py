@@ -12,6 +12,7 @@ from pathlib import Path
 from maestrale.errors import EngineError, ModelDoesNotFit
 from maestrale.models.architecture import CPU_TYPES, Architecture, WeightType
 from maestrale.models.fit import Plan, Term
+from maestrale.models.machine_limits import available_memory, own_memory
 from maestrale.models.prepared import PreparedModel
 
 BLOCK = 32  # tokens in a block of the KV cache: the kernel's MST_BLOCK
@@ -43,6 +44,11 @@ class CacheSize:
 def left_for_cache(available: int, weights: int) -> int:
     """Bytes that the KV cache may take of `available` ones, beside packed `weights`."""
     return max(0, available - weights - PROCESSES - SPARE)
+
+
+def memory_to_use() -> int:
+    """What is available, and what these processes hold of their PROCESSES bytes already."""
+    return available_memory() + min(own_memory(), PROCESSES)
 
 
 def cache_size(

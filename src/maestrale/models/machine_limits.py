@@ -35,6 +35,27 @@ def available_memory(proc: Path = PROC) -> int:
     return max(0, min([free, *_memory_left(proc)]))
 
 
+def own_memory(proc: Path = PROC) -> int:
+    """Bytes that this process holds already, and the server above it, but for files."""
+    status = _text(proc / "self" / "status")
+    parent = proc / (_field(status, "PPid") or "0")
+    statuses = [status]
+    if any(
+        PurePosixPath(word).name == "maestrale" for word in _text(parent / "cmdline").split("\0")
+    ):
+        statuses.append(_text(parent / "status"))
+    sizes = [_field(each, "RssAnon").removesuffix("kB").strip() for each in statuses]
+    return sum(int(size) * 1024 for size in sizes if size.isdigit())
+
+
+def _field(status: str, name: str) -> str:
+    """What /proc's `status` says under a name; "" where it doesn't."""
+    for line in status.splitlines():
+        if line.startswith(f"{name}:"):
+            return line.partition(":")[2].strip()
+    return ""
+
+
 def _quotas(proc: Path) -> Iterator[float]:
     """Cores of each quota on this process."""
     for folder in _groups(proc, ""):

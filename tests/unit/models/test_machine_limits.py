@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maestrale.models import machine_limits
-from maestrale.models.machine_limits import available_cores, available_memory
+from maestrale.models.machine_limits import available_cores, available_memory, own_memory
 
 MIB = 1 << 20
 HOST = 64 * 1024 * MIB
@@ -172,3 +172,20 @@ def test_what_this_machine_says() -> None:
     assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
     assert 0 < available_memory() < 1 << 50
     assert machine_limits.PROC.is_dir()
+
+
+def test_what_is_held_already_is_this_process_and_the_server_above_it(tmp_path: Path) -> None:
+    def process(number: str, parent: int, size: int, *words: str) -> None:
+        (tmp_path / number).mkdir()
+        lines = f"Name:\tx\nPPid:\t{parent}\nVmRSS:\t999 kB\nRssAnon:\t{size} kB\n"
+        (tmp_path / number / "status").write_text(lines)
+        (tmp_path / number / "cmdline").write_text("\0".join((*words, "")))
+
+    process("self", 7, 60)
+    process("7", 1, 70, "python", "-m", "maestrale", "serve")
+    assert own_memory(tmp_path) == 130 << 10
+    (tmp_path / "7" / "cmdline").write_text("/opt/bin/maestrale\0serve\0")
+    assert own_memory(tmp_path) == 130 << 10
+    (tmp_path / "7" / "cmdline").write_text("bash\0/home/maestrale/x\0")
+    assert own_memory(tmp_path) == 60 << 10
+    assert own_memory(tmp_path / "none") == 0

@@ -11,8 +11,7 @@ from maestrale.engines.cpu.kernel.build import library
 from maestrale.engines.cpu.memory import block_bytes, rounded_types, weight_bytes
 from maestrale.engines.cpu.spec import DecoderSpec
 from maestrale.errors import ModelError
-from maestrale.models.fit_cpu import CacheSize, cache_size, left_for_cache
-from maestrale.models.machine_limits import available_memory
+from maestrale.models.fit_cpu import CacheSize, cache_size, left_for_cache, memory_to_use
 from maestrale.models.prepared import load_prepared, weights_path
 
 LEVEL = "cpu_level"
@@ -39,7 +38,7 @@ def fitting(config: EngineConfig, spec: DecoderSpec) -> CacheSize:
     return cache_size(
         context=load_prepared(Path(config.model_dir)).context_length,
         block_bytes=block_bytes(spec),
-        left=left_for_cache(available_memory(), weight_bytes(spec)),
+        left=left_for_cache(memory_to_use(), weight_bytes(spec)),
         max_model_len=config.max_model_len,
         cache_bytes=config.kv_cache_bytes,
     )
