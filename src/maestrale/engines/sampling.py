@@ -16,11 +16,15 @@ from maestrale.engines.base import Sampling, TokenLogprob
 
 Row = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Ids = NDArray[np.int64]
 
 _SEED_MASK = (1 << 64) - 1
 _RUN = 256  # tokens summed together on the way to the drawn one
 # Relative to the most likely token. Few tokens lie above, and nearly all of the mass.
 _LIKELY = (np.float32(1e-3), np.float32(1e-6))
+# e^-37 < 2^-53: what is less likely than that beside the best token, no random number tells from
+# nothing. Left out, it costs nothing; its tiny weights would be the slowest of all to compute.
+_REACH = np.float32(37)
 
 
 class Sampler:
@@ -76,18 +80,12 @@ class Sampler:
         greedy = int(row.argmax())
         if self._sampling.temperature == 0.0 or self._sampling.top_k == 1:
             return greedy
-        # Divide the distance to the best token, not the logits: no overflow however small
-        # the temperature is.
-        with np.errstate(under="ignore", over="ignore"):
-            weights = row - row[greedy]
-            if self._sampling.temperature != 1.0:
-                weights /= np.float32(max(self._sampling.temperature, 1e-6))
-            np.exp(weights, out=weights)
-        ids = _kept(weights, self._sampling)
-        number = uniform(self._seed, position)
-        if ids is None:
-            return _inverse_cdf(weights, number)
-        return int(ids[_inverse_cdf(weights[ids], number)])
+        ids, weights = _weights(row, row[greedy], self._sampling.temperature)
+        kept = _kept(weights, self._sampling)
+        if kept is not None:
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
+        index = _inverse_cdf(weights, uniform(self._seed, position))
+        return index if ids is None else int(ids[index])
 
     def _allowed(self, mask: Mask | None, position: int, size: int) -> Mask | None:
         if position >= self._min_tokens or not len(self._stops):
@@ -130,6 +128,28 @@ def logprobs(logits: Row, token: int, top: int) -> TokenLogprob:
     return TokenLogprob(token_id=token, logprob=float(logits[token]) - log_sum, top=most)
 
 
+def _weights(row: Row, best: np.float32, temperature: float) -> tuple[Ids | None, Row]:
+    """The tokens within reach, ascending (None: the whole row), and what each of them weighs.
+
+    `best` weighs 1. The distance to it is divided, not the logits: no overflow however small the
+    temperature is.
+    """
+    divisor = np.float32(max(temperature, 1e-6))
+    near = row >= best - _REACH * divisor
+    # Of many the indices would take longer than they save.
+    few = np.count_nonzero(near) < len(row) // 4
+    ids = np.flatnonzero(near) if few else None
+    weights = (row if ids is None else row[ids]) - best
+    if divisor != 1.0:
+        weights /= divisor
+    if ids is None:
+        np.maximum(weights, -_REACH, out=weights)
+    np.exp(weights, out=weights)
+    if ids is None:
+        weights *= near
+    return ids, weights
+
+
 def _inverse_cdf(weights: Row, number: float) -> int:
     """The first id whose cumulative weight exceeds `number` of the whole."""
     size = len(weights)
@@ -147,13 +167,13 @@ def _inverse_cdf(weights: Row, number: float) -> int:
     return begin + int(np.flatnonzero(weights[begin : begin + _RUN])[-1])
 
 
-def _kept(weights: Row, sampling: Sampling) -> NDArray[np.int64] | None:
-    """The ids that top_k, then top_p, then min_p leave, ascending; None: all of them.
+def _kept(weights: Row, sampling: Sampling) -> Ids | None:
+    """The indices that top_k, then top_p, then min_p leave, ascending; None: all of them.
 
-    `weights` [vocab] are unnormalised probabilities whose largest is 1. No more tokens are
-    sorted than hold the mass that top_p asks for, and only their weights are.
+    `weights` are unnormalised probabilities whose largest is 1. No more tokens are sorted than
+    hold the mass that top_p asks for, and only their weights are.
     """
-    ids: NDArray[np.int64] | None = None
+    ids: Ids | None = None
     if 0 < sampling.top_k < len(weights):
         ids = _top(weights, sampling.top_k)
     if sampling.top_p < 1.0:
@@ -168,18 +188,18 @@ def _kept(weights: Row, sampling: Sampling) -> NDArray[np.int64] | None:
     return ids
 
 
-def _nucleus(weights: Row, top_p: float) -> NDArray[np.int64]:
+def _nucleus(weights: Row, top_p: float) -> Ids:
     """Ascending indices of the fewest largest weights that make up `top_p` of the sum."""
     goal = top_p * float(weights.sum(dtype=np.float64))
     for threshold in (*_LIKELY, np.float32(0)):
-        ordered = np.sort(weights[weights >= threshold])[::-1]
-        sums = np.cumsum(ordered, dtype=np.float64)
+        likely = np.flatnonzero(weights >= threshold)
+        sums = np.cumsum(np.sort(weights[likely])[::-1], dtype=np.float64)
         if sums[-1] >= goal:
             break
-    return _top(weights, int(np.searchsorted(sums, goal, side="left")) + 1)
+    return likely[_top(weights[likely], int(np.searchsorted(sums, goal, side="left")) + 1)]
 
 
-def _top(values: Row, count: int) -> NDArray[np.int64]:
+def _top(values: Row, count: int) -> Ids:
     """Ascending indices of the `count` largest values; of equals the first."""
     if count >= len(values):
         return np.arange(len(values))
@@ -189,7 +209,7 @@ def _top(values: Row, count: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate((above, equal)))
 
 
-def _largest(values: Row, count: int) -> NDArray[np.int64]:
+def _largest(values: Row, count: int) -> Ids:
     """Indices of the `count` largest values, largest first; equals by index."""
     ids = _top(values, count)
     return ids[np.argsort(-values[ids], kind="stable")]

@@ -79,6 +79,30 @@ def test_draws_follow_the_probabilities() -> None:
         assert abs(counts[token] / 4000 - share) < 0.03
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0, 2.0])
+@pytest.mark.parametrize("masked", [0.0, 0.5, 0.99])
+def test_a_draw_is_the_first_token_at_which_the_probabilities_reach_the_number(
+    temperature: float, masked: float
+) -> None:
+    logits = row(5, size=20_000)
+    mask = np.random.default_rng(2).random(len(logits)) >= masked
+    scaled = np.where(mask, logits.astype(np.float64) / temperature, -np.inf)
+    sums = np.cumsum(np.exp(scaled - scaled.max()))
+    one = sampler(Sampling(temperature=temperature), seed=9)
+    for position in range(50):
+        token = int(np.searchsorted(sums, uniform(9, position) * sums[-1], side="right"))
+        assert one.sample(logits, position, mask) == token
+
+
+def test_what_no_random_number_reaches_is_never_drawn_and_costs_no_warning() -> None:
+    logits = np.full(VOCAB, -1e30, np.float32)
+    logits[[3, 700]] = 0
+    logits[500] = -np.inf
+    with np.errstate(all="raise"):
+        assert drawn(Sampling(), logits) == {3, 700}
+        assert drawn(Sampling(temperature=0.01, top_p=0.9), logits) == {3, 700}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 10_000),
