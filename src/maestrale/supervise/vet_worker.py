@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import resource
 import socket
 from pathlib import Path
@@ -26,6 +27,7 @@ from maestrale.supervise.leash import take_leash
 from maestrale.supervise.messages import Failed, Verdict, Vet, VetterReady, VetterStart
 
 STEPS_TRIED = 16
+NICENESS = 5  # a flood of schemas takes the cores last of all from those who wait for tokens
 
 
 def find_fault(constraint: Constraint, vocabulary: Vocabulary) -> str | None:
@@ -85,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     sock = take_leash(parser.parse_args().fd, "maestrale-vet")
+    os.nice(NICENESS)
     with contextlib.suppress(OSError):  # the parent is gone
         serve(sock)
 

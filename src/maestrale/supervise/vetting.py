@@ -42,7 +42,8 @@ class VettingLimits:
 
     time: float = 5.0  # for one constraint; settings.grammar_timeout
     memory: int = 512 * 1024 * 1024
-    processes: int = 2
+    processes: int = 3
+    of_one_key: int = 2  # of the processes: who floods leaves one to the others
     waiting: float = 30.0  # for a free process
     idle: float = 60.0  # after which a process is retired
     start: float = 60.0  # for a process to load its vocabulary
@@ -69,7 +70,7 @@ class ConstraintVetter:
         self._known: OrderedDict[bytes, _Outcome] = OrderedDict()
         self._under_way: dict[bytes, asyncio.Task[_Outcome]] = {}
         self._wanted: Counter[bytes] = Counter()  # by how many requests
-        self._turns = FairTurns(self._limits.processes)
+        self._turns = FairTurns(self._limits.processes, self._limits.of_one_key)
         self._alone = asyncio.Lock()  # held by one that takes all turns
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
@@ -130,9 +131,12 @@ class ConstraintVetter:
 
     async def _find_out(self, constraint: Constraint, digest: bytes, key: str) -> _Outcome:
         known = self._known.get(digest)
-        places = self._limits.processes if known is not None and known.fatal else 1
+        fatal = known is not None and known.fatal
+        places = self._limits.processes if fatal else 1
+        # Who takes them all is no flood, and not held to what a key may have.
+        keys = [key] if places == 1 else [f"{key} {place}" for place in range(places)]
         try:
-            await asyncio.wait_for(self._take_turns(places, key), self._limits.waiting)
+            await asyncio.wait_for(self._take_turns(keys), self._limits.waiting)
         except TimeoutError:
             raise Unavailable(
                 "Too many grammars are being compiled; try again.", retry_after=2
@@ -142,23 +146,23 @@ class ConstraintVetter:
                 raise asyncio.CancelledError
             return await self._judge(constraint)
         finally:
-            for _ in range(places):
-                self._turns.release()
+            for each in keys:
+                self._turns.release(each)
 
-    async def _take_turns(self, places: int, key: str) -> None:
-        """Wait for one place, or for all of them. Cancelled, it holds nothing."""
-        if places == 1:
-            await self._turns.acquire(key)
+    async def _take_turns(self, keys: list[str]) -> None:
+        """Wait for a place for each of them. Cancelled, it holds nothing."""
+        if len(keys) == 1:
+            await self._turns.acquire(keys[0])
             return
-        held = 0
+        held = []
         try:
             async with self._alone:  # two that each hold a part would wait for ever
-                while held < places:
+                for key in keys:
                     await self._turns.acquire(key)
-                    held += 1
+                    held.append(key)
         except asyncio.CancelledError:
-            for _ in range(held):
-                self._turns.release()
+            for key in held:
+                self._turns.release(key)
             raise
 
     async def _judge(self, constraint: Constraint) -> _Outcome:

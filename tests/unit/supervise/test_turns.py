@@ -24,7 +24,7 @@ async def test_a_flood_waits_behind_itself() -> None:
         await turns.acquire(key)
         order.append(key)
         await asyncio.sleep(0)
-        turns.release()
+        turns.release(key)
 
     flood = [asyncio.create_task(work("flood")) for _ in range(50)]
     await asyncio.sleep(0)
@@ -43,11 +43,26 @@ async def test_places_are_used_at_once_and_no_more_of_them() -> None:
     third = asyncio.create_task(turns.acquire("b"))
     await settle()
     assert not third.done()
-    turns.release()
+    turns.release("a")
     await third
-    turns.release()
-    turns.release()
+    turns.release("a")
+    turns.release("b")
     await turns.acquire("c")
+
+
+async def test_a_key_holds_no_more_places_than_it_may_and_leaves_the_others() -> None:
+    turns = FairTurns(3, each=2)
+    for _ in range(2):
+        await turns.acquire("flood")
+    third = asyncio.create_task(turns.acquire("flood"))
+    await settle()
+    assert not third.done()
+    await asyncio.wait_for(turns.acquire("other"), 1)
+    turns.release("other")
+    await settle()
+    assert not third.done()
+    turns.release("flood")
+    await asyncio.wait_for(third, 1)
 
 
 @pytest.mark.parametrize("moment", ["waiting", "granted", "granted after"])
@@ -58,15 +73,15 @@ async def test_who_is_cancelled_takes_no_place_along(moment: str) -> None:
     staying = asyncio.create_task(turns.acquire("b"))
     await settle()
     if moment == "granted":
-        turns.release()
+        turns.release("a")
         leaving.cancel()
     else:
         leaving.cancel()
         if moment == "waiting":
             await settle()
-        turns.release()
+        turns.release("a")
     await asyncio.wait_for(staying, 1)
     assert leaving.cancelled() or moment == "granted"
     await asyncio.gather(leaving, return_exceptions=True)
-    turns.release()
+    turns.release("b")
     await asyncio.wait_for(turns.acquire("c"), 1)
