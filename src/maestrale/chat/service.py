@@ -293,6 +293,7 @@ class ChatService:
                 constraint=options.constraint,
                 logprobs=options.logprobs,
                 prompt_logprobs=scored,
+                share=options.key,
             )
             for prompt_index, prompt in enumerate(prompts)
             for choice in range(options.n)

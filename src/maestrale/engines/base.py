@@ -67,7 +67,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     the sequence with finish reason "stop"; it is part of the delta's tokens. `logprobs`:
     None is off, 0 gives the chosen token's, k > 0 also the k most likely. `prompt_logprobs`
     asks the same of the prompt's tokens, whose logits are then computed, prefix cache or not;
-    with it `max_tokens` may be 0: the prompt is computed, nothing is generated. `forced` tokens
+    with it `max_tokens` may be 0: the prompt is computed, nothing is generated. `share` says for
+    whom it is: an engine that can gives each an equal part of its time. `forced` tokens
     are taken as if sampled, in order, before free generation goes on (they count as
     generated, and advance penalties, constraint and random stream).
     """
@@ -83,6 +84,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     priority: int = 0
+    share: str = ""
     forced: tuple[int, ...] = ()
 
 

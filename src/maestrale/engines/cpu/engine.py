@@ -43,7 +43,8 @@ from maestrale.engines.cpu.kv_cache import BLOCK_SIZE
 from maestrale.engines.cpu.load import OPTIONS, fitting, load, weights_of
 from maestrale.engines.cpu.model_files import spec_of
 from maestrale.engines.cpu.prompt_lookup import PromptLookup
-from maestrale.engines.cpu.scheduler import Chunk, Scheduler
+from maestrale.engines.cpu.scheduler import Scheduler
+from maestrale.engines.cpu.sequence import Chunk
 from maestrale.engines.cpu.step import step_input
 from maestrale.engines.cpu.tuning import chosen
 from maestrale.engines.requests import check_request
@@ -319,7 +320,9 @@ class CPUEngine:
         step = step_input(chunks)
         for source, target in self._scheduler.take_copies():
             self._decoder.copy_block(source, target)
+        begun = time.perf_counter()
         logits = self._decoder.step(step)
+        self._scheduler.cost.learn(len(step.token_ids), time.perf_counter() - begun)
         self._scheduler.commit(chunks)
         results: list[_Result] = []
         first = 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.constraint import TokenConstraint
 from maestrale.engines.cpu.prompt_lookup import PromptLookup
-from maestrale.engines.cpu.scheduler import ScheduledSequence
+from maestrale.engines.cpu.sequence import ScheduledSequence
 from maestrale.engines.mailbox import Mailbox
 
 
@@ -34,6 +37,7 @@ class Generation(ScheduledSequence):
             tokens=list(request.prompt),
             prompt_length=len(request.prompt),
             priority=request.priority,
+            share=request.share,
         )
         self.request = request
         self.mailbox = Mailbox()  # touched on the event loop only
@@ -58,17 +62,22 @@ class Generation(ScheduledSequence):
 
     def score(self, rows: NDArray[np.float32]) -> None:
         """Take the logits [tokens, vocab] that the prompt's next tokens were to come from."""
-        for row in rows:
-            self.scored += 1
-            token = self.tokens[self.scored]
-            top = self.request.prompt_logprobs or 0
-            self._prompt_logprobs.append(sampling.logprobs(row, token, top))
+        with self._counted(len(rows)):
+            for row in rows:
+                self.scored += 1
+                token = self.tokens[self.scored]
+                top = self.request.prompt_logprobs or 0
+                self._prompt_logprobs.append(sampling.logprobs(row, token, top))
 
     def advance(self, logits: NDArray[np.float32]) -> TokenDelta:
         """Choose the next token from `logits` [vocab] and append it.
 
         Raises: ConstraintError when the constraint leads nowhere, or forbids a forced token.
         """
+        with self._counted(1):
+            return self._advance(logits)
+
+    def _advance(self, logits: NDArray[np.float32]) -> TokenDelta:
         position = self.generated
         if not self.request.max_tokens:  # only the prompt is asked about
             return TokenDelta((), "length", **self._of_first())
@@ -105,14 +114,27 @@ class Generation(ScheduledSequence):
         forced = self.request.forced[self.generated : self.generated + most]
         if forced:
             return list(forced)
-        if self._constraint and (foreseen := self._constraint.foreseen(most)):
-            return foreseen
+        if self._constraint:
+            with self._counted(0):
+                foreseen = self._constraint.foreseen(most)
+            if foreseen:
+                return foreseen
         most = most if alone else min(most, free)
         return self._lookup.guess(self.tokens, free, most) if most else []
 
     def learn(self, offered: int, right: int) -> None:
         """Of `offered` guesses in the last step, so many were right."""
         self._lookup.learn(offered, right)
+
+    @contextlib.contextmanager
+    def _counted(self, choices: int) -> Iterator[None]:
+        """Count this thread's time for what its key has of the engine."""
+        begun = time.thread_time()
+        try:
+            yield
+        finally:
+            self.spent += time.thread_time() - begun
+            self.chosen += choices
 
     def _take(self, token: int) -> FinishReason | None:
         self.tokens.append(token)

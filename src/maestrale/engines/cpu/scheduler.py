@@ -3,7 +3,8 @@
 Waiting sequences are let in while there are slots and blocks for them. Then those that
 generate go first, one token each; what is left of the step's budget goes to prompts, in chunks.
 Where several prompts wait for prefill, the oldest gets half of the budget and the shortest go
-next, so neither a long prompt nor a short one waits for ever. When the KV cache is full the
+next, so neither a long prompt nor a short one waits for ever. Where sequences of several keys run,
+each key has an equal part of a step's time (`shares.py`). When the KV cache is full the
 youngest sequence is preempted: its blocks are freed and its tokens computed again later (its
 random stream goes by position, so its answer is the same).
 
@@ -16,81 +17,14 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
 
 from maestrale.engines.cpu.kv_cache import BLOCK_SIZE, BlockManager, Digest, extend_digests
 from maestrale.engines.cpu.prompt_lookup import MAX_DRAFT, ROWS_TOGETHER
+from maestrale.engines.cpu.sequence import Chunk, ScheduledSequence
+from maestrale.engines.cpu.shares import Part, Shares, StepCost
 
 PREFILL_SHARE = 16  # tokens of a step's budget that sequences which generate leave to prompts
 BESIDE_ANSWERS = 80  # tokens of a step that has sequences which generate, theirs included
-
-
-@dataclass(eq=False)
-class ScheduledSequence:
-    """A sequence as the scheduler sees it: its tokens, and how far the KV cache knows them."""
-
-    tokens: list[int]
-    prompt_length: int
-    priority: int = 0
-    arrival: int = 0
-    prefill_length: int = 0  # tokens there were at this admission; later ones are generated
-    computed: int = 0
-    cached_tokens: int = 0  # of the prompt, found in the prefix cache before any preemption
-    preempted: bool = False
-    arrived: float = field(default_factory=time.monotonic)
-    waited: float = 0.0  # seconds until the first admission
-    blocks: list[int] = field(default_factory=list)
-    digests: list[Digest] = field(default_factory=list)
-    published: int = 0  # blocks entered in the prefix cache (or taken from it)
-    claimed: list[Digest] = field(default_factory=list)
-    scoring: bool = False  # the logits of all its prompt's tokens are wanted
-    scored: int = 0  # tokens of the prompt whose logits were computed
-
-    def draft(self, most: int, *, free: int, alone: bool) -> list[int]:
-        """Up to `most` tokens that follow the last for sure; else `free` likely ones.
-
-        More of these where the sequence is `alone`.
-        """
-        return []
-
-    @property
-    def prefill_left(self) -> int:
-        """Tokens still to be computed in chunks; 0 for a sequence that generates."""
-        return max(0, self.prefill_length - self.computed)
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Order of service: lower priority values first (as in vLLM), then first come."""
-        return (self.priority, self.arrival)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """`count` tokens of a sequence to compute in this step, from its `computed` on.
-
-    After a single one `drafts` may follow: tokens that are guessed.
-    """
-
-    sequence: ScheduledSequence
-    count: int
-    drafts: tuple[int, ...] = ()
-
-    @property
-    def wants_logits(self) -> bool:
-        """Of the last token, and of each guessed one."""
-        return self.sequence.computed + self.count == len(self.sequence.tokens)
-
-    @property
-    def logit_rows(self) -> range:
-        """Which of the `count` tokens' logits are wanted: the last's, or the prompt's as well."""
-        sequence = self.sequence
-        end = self.count if self.wants_logits else 0
-        if not sequence.scoring:
-            return range(max(0, end - 1), end)
-        # Each tells how likely the token after it was; the prompt's last, the answer's first.
-        end = end or min(self.count, sequence.prompt_length - 1 - sequence.computed)
-        begin = max(0, sequence.scored - sequence.computed)
-        return range(min(begin, end - 1) if self.wants_logits else begin, end)
 
 
 class Scheduler:
@@ -111,6 +45,9 @@ class Scheduler:
         self._prefix_caching = prefix_caching
         self.waiting: list[ScheduledSequence] = []  # by rank
         self.running: list[ScheduledSequence] = []  # by rank
+        self.cost = StepCost()
+        self._shares = Shares(self.cost)
+        self._steps = 0
         self._claims: dict[Digest, ScheduledSequence] = {}  # blocks being prefilled, by whom
         self._copies: list[tuple[int, int]] = []
         self._arrivals = 0
@@ -126,6 +63,7 @@ class Scheduler:
 
     def remove(self, sequence: ScheduledSequence) -> None:
         """Forget a finished or aborted sequence, and free its blocks."""
+        self._shares.settle(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
             self._free(sequence)
@@ -142,15 +80,23 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step; empty only when nothing is waiting or running."""
         self._admit()
+        self._steps += 1
+        part = self._shares.part(self.running)
         chunks: list[Chunk] = []
-        for sequence in [s for s in self.running if not s.prefill_left]:
-            if sequence in self.running and self._make_room(sequence, 1, chunks):
+        generating = [sequence for sequence in self.running if not sequence.prefill_left]
+        for sequence in part.in_turn(generating):
+            if sequence not in self.running or not part.room(sequence, 1):
+                continue
+            if self._make_room(sequence, 1, chunks):
                 chunks.append(Chunk(sequence, 1))
+                part.spend(sequence, 1)
         most = self._budget - len(chunks)
         if chunks:  # answers are read as they come: a long prompt's chunks hold them up
             most = min(most, max(BESIDE_ANSWERS - len(chunks), PREFILL_SHARE))
-        self._schedule_prefills(most, chunks)
-        self._add_drafts(chunks)
+        self._schedule_prefills(most, chunks, part)
+        self._add_drafts(chunks, part)
+        for chunk in chunks:
+            chunk.sequence.stepped = self._steps
         return chunks
 
     def take_copies(self) -> list[tuple[int, int]]:
@@ -205,15 +151,15 @@ class Scheduler:
             sequence.cached_tokens += count
             self.prefix_hits += count
 
-    def _add_drafts(self, chunks: list[Chunk]) -> None:
-        """Let sequences that generate guess ahead, within the budget and their own blocks."""
+    def _add_drafts(self, chunks: list[Chunk], part: Part) -> None:
+        """Let sequences that generate guess ahead, within budget, part and their own blocks."""
         rows = sum(chunk.count for chunk in chunks)
         for index, chunk in enumerate(chunks):
             sequence = chunk.sequence
             if sequence.prefill_left or not chunk.wants_logits:
                 continue
             room = len(sequence.blocks) * BLOCK_SIZE - len(sequence.tokens)
-            most = min(MAX_DRAFT, self._budget - rows, room)
+            most = part.room(sequence, min(MAX_DRAFT, self._budget - rows, room))
             if most < 1:
                 continue
             free = min(most, -rows % ROWS_TOGETHER)
@@ -221,8 +167,9 @@ class Scheduler:
             if drafts:
                 chunks[index] = Chunk(sequence, chunk.count, tuple(drafts))
                 rows += len(drafts)
+                part.spend(sequence, len(drafts))
 
-    def _schedule_prefills(self, budget: int, chunks: list[Chunk]) -> None:
+    def _schedule_prefills(self, budget: int, chunks: list[Chunk], part: Part) -> None:
         """Share the budget among running sequences in prefill."""
         prefills = [s for s in self.running if s.prefill_left]
         if not prefills:
@@ -232,12 +179,20 @@ class Scheduler:
         oldest = prefills[0]
         others = sorted(prefills[1:], key=lambda s: (s.prefill_left, s.rank))
         held_back = budget // 2 if others else 0
-        shares = {oldest: min(oldest.prefill_left, budget - held_back)}
-        left = budget - shares[oldest]
-        for sequence in others:
-            shares[sequence] = min(sequence.prefill_left, left)
-            left -= shares[sequence]
-        shares[oldest] = min(oldest.prefill_left, shares[oldest] + left)
+        shares = dict.fromkeys(prefills, 0)
+        left = budget
+
+        def give(sequence: ScheduledSequence, most: int) -> None:
+            nonlocal left
+            wanted = min(sequence.prefill_left - shares[sequence], most)
+            count = part.room(sequence, wanted)
+            part.spend(sequence, count)
+            shares[sequence] += count
+            left -= count
+
+        give(oldest, budget - held_back)
+        for sequence in (*others, oldest):
+            give(sequence, left)
         for sequence in prefills:
             count = shares[sequence]
             if count > 0 and sequence in self.running and self._make_room(sequence, count, chunks):

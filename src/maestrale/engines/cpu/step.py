@@ -8,7 +8,7 @@ import numpy as np
 
 from maestrale.engines.cpu.decoder import Batch
 from maestrale.engines.cpu.kv_cache import BLOCK_SIZE
-from maestrale.engines.cpu.scheduler import Chunk
+from maestrale.engines.cpu.sequence import Chunk
 
 
 def step_input(chunks: Sequence[Chunk]) -> Batch:

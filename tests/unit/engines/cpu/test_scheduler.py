@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 from maestrale.engines.cpu.kv_cache import BLOCK_SIZE
-from maestrale.engines.cpu.scheduler import Chunk, ScheduledSequence, Scheduler
+from maestrale.engines.cpu.scheduler import Scheduler
+from maestrale.engines.cpu.sequence import Chunk, ScheduledSequence
 
 
 def scheduler(

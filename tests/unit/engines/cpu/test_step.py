@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from maestrale.engines.cpu.scheduler import Chunk, ScheduledSequence
+from maestrale.engines.cpu.sequence import Chunk, ScheduledSequence
 from maestrale.engines.cpu.step import step_input
 
 
