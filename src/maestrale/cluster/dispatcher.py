@@ -1,7 +1,8 @@
-"""Requests in flight over the replicas: given to one, and to another when that one is lost.
+"""Gives the ledger's requests to replicas through Ray Serve, whose router chooses one for each.
 
-Each that goes on elsewhere gives again the tokens that its client has, which are compared
-(`supervise/replay.py`), and goes on. It goes only to a replica of the same fingerprint.
+What the ledger does for one engine (`supervise/ledger.py`) it does here for many: a request whose
+replica is lost goes to another one of the same fingerprint, gives again the tokens that its client
+has, which are compared, and goes on.
 """
 
 from __future__ import annotations
@@ -14,211 +15,164 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from maestrale.cluster.flights import Flight, Trials
-from maestrale.cluster.routing_table import RoutingTable, Wanted
-from maestrale.engines.base import GenerationRequest
-from maestrale.errors import (
-    ConstraintError,
-    EngineError,
-    MaestraleError,
-    ReplayMismatch,
-    Unavailable,
-)
+from maestrale.cluster.routing_table import PendingRequest, RoutingTable
+from maestrale.engines.base import EngineInfo, GenerationRequest
+from maestrale.errors import ConstraintError, EngineError, ReplayMismatch, Unavailable
+from maestrale.supervise.ledger import Entry, Ledger
 from maestrale.supervise.messages import Delta, RequestFailed
-from maestrale.supervise.replay import Counters
 
 if TYPE_CHECKING:
     from maestrale.cluster.replica_pool import ReplicaPool
 
-_REFUSED = (
-    "The engine stopped each time that it ran this request, on several replicas, so the request "
-    "is refused. Other requests go on."
-)
 _encoder = msgspec.msgpack.Encoder()
 logger = logging.getLogger(__name__)
 
 
-class Dispatcher:
-    """The ledger. `fleet` is set before the first request.
+class _Run:
+    """One run of a request: on its way to a replica, or there."""
 
-    Requests end with an error at `most_failures` deaths of engines within `window` seconds, if no
-    replica is left then (`gave_up` says so); and when no replica that can go on with them came
-    for so long.
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+        self.replica = ""  # where it runs, once that is known
+        self.call: asyncio.Task[None] | None = None
+
+
+class Dispatcher:
+    """The ledger's way to the replicas. `pool` is set before the first request.
+
+    Requests end with an error at `most_failures` deaths of engines without progress within
+    `window` seconds, if no replica is left then (`gave_up` says so); and when no replica that can
+    go on with them came for so long.
     """
 
-    fleet: ReplicaPool
+    pool: ReplicaPool
 
-    def __init__(
-        self, api: str, directory: RoutingTable, most_failures: int, window: float
-    ) -> None:
-        self.counters = Counters()
-        self.trials = Trials()
+    def __init__(self, api: str, table: RoutingTable, most_failures: int, window: float) -> None:
+        self.ledger = Ledger(self, single=False, prefix=f"{api}/")
         self.gave_up = ""
-        self.landed = asyncio.Event()  # a request ended
+        self.ended = asyncio.Event()  # a run of a request
         self._api = api
-        self._directory = directory
+        self._table = table
         self._most = most_failures
         self._window = window
-        self._runs = 0
-        self._flights: dict[int, Flight] = {}
-        self._wires: dict[str, Flight] = {}
+        self._runs: dict[str, _Run] = {}  # by wire id
+        self._waiting: dict[int, float] = {}  # by id() of a begun entry: since when
         self._deaths: deque[tuple[float, str]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._flights)
 
     @property
     def waiting(self) -> int:
         """Requests that no replica has."""
-        return sum(1 for flight in self._flights.values() if not flight.replica)
-
-    def begin(self, request: GenerationRequest) -> Flight:
-        flight = Flight(request, "")
-        self._flights[id(flight)] = flight
-        self._submit(flight)
-        return flight
-
-    def forget(self, flight: Flight) -> None:
-        """Its reader is gone, or it ended: no replica works on it any more."""
-        self._flights.pop(id(flight), None)
-        self.landed.set()
-        if flight.wire_id:
-            link = self.fleet.holding(flight.replica, flight.wire_id) if flight.replica else None
-            if link is not None:
-                link.abort(flight.wire_id)
-            elif flight.call is not None:
-                flight.call.cancel()  # it is on its way; if it arrived, `routed` aborts it
-            self._finish(flight)
-        self._next_trial(flight)
-
-    def end_all(self, error: MaestraleError) -> None:
-        for flight in tuple(self._flights.values()):
-            self._end(flight, error)
+        return len(self.ledger) - sum(1 for run in self._runs.values() if run.replica)
 
     def tick(self) -> None:
         """Time passed: nobody waits for ever for a replica that can go on with an answer."""
-        for flight in tuple(self._flights.values()):
-            since = flight.waiting_since
-            if since is None or flight.suspect:
-                continue
-            if flight.entry.begun and time.monotonic() - since > self._window:
-                self._end(flight, ReplayMismatch(self._no_twin(flight)))
+        waiting = [
+            entry
+            for entry in self.ledger
+            if entry.wire_id is None and entry.begun and self.engine_for(entry) is None
+        ]
+        now = time.monotonic()
+        self._waiting = {id(entry): self._waiting.get(id(entry), now) for entry in waiting}
+        for entry in waiting:
+            if now - self._waiting[id(entry)] > self._window:
+                self.ledger.end(entry, ReplayMismatch(self._no_twin(entry)))
 
     async def leave(self) -> None:
         """Of calls that are still on their way nothing is left."""
-        calls = [flight.call for flight in self._flights.values() if flight.call is not None]
+        calls = [run.call for run in self._runs.values() if run.call is not None]
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
+
+    # For the ledger
+
+    def engine_for(self, entry: Entry) -> EngineInfo | None:
+        """What can go on with it; for a new request, what most replicas are."""
+        info = self.pool.infos.get(entry.fingerprint) if entry.begun else self.pool.info
+        usable = info is not None and self.pool.usable_of(info.fingerprint)
+        return info if usable else None
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Give it to Ray Serve, whose router asks the routing table for a replica."""
+        wire_id = request.request_id
+        entry = self.ledger.entry(wire_id)
+        run = self._runs[wire_id] = _Run(entry.fingerprint)
+        self._table.pending[wire_id] = PendingRequest(request.prompt, run.fingerprint)
+        run.call = asyncio.create_task(self._call(wire_id, _encoder.encode(request)))
+
+    def abort(self, wire_id: str) -> None:
+        """Stop this run, wherever it is."""
+        run = self._runs.get(wire_id)
+        if run is None:
+            return
+        there = self.pool.holding(run.replica, wire_id) if run.replica else None
+        if there is not None:
+            there.abort(wire_id)
+        elif run.call is not None:
+            run.call.cancel()  # it is on its way; if it arrived, `routed` aborts it
+        self.released(wire_id)
+
+    def released(self, wire_id: str) -> None:
+        """The run is over."""
+        run = self._drop(wire_id)
+        if run is not None and run.replica:
+            there = self.pool.holding(run.replica, wire_id)
+            if there is not None:
+                self.pool.released(there, wire_id)
 
     # For the router
 
     def routed(self, wire_id: str, name: str) -> None:
         """The replica `name` has this run of a request."""
-        flight = self._wires.get(wire_id)
-        link = self.fleet.named(name)
-        if flight is None:
-            self._directory.settled(wire_id)
-            if link is not None:
-                link.abort(wire_id)
-            return
-        if link is None or link.state == "lost":
-            self._unwire(flight)
-            self._submit(flight)
-            return
-        flight.replica = name
-        self.fleet.boarded(link, wire_id)
+        run = self._runs.get(wire_id)
+        there = self.pool.named(name)
+        if run is None:
+            self._table.settled(wire_id)
+            if there is not None:
+                there.abort(wire_id)
+        elif there is None or there.state == "lost":
+            self._again(wire_id)
+        else:
+            run.replica = name
+            self.pool.assigned(there, wire_id)
 
-    # For the fleet
+    # For the pool
 
     def replicas_changed(self) -> None:
         """What waits may go; what is on its way to replicas that are all gone goes anew."""
-        if self.fleet.usable():
+        if self.pool.usable():
             self.gave_up = ""
-        for flight in tuple(self._flights.values()):
-            if flight.wire_id and not flight.replica:
-                if self.fleet.usable_of(flight.entry.fingerprint):
-                    continue
-                if flight.call is not None:
-                    flight.call.cancel()  # if it has arrived after all, `routed` aborts it
-                flight.runs -= 1
-                self._unwire(flight)
-            if not flight.wire_id and not self.gave_up:
-                self._submit(flight)
+        for wire_id, run in tuple(self._runs.items()):
+            if run.replica or self.pool.usable_of(run.fingerprint):
+                continue
+            if run.call is not None:
+                run.call.cancel()  # if it has arrived after all, `routed` aborts it
+            self._drop(wire_id)
+            self.ledger.withdraw(wire_id)
+        self.ledger.submit_waiting()
 
-    def replica_lost(self, wire_ids: set[str], reason: str, engine_died: bool) -> None:
-        """These runs are lost with their replica."""
-        lost = [self._wires[wire] for wire in wire_ids if wire in self._wires]
-        if engine_died:
+    def replica_lost(self, wire_ids: set[str], reason: str, blamed: bool) -> None:
+        """These runs are lost with their replica; `blamed`: its engine died in its work."""
+        for wire_id in wire_ids:
+            self._drop(wire_id)
+        if self.ledger.lost(wire_ids, blamed=blamed):
             self._note_death(reason)
-        for flight in lost:
-            if engine_died:
-                flight.strike()
-            self._unwire(flight)
-        for flight in lost:
-            if flight.refused:
-                logger.error("A request stops the engine wherever it runs; it is refused.")
-                self.counters.refused += 1
-                self._end(flight, EngineError(_REFUSED))
-            elif not self.gave_up:
-                self._submit(flight)
 
-    def is_wanted(self, wire_id: str) -> bool:
-        return wire_id in self._wires
+    def waits_for(self, wire_id: str) -> bool:
+        return wire_id in self._runs
 
     def replica_said(self, message: Delta | RequestFailed) -> None:
-        flight = self._wires.get(message.request_id)
-        if flight is None:
-            return  # aborted meanwhile
-        if isinstance(message, RequestFailed):
+        if isinstance(message, Delta):
+            self.ledger.delta(message.request_id, message.delta)
+        else:
             kind = ConstraintError if message.constraint else EngineError
-            self._end(flight, kind(message.message))
-            return
-        try:
-            new = flight.entry.receive(message.delta)
-        except ReplayMismatch as error:
-            logger.error("A replayed request gave other tokens than before; it ends in an error.")
-            self.counters.mismatched += 1
-            self._end(flight, error)
-            return
-        if new is None:
-            return
-        flight.entry.mailbox.put(new)
-        if flight.entry.strikes:
-            flight.cleared()
-            self._next_trial(flight)
-        if new.finish_reason is not None:
-            self._finish(flight)
+            self.ledger.failed(message.request_id, kind(message.message))
 
     # Within
 
-    def _submit(self, flight: Flight) -> None:
-        """Give it to Ray Serve, whose router asks the directory for a replica."""
-        info = self.fleet.info
-        assert info is not None
-        entry = flight.entry
-        fingerprint = entry.fingerprint if entry.begun else info.fingerprint
-        if not self.fleet.usable_of(fingerprint) or not self.trials.may_run(flight):
-            flight.waiting_since = flight.waiting_since or time.monotonic()
-            return
-        flight.waiting_since = None
-        self._runs += 1
-        wire_id = f"{self._api}/{entry.request.request_id}/{self._runs}"
-        try:
-            request = entry.submission(wire_id, self.fleet.infos[fingerprint])
-        except ReplayMismatch as error:
-            self._end(flight, error)
-            return
-        self.counters.replayed += flight.runs > 0
-        flight.runs += 1
-        flight.wire_id = wire_id
-        self._wires[wire_id] = flight
-        self._directory.wanted[wire_id] = Wanted(request.prompt, fingerprint)
-        call = self._run(flight, wire_id, _encoder.encode(request), self.fleet.handle)
-        flight.call = asyncio.create_task(call)
-
-    async def _run(self, flight: Flight, wire_id: str, payload: bytes, handle: Any) -> None:
+    async def _call(self, wire_id: str, payload: bytes) -> None:
         """The call lasts as long as the request: so Ray Serve counts it."""
+        handle: Any = self.pool.handle
         try:
             await handle.run.remote(self._api, wire_id, payload)
         except asyncio.CancelledError:
@@ -226,50 +180,38 @@ class Dispatcher:
         except Exception as error:  # Ray's many, all of which mean that it did not run to its end
             logger.debug("A call of a replica failed: %s", error)
             await asyncio.sleep(0.05)  # the stream's own news, if any, is better
-            if self._wires.get(wire_id) is flight:
-                self._unwire(flight)
-                self._submit(flight)
+            if wire_id in self._runs:
+                self._again(wire_id)
 
-    def _unwire(self, flight: Flight) -> None:
+    def _again(self, wire_id: str) -> None:
+        """It did not run to its end there, and that is nobody's fault."""
+        self._drop(wire_id)
+        self.ledger.lost((wire_id,), blamed=False)
+        self.ledger.submit_waiting()
+
+    def _drop(self, wire_id: str) -> _Run | None:
         """It runs nowhere, as far as we care."""
-        wire_id, flight.wire_id, flight.replica = flight.wire_id, "", ""
-        self._wires.pop(wire_id, None)
-        self._directory.settled(wire_id)
-        flight.entry.wire_id = None
-
-    def _finish(self, flight: Flight) -> None:
-        wire_id = flight.wire_id
-        link = self.fleet.holding(flight.replica, wire_id) if flight.replica else None
-        self._unwire(flight)
-        if link is not None:
-            self.fleet.landed(link, wire_id)
-
-    def _end(self, flight: Flight, error: MaestraleError) -> None:
-        self.forget(flight)
-        flight.entry.mailbox.fail(error)
-
-    def _next_trial(self, flight: Flight) -> None:
-        following = self.trials.over(flight)
-        if following is not None and not following.wire_id:
-            self._submit(following)
+        self._table.settled(wire_id)
+        self.ended.set()
+        return self._runs.pop(wire_id, None)
 
     def _note_death(self, reason: str) -> None:
         now = time.monotonic()
         self._deaths.append((now, reason))
         while now - self._deaths[0][0] > self._window:
             self._deaths.popleft()
-        if len(self._deaths) >= self._most and not self.fleet.usable():
+        if len(self._deaths) >= self._most and not self.pool.usable():
             self.gave_up = (
                 f"The engines of all replicas failed, {len(self._deaths)} times within "
                 f"{self._window:.0f} seconds (last: {reason}). They are being restarted; try "
                 "again later."
             )
             logger.error("%s", self.gave_up)
-            self.end_all(Unavailable(self.gave_up, retry_after=5))
+            self.ledger.fail_all(Unavailable(self.gave_up, retry_after=5))
 
-    def _no_twin(self, flight: Flight) -> str:
+    def _no_twin(self, entry: Entry) -> str:
         return (
             "The engine that began this answer stopped, and no replica of the same fingerprint "
-            f"({flight.entry.fingerprint}) came within {self._window:.0f} seconds, so nobody can "
+            f"({entry.fingerprint}) came within {self._window:.0f} seconds, so nobody can "
             "go on with it. Send the request again."
         )

@@ -1,9 +1,9 @@
 """RayServeEngine: an Engine whose engines are replicas of a Ray Serve deployment.
 
-It starts and ends; `fleet.py` knows the replicas, `traffic.py` the requests. When a replica is
-lost, by whatever means, its requests go to another one of the same fingerprint at once: each
-gives again the tokens that the client has, which are compared, and goes on. To whoever reads the
-tokens that is a short pause. What is above can't tell this engine from
+It starts and ends; `replica_pool.py` knows the replicas, `dispatcher.py` has the ledger of the
+requests. When a replica is lost, by whatever means, its requests go to another one of the same
+fingerprint at once: each gives again the tokens that the client has, which are compared, and goes
+on. To whoever reads the tokens that is a short pause. What is above can't tell this engine from
 `supervise.SupervisedEngine`.
 """
 
@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from maestrale.cluster.dispatcher import Dispatcher
 from maestrale.cluster.options import ClusterOptions
 from maestrale.cluster.replica_pool import ReplicaPool
-from maestrale.cluster.routing_table import RoutingTable, directory, forget_directory
+from maestrale.cluster.routing_table import RoutingTable, forget_routing_table, routing_table
 from maestrale.cluster.runtime import Runtime
 from maestrale.cluster.status import status_of
 from maestrale.engines.base import (
@@ -64,11 +64,12 @@ class RayServeEngine:
         self._runtime = Runtime(options)
         self._deployed = False  # by this process
         self._before: Deployed | None = None  # what that replaced
-        self._directory: RoutingTable = directory(options.app)
+        self._table: RoutingTable = routing_table(options.app)
         self._api = uuid.uuid4().hex[:12]
-        self._traffic = Dispatcher(self._api, self._directory, most_failures, failure_window)
-        self._fleet = ReplicaPool(options.model, self._api, self._directory, self._traffic)
-        self._traffic.fleet = self._fleet
+        self._dispatcher = Dispatcher(self._api, self._table, most_failures, failure_window)
+        self._pool = ReplicaPool(options.model, self._api, self._table, self._dispatcher)
+        self._dispatcher.pool = self._pool
+        self._ledger = self._dispatcher.ledger
         self._tender: asyncio.Task[None] | None = None
         self._closer: asyncio.Task[None] | None = None
         self._grace_ends = float("inf")
@@ -81,22 +82,22 @@ class RayServeEngine:
         Raises: EngineError with the reason. What was deployed is taken away again; if it was to
         replace the replicas of another server, that one gets them back.
         """
-        loop, fleet, traffic = asyncio.get_running_loop(), self._fleet, self._traffic
+        loop, pool, dispatcher = asyncio.get_running_loop(), self._pool, self._dispatcher
         try:
             await asyncio.to_thread(self._runtime.join)
             from maestrale.cluster import deployment
 
-            self._directory.routing = self._options.routing
-            self._directory.on_replicas = lambda names: _call(loop, fleet.replicas_are, names)
-            self._directory.on_routed = lambda wire, name: _call(loop, traffic.routed, wire, name)
+            self._table.routing = self._options.routing
+            self._table.on_replicas = lambda names: _call(loop, pool.replicas_are, names)
+            self._table.on_routed = lambda wire, name: _call(loop, dispatcher.routed, wire, name)
             if self._options.owner:
-                fleet.awaited = self._api
+                pool.awaited = self._api
                 await self._deploy(self._config)
-            fleet.handle = await asyncio.to_thread(deployment.handle, self._options.app)
+            pool.handle = await asyncio.to_thread(deployment.handle, self._options.app)
             self._tender = asyncio.create_task(self._tend())
             await self._until_first()
         except BaseException as error:
-            self._traffic.gave_up = "The engine could not start; the server's log says why."
+            self._dispatcher.gave_up = "The engine could not start; the server's log says why."
             await self._leave()
             if isinstance(error, (MaestraleError, asyncio.CancelledError)):
                 raise
@@ -106,7 +107,7 @@ class RayServeEngine:
         """No new requests; those in flight have `grace` seconds. Then nothing of ours is left."""
         deadline = asyncio.get_running_loop().time() + grace
         self._grace_ends = min(self._grace_ends, deadline)
-        self._fleet.stopping = True
+        self._pool.stopping = True
         if self._closer is None:
             self._closer = asyncio.create_task(self._close())
         await asyncio.shield(self._closer)
@@ -114,45 +115,48 @@ class RayServeEngine:
     async def health(self) -> EngineHealth:
         if self._closer is not None:
             return EngineHealth("draining", "The server is stopping.")
-        if self._traffic.gave_up:
-            return EngineHealth("dead", self._traffic.gave_up)
-        if self._fleet.info is None:
+        if self._dispatcher.gave_up:
+            return EngineHealth("dead", self._dispatcher.gave_up)
+        if self._pool.info is None:
             return EngineHealth("starting", "The replicas are loading the model.")
-        if not self._fleet.usable():
-            if self._fleet.foreign():
+        if not self._pool.usable():
+            if self._pool.foreign():
                 return EngineHealth("dead", self._another_model())
             return EngineHealth(
                 "degraded", "All replicas stopped and are restarted; requests wait."
             )
-        if self._traffic.trials.running:
+        if self._ledger.trying_suspects:
             return EngineHealth("degraded", "Requests that may stop the engine run one by one.")
         return EngineHealth("ready")
 
     def describe(self) -> EngineInfo:
         """As each replica is; `max_num_seqs` is what all that are up decode at once."""
-        info = self._fleet.info
+        info = self._pool.info
         if info is None:
             raise EngineError("The engine has not started yet.")
-        return replace(info, max_num_seqs=info.max_num_seqs * max(1, len(self._fleet.usable())))
+        return replace(info, max_num_seqs=info.max_num_seqs * max(1, len(self._pool.usable())))
 
     def stats(self) -> EngineStats:
         """Sums over all replicas, and over those that are gone; half a second old."""
-        counters = self._traffic.counters
-        links = [link for link in self._fleet.all() if link.hello is not None]
-        total = self._fleet.past
-        for link in links:
-            total = sum_stats(total, link.stats)
-        usages = [link.stats.kv_cache_usage for link in links]
+        counters = self._ledger.counters
+        connections = [
+            connection for connection in self._pool.all() if connection.hello is not None
+        ]
+        total = self._pool.past
+        for connection in connections:
+            total = sum_stats(total, connection.stats)
+        usages = [connection.stats.kv_cache_usage for connection in connections]
         return replace(
             total,
-            running=sum(link.stats.running for link in links),
-            waiting=self._traffic.waiting + sum(link.stats.waiting for link in links),
+            running=sum(connection.stats.running for connection in connections),
+            waiting=self._dispatcher.waiting
+            + sum(connection.stats.waiting for connection in connections),
             kv_cache_usage=sum(usages) / len(usages) if usages else 0.0,
-            restarts=self._fleet.losses,
+            restarts=self._pool.losses,
             replayed=counters.replayed,
             mismatched=counters.mismatched,
             refused=counters.refused,
-            up=bool(self._fleet.usable()),
+            up=bool(self._pool.usable()),
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
@@ -163,21 +167,21 @@ class RayServeEngine:
         """
         if self._closer is not None:
             raise Unavailable("The server is stopping.", retry_after=1)
-        if self._traffic.gave_up:
-            raise Unavailable(self._traffic.gave_up, retry_after=5)
-        if self._fleet.info is None:
+        if self._dispatcher.gave_up:
+            raise Unavailable(self._dispatcher.gave_up, retry_after=5)
+        if self._pool.info is None:
             raise Unavailable("The replicas are still loading the model.", retry_after=2)
-        if self._fleet.foreign():
+        if self._pool.foreign():
             raise Unavailable(self._another_model(), retry_after=5)
-        flight = self._traffic.begin(request)
+        entry = self._ledger.open(request)
         try:
             while True:
-                delta = await flight.entry.mailbox.get()
+                delta = await entry.mailbox.get()
                 yield delta
                 if delta.finish_reason is not None:
                     return
         finally:
-            self._traffic.forget(flight)
+            self._ledger.close(entry)
 
     async def change(self, config: EngineConfig) -> None:
         """A rolling change: Ray Serve replaces replica after replica by one of `config`.
@@ -199,7 +203,7 @@ class RayServeEngine:
     @property
     def paused(self) -> bool:
         """True while no replica is up: streams get comments instead of tokens."""
-        return self._fleet.info is not None and not self._fleet.usable()
+        return self._pool.info is not None and not self._pool.usable()
 
     @property
     def engine_pid(self) -> int | None:
@@ -208,17 +212,17 @@ class RayServeEngine:
 
     def on_pause(self, listener: Callable[[bool], None]) -> None:
         """Call `listener(True)` when the last replica is lost, `listener(False)` at the next."""
-        self._fleet.on_pause(listener)
+        self._pool.on_pause(listener)
 
     def replicas(self) -> list[ReplicaStatus]:
         """Those known to this process, in no order."""
-        return [status_of(link) for link in self._fleet.all()]
+        return [status_of(connection) for connection in self._pool.all()]
 
     # Within
 
     def _another_model(self) -> str:
         return (
-            f"The replicas of this cluster serve {self._fleet.foreign()} now, not "
+            f"The replicas of this cluster serve {self._pool.foreign()} now, not "
             f"{self._options.model}."
         )
 
@@ -228,26 +232,26 @@ class RayServeEngine:
         while True:
             await asyncio.sleep(TICK)
             now = loop.time()
-            self._fleet.tick(now - last)
+            self._pool.tick(now - last)
             last = now
-            self._traffic.tick()
+            self._dispatcher.tick()
 
     async def _until_first(self) -> None:
         """Until a replica is up. Raises: EngineError with the reason when none can start."""
         from maestrale.cluster import deployment
 
         # Any call makes Ray Serve tell this process which replicas there are.
-        probe = asyncio.ensure_future(_awaited(self._fleet.handle.control.remote("", "*", b"\x90")))
+        probe = asyncio.ensure_future(_awaited(self._pool.handle.control.remote("", "*", b"\x90")))
         try:
             said = ""
-            while not self._fleet.first.is_set():
+            while not self._pool.first.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._fleet.first.wait(), LOOK)
+                    await asyncio.wait_for(self._pool.first.wait(), LOOK)
                     break
                 reason, given_up = await asyncio.to_thread(deployment.trouble, self._options.app)
                 if given_up:
                     raise EngineError(f"No replica could start: {reason or 'no reason was given.'}")
-                if self._fleet.foreign():
+                if self._pool.foreign():
                     raise EngineError(self._another_model())
                 if reason and reason != said:
                     said = reason
@@ -261,24 +265,24 @@ class RayServeEngine:
     async def _close(self) -> None:
         loop = asyncio.get_running_loop()
         # A second close may shorten the grace.
-        while len(self._traffic) and loop.time() < self._grace_ends:
-            self._traffic.landed.clear()
+        while len(self._ledger) and loop.time() < self._grace_ends:
+            self._dispatcher.ended.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._traffic.landed.wait(), 0.1)
-        self._traffic.end_all(Unavailable("The server is stopping.", retry_after=1))
+                await asyncio.wait_for(self._dispatcher.ended.wait(), 0.1)
+        self._ledger.fail_all(Unavailable("The server is stopping.", retry_after=1))
         await self._leave()
 
     async def _leave(self) -> None:
         if self._tender is not None:
             self._tender.cancel()
             await asyncio.gather(self._tender, return_exceptions=True)
-        self._directory.on_replicas = lambda names: None
-        self._directory.on_routed = lambda wire_id, name: None
-        self._fleet.stopping = True
-        await self._fleet.leave()
-        await self._traffic.leave()
+        self._table.on_replicas = lambda names: None
+        self._table.on_routed = lambda wire_id, name: None
+        self._pool.stopping = True
+        await self._pool.leave()
+        await self._dispatcher.leave()
         await asyncio.to_thread(self._disconnect)
-        forget_directory(self._options.app)
+        forget_routing_table(self._options.app)
 
     def _disconnect(self) -> None:
         if self._deployed and self._options.address is not None:
@@ -288,7 +292,7 @@ class RayServeEngine:
                 there = deployment.deployed(self._options.app)
                 if there is None or there.api != self._api:
                     pass  # it is another server's by now
-                elif self._before is not None and not self._fleet.first.is_set():
+                elif self._before is not None and not self._pool.first.is_set():
                     deployment.deploy(self._before)
                 else:
                     deployment.remove(self._options.app)

@@ -162,7 +162,7 @@ class EngineReplica:
         self._dead = await self._process.died()
         print(f"The engine stopped: {self._dead}.", file=sys.stderr, flush=True)
         for session in self._sessions.values():
-            session.put(Lost(self._dead))
+            session.put(Lost(self._dead, not self._process.killed_from_outside))
         await asyncio.sleep(LAST_WORDS)
         os._exit(1)
 

@@ -19,7 +19,7 @@ PING = 3.0
 SILENCE = 10.0
 """Seconds without a word after which a replica counts as cut off."""
 LONGEST_TICK = 1.0
-LinkState = Literal["joining", "up", "foreign", "draining", "lost"]
+ConnectionState = Literal["joining", "up", "foreign", "draining", "lost"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 class Owner(Protocol):
     """Who is told."""
 
-    def link_up(self, link: ReplicaLink) -> None: ...
-    def link_said(self, message: Delta | RequestFailed) -> None: ...
-    def link_held(self, link: ReplicaLink, wire_ids: tuple[str, ...]) -> None: ...
-    def link_lost(self, link: ReplicaLink, reason: str, engine_died: bool) -> None: ...
+    def connection_up(self, connection: ReplicaConnection) -> None: ...
+    def connection_said(self, message: Delta | RequestFailed) -> None: ...
+    def connection_held(self, connection: ReplicaConnection, wire_ids: tuple[str, ...]) -> None: ...
+    def connection_lost(self, connection: ReplicaConnection, reason: str, blamed: bool) -> None: ...
 
 
-class ReplicaLink:
+class ReplicaConnection:
     """Lives as long as one stream of the replica. `wires`: the requests that are there; `others`:
     how many other API processes had there half a second ago, at most.
 
@@ -41,18 +41,18 @@ class ReplicaLink:
     """
 
     def __init__(
-        self, name: str, session: str, stream: Any, directory: RoutingTable, owner: Owner
+        self, name: str, session: str, stream: Any, table: RoutingTable, owner: Owner
     ) -> None:
         self.name = name
         self.session = session
-        self.state: LinkState = "joining"
+        self.state: ConnectionState = "joining"
         self.hello: Hello | None = None
         self.stats = EngineStats()
         self.wires: set[str] = set()
         self.others = 0
         self._before = EngineStats()  # what is to be left out of the counters
         self._stream = stream
-        self._directory = directory
+        self._table = table
         self._owner = owner
         self._silent = 0.0
         self._since_ping = 0.0
@@ -78,7 +78,7 @@ class ReplicaLink:
             self._lose(f"it gave no sign of life for {SILENCE:.0f} seconds", False)
         elif self._since_ping >= PING:
             self._since_ping = 0.0
-            self._directory.send(self.name, self.session, pack([]))
+            self._table.send(self.name, self.session, pack([]))
 
     def drain(self) -> None:
         """No new requests for it; the stream ends with the last one."""
@@ -88,7 +88,7 @@ class ReplicaLink:
     def bye(self) -> None:
         """Leave it, for good."""
         self.state = "lost"
-        self._directory.send(self.name, self.session, pack([Bye()]))
+        self._table.send(self.name, self.session, pack([Bye()]))
         self._task.cancel()
 
     async def ended(self) -> None:
@@ -98,7 +98,7 @@ class ReplicaLink:
         aborts, self._aborts = self._aborts, []
         if self.state != "lost":
             messages = [Abort(wire_id) for wire_id in aborts]
-            self._directory.send(self.name, self.session, pack(messages))
+            self._table.send(self.name, self.session, pack(messages))
 
     async def _listen(self) -> None:
         reason = "its stream ended"
@@ -123,22 +123,22 @@ class ReplicaLink:
             return
         match message:
             case Delta() | RequestFailed():
-                self._owner.link_said(message)
+                self._owner.connection_said(message)
             case Beat(stats, held, others):
                 self.stats = sum_stats(self._before, stats)
                 self.others = others
-                self._owner.link_held(self, held)
+                self._owner.connection_held(self, held)
             case Hello():
                 self.hello = message
                 self._before = sum_stats(EngineStats(), message.base, -1)
                 self.state = "up"
-                self._owner.link_up(self)
-            case Lost(reason):
-                self._lose(reason, True)
+                self._owner.connection_up(self)
+            case Lost(reason, blamed):
+                self._lose(reason, blamed)
 
-    def _lose(self, reason: str, engine_died: bool) -> None:
+    def _lose(self, reason: str, blamed: bool) -> None:
         if self.state != "lost":
             self.state = "lost"
-            self._owner.link_lost(self, reason, engine_died)
+            self._owner.connection_lost(self, reason, blamed)
             if asyncio.current_task() is not self._task:
                 self._task.cancel()

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.serve._private.common import RequestMetadata
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from maestrale.cluster.routing_table import RoutingTable, directory
+from maestrale.cluster.routing_table import RoutingTable, routing_table
 
 REPLICAS_REMEMBERED = 4096
 
@@ -29,8 +29,8 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's types are not 
         self._metadata: RequestMetadata | None = None
 
     @property
-    def _directory(self) -> RoutingTable:
-        return directory(self.app_name)
+    def _table(self) -> RoutingTable:
+        return routing_table(self.app_name)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Ray Serve tells which replicas take requests: those that drain are no more among them."""
@@ -38,12 +38,12 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's types are not 
         self._known |= {each.replica_id.unique_id: each for each in replicas}
         while len(self._known) > REPLICAS_REMEMBERED:
             del self._known[next(iter(self._known))]
-        self._directory.on_replicas(frozenset(each.replica_id.unique_id for each in replicas))
+        self._table.on_replicas(frozenset(each.replica_id.unique_id for each in replicas))
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         """Seen here before the controller tells."""
         super().on_replica_actor_died(replica_id)
-        self._directory.on_replicas(frozenset(each.unique_id for each in self.curr_replicas))
+        self._table.on_replicas(frozenset(each.unique_id for each in self.curr_replicas))
 
     async def choose_replicas(
         self,
@@ -58,10 +58,10 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's types are not 
         method, args = pending_request.metadata.call_method, pending_request.args
         chosen: Any = args[1]
         if method == "run":
-            chosen = self._directory.choose(args[1], frozenset(present))
+            chosen = self._table.choose(args[1], frozenset(present))
         if chosen == "*":  # whichever: the first call makes Ray Serve tell us the replicas
             self._metadata = pending_request.metadata
-            self._directory.send = self._send
+            self._table.send = self._send
             return [candidate_replicas]
         return [[present[chosen]]] if chosen in present else []
 
@@ -69,7 +69,7 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's types are not 
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:
         if pending_request.metadata.call_method == "run":
-            self._directory.routed(pending_request.args[1], replica_id.unique_id)
+            self._table.routed(pending_request.args[1], replica_id.unique_id)
 
     def _send(self, replica: str, session: str, payload: bytes) -> None:
         """From any thread. What can't be sent is lost: aborts are repeated, pings follow."""

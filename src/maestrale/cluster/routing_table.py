@@ -17,7 +17,7 @@ ROUTING = ("prefix", "round_robin")
 
 
 @dataclass
-class Seat:
+class Slot:
     """A replica that takes requests now. `known`: the requests it has, as far as known here;
     `coming`: those on their way to it, by wire id."""
 
@@ -32,7 +32,7 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PendingRequest:
     """A request on its way. `fingerprint` "" is any."""
 
     prompt: tuple[int, ...]
@@ -48,35 +48,35 @@ class RoutingTable:
     on_routed: Callable[[str, str], None] = lambda wire_id, replica: None
     send: Callable[[str, str, bytes], None] = lambda replica, session, payload: None
     """Set by the router: `control` of this replica, also of one that drains."""
-    seats: dict[str, Seat] = field(default_factory=dict)
-    wanted: dict[str, Wanted] = field(default_factory=dict)
-    table: PrefixTable = field(default_factory=PrefixTable)
+    slots: dict[str, Slot] = field(default_factory=dict)
+    pending: dict[str, PendingRequest] = field(default_factory=dict)
+    prefixes: PrefixTable = field(default_factory=PrefixTable)
     lock: threading.Lock = field(default_factory=threading.Lock)
     turn: int = 0
     _ways: dict[str, str] = field(default_factory=dict)  # wire id → replica that it is coming to
 
-    def seat(self, name: str, seat: Seat) -> None:
+    def add_slot(self, name: str, slot: Slot) -> None:
         with self.lock:
-            self.seats[name] = seat
+            self.slots[name] = slot
 
-    def unseat(self, name: str) -> None:
+    def remove_slot(self, name: str) -> None:
         with self.lock:
-            if self.seats.pop(name, None) is not None:
-                self.table.forget(name)
+            if self.slots.pop(name, None) is not None:
+                self.prefixes.forget(name)
 
     def set_load(self, name: str, load: int) -> None:
         """So many requests are there; those on their way to it are counted beside them."""
-        seat = self.seats.get(name)
-        if seat is not None:
-            seat.known = load
+        slot = self.slots.get(name)
+        if slot is not None:
+            slot.known = load
 
     def settled(self, wire_id: str) -> None:
         """It is on its way no more: it arrived, and `set_load` has counted it, or it ended."""
         with self.lock:
-            self.wanted.pop(wire_id, None)
-            seat = self.seats.get(self._ways.pop(wire_id, ""))
-            if seat is not None:
-                seat.coming.discard(wire_id)
+            self.pending.pop(wire_id, None)
+            slot = self.slots.get(self._ways.pop(wire_id, ""))
+            if slot is not None:
+                slot.coming.discard(wire_id)
 
     def choose(self, wire_id: str, present: frozenset[str]) -> str | None:
         """The replica for a request, of those `present`; None: there is none for it now.
@@ -84,45 +84,45 @@ class RoutingTable:
         It counts as there at once: requests that come together must find each other's beginnings.
         """
         with self.lock:
-            wanted = self.wanted.get(wire_id)
-            if wanted is None:
+            request = self.pending.get(wire_id)
+            if request is None:
                 return None
-            seats = {
-                name: seat
-                for name, seat in self.seats.items()
-                if name in present and wanted.fingerprint in ("", seat.fingerprint)
+            slots = {
+                name: slot
+                for name, slot in self.slots.items()
+                if name in present and request.fingerprint in ("", slot.fingerprint)
             }
-            if not seats:
+            if not slots:
                 return None
             self.turn += 1
             if self.routing == "round_robin":
-                return sorted(seats)[self.turn % len(seats)]
-            loads = {name: seat.load for name, seat in seats.items()}
-            capacity = min(seat.capacity for seat in seats.values())
-            seen = self.table.matches(wanted.prompt, seats)
+                return sorted(slots)[self.turn % len(slots)]
+            loads = {name: slot.load for name, slot in slots.items()}
+            capacity = min(slot.capacity for slot in slots.values())
+            seen = self.prefixes.matches(request.prompt, slots)
             chosen = pick(loads, seen, capacity, self.turn)
-            self.table.add(wanted.prompt, chosen)
-            before = self.seats.get(self._ways.get(wire_id, ""))
+            self.prefixes.add(request.prompt, chosen)
+            before = self.slots.get(self._ways.get(wire_id, ""))
             if before is not None:  # Ray Serve asks again for one that could not be sent
                 before.coming.discard(wire_id)
             self._ways[wire_id] = chosen
-            seats[chosen].coming.add(wire_id)
+            slots[chosen].coming.add(wire_id)
             return chosen
 
     def routed(self, wire_id: str, replica: str) -> None:
         """The replica has it."""
         with self.lock:
-            self.wanted.pop(wire_id, None)
+            self.pending.pop(wire_id, None)
         self.on_routed(wire_id, replica)
 
 
-_directories: dict[str, RoutingTable] = {}
+_tables: dict[str, RoutingTable] = {}
 
 
-def directory(app: str) -> RoutingTable:
+def routing_table(app: str) -> RoutingTable:
     """The one of this application; made at the first call."""
-    return _directories.setdefault(app, RoutingTable())
+    return _tables.setdefault(app, RoutingTable())
 
 
-def forget_directory(app: str) -> None:
-    _directories.pop(app, None)
+def forget_routing_table(app: str) -> None:
+    _tables.pop(app, None)

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 from maestrale.engines.base import ReplicaStatus
 
 if TYPE_CHECKING:
-    from maestrale.cluster.replica_connection import ReplicaLink
+    from maestrale.cluster.replica_connection import ReplicaConnection
 
 
-def status_of(link: ReplicaLink) -> ReplicaStatus:
-    hello = link.hello
+def status_of(connection: ReplicaConnection) -> ReplicaStatus:
+    hello = connection.hello
     return ReplicaStatus(
-        name=link.name,
-        state=link.state,
+        name=connection.name,
+        state=connection.state,
         node=hello.node if hello else "",
         host=hello.host if hello else "",
         pid=hello.pid if hello else 0,
         engine_pid=hello.engine_pid if hello else 0,
         fingerprint=hello.info.fingerprint if hello else "",
-        in_flight=len(link.wires),
-        stats=link.stats,
+        in_flight=len(connection.wires),
+        stats=connection.stats,
     )

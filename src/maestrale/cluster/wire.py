@@ -70,9 +70,12 @@ class Beat(Struct, tag=True, frozen=True):
 
 
 class Lost(Struct, tag=True, frozen=True):
-    """The engine is gone; the replica ends after this."""
+    """The engine is gone; the replica ends after this. `blamed`: it died in its work, of which a
+    request may be the cause; else somebody killed it.
+    """
 
     reason: str
+    blamed: bool = True
 
 
 FromReplica = Hello | Delta | RequestFailed | Beat | Lost

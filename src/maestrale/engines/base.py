@@ -106,7 +106,8 @@ class TokenDelta(Struct, frozen=True):
     `cached_tokens` counts the prompt tokens taken from the prefix cache, `waited` the seconds
     between the request's arrival in the engine and its first step, and `prompt_logprobs` has what
     was asked for of the prompt's tokens from the second on (the first follows nothing); all are
-    meaningful on the first delta of a request.
+    meaningful on the first delta with a token. An engine may give deltas without one while it
+    reads a long prompt: `prefilled` says how much of it is read.
     """
 
     token_ids: tuple[int, ...]
@@ -115,6 +116,7 @@ class TokenDelta(Struct, frozen=True):
     cached_tokens: int = 0
     waited: float = 0.0
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    prefilled: int = 0
 
 
 class ReservedGpus(Struct, frozen=True, kw_only=True):

@@ -49,12 +49,14 @@ class Mailbox:
 
 def merge(deltas: Sequence[TokenDelta]) -> TokenDelta:
     """Several deltas of one request, in order, as one."""
-    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
+    scored = [delta.logprobs for delta in deltas if delta.logprobs is not None]
+    of_prompt = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
     return TokenDelta(
         token_ids=tuple(token for delta in deltas for token in delta.token_ids),
         finish_reason=deltas[-1].finish_reason,
-        logprobs=tuple(logprobs) if logprobs else deltas[0].logprobs,
-        cached_tokens=deltas[0].cached_tokens,
-        waited=deltas[0].waited,
-        prompt_logprobs=deltas[0].prompt_logprobs,
+        logprobs=tuple(entry for entries in scored for entry in entries) if scored else None,
+        cached_tokens=max(delta.cached_tokens for delta in deltas),
+        waited=max(delta.waited for delta in deltas),
+        prompt_logprobs=next(of_prompt, None),
+        prefilled=max(delta.prefilled for delta in deltas),
     )

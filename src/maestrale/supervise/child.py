@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import msgspec
@@ -61,6 +62,9 @@ class Child:
         self._reaper: asyncio.Task[None] | None = None
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._cause = ""
+        self._ooms = _oom_kills()
+        self.killed_from_outside = False
+        """Once it is dead: somebody ended it by SIGKILL, neither we nor the system for memory."""
         self.dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Done when the process is gone and reaped; a short reason that shows no internals."""
 
@@ -117,12 +121,14 @@ class Child:
         """End of file means that it is dead or ends at once; what doesn't is killed."""
         popen = self._popen
         assert popen is not None
-        if not fault:
-            await asyncio.to_thread(_await_end, popen.pid, 0.5)
+        by_itself = not fault and await asyncio.to_thread(_await_end, popen.pid, 0.5)
+        by_itself = by_itself and not self._cause
         self.kill(fault)  # with it the processes that it started, if any
         try:
             status = await asyncio.to_thread(popen.wait, REAP_SECONDS)
             how = _how_it_ended(status)
+            if by_itself and status == -signal.SIGKILL and self._ooms is not None:
+                self.killed_from_outside = self._ooms == _oom_kills()
         except subprocess.TimeoutExpired:  # stuck in the kernel: it can do no harm any more
             how = f"process {popen.pid} can't be ended by the system"
         if self._reader is not None:
@@ -139,14 +145,26 @@ class Child:
                     self._log.info("%s", text)
 
 
-def _await_end(pid: int, seconds: float) -> None:
-    """Until a child has ended, for `seconds` at most. It stays to be reaped: until then its
-    number, and so its group's, is given to no other.
+def _await_end(pid: int, seconds: float) -> bool:
+    """Wait until a child has ended, for `seconds` at most; whether it has. It stays to be reaped:
+    until then its number, and so its group's, is given to no other.
     """
     deadline = time.monotonic() + seconds
     how = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    while os.waitid(os.P_PID, pid, how) is None and time.monotonic() < deadline:
+    while os.waitid(os.P_PID, pid, how) is None:
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(0.01)
+    return True
+
+
+def _oom_kills() -> int | None:
+    """How many processes the system has ended for want of memory; None where it doesn't tell."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
 def _how_it_ended(status: int) -> str:

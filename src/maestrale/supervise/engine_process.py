@@ -79,6 +79,11 @@ class EngineProcess:
         self.info = ready.info
         return ready.info
 
+    @property
+    def killed_from_outside(self) -> bool:
+        """Once it is dead: by somebody's SIGKILL, so that no request had a part in it."""
+        return self._child.killed_from_outside and not self._failed
+
     async def died(self) -> str:
         """Wait for its death; returns the reason, as the end of a sentence."""
         how = await asyncio.shield(self._child.dead)

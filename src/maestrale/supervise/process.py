@@ -1,7 +1,7 @@
 """SupervisedEngine: an Engine whose engine lives in another process, and may die there.
 
 It starts the engine process, watches it, replaces it with growing pauses, and gives the new one
-what was in flight (`replay.py`). To whoever reads the tokens a crash is a pause. When the engine
+what was in flight (`ledger.py`). To whoever reads the tokens a crash is a pause. When the engine
 keeps dying, requests end with a clear error, and it goes on trying in the background.
 """
 
@@ -27,8 +27,8 @@ from maestrale.engines.base import (
 )
 from maestrale.errors import ConstraintError, EngineError, Unavailable
 from maestrale.supervise.engine_process import EngineProcess
+from maestrale.supervise.ledger import Entry, Ledger, LedgerCounters
 from maestrale.supervise.messages import Delta, RequestFailed
-from maestrale.supervise.replay import Counters, Ledger
 from maestrale.supervise.watchdog import Patience
 
 CLOSE_SECONDS = 5.0
@@ -45,8 +45,10 @@ logger = logging.getLogger(__name__)
 class Restarts:
     """How the engine is replaced. Times in seconds.
 
-    The first death within `window` is answered at once, further ones after a pause that
-    doubles from `pause` up to `longest_pause`. At `most` deaths requests end with an error.
+    A death is answered at once where requests made progress before it. Where they did not, the
+    first within `window` is, and further ones after a pause that doubles from `pause` up to
+    `longest_pause`. At `most` deaths of the engine's own doing without progress, requests end with
+    an error.
     """
 
     most: int = 5
@@ -55,7 +57,7 @@ class Restarts:
     longest_pause: float = 30.0
 
     def pause_after(self, deaths: int) -> float:
-        """The pause before the next start, `deaths` (≥ 0) being those within the window."""
+        """The pause before the next start, `deaths` (≥ 0) being those without progress."""
         if deaths <= 1:
             return 0.0
         return float(min(self.longest_pause, self.pause * 2 ** min(deaths - 2, 30)))
@@ -74,7 +76,7 @@ class SupervisedEngine:
         self._config = config
         self._restarts = restarts or Restarts()
         self._patience = patience or Patience()
-        self._ledger = Ledger(self._submit, self._abort)
+        self._ledger = Ledger(self, single=True)
         self._process: EngineProcess | None = None
         self._launching: EngineProcess | None = None
         self._info: EngineInfo | None = None
@@ -82,7 +84,8 @@ class SupervisedEngine:
         self._closer: asyncio.Task[None] | None = None
         self._grace_ends = float("inf")
         self._hurry = asyncio.Event()
-        self._deaths: deque[float] = deque()  # times, within the window
+        self._deaths: deque[float] = deque()  # times, of those that count against the engine
+        self._barren: deque[float] = deque()  # times, of all since there was progress
         self._up = False
         self._gave_up = ""  # why; "" while there is hope
         self._past = EngineStats()  # totals of engines that are gone
@@ -140,7 +143,7 @@ class SupervisedEngine:
             stats = replace(self._past, running=0, waiting=len(self._ledger), kv_cache_usage=0.0)
         else:
             now = self._process.stats
-            held = len(self._ledger) - self._ledger.in_engine
+            held = len(self._ledger) - self._ledger.running
             stats = replace(sum_stats(self._past, now), waiting=now.waiting + held)
         counters = self.counters
         return replace(
@@ -177,7 +180,7 @@ class SupervisedEngine:
     # What else the API and the metrics want to know
 
     @property
-    def counters(self) -> Counters:
+    def counters(self) -> LedgerCounters:
         return self._ledger.counters
 
     @property
@@ -198,7 +201,7 @@ class SupervisedEngine:
 
     async def _launch(self) -> EngineProcess:
         process = EngineProcess(
-            self._config, self._patience, self._take, lambda: self._ledger.in_engine > 0
+            self._config, self._patience, self._take, lambda: self._ledger.running > 0
         )
         self._launching = process
         try:
@@ -211,7 +214,7 @@ class SupervisedEngine:
         self._up = True
         self._gave_up = ""
         logger.info("The engine is ready (process %d).", process.pid)
-        self._ledger.engine_up(info)
+        self._ledger.submit_waiting()
         self._tell(False)
         return process
 
@@ -221,12 +224,13 @@ class SupervisedEngine:
             reason = await process.died()
             self._lose(process, reason)
             while True:
-                await asyncio.sleep(self._restarts.pause_after(self._deaths_in_window()))
+                await asyncio.sleep(self._restarts.pause_after(self._recent(self._barren)))
                 try:
                     process = await self._launch()
                     break
                 except EngineError as error:
                     logger.error("%s", error)
+                    self._barren.append(asyncio.get_running_loop().time())
                     self._note_death("the engine could not start again")
             self.counters.restarts += 1
 
@@ -239,18 +243,21 @@ class SupervisedEngine:
         self._past = sum_stats(self._past, process.stats)
         self._process, self._up = None, False
         self._tell(True)
-        last_chance = self._deaths_in_window() + 2 >= self._restarts.most
-        refused = self.counters.refused
-        explained = self._ledger.engine_down(try_suspects=last_chance)
+        refused, moved = self.counters.refused, self._ledger.progress
+        counts = self._ledger.lost(blamed=not process.killed_from_outside)
+        if moved or self.counters.refused > refused:  # or the culprit is found
+            self._barren.clear()
+        else:
+            self._barren.append(asyncio.get_running_loop().time())
         if self.counters.refused > refused:
-            self._deaths.clear()  # the culprit is found
-        elif not explained:
+            self._deaths.clear()
+        elif counts:
             self._note_death(reason)
 
     def _note_death(self, reason: str) -> None:
         now = asyncio.get_running_loop().time()
         self._deaths.append(now)
-        deaths = self._deaths_in_window()
+        deaths = self._recent(self._deaths)
         if deaths >= self._restarts.most:
             self._gave_up = (
                 f"The engine failed {deaths} times within {self._restarts.window:.0f} seconds "
@@ -259,14 +266,15 @@ class SupervisedEngine:
             logger.error("%s", self._gave_up)
             self._ledger.fail_all(Unavailable(self._gave_up, retry_after=self._retry_after()))
 
-    def _deaths_in_window(self) -> int:
+    def _recent(self, deaths: deque[float]) -> int:
+        """How many of them are within the window."""
         now = asyncio.get_running_loop().time()
-        while self._deaths and now - self._deaths[0] > self._restarts.window:
-            self._deaths.popleft()
-        return len(self._deaths)
+        while deaths and now - deaths[0] > self._restarts.window:
+            deaths.popleft()
+        return len(deaths)
 
     def _retry_after(self) -> int:
-        return 1 + round(self._restarts.pause_after(len(self._deaths)))
+        return 1 + round(self._restarts.pause_after(len(self._barren)))
 
     async def _close(self) -> None:
         loop = asyncio.get_running_loop()
@@ -285,13 +293,26 @@ class SupervisedEngine:
             await self._process.close(CLOSE_SECONDS)
         self._process, self._up = None, False
 
-    def _submit(self, request: GenerationRequest) -> None:
+    # For the ledger
+
+    def engine_for(self, entry: Entry) -> EngineInfo | None:
+        """The engine, while there is one that is ready."""
+        return self._info if self._process is not None else None
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Raises: EngineError when the request is too long to be sent."""
         assert self._process is not None
         self._process.submit(request)
 
-    def _abort(self, wire_id: str) -> None:
+    def abort(self, wire_id: str) -> None:
+        """Stop this run of a request."""
         if self._process is not None:
             self._process.abort(wire_id)
+
+    def released(self, wire_id: str) -> None:
+        """The engine knows that the run has ended."""
+
+    # Within
 
     def _take(self, message: Delta | RequestFailed) -> None:
         match message:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from maestrale.cluster import replica_connection as link
+from maestrale.cluster import replica_connection as connection
 from maestrale.cluster.engine import RayServeEngine
 from maestrale.config.settings import Settings
 from maestrale.engines.base import EngineConfig, GenerationRequest
@@ -250,7 +250,7 @@ def test_a_second_server_takes_over_and_one_that_fails_changes_nothing(
 def test_a_node_that_is_cut_off_and_one_that_dies(
     ray_cluster: RayCluster, calm: list[Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "SILENCE", 3.0)
+    monkeypatch.setattr(connection, "SILENCE", 3.0)
     node = ray_cluster.second_node(cpus=5)
     # Neither node has room for two of them.
     running = ray_cluster.engine(config(), least=2, cpus=5.0, routing="round_robin")

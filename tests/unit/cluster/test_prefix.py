@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from maestrale.cluster.prefix import PrefixTable, pick
-from maestrale.cluster.routing_table import RoutingTable, Seat, Wanted
+from maestrale.cluster.routing_table import PendingRequest, RoutingTable, Slot
 
 BLOCK = 4
 LONG = tuple(range(40))
@@ -70,14 +70,14 @@ def test_equals_take_turns() -> None:
 def told(routing: str = "prefix") -> RoutingTable:
     one = RoutingTable(routing=routing)
     for name, fingerprint in (("a", "x"), ("b", "x"), ("c", "y")):
-        one.seat(name, Seat(fingerprint, 64))
+        one.add_slot(name, Slot(fingerprint, 64))
     return one
 
 
 def route(
     one: RoutingTable, wire_id: str, fingerprint: str = "x", present: str = "abc"
 ) -> str | None:
-    one.wanted[wire_id] = Wanted(tuple(range(100)), fingerprint)
+    one.pending[wire_id] = PendingRequest(tuple(range(100)), fingerprint)
     chosen = one.choose(wire_id, frozenset(present))
     if chosen is not None:
         one.routed(wire_id, chosen)
@@ -95,7 +95,7 @@ def test_only_replicas_of_the_fingerprint_that_are_there_get_it() -> None:
     assert route(one, "1", "y") == "c"
     assert route(one, "2", "y", present="ab") is None
     assert route(one, "3", "z") is None
-    one.unseat("c")
+    one.remove_slot("c")
     assert route(one, "4", "y") is None
 
 
@@ -111,33 +111,33 @@ def test_round_robin_takes_turns_whatever_the_cache() -> None:
 def test_requests_that_come_together_find_each_others_beginnings() -> None:
     one = told()
     for number in range(6):
-        one.wanted[str(number)] = Wanted(tuple(range(100)), "x")
+        one.pending[str(number)] = PendingRequest(tuple(range(100)), "x")
     chosen = {one.choose(str(number), frozenset("abc")) for number in range(6)}
     assert len(chosen) == 1
-    assert one.seats[chosen.pop() or ""].load == 6
+    assert one.slots[chosen.pop() or ""].load == 6
 
 
 def test_a_replicas_word_of_what_it_has_forgets_nothing_on_its_way() -> None:
     one = told()
     for name in "ab":
-        one.seats[name].capacity = 2
+        one.slots[name].capacity = 2
     for number in range(4):
-        one.wanted[str(number)] = Wanted(tuple(range(100)), "x")
+        one.pending[str(number)] = PendingRequest(tuple(range(100)), "x")
     for number in range(4):
         one.choose(str(number), frozenset("ab"))
         for name in "ab":  # it has heard of none of them so far
             one.set_load(name, 0)
-    assert (one.seats["a"].load, one.seats["b"].load) == (2, 2)
+    assert (one.slots["a"].load, one.slots["b"].load) == (2, 2)
 
 
 def test_what_arrived_or_ended_is_on_its_way_no_more() -> None:
     one = told()
-    one.wanted["1"] = Wanted(tuple(range(100)), "x")
+    one.pending["1"] = PendingRequest(tuple(range(100)), "x")
     first = one.choose("1", frozenset("a"))
-    assert (first, one.seats["a"].load) == ("a", 1)
+    assert (first, one.slots["a"].load) == ("a", 1)
     assert one.choose("1", frozenset("b")) == "b"  # asked again, as "a" could not be reached
-    assert (one.seats["a"].load, one.seats["b"].load) == (0, 1)
+    assert (one.slots["a"].load, one.slots["b"].load) == (0, 1)
     one.set_load("b", 1)
     one.settled("1")
-    assert one.seats["b"].load == 1
+    assert one.slots["b"].load == 1
     assert one.choose("1", frozenset("b")) is None

@@ -1,4 +1,4 @@
-"""Where new requests go while replicas change: real links, over streams that the test writes."""
+"""Where new requests go while replicas change, over streams that the test writes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from maestrale.cluster.replica_pool import ReplicaPool
 from maestrale.cluster.routing_table import RoutingTable
 from maestrale.cluster.wire import Hello, pack
 from maestrale.engines.base import EngineInfo, EngineStats, GenerationRequest
+from maestrale.supervise.ledger import Entry
 
 
 def info(fingerprint: str) -> EngineInfo:
@@ -60,35 +61,40 @@ class _Method:
         self.remote = function
 
 
-class Air:
-    """A fleet with its traffic."""
+class Cluster:
+    """A pool of replicas with its dispatcher."""
 
     def __init__(self) -> None:
-        self.directory, self.handle = RoutingTable(), Handle()
-        self.traffic = Dispatcher("api", self.directory, most_failures=5, window=60)
-        self.fleet = ReplicaPool("m", "api", self.directory, self.traffic)
-        self.traffic.fleet, self.fleet.handle = self.fleet, self.handle
+        self.table, self.handle = RoutingTable(), Handle()
+        self.dispatcher = Dispatcher("api", self.table, most_failures=5, window=60)
+        self.pool = ReplicaPool("m", "api", self.table, self.dispatcher)
+        self.dispatcher.pool, self.pool.handle = self.pool, self.handle
         self.pauses: list[bool] = []
-        self.fleet.on_pause(self.pauses.append)
+        self.pool.on_pause(self.pauses.append)
 
     async def now(self, *names: str) -> str:
         """Ray Serve says that these take requests; returns the fingerprint that new ones get."""
-        self.fleet.replicas_are(frozenset(names))
+        self.pool.replicas_are(frozenset(names))
         for _ in range(5):
             await asyncio.sleep(0)
-        return self.fleet.info.fingerprint if self.fleet.info else ""
+        return self.pool.info.fingerprint if self.pool.info else ""
 
 
-def flown(test: Callable[[Air], Coroutine[Any, Any, None]]) -> None:
+def on_a_pool(test: Callable[[Cluster], Coroutine[Any, Any, None]]) -> None:
     async def go() -> None:
-        air = Air()
+        cluster = Cluster()
         try:
-            await test(air)
+            await test(cluster)
         finally:
-            await air.fleet.leave()
-            await air.traffic.leave()
+            await cluster.pool.leave()
+            await cluster.dispatcher.leave()
 
     asyncio.run(go())
+
+
+def wire_of(entry: Entry) -> str:
+    assert entry.wire_id is not None
+    return entry.wire_id
 
 
 def request() -> GenerationRequest:
@@ -96,82 +102,83 @@ def request() -> GenerationRequest:
 
 
 def test_a_rolling_change_moves_new_requests_over_once_without_a_pause() -> None:
-    async def go(air: Air) -> None:
-        assert await air.now("old:1", "old:2") == "old"
-        assert await air.now("old:2") == "old"
-        assert await air.now("old:2", "new:1") == "old"  # as many: the present one stays
-        assert await air.now("new:1") == "new"
-        assert await air.now("new:1", "new:2") == "new"
-        assert air.pauses == [False]  # from the first replica on, never without one
+    async def go(cluster: Cluster) -> None:
+        assert await cluster.now("old:1", "old:2") == "old"
+        assert await cluster.now("old:2") == "old"
+        assert await cluster.now("old:2", "new:1") == "old"  # as many: the present one stays
+        assert await cluster.now("new:1") == "new"
+        assert await cluster.now("new:1", "new:2") == "new"
+        assert cluster.pauses == [False]  # from the first replica on, never without one
 
-    flown(go)
+    on_a_pool(go)
 
 
 def test_most_replicas_decide_and_one_that_differs_gets_nothing() -> None:
-    async def go(air: Air) -> None:
-        assert await air.now("a:1", "a:2", "b:1") == "a"
-        assert [link.name for link in air.fleet.usable()] in (["a:1", "a:2"], ["a:2", "a:1"])
-        assert await air.now("b:1") == "b"
-        assert await air.now("b:1", "a:3") == "b"
-        assert await air.now("b:1", "a:3", "a:4") == "a"
+    async def go(cluster: Cluster) -> None:
+        assert await cluster.now("a:1", "a:2", "b:1") == "a"
+        assert {each.name for each in cluster.pool.usable()} == {"a:1", "a:2"}
+        assert await cluster.now("b:1") == "b"
+        assert await cluster.now("b:1", "a:3") == "b"
+        assert await cluster.now("b:1", "a:3", "a:4") == "a"
 
-    flown(go)
+    on_a_pool(go)
 
 
 def test_without_replicas_there_is_a_pause_and_what_waits_goes_to_the_next() -> None:
-    async def go(air: Air) -> None:
-        await air.now("old:1")
-        await air.now()
-        assert air.pauses == [False, True]
-        flight = air.traffic.begin(request())
-        assert not flight.wire_id
-        await air.now("new:1")
-        assert air.pauses == [False, True, False]
-        assert flight.entry.fingerprint == "new"
-        assert air.handle.runs == [flight.wire_id]
+    async def go(cluster: Cluster) -> None:
+        await cluster.now("old:1")
+        await cluster.now()
+        assert cluster.pauses == [False, True]
+        entry = cluster.dispatcher.ledger.open(request())
+        assert entry.wire_id is None
+        await cluster.now("new:1")
+        assert cluster.pauses == [False, True, False]
+        assert entry.fingerprint == "new"
+        assert cluster.handle.runs == [wire_of(entry)]
 
-    flown(go)
+    on_a_pool(go)
 
 
 def test_a_request_on_its_way_to_replicas_that_are_gone_goes_anew() -> None:
-    async def go(air: Air) -> None:
-        await air.now("old:1", "new:1", "old:2")
-        flight = air.traffic.begin(request())
-        before = flight.wire_id
-        assert air.directory.wanted[before].fingerprint == "old"
-        await air.now("new:1")
-        assert before not in air.directory.wanted
-        assert air.directory.wanted[flight.wire_id].fingerprint == "new"
-        assert air.traffic.counters.replayed == 0
+    async def go(cluster: Cluster) -> None:
+        await cluster.now("old:1", "new:1", "old:2")
+        entry = cluster.dispatcher.ledger.open(request())
+        before = wire_of(entry)
+        assert cluster.table.pending[before].fingerprint == "old"
+        await cluster.now("new:1")
+        assert before not in cluster.table.pending
+        assert cluster.table.pending[wire_of(entry)].fingerprint == "new"
+        assert cluster.dispatcher.ledger.counters.replayed == 0
 
-    flown(go)
+    on_a_pool(go)
 
 
 def test_a_request_that_a_replica_has_stays_there_while_it_drains() -> None:
-    async def go(air: Air) -> None:
-        await air.now("old:1")
-        flight = air.traffic.begin(request())
-        wire_id = flight.wire_id
-        air.traffic.routed(wire_id, "old:1")
-        await air.now("new:1")
-        assert (flight.wire_id, flight.replica) == (wire_id, "old:1")
-        assert {link.name: link.state for link in air.fleet.all()} == {
+    async def go(cluster: Cluster) -> None:
+        await cluster.now("old:1")
+        entry = cluster.dispatcher.ledger.open(request())
+        wire_id = wire_of(entry)
+        cluster.dispatcher.routed(wire_id, "old:1")
+        await cluster.now("new:1")
+        assert entry.wire_id == wire_id
+        assert cluster.pool.holding("old:1", wire_id) is not None
+        assert {connection.name: connection.state for connection in cluster.pool.all()} == {
             "old:1": "draining",
             "new:1": "up",
         }
 
-    flown(go)
+    on_a_pool(go)
 
 
 def test_replicas_of_another_model_are_told_and_get_nothing() -> None:
-    async def go(air: Air) -> None:
-        await air.now("other!x:1")
-        assert air.fleet.foreign() == "other"
-        assert air.fleet.usable() == []
-        await air.now("other!x:1", "x:2")
-        assert air.fleet.foreign() == ""
+    async def go(cluster: Cluster) -> None:
+        await cluster.now("other!x:1")
+        assert cluster.pool.foreign() == "other"
+        assert cluster.pool.usable() == []
+        await cluster.now("other!x:1", "x:2")
+        assert cluster.pool.foreign() == ""
 
-    flown(go)
+    on_a_pool(go)
 
 
 def test_each_model_and_revision_has_an_application_of_its_own() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -280,12 +281,17 @@ async def test_a_request_the_engine_refuses_hurts_nobody(start_engine: StartEngi
 
 
 async def test_after_repeated_failures_requests_end_and_the_engine_recovers(
-    start_engine: StartEngine,
+    start_engine: StartEngine, tmp_path: Path
 ) -> None:
-    engine = await start_engine(Restarts(most=2, window=1.5, pause=0.2), **PACED)
-    at = {5: lambda: kill(engine), 20: lambda: kill(engine)}
+    engine = await start_engine(
+        Restarts(most=2, window=1.5, pause=0.2),
+        crash_at_token="0",
+        marker=str(tmp_path / "crashed"),
+        times="2",
+        **PACED,
+    )
     with pytest.raises(Unavailable, match="failed 2 times within") as ended:
-        await read(engine, request(), at)
+        await read(engine, request())
     assert ended.value.retry_after is not None
     assert (await engine.health()).state == "dead"
     with pytest.raises(Unavailable, match="try again later"):
@@ -293,6 +299,49 @@ async def test_after_repeated_failures_requests_end_and_the_engine_recovers(
     await until(lambda: not engine.paused)
     assert (await engine.health()).state == "ready"
     assert [await read(engine, request())] == await undisturbed([request()])
+
+
+async def test_kills_from_outside_are_no_failures_of_the_engine(start_engine: StartEngine) -> None:
+    """As often as requests make progress in between, and where they make none."""
+    engine = await start_engine(Restarts(most=2, pause=0.01), **PACED)
+    at = {tokens: lambda: kill(engine) for tokens in (5, 15, 25, 35)}
+    assert [await read(engine, request(), at)] == await undisturbed([request()])
+    idle = engine.counters.restarts
+    for deaths in range(1, 4):
+        kill(engine)
+        await until(lambda wanted=idle + deaths: engine.counters.restarts == wanted)  # type: ignore[misc]
+    assert (await engine.health()).state == "ready"
+
+
+@pytest.mark.slow
+async def test_one_poisonous_request_among_good_ones_under_kills_at_random_times(
+    start_engine: StartEngine,
+) -> None:
+    engine = await start_engine(
+        Restarts(pause=0.01), crash_on_prompt="66", crash_at_token="31", **PACED
+    )
+    chance = random.Random(3)
+    kills = 0
+
+    async def killer() -> None:
+        nonlocal kills
+        while True:
+            await until(lambda: not engine.paused)
+            await asyncio.sleep(chance.uniform(0, 0.25))
+            kills += engine.engine_pid is not None
+            kill(engine)
+
+    good = [request(n, max_tokens=400) for n in range(16)]
+    bad = request(16, prompt=(1, 66), max_tokens=400)
+    tasks = [asyncio.create_task(read(engine, what)) for what in (*good[:7], bad, *good[7:])]
+    killing = asyncio.create_task(killer())
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    killing.cancel()
+    refusal = answers.pop(7)
+    assert isinstance(refusal, EngineError)
+    assert "refused" in str(refusal)
+    assert answers == await undisturbed(good)
+    assert kills > 10
 
 
 async def test_failing_to_start_again_counts_too(start_engine: StartEngine, tmp_path: Path) -> None:

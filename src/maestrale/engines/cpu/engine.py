@@ -334,6 +334,9 @@ class CPUEngine:
                 _generation(chunk).score(rows[:of_prompt])
             if advances:
                 results += self._advance(chunk, rows[of_prompt:])
+            else:
+                read = TokenDelta((), prefilled=chunk.sequence.computed)
+                results.append((_generation(chunk), read))
         self._generation_tokens += sum(
             len(result.token_ids) for _, result in results if isinstance(result, TokenDelta)
         )

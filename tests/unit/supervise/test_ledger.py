@@ -1,8 +1,9 @@
-"""The ledger alone: whatever the chunks and the deaths, the reader gets each token once."""
+"""The ledger alone: each token once, whatever the deaths; and who is to blame for those."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.mailbox import merge
 from maestrale.errors import EngineError, MaestraleError, ReplayMismatch, Unavailable
-from maestrale.supervise.replay import Entry, Ledger
+from maestrale.supervise.ledger import Entry, Ledger
 
 from .conftest import request
 
@@ -43,7 +44,14 @@ class Engine:
 
     def __init__(self) -> None:
         self.running: dict[str, GenerationRequest] = {}
-        self.ledger = Ledger(self.submit, self.abort)
+        self.info: EngineInfo | None = None
+        self.ledger = Ledger(self, single=True)
+
+    def engine_for(self, entry: Entry) -> EngineInfo | None:
+        return self.info
+
+    def released(self, wire_id: str) -> None:
+        self.running.pop(wire_id, None)
 
     def submit(self, what: GenerationRequest) -> None:
         assert what.request_id not in self.running
@@ -53,11 +61,14 @@ class Engine:
         self.running.pop(wire_id, None)
 
     def up(self, fingerprint: str = "a", *features: Feature) -> None:
-        self.ledger.engine_up(info(fingerprint, *features))
+        self.info = info(fingerprint, *features)
+        self.ledger.submit_waiting()
 
-    def down(self) -> bool:
+    def down(self, *, blamed: bool = True) -> bool:
+        """It dies; whether that counts against it."""
         self.running.clear()
-        return self.ledger.engine_down()
+        self.info = None
+        return self.ledger.lost(blamed=blamed)
 
     def wire_id(self, number: int = 0) -> str:
         """The id under which request `number` runs now."""
@@ -66,10 +77,11 @@ class Engine:
 
     def say(self, number: int, *tokens: int, last: bool = False) -> None:
         delta = TokenDelta(tokens, "stop" if last else None)
-        wire = self.wire_id(number)
-        if last:
-            del self.running[wire]
-        self.ledger.delta(wire, delta)
+        self.ledger.delta(self.wire_id(number), delta)
+
+    def read(self, number: int, prefilled: int) -> None:
+        """So much of its prompt is read."""
+        self.ledger.delta(self.wire_id(number), TokenDelta((), prefilled=prefilled))
 
     def runs(self) -> set[int]:
         return {int(wire.partition("/")[0][1:]) for wire in self.running}
@@ -92,7 +104,7 @@ def error_of(entry: Entry) -> Exception:
 
 @given(st.lists(st.lists(st.integers(1, 7), max_size=8), max_size=3), st.integers(1, 7))
 def test_every_token_once_and_in_order(lives: list[list[int]], last_chunk: int) -> None:
-    """Each life gives chunks of these sizes and dies (a fourth barren death would be poison)."""
+    """Each life gives chunks of these sizes and is killed."""
     engine = Engine()
     entry = engine.ledger.open(request())
     lives = [*lives, [last_chunk] * len(ANSWER)]
@@ -109,9 +121,7 @@ def test_every_token_once_and_in_order(lives: list[list[int]], last_chunk: int) 
             logprobs = tuple(TokenLogprob(token, -1.0) for token in tokens)
             delta = TokenDelta(tokens, "stop" if done else None, logprobs)
             engine.ledger.delta(engine.wire_id(), delta)
-            if done:
-                engine.running.clear()
-        engine.down()
+        engine.down(blamed=False)
     while not given_out or given_out[-1].finish_reason is None:
         given_out.append(taken(entry))
     answer = merge(given_out)
@@ -240,73 +250,167 @@ def test_suspects_run_one_by_one_and_only_the_killer_is_refused() -> None:
     engine.up()
     entries = [engine.ledger.open(request(n)) for n in range(3)]
     engine.say(0, 5)
-    assert not engine.down(), "progress: counts against nobody"
-    engine.up()
-    engine.say(0, 5)
-    assert not engine.down()
+    assert not engine.down(), "progress: it counts against nobody but who made none"
     engine.up()
     assert engine.runs() == {0, 1, 2}
-    assert not engine.down()
+    assert engine.down()
     late = engine.ledger.open(request(9))
     engine.up()
-    assert engine.runs() == {0}, "two deaths without progress: one at a time"
-    engine.say(0, 5)
-    assert engine.runs() == {0}, "no new token yet"
-    engine.say(0, 6)
-    assert engine.runs() == {1}, "the first is cleared, and waits"
-    assert engine.down(), "put down to the one on trial"
+    assert engine.runs() == {1}, "two lives without a step forward: one at a time"
+    assert not engine.down(), "put down to the one on trial"
     engine.up()
     assert engine.runs() == {1}, "one death alone may be anybody's doing"
-    assert engine.down()
+    assert not engine.down()
     assert "refused" in str(error_of(entries[1]))
     engine.up()
     assert engine.runs() == {2}
     engine.say(2, 8)
-    assert engine.runs() == {0, 2, 9}, "all are tried: all go on"
     assert not engine.ledger.trying_suspects
-    for number in (0, 2, 9):
-        engine.say(number, *{0: (5, 6), 2: (), 9: ()}[number], 10, last=True)
-    assert [taken(entry).token_ids for entry in (entries[0], entries[2], late)] == [
-        (5, 6, 10),
-        (8, 10),
-        (10,),
-    ]
+    assert engine.runs() == {0, 2, 9}, "all are tried: all go on"
+    engine.say(0, 5, 6, last=True)
+    engine.say(2, 10, last=True)
+    engine.say(9, 10, last=True)
+    answers = [taken(entry).token_ids for entry in (entries[0], entries[2], late)]
+    assert answers == [(5, 6), (8, 10), (10,)]
+    assert engine.ledger.counters.refused == 1
+
+
+@pytest.mark.parametrize("where", ["in the prompt", "in the answer"])
+def test_a_life_with_a_step_forward_is_no_strike(where: str) -> None:
+    engine = Engine()
+    entry = engine.ledger.open(request(prompt=tuple(range(4000))))
+    for life in range(1, len(ANSWER)):
+        engine.up()
+        assert engine.runs() == {0}
+        if where == "in the prompt":
+            engine.read(0, 100 * life)
+        else:
+            engine.say(0, *ANSWER[:life])
+        assert not engine.down()
+        assert not engine.ledger.trying_suspects
+    assert entry.strikes == 0
+
+
+def test_a_killer_that_ends_at_another_place_is_not_refused() -> None:
+    engine = Engine()
+    entry = engine.ledger.open(request(prompt=tuple(range(4000))))
+    for place in (900, 900, 900, 500, 600, 500, 400):
+        engine.up()
+        engine.read(0, place)
+        engine.down()
+    assert engine.ledger.trying_suspects
+    assert len(engine.ledger) == 1
+    engine.up()
+    engine.read(0, 400)
+    engine.down()
+    assert "refused" in str(error_of(entry))
+
+
+def test_a_kill_from_outside_is_no_evidence() -> None:
+    engine = Engine()
+    for number in range(3):
+        engine.ledger.open(request(number))
+    for _ in range(1000):
+        engine.up()
+        assert not engine.down(blamed=False)
+    assert not engine.ledger.trying_suspects
+    assert len(engine.ledger) == 3
+
+
+def test_where_replay_outlasts_a_life_fewer_run_at_once_until_they_move() -> None:
+    engine = Engine()
+    engine.up()
+    for number in range(8):
+        engine.ledger.open(request(number))
+        engine.say(number, 1, 2)
+    for left in (8, 4, 2, 1, 1):
+        engine.down(blamed=False)
+        engine.up()
+        assert len(engine.runs()) == left
+        for number in engine.runs():
+            engine.say(number, 1)
+    engine.say(0, 2, 3)
+    assert engine.runs() == {0, 1}
+    engine.say(1, 1, 2, 3)
+    assert engine.runs() == {0, 1, 2, 3}
+    engine.say(2, 1, 2, last=True)
+    assert engine.runs() == {0, 1, 3, 4}
+    engine.say(3, 1, 2, 3)
+    engine.say(4, 1, 2, 3)
+    assert engine.runs() == {0, 1, 3, 4, 5, 6, 7}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_poisonous_request_among_sixteen_good_ones_under_kills(seed: int) -> None:
+    chance = random.Random(seed)
+    engine = Engine()
+    entries = {number: engine.ledger.open(request(number)) for number in range(17)}
+    said: dict[int, list[int]] = {number: [] for number in range(17)}
+    kills = 0
+    while len(engine.ledger):
+        engine.up()
+        places: dict[str, int] = {}
+        for _ in range(chance.randrange(len(ANSWER) + 2)):
+            died = False
+            for wire in tuple(engine.running):
+                number = int(wire.partition("/")[0][1:])
+                place = places.get(wire, 0)
+                if number == 16 and place == 5:
+                    died = True
+                    break
+                places[wire] = place + 1
+                last = place + 1 == len(ANSWER)
+                delta = TokenDelta((ANSWER[place],), "stop" if last else None)
+                engine.ledger.delta(wire, delta)
+            if died:
+                engine.down()
+                break
+        else:
+            kills += 1
+            engine.down(blamed=False)
+        assert kills < 3000
+    for number in range(16):
+        said[number] += taken(entries[number]).token_ids
+        assert said[number] == list(ANSWER)
+    assert "refused" in str(error_of(entries[16]))
+    assert kills > 3, "hundreds over all seeds"
     assert engine.ledger.counters.refused == 1
 
 
 def test_a_suspect_that_leaves_or_fails_makes_room_for_the_next() -> None:
     engine = Engine()
+    engine.up()
     entries = [engine.ledger.open(request(n)) for n in range(4)]
-    for _ in range(2):
-        engine.up()
-        engine.down()
-    engine.ledger.close(entries[3])
+    engine.down()
+    engine.up()
+    engine.down()
     engine.up()
     assert engine.runs() == {0}
+    engine.down(blamed=False)
+    engine.up()
+    assert engine.runs() == {0}, "it was no trial"
     engine.ledger.close(entries[0])
     assert engine.runs() == {1}
-    wire = engine.wire_id(1)
-    del engine.running[wire]
-    engine.ledger.failed(wire, EngineError("too long"))
+    engine.ledger.failed(engine.wire_id(1), EngineError("too long"))
     assert str(error_of(entries[1])) == "too long"
-    assert engine.runs() == {2}
+    assert engine.runs() == {2, 3}, "only half of them ran in the second life"
 
 
 def test_a_lone_suspect_s_death_counts_as_the_engine_s_too() -> None:
     engine = Engine()
     engine.ledger.open(request())
-    for _ in range(2):
+    for _ in range(3):
         engine.up()
-        assert not engine.down()
-    engine.up()
-    assert not engine.down(), "with nobody to spare, it is not put down to the request alone"
+        assert engine.down(), "with nobody to spare, it is not put down to the request alone"
 
 
 def test_an_idle_death_makes_no_suspects() -> None:
     engine = Engine()
     for _ in range(5):
         engine.up()
-        assert not engine.down()
+        assert engine.down()
+        engine.up()
+        assert not engine.down(blamed=False)
     engine.ledger.open(request(1))
     engine.ledger.open(request(2))
     engine.up()
@@ -328,14 +432,13 @@ def test_fail_all_ends_everything_also_during_a_trial() -> None:
 
 
 def test_a_request_that_can_t_be_sent_is_nobody_else_s_trouble() -> None:
-    engine = Engine()
+    class Strict(Engine):
+        def submit(self, what: GenerationRequest) -> None:
+            if len(what.prompt) > 10:
+                raise EngineError("too long to be sent")
+            super().submit(what)
 
-    def submit(what: GenerationRequest) -> None:
-        if len(what.prompt) > 10:
-            raise EngineError("too long to be sent")
-        engine.submit(what)
-
-    engine.ledger = Ledger(submit, engine.abort)
+    engine = Strict()
     before = engine.ledger.open(request(0, prompt=(1,) * 11))
     engine.ledger.open(request(1))
     engine.up()
