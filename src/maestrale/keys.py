@@ -19,7 +19,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from pathlib import Path
 import msgspec
 
 from maestrale.errors import MaestraleError, SettingsError
+from maestrale.files import replace_file
 from maestrale.text_files import without_bom
 
 KEY_PREFIX = "sk-maestrale-"
@@ -152,7 +152,7 @@ def kept_key(path: Path) -> str:
             if path.exists():
                 return _read_kept(path)
             key = new_key()
-            _replace(path, key.encode() + b"\n")
+            replace_file(path, key.encode() + b"\n", mode=0o600, durable=True)
         except OSError as error:
             raise SettingsError(f"The key can't be kept in {path}: {error.strerror}.") from error
     return key
@@ -295,20 +295,6 @@ def write_keys(path: Path, keys: list[Key]) -> None:
     """Replace the file as a whole, readable by its owner only. Raises: SettingsError."""
     data = msgspec.json.format(msgspec.json.encode(_File(version=1, keys=keys)), indent=2) + b"\n"
     try:
-        _replace(path, data)
+        replace_file(path, data, mode=0o600, durable=True)
     except OSError as error:
         raise SettingsError(f"The key file {path} can't be written: {error.strerror}.") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write it whole or not at all. Raises: OSError."""
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=".keys-")
-    try:
-        with os.fdopen(handle, "wb") as file:  # mkstemp has made it with mode 0600
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "maestrale"
 
 # layer → what of maestrale it may import; a layer may always import itself.
 # `engines.base` holds types only.
-FOUNDATION = {"", "errors", "printable", "text_files"}
+FOUNDATION = {"", "errors", "files", "printable", "processes", "text_files"}
 SETTINGS = {"config"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),
@@ -25,9 +25,11 @@ ALLOWED: dict[str, set[str]] = {
     "bounded": set(),
     "console": {"printable"},
     "text_files": set(),
+    "files": set(),
+    "processes": set(),
     "config": FOUNDATION,
     "logs": FOUNDATION | SETTINGS,
-    "keys": {"errors", "text_files"},
+    "keys": {"errors", "files", "text_files"},
     "models": FOUNDATION | SETTINGS | {"bounded"},
     "engines": FOUNDATION | {"models"},
     "metrics": FOUNDATION | {"chat.answer", "engines.base"},

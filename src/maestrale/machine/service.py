@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maestrale.errors import ServiceError, SettingsError
+from maestrale.files import replace_file
 from maestrale.machine.unit import Container, Program, environment_file, environment_text
 
 UNIT_FOLDER = Path("/etc/systemd/system")
@@ -200,11 +201,7 @@ def _is(folder: Path) -> bool:
 def _write(path: Path, text: str, mode: int) -> None:
     """Whole or not at all, and never readable by more than `mode` says. Raises: ServiceError."""
     try:
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(handle, "w") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(text)
-        Path(draft).rename(path)
+        replace_file(path, text, mode=mode)
     except OSError as error:
         raise ServiceError(f"{path} can't be written: {error.strerror}.") from error
 

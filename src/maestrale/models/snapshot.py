@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from maestrale.errors import ModelError
+from maestrale.files import replace_file
 from maestrale.models.file_selection import FileSelection, select_files
 from maestrale.models.hub import DEFAULT_REVISION
 from maestrale.models.prepared import MOST_READ
@@ -64,7 +65,7 @@ class RepoCache:
         if revision != commit:
             ref = self.folder / "refs" / revision
             ref.parent.mkdir(parents=True, exist_ok=True)
-            ref.write_text(commit)
+            replace_file(ref, commit)
 
     def commit_of(self, revision: str) -> str | None:
         """The commit that a revision was when it was last asked for."""
@@ -174,13 +175,8 @@ class CheckedFiles:
     def note(self, blob: Path, status: os.stat_result | None = None) -> None:
         """It was found sound as it is now. A cache that can't be written goes without."""
         self._seen[blob.name] = _seen(status or blob.stat())
-        draft = self._notes.with_name(f"{NOTES}.{os.getpid()}")
         with contextlib.suppress(OSError):
-            try:
-                draft.write_bytes(msgspec.json.encode(self._seen))
-                draft.replace(self._notes)
-            finally:
-                draft.unlink(missing_ok=True)
+            replace_file(self._notes, msgspec.json.encode(self._seen))
 
 
 def damaged_files(

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from maestrale.errors import ModelError
+from maestrale.files import replace_file
 from maestrale.models.prepared import FORMAT_VERSION, damage, is_intact
 from maestrale.models.room import full_message, is_full
 
@@ -57,7 +58,7 @@ def digest_of(path: Path, store: Path, progress: Progress) -> str:
             done += len(chunk)
             progress("Checking the model file", done / max(status.st_size, 1))
     notes.mkdir(parents=True, exist_ok=True)
-    note.write_bytes(msgspec.json.encode(_Stamp(*seen, digest.hexdigest())))
+    replace_file(note, msgspec.json.encode(_Stamp(*seen, digest.hexdigest())))
     return digest.hexdigest()
 
 

@@ -9,7 +9,8 @@ import socket
 import sys
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
+from maestrale.processes import die_with_parent
+
 PR_SET_NAME = 15
 OOM_SCORE = 500
 
@@ -29,9 +30,8 @@ def take_leash(fd: int, title: str, oom_score: int = OOM_SCORE) -> socket.socket
     sock.set_inheritable(False)
     sock.setblocking(True)
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        libc.prctl(PR_SET_NAME, title.encode()[:15], 0, 0, 0)
+        die_with_parent()
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_NAME, title.encode()[:15], 0, 0, 0)
         with contextlib.suppress(OSError):  # not everywhere may this be set
             Path("/proc/self/oom_score_adj").write_text(str(oom_score))
     return sock

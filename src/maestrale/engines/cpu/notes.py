@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from maestrale import __version__
+from maestrale.files import replace_file
 
 
 def cpu_identity() -> str:
@@ -51,10 +51,8 @@ def recall(file: Path, key: str) -> Any:
 
 def remember(file: Path, key: str, value: Any) -> bool:
     """Note it for the next start. False where the folder can't be written: tried again then."""
-    draft = file.with_name(f"{file.name}.{os.getpid()}")
     try:
-        draft.write_text(json.dumps(_notes(file) | {key: value}))
-        draft.replace(file)
+        replace_file(file, json.dumps(_notes(file) | {key: value}))
     except OSError as error:
         logger.info("What was found on this machine can't be noted in %s: %s", file, error)
         return False

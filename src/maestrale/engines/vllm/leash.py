@@ -7,25 +7,23 @@ on other nodes are Ray's (leash_ray.py).
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 from typing import Any
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-PR_SET_PDEATHSIG = 1
+from maestrale import processes
+
 INIT = 1
 
 
 def die_with_parent() -> None:
-    """Linux only; elsewhere the process ends when vLLM's own sockets fail."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() == INIT:  # it died before this
-            os._exit(1)
+    """The parent is a process of ours or vLLM's, never the system's first."""
+    processes.die_with_parent()
+    if sys.platform == "linux" and os.getppid() == INIT:
+        os._exit(1)  # it died before this
 
 
 class LeashedMultiproc(MultiprocExecutor):  # type: ignore[misc]

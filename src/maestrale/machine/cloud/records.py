@@ -6,13 +6,13 @@ A file holds the service's key: its mode is 0600, the folder's 0700.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from maestrale.errors import MachineError
+from maestrale.files import replace_file
 
 LAUNCHING, UP, SERVING, STOPPED = "launching", "up", "serving", "stopped"
 
@@ -100,11 +100,8 @@ class Book:
 
     def write_text(self, path: Path, text: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = path.with_name(f".{path.name}.part")
         try:
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(text)
-            part.replace(path)
+            replace_file(path, text, mode=0o600, durable=True)
         except OSError as error:
             raise MachineError(f"Can't write {path}: {error.strerror}.") from error
 

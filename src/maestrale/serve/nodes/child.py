@@ -6,11 +6,9 @@ on the machine may read. On standard output it writes `Word`s, one a line.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
 import platform
-import signal
 import sys
 from pathlib import Path
 
@@ -19,10 +17,10 @@ import msgspec
 from maestrale.cluster.runtime import Runtime
 from maestrale.config.settings import Settings, default_cache_dir, flag, is_loopback
 from maestrale.errors import MaestraleError, SettingsError
+from maestrale.processes import die_with_parent
 from maestrale.serve.nodes.messages import ChildSpec, Word
 from maestrale.serve.server import run
 from maestrale.serve.workers.messages import unpack_settings
-from maestrale.supervise.leash import PR_SET_PDEATHSIG
 
 EVERYWHERE = ("0.0.0.0", "::", "[::]")  # noqa: S104 - compared with, not listened on
 FILES = ("ssl_certfile", "ssl_keyfile", "chat_template")
@@ -65,9 +63,7 @@ def url_here(url: str, host: str, node_ip: str) -> str:
 
 def main() -> None:
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=ChildSpec)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != spec.parent:
-        sys.exit(1)  # it died before the kernel knew
+    die_with_parent(spec.parent)
     words = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever else is printed goes to the log
 
