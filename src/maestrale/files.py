@@ -19,11 +19,8 @@ def replace_file(
     content = data.encode() if isinstance(data, str) else data
     draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        handle = os.open(
-            draft,
-            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW,
-            0o666 if mode is None else mode & 0o600,
-        )
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        handle = os.open(draft, flags, 0o666 if mode is None else mode & 0o600)
         with open(handle, "wb") as file:
             if mode is not None:
                 os.fchmod(file.fileno(), mode)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from maestrale.config.folders import xdg_folder
 from maestrale.errors import SettingsError
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -61,14 +62,7 @@ def read_hub_settings(environment: Mapping[str, str]) -> HubSettings:
 def _home(given: Mapping[str, str]) -> Path:
     if "HF_HOME" in given:
         return Path(given["HF_HOME"]).expanduser()
-    folder = Path(given.get("XDG_CACHE_HOME", ""))
-    if folder.is_absolute():
-        return folder / "huggingface"
-    try:
-        home = Path(given["HOME"]) if "HOME" in given else Path.home()
-    except RuntimeError as error:
-        raise SettingsError("This user has no home folder: set HF_HOME.") from error
-    return home / ".cache" / "huggingface"
+    return xdg_folder(given, "XDG_CACHE_HOME", "set HF_HOME") / "huggingface"
 
 
 def _token(given: Mapping[str, str], home: Path) -> tuple[str | None, str]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maestrale.config.folders import xdg_folder
 from maestrale.config.hub import HubSettings, read_hub_settings
 from maestrale.config.values import check_text, parse_range, parse_size, read_value
 from maestrale.errors import SettingsError
@@ -70,14 +71,7 @@ def default_cache_dir(environment: Mapping[str, str] | None = None) -> Path:
     Raises: SettingsError when this user has no home folder at all.
     """
     environment = os.environ if environment is None else environment
-    folder = Path(environment.get("XDG_CACHE_HOME", ""))
-    if folder.is_absolute():
-        return folder / "maestrale"
-    home = environment.get("HOME", "")
-    try:
-        return (Path(home) if home else Path.home()) / ".cache" / "maestrale"
-    except RuntimeError as error:
-        raise SettingsError("This user has no home folder: set --cache-dir.") from error
+    return xdg_folder(environment, "XDG_CACHE_HOME", "set --cache-dir") / "maestrale"
 
 
 def default_key_file(environment: Mapping[str, str] | None = None) -> Path:
@@ -86,13 +80,7 @@ def default_key_file(environment: Mapping[str, str] | None = None) -> Path:
     Raises: SettingsError when this user has no home folder at all.
     """
     environment = os.environ if environment is None else environment
-    folder = Path(environment.get("XDG_CONFIG_HOME", ""))
-    if not folder.is_absolute():
-        home = environment.get("HOME", "")
-        try:
-            folder = (Path(home) if home else Path.home()) / ".config"
-        except RuntimeError as error:
-            raise SettingsError("This user has no home folder: name the key file.") from error
+    folder = xdg_folder(environment, "XDG_CONFIG_HOME", "name the key file")
     return folder / "maestrale" / "keys.json"
 
 
@@ -112,14 +100,10 @@ def hub_settings(environment: Mapping[str, str] | None = None) -> HubSettings:
 def default_history_file(environment: Mapping[str, str] | None = None) -> Path | None:
     """`$XDG_STATE_HOME/maestrale/chat-history`, or below ~/.local/state; None without a home."""
     environment = os.environ if environment is None else environment
-    folder = Path(environment.get("XDG_STATE_HOME", ""))
-    if not folder.is_absolute():
-        home = environment.get("HOME", "")
-        try:
-            folder = (Path(home) if home else Path.home()) / ".local" / "state"
-        except RuntimeError:
-            return None
-    return folder / "maestrale" / "chat-history"
+    try:
+        return xdg_folder(environment, "XDG_STATE_HOME") / "maestrale" / "chat-history"
+    except SettingsError:
+        return None
 
 
 def default_machines_dir(environment: Mapping[str, str] | None = None) -> Path:
@@ -127,10 +111,8 @@ def default_machines_dir(environment: Mapping[str, str] | None = None) -> Path:
 
     Raises: SettingsError when this user has no home folder at all.
     """
-    history = default_history_file(environment)
-    if history is None:
-        raise SettingsError("This user has no home folder: set XDG_STATE_HOME.")
-    return history.with_name("machines")
+    environment = os.environ if environment is None else environment
+    return xdg_folder(environment, "XDG_STATE_HOME") / "maestrale" / "machines"
 
 
 def default_data_dir(environment: Mapping[str, str] | None = None) -> Path:
@@ -139,14 +121,7 @@ def default_data_dir(environment: Mapping[str, str] | None = None) -> Path:
     Raises: SettingsError when this user has no home folder at all.
     """
     environment = os.environ if environment is None else environment
-    folder = Path(environment.get("XDG_DATA_HOME", ""))
-    if not folder.is_absolute():
-        home = environment.get("HOME", "")
-        try:
-            folder = (Path(home) if home else Path.home()) / ".local" / "share"
-        except RuntimeError as error:
-            raise SettingsError("This user has no home folder: set XDG_DATA_HOME.") from error
-    return folder / "maestrale"
+    return xdg_folder(environment, "XDG_DATA_HOME") / "maestrale"
 
 
 @dataclass(frozen=True, kw_only=True)
