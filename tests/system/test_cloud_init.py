@@ -13,8 +13,8 @@ import yaml
 from apt_repository import Package, Signer, nvidia_packages, serving
 from debian_machine import DebianMachine, debian_machine
 from maestrale.machine.setup.cloud_init import LARGEST, SCRIPT_FILE, user_data
-from maestrale.machine.setup.plan import Options
-from maestrale.machine.setup.whole import Request, set_up
+from maestrale.machine.setup.plan import SetupOptions
+from maestrale.machine.setup.whole import SetupRequest, set_up
 from setup_notes import DRIVER, VERSION, Notes
 
 pytestmark = pytest.mark.slow
@@ -34,14 +34,14 @@ def machine() -> Iterator[DebianMachine]:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_cloud_init_accepts_it(machine: DebianMachine, source: str | None) -> None:
-    text = user_data(Options(), source)
+    text = user_data(SetupOptions(), source)
     assert len(text.encode()) <= LARGEST
     (machine.root / "root/user-data").write_text(text)
     assert "Valid" in machine.run("cloud-init schema --config-file /root/user-data 2>&1")
 
 
 def test_cloud_inits_schema_can_refuse(machine: DebianMachine) -> None:
-    text = user_data(Options(), SOURCES[1]).replace("permissions:", "permission:", 1)
+    text = user_data(SetupOptions(), SOURCES[1]).replace("permissions:", "permission:", 1)
     (machine.root / "root/user-data").write_text(text)
     done = machine.target.run("cloud-init schema --config-file /root/user-data 2>&1")
     assert "permission" in done.stdout
@@ -53,7 +53,7 @@ def test_cloud_inits_schema_can_refuse(machine: DebianMachine) -> None:
 def test_its_script_is_sound_shell(source: str | None, cpu: bool, tmp_path: Path) -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    document = yaml.safe_load(user_data(Options(cpu=cpu), source))
+    document = yaml.safe_load(user_data(SetupOptions(cpu=cpu), source))
     script = tmp_path / "script"
     script.write_text(document["write_files"][0]["content"])
     # SC2016: pieces for another shell are quoted on purpose. SC1091: os-release is the machine's.
@@ -84,7 +84,7 @@ def test_first_boot_leaves_what_setup_leaves(tmp_path: Path) -> None:
         nvidia.publish(nvidia_debs, signers[0])
         machine.only_source(debian.url, signers[1].public)
         machine.put_gpu()
-        options = Options(
+        options = SetupOptions(
             nvidia_repository=nvidia.url, nvidia_key=signers[0].public, wait_for_apt=0.5
         )
         for file in yaml.safe_load(user_data(options, None))["write_files"]:
@@ -98,7 +98,7 @@ def test_first_boot_leaves_what_setup_leaves(tmp_path: Path) -> None:
             said
         )
         # The other way to set a machine up finds nothing left to do.
-        result = set_up(machine.target, Request(options, proof=False), Notes())
+        result = set_up(machine.target, SetupRequest(options, proof=False), Notes())
         assert [one.doing for one in result.outcomes if one.changed] == []
         machine.run(f"RETRY_SECONDS=0 {SCRIPT_FILE}")
         assert machine.installed() == installed

@@ -23,8 +23,8 @@ from maestrale.errors import (
     RepositoryRefused,
 )
 from maestrale.machine.setup.packages import PREFERENCES_FILE
-from maestrale.machine.setup.plan import Options
-from maestrale.machine.setup.whole import Request, Result, set_up
+from maestrale.machine.setup.plan import SetupOptions
+from maestrale.machine.setup.whole import SetupRequest, SetupResult, set_up
 from maestrale.machine.target import Target
 from serving import free_port
 from setup_notes import DRIVER, VERSION, Notes
@@ -48,8 +48,8 @@ class World:
         self.nvidia.publish(self.debs, None if unsigned else signer or self.signer)
 
     @property
-    def options(self) -> Options:
-        return Options(
+    def options(self) -> SetupOptions:
+        return SetupOptions(
             nvidia_repository=self.nvidia.url, nvidia_key=self.signer.public, wait_for_apt=0.5
         )
 
@@ -83,10 +83,10 @@ def machine(world: World) -> Iterator[DebianMachine]:
 
 
 def run(
-    machine: DebianMachine, options: Options, target: Target | None = None
-) -> tuple[Result, str]:
+    machine: DebianMachine, options: SetupOptions, target: Target | None = None
+) -> tuple[SetupResult, str]:
     notes = Notes()
-    request = Request(options, proof=False)
+    request = SetupRequest(options, proof=False)
     return set_up(target or machine.target, request, notes), notes.text
 
 
@@ -94,7 +94,7 @@ def test_the_first_run_installs_and_the_second_changes_nothing(
     machine: DebianMachine, world: World
 ) -> None:
     before = machine.everything()
-    planned = set_up(machine.target, Request(world.options, dry_run=True), Notes())
+    planned = set_up(machine.target, SetupRequest(world.options, dry_run=True), Notes())
     assert machine.everything() == before, "a dry run changed something"
     assert planned.changed
 
@@ -193,7 +193,7 @@ def test_a_repository_that_is_not_signed_by_the_key_is_refused(
 
 
 def test_no_network_and_the_next_run_goes_on(machine: DebianMachine, world: World) -> None:
-    unreachable = Options(
+    unreachable = SetupOptions(
         nvidia_repository="http://127.0.0.1:9/",  # where nothing listens
         nvidia_key=world.signer.public,
         wait_for_apt=0.5,
@@ -220,14 +220,14 @@ def test_a_lock_that_is_held_is_waited_for_then_told(machine: DebianMachine, wor
 def test_without_a_gpu_there_is_docker_alone(machine: DebianMachine, world: World) -> None:
     for file in sorted((machine.root / "sys").rglob("*"), reverse=True):
         file.unlink() if file.is_file() else file.rmdir()
-    result, said = run(machine, Options(wait_for_apt=0.5))
+    result, said = run(machine, SetupOptions(wait_for_apt=0.5))
     assert (result.changed, result.gpu, result.reboot_needed) == (True, False, False)
     assert "Docker alone" in said
     assert "docker.io" in machine.installed()
     assert not [name for name in machine.installed() if "nvidia" in name]
-    assert not run(machine, Options(wait_for_apt=0.5))[0].changed
+    assert not run(machine, SetupOptions(wait_for_apt=0.5))[0].changed
     with pytest.raises(ProofFailed, match="does not run"):
-        set_up(machine.target, Request(Options(cpu=True)), Notes())
+        set_up(machine.target, SetupRequest(SetupOptions(cpu=True)), Notes())
 
 
 def test_a_gpu_too_old_is_refused_before_anything_is_done(

@@ -24,7 +24,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class WorkloadOptions:
     """What the command line says of the workload. Lengths are in words, near enough to tokens."""
 
     seed: int = 0
@@ -36,4 +36,4 @@ class Options:
     """Answers go on to `max_tokens`. A field of vLLM, llama.cpp and maestrale."""
 
 
-Workload = Callable[[Options], Iterator[Conversation]]
+Workload = Callable[[WorkloadOptions], Iterator[Conversation]]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maestrale.bench.conversation import Conversation, Message, Options, Turn
+from maestrale.bench.conversation import Conversation, Message, Turn, WorkloadOptions
 from maestrale.errors import CannotBench
 
 _HUMAN = ("human", "user")
@@ -22,7 +22,7 @@ _SHAREGPT_FIELDS = {"max_tokens": 256, "temperature": 0}
 _OURS = ("stream", "stream_options", "model")
 
 
-def from_file(path: Path, options: Options) -> Iterator[Conversation]:
+def from_file(path: Path, options: WorkloadOptions) -> Iterator[Conversation]:
     """The file's conversations in random order, again and again. Raises: CannotBench."""
     entries = [_conversation(entry, where) for entry, where in _entries(path)]
     if not entries:
@@ -30,7 +30,7 @@ def from_file(path: Path, options: Options) -> Iterator[Conversation]:
     return _endless(entries, options)
 
 
-def _endless(entries: list[Conversation], options: Options) -> Iterator[Conversation]:
+def _endless(entries: list[Conversation], options: WorkloadOptions) -> Iterator[Conversation]:
     draw = random.Random(f"file {options.seed}")  # noqa: S311 - repeatable, no secret
     while True:
         yield from draw.sample(entries, len(entries))

@@ -13,7 +13,7 @@ from maestrale.bench.load import Run
 _EVERY = 10.0  # seconds between lines where there is no terminal
 
 
-class Progress:
+class BenchProgress:
     """A bar in a terminal, a line now and then anywhere else."""
 
     def __init__(self, console: Console, points: int) -> None:
@@ -31,7 +31,7 @@ class Progress:
         )
         self._task = self._bars.add_task("warming up", total=None, state="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> BenchProgress:
         if self._console.is_terminal:
             self._bars.start()
         return self

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maestrale.bench.plot import Line, chart
-from maestrale.bench.results import Latencies, Measurement, Report
+from maestrale.bench.results import BenchReport, Latencies, Measurement
 from maestrale.bench.statistics import Summary
 from maestrale.printable import printable, printable_json
 
@@ -29,12 +29,12 @@ _DEFINITIONS = (
 )
 
 
-def as_json(report: Report) -> str:
+def as_json(report: BenchReport) -> str:
     """Everything, with times in seconds."""
     return printable_json(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
 
 
-def print_report(console: Console, report: Report) -> None:
+def print_report(console: Console, report: BenchReport) -> None:
     """The tables: throughput for each load, then latencies, then the kinds of requests."""
     console.print()
     console.print(_throughput(report))
@@ -58,7 +58,7 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _throughput(report: Report) -> Table:
+def _throughput(report: BenchReport) -> Table:
     headings = ["load", "requests", "failed", "req/s", "tok/s in", "tok/s out"]
     if report.bounds:
         headings += ["good", "good/s"]
@@ -78,7 +78,7 @@ def _throughput(report: Report) -> Table:
     return table
 
 
-def _latency_table(report: Report) -> Table:
+def _latency_table(report: BenchReport) -> Table:
     table = _table("latency in ms", "load", "p50", "p90", "p99", "max")
     for name, title in MEASURES:
         for number, one in enumerate(report.measurements):
@@ -99,7 +99,7 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def _kind_table(report: Report) -> Table | None:
+def _kind_table(report: BenchReport) -> Table | None:
     """The parts of a workload that has several, at each load."""
     if all(len(one.kinds) < 2 for one in report.measurements):
         return None
@@ -122,7 +122,7 @@ def _kind_table(report: Report) -> Table | None:
     return table
 
 
-def as_html(report: Report) -> str:
+def as_html(report: BenchReport) -> str:
     """One self-contained page with plots."""
     return _template().render(
         report=report,
@@ -133,7 +133,7 @@ def as_html(report: Report) -> str:
     )
 
 
-def _plots(report: Report) -> list[tuple[str, str]]:
+def _plots(report: BenchReport) -> list[tuple[str, str]]:
     """(title, chart) for the page; those over the load need two loads at least."""
     found = [one for one in report.measurements if one.succeeded]
     plots = []

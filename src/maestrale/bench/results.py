@@ -65,7 +65,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str]
 
 
-class Report(msgspec.Struct, kw_only=True):
+class BenchReport(msgspec.Struct, kw_only=True):
     """A whole benchmark."""
 
     maestrale: str

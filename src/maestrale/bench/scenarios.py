@@ -10,9 +10,14 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from maestrale.bench.conversation import Conversation, Message, Options, Turn
+from maestrale.bench.conversation import Conversation, Message, Turn, WorkloadOptions
 from maestrale.errors import CannotBench, CannotVerify
-from maestrale.verify.collection import Collection, Request, bundled_collection, read_collection
+from maestrale.verify.collection import (
+    Collection,
+    CollectionRequest,
+    bundled_collection,
+    read_collection,
+)
 from maestrale.verify.variables import replace
 
 QUESTIONS = "Simple questions"
@@ -36,17 +41,17 @@ def article() -> str:
     return text
 
 
-def questions(options: Options) -> Iterator[Conversation]:
+def questions(options: WorkloadOptions) -> Iterator[Conversation]:
     """The short questions, in random order, each a conversation of its own."""
     return _shuffled([Conversation((turn,)) for turn in turns_of(QUESTIONS)], options)
 
 
-def json_only(options: Options) -> Iterator[Conversation]:
+def json_only(options: WorkloadOptions) -> Iterator[Conversation]:
     """The requests for JSON, in random order, each a conversation of its own."""
     return _shuffled([Conversation((turn,)) for turn in turns_of(JSON_ONLY)], options)
 
 
-def article_and_follow_ups(options: Options) -> Iterator[Conversation]:
+def article_and_follow_ups(options: WorkloadOptions) -> Iterator[Conversation]:
     """The article with its summary, then the questions about it, in one conversation.
 
     Each conversation begins with a line of its own. Otherwise all but the first would find the
@@ -62,7 +67,7 @@ def article_and_follow_ups(options: Options) -> Iterator[Conversation]:
         )
 
 
-def _shuffled(series: list[Conversation], options: Options) -> Iterator[Conversation]:
+def _shuffled(series: list[Conversation], options: WorkloadOptions) -> Iterator[Conversation]:
     draw = random.Random(f"order {options.seed}")  # noqa: S311 - repeatable, no secret
     while True:
         yield from draw.sample(series, len(series))
@@ -78,7 +83,7 @@ def turns_of(folder: str) -> tuple[Turn, ...]:
     return tuple(_turn(request, collection.variables) for request in found)
 
 
-def _turn(request: Request, variables: Mapping[str, Any]) -> Turn:
+def _turn(request: CollectionRequest, variables: Mapping[str, Any]) -> Turn:
     filled = replace(request.body or "", [variables])
     # What is left are answers of this run: whole JSON strings, as {{summary}}.
     body = json.loads(

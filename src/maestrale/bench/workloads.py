@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from maestrale.bench.conversation import Conversation, Message, Options, Turn, Workload
+from maestrale.bench.conversation import Conversation, Message, Turn, Workload, WorkloadOptions
 from maestrale.errors import CannotBench
 
 TOPICS = (
@@ -46,7 +46,7 @@ WORDS = [
 ]
 
 
-def chat(options: Options) -> Iterator[Conversation]:
+def chat(options: WorkloadOptions) -> Iterator[Conversation]:
     """Conversations of three turns between people and an assistant."""
     draw = random.Random(f"chat {options.seed}")  # noqa: S311
     fields = {"max_tokens": 128, "temperature": 0}
@@ -62,7 +62,7 @@ def chat(options: Options) -> Iterator[Conversation]:
         )
 
 
-def shared_prefix(options: Options) -> Iterator[Conversation]:
+def shared_prefix(options: WorkloadOptions) -> Iterator[Conversation]:
     """One long system prompt for everybody, and a short question each."""
     from maestrale.bench.scenarios import article
 
@@ -78,7 +78,7 @@ def shared_prefix(options: Options) -> Iterator[Conversation]:
         yield Conversation((Turn("question", (system, _user(ask)), fields),))
 
 
-def random_lengths(options: Options) -> Iterator[Conversation]:
+def random_lengths(options: WorkloadOptions) -> Iterator[Conversation]:
     """Prompts and answers of random lengths, evenly spread on a logarithmic scale."""
     draw = random.Random(f"random {options.seed}")  # noqa: S311
     while True:
@@ -116,7 +116,7 @@ def known() -> dict[str, Workload]:
 NAMES = ("chat", "questions", "article", "json", "shared-prefix", "random")
 
 
-def conversations(name: str, options: Options) -> Iterator[Conversation]:
+def conversations(name: str, options: WorkloadOptions) -> Iterator[Conversation]:
     """The series that `name` means, with what the options change in each request.
 
     Raises: CannotBench for a name that there is not.
@@ -127,7 +127,7 @@ def conversations(name: str, options: Options) -> Iterator[Conversation]:
     return adjusted(workload(options), options)
 
 
-def adjusted(series: Iterator[Conversation], options: Options) -> Iterator[Conversation]:
+def adjusted(series: Iterator[Conversation], options: WorkloadOptions) -> Iterator[Conversation]:
     """The same series with `max_tokens` and `ignore_eos` put into each request."""
     extra: dict[str, Any] = {}
     if options.max_tokens is not None:

@@ -20,11 +20,11 @@ from rich.text import Text
 from maestrale import __version__
 from maestrale.bench import report as reports
 from maestrale.bench.client import Client, Target
-from maestrale.bench.conversation import Conversation, Options
+from maestrale.bench.conversation import Conversation, WorkloadOptions
 from maestrale.bench.file import from_file
 from maestrale.bench.load import Generator, Point, points
-from maestrale.bench.progress import Progress
-from maestrale.bench.results import Report, measure
+from maestrale.bench.progress import BenchProgress
+from maestrale.bench.results import BenchReport, measure
 from maestrale.bench.statistics import Bounds, parse_bounds
 from maestrale.bench.workloads import NAMES, adjusted, conversations
 from maestrale.cli.api_key import api_key_options
@@ -33,7 +33,7 @@ from maestrale.cli.parameters import FiniteRange
 from maestrale.console import CleanConsole
 from maestrale.errors import CannotBench, CannotVerify, MaestraleError
 from maestrale.verify.preflight import first_model
-from maestrale.verify.runner import Options as VerifyOptions
+from maestrale.verify.runner import RunOptions
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_CONCURRENCY = (1, 8, 32)
@@ -193,7 +193,7 @@ def command(
         target = Target(
             url or DEFAULT_URL, {"Authorization": f"Bearer {api_key}"} if api_key else {}
         )
-        options = Options(
+        options = WorkloadOptions(
             seed=seed,
             max_tokens=max_tokens,
             input_words=input_words,
@@ -205,11 +205,11 @@ def command(
         else:
             series = conversations(workload, options)
         if model is None:
-            model = _run(first_model(target.url, api_key or "", VerifyOptions(seconds=timeout)))
+            model = _run(first_model(target.url, api_key or "", RunOptions(seconds=timeout)))
         loads = points(
             concurrency or (), rate or (), duration=duration, requests=requests, seed=seed
         )
-        found = Report(
+        found = BenchReport(
             maestrale=__version__,
             started=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             server=target.url,
@@ -236,7 +236,7 @@ def command(
 
 async def _bench(
     client: Client,
-    found: Report,
+    found: BenchReport,
     series: Iterator[Conversation],
     loads: list[Point],
     warm_up: int,
@@ -245,7 +245,7 @@ async def _bench(
 ) -> None:
     generator = Generator(client, found.model, series)
     out.print(Text(f"{found.server} · {found.model} · {found.workload}", style="dim"))
-    with Progress(out, len(loads)) as progress:
+    with BenchProgress(out, len(loads)) as progress:
         if warm_up:
             run = await generator.warm_up(warm_up, warm_up)
             _stop_if_hopeless([record.exchange.error for record in run.records])
@@ -294,7 +294,7 @@ def _check_folder(path: Path | None) -> None:
         raise CannotBench(f"Can't write {path}: the folder {path.parent} does not exist.")
 
 
-def _write(path: Path | None, make: Callable[[Report], str], found: Report) -> None:
+def _write(path: Path | None, make: Callable[[BenchReport], str], found: BenchReport) -> None:
     if path is None:
         return
     try:

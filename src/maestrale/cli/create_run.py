@@ -41,7 +41,7 @@ class CloudSteps:
 
         show = Terminal()
         self._say(f"Setting up {target.name} ...")
-        done = whole.set_up(target, whole.Request(reboot=True, proof=False), show)
+        done = whole.set_up(target, whole.SetupRequest(reboot=True, proof=False), show)
         if done.reboot_needed:
             raise MachineError(f"{target.name} was rebooted, and its driver still wants a reboot.")
         self._gpu = done.gpu

@@ -131,7 +131,7 @@ def _set_up(machine: Target, given: dict[str, Any], options: Any) -> int:
 
     source = Source.parse(given["source"]) if given["source"] is not None else None
     show = Terminal()
-    request = whole.Request(
+    request = whole.SetupRequest(
         options,
         source=source,
         dry_run=given["dry_run"],

@@ -26,8 +26,8 @@ from maestrale.verify.collection import (
 )
 from maestrale.verify.preflight import first_model
 from maestrale.verify.results import RunResult
-from maestrale.verify.runner import Options, new_result, run
-from maestrale.verify.terminal import Progress, print_failures
+from maestrale.verify.runner import RunOptions, new_result, run
+from maestrale.verify.terminal import RunProgress, print_failures
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -74,7 +74,7 @@ def command(
 
     Exit code 0: every check passed. 1: a check failed. 2: it could not be run.
     """
-    options = Options(seconds=timeout, connect_seconds=connect_timeout, folders=folder)
+    options = RunOptions(seconds=timeout, connect_seconds=connect_timeout, folders=folder)
     out = CleanConsole(stderr=to_json)
     result = new_result(str(collection or "maestrale"), url or DEFAULT_URL, model or "")
     try:
@@ -101,7 +101,7 @@ def command(
 async def _verify(
     collection: Collection,
     environment: Environment,
-    options: Options,
+    options: RunOptions,
     result: RunResult,
     out: Console,
 ) -> None:
@@ -110,7 +110,7 @@ async def _verify(
     if asks_for_model and not values.get("model"):
         server, key = str(values["baseUrl"]), str(values.get("apiKey") or "")
         values["model"] = result.model = await first_model(server, key, options)
-    with Progress(out) as progress:
+    with RunProgress(out) as progress:
         await run(collection, environment, options, result, progress.started, progress.finished)
 
 

@@ -45,7 +45,7 @@ class Auth:
 
 
 @dataclass(frozen=True)
-class Request:
+class CollectionRequest:
     """One request of the collection; {{variables}} are not replaced yet."""
 
     id: str
@@ -74,7 +74,7 @@ class Request:
 class Collection:
     name: str
     variables: dict[str, Any]
-    requests: tuple[Request, ...]
+    requests: tuple[CollectionRequest, ...]
     folders: dict[str, str]  # path → description
 
 
@@ -166,7 +166,7 @@ class _Reader:
     """Walks folders, handing auth and scripts down to the requests."""
 
     def __init__(self) -> None:
-        self.requests: list[Request] = []
+        self.requests: list[CollectionRequest] = []
         self.folders: dict[str, str] = {}
 
     def folder(
@@ -240,7 +240,7 @@ def _request(
     auth: Auth | None,
     before: tuple[str, ...],
     tests: tuple[str, ...],
-) -> Request:
+) -> CollectionRequest:
     where = " / ".join(location)
     _refuse_protocol_settings(item, where)
     if item.get("variable"):
@@ -250,7 +250,7 @@ def _request(
         node = {"url": node}
     _refuse_protocol_settings(node, where)
     body, mode, content_type = _body(node.get("body"), where)
-    return Request(
+    return CollectionRequest(
         id=str(item.get("id", "")),
         location=location,
         description=_text(node.get("description") or item.get("description")),

@@ -6,10 +6,10 @@ import json
 
 from maestrale.errors import CannotVerify
 from maestrale.verify.exchange import NoAnswer, exchange
-from maestrale.verify.runner import Options
+from maestrale.verify.runner import RunOptions
 
 
-async def first_model(server: str, api_key: str, options: Options) -> str:
+async def first_model(server: str, api_key: str, options: RunOptions) -> str:
     """The id of the first model that the server lists.
 
     `server` is the URL without /v1. Raises CannotVerify if there is none, saying what is wrong.

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from maestrale.errors import CannotVerify
 from maestrale.verify import variables
-from maestrale.verify.collection import Auth, Collection, Environment, Request
+from maestrale.verify.collection import Auth, Collection, CollectionRequest, Environment
 from maestrale.verify.exchange import Answer, NoAnswer, exchange
 from maestrale.verify.results import RequestResult, RunResult
 from maestrale.verify.sandbox import Assertion, Failure, Scopes, ScriptRun, run_scripts
@@ -31,7 +31,7 @@ _MOST_ROUNDS = 10  # a setNextRequest loop ends after this many times the collec
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """`seconds` bounds each exchange, `connect_seconds` its connecting."""
 
     seconds: float = 300.0
@@ -39,7 +39,7 @@ class Options:
     folders: tuple[str, ...] = ()
 
 
-def choose(collection: Collection, folders: Sequence[str]) -> tuple[Request, ...]:
+def choose(collection: Collection, folders: Sequence[str]) -> tuple[CollectionRequest, ...]:
     """The requests in the named folders (or of the given names), in the collection's order."""
     if not folders:
         return collection.requests
@@ -57,9 +57,9 @@ def choose(collection: Collection, folders: Sequence[str]) -> tuple[Request, ...
 async def run(
     collection: Collection,
     environment: Environment,
-    options: Options,
+    options: RunOptions,
     result: RunResult,
-    on_start: Callable[[Request], None],
+    on_start: Callable[[CollectionRequest], None],
     on_result: Callable[[RequestResult], None],
 ) -> None:
     """Run the collection and fill `result`, telling the callbacks as it goes.
@@ -102,7 +102,7 @@ async def run(
         result.model = str(scopes.environment.get("model", result.model))
 
 
-def _index_of(name: str | None, requests: Sequence[Request]) -> int:
+def _index_of(name: str | None, requests: Sequence[CollectionRequest]) -> int:
     if name is None:
         return len(requests)
     for index, request in enumerate(requests):
@@ -127,10 +127,10 @@ class _Secrets:
 
 
 async def _run_request(
-    request: Request,
+    request: CollectionRequest,
     scopes: Scopes,
     environment_name: str,
-    options: Options,
+    options: RunOptions,
     secrets: _Secrets,
 ) -> tuple[RequestResult, tuple[str | None] | None, bool]:
     """(what was found, the request that a script named as the next one, whether bytes came)."""
@@ -215,7 +215,7 @@ async def _run_request(
     )
 
 
-def _fill_in(state: dict[str, Any], request: Request, scopes: Scopes) -> None:
+def _fill_in(state: dict[str, Any], request: CollectionRequest, scopes: Scopes) -> None:
     """Replace the variables and add the headers that Postman adds."""
     layers = scopes.layers()
     url = variables.replace(state["url"], layers)

@@ -12,17 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from maestrale.verify.causes import cause_of, cause_of_problem
-from maestrale.verify.collection import Request
+from maestrale.verify.collection import CollectionRequest
 from maestrale.verify.results import RequestResult, RunResult
 
 
-class Progress:
+class RunProgress:
     """Shows each request as it is run: a live table in a terminal, lines anywhere else."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._done: list[RequestResult] = []
-        self._running: Request | None = None
+        self._running: CollectionRequest | None = None
         self._since = 0.0  # when the running request began
         self._live = Live(
             console=console,
@@ -31,7 +31,7 @@ class Progress:
             vertical_overflow="visible",
         )
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> RunProgress:
         if self._console.is_terminal:
             self._live.__enter__()
         return self
@@ -46,7 +46,7 @@ class Progress:
         if self._console.is_terminal:
             self._live.__exit__(kind, error, trace)
 
-    def started(self, request: Request) -> None:
+    def started(self, request: CollectionRequest) -> None:
         self._running, self._since = request, time.monotonic()
         self._refresh()
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from api_app import CHAT, MODEL, api, make_settings
 from fake_chat_server import fake_chat_server
 from maestrale.bench.client import Client, Target
-from maestrale.bench.conversation import Conversation, Options, Turn
+from maestrale.bench.conversation import Conversation, Turn, WorkloadOptions
 from maestrale.bench.load import Generator, Point, Run
 from maestrale.bench.results import measure
 from maestrale.bench.workloads import conversations
@@ -48,7 +48,7 @@ def url_of(client: httpx.AsyncClient) -> str:
 
 async def test_tokens_are_the_servers_own_count() -> None:
     async with api(over_http=True, options={"tokens_per_step": "3"}) as running:
-        work = conversations("chat", Options(max_tokens=40, ignore_eos=True))
+        work = conversations("chat", WorkloadOptions(max_tokens=40, ignore_eos=True))
         run = await load(url_of(running.client), work, Point(concurrency=4, requests=24))
         stats = running.engine.stats()
     found = measure(run)

@@ -15,7 +15,7 @@ from maestrale.bench.events import Usage
 from maestrale.bench.load import Point, Record, Run
 from maestrale.bench.plot import Line, chart, nice_step, spelled
 from maestrale.bench.report import as_html, as_json, print_report
-from maestrale.bench.results import Report, measure
+from maestrale.bench.results import BenchReport, measure
 from maestrale.bench.statistics import parse_bounds
 
 NASTY = "<script>alert('x')</script>"
@@ -33,8 +33,8 @@ def run_of(point: Point, pace: float) -> Run:
     return run
 
 
-def report(*points: Point) -> Report:
-    found = Report(
+def report(*points: Point) -> BenchReport:
+    found = BenchReport(
         maestrale="0.1.0",
         started="2026-01-01 00:00 UTC",
         server="http://127.0.0.1:8000",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.bench.conversation import Conversation, Options
+from maestrale.bench.conversation import Conversation, WorkloadOptions
 from maestrale.bench.file import from_file
 from maestrale.bench.load import poisson
 from maestrale.bench.workloads import NAMES, conversations, known
@@ -20,14 +20,14 @@ COLLECTION = (ROOT / "postman" / "maestrale.postman_collection.json").read_text(
 
 
 def some(name: str, count: int = 20, **options: object) -> list[Conversation]:
-    series = conversations(name, Options(**options))  # type: ignore[arg-type]
+    series = conversations(name, WorkloadOptions(**options))  # type: ignore[arg-type]
     return list(itertools.islice(series, count))
 
 
 def test_every_name_is_a_workload() -> None:
     assert set(NAMES) == set(known())
     with pytest.raises(CannotBench, match="chat, questions, article"):
-        conversations("nothing", Options())
+        conversations("nothing", WorkloadOptions())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,7 +116,7 @@ def write(folder: Path, text: str) -> Path:
 def test_a_file_of_requests(tmp_path: Path) -> None:
     request = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9, "stream": False}
     lines = "\n".join([json.dumps(request), "", json.dumps({**request, "model": "x", "top_p": 1})])
-    found = list(itertools.islice(from_file(write(tmp_path, lines), Options()), 4))
+    found = list(itertools.islice(from_file(write(tmp_path, lines), WorkloadOptions()), 4))
     assert all(len(each.turns) == 1 for each in found)
     fields = [each.turns[0].fields for each in found[:2]]
     assert sorted(fields, key=len) == [{"max_tokens": 9}, {"max_tokens": 9, "top_p": 1}]
@@ -131,7 +131,7 @@ def test_a_file_of_sharegpt(tmp_path: Path) -> None:
         {"from": "gpt", "value": "2"},
     ]
     file = write(tmp_path, json.dumps([{"id": "a", "conversations": said}]))
-    (found,) = itertools.islice(from_file(file, Options()), 1)
+    (found,) = itertools.islice(from_file(file, WorkloadOptions()), 1)
     assert [[one["content"] for one in turn.messages] for turn in found.turns] == [
         ["Be brief.", "One?"],
         ["Two?"],
@@ -153,9 +153,9 @@ def test_a_file_of_sharegpt(tmp_path: Path) -> None:
 )
 def test_files_that_are_none(tmp_path: Path, text: str, part: str) -> None:
     with pytest.raises(CannotBench, match=part):
-        from_file(write(tmp_path, text), Options())
+        from_file(write(tmp_path, text), WorkloadOptions())
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CannotBench, match=r"Can't read .*none\.jsonl"):
-        from_file(tmp_path / "none.jsonl", Options())
+        from_file(tmp_path / "none.jsonl", WorkloadOptions())

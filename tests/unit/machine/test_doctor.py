@@ -426,7 +426,7 @@ def test_setup_is_no_remedy_where_it_would_refuse(
 @pytest.mark.parametrize("old", [False, True], ids=["no driver", "old driver"])
 def test_setup_agrees_where_it_is_the_remedy(name: str, old: bool) -> None:
     """The two read the same facts; what doctor sends to setup, setup takes."""
-    from maestrale.machine.setup.plan import Options, make_plan
+    from maestrale.machine.setup.plan import SetupOptions, make_plan
 
     kernel = "6.1.0-31-amd64" if name == "debian-12" else "6.8.0-51-generic"
     changed: dict[str, str | tuple[str, int]] = {
@@ -443,7 +443,7 @@ def test_setup_agrees_where_it_is_the_remedy(name: str, old: bool) -> None:
     text = recorded(*NO_DOCKER, "toolkit", *(() if old else NO_DRIVER), **changed)
     cured = {check for check, (_, command) in notable(text).items() if command == SETUP}
     assert cured == {"driver", "docker", "container-toolkit"}
-    plan = make_plan(read_facts(text), Options())
+    plan = make_plan(read_facts(text), SetupOptions())
     assert plan.docker
     assert plan.driver
     assert plan.toolkit

@@ -14,9 +14,9 @@ from rich.console import Console
 from maestrale.verify.collection import bundled_collection
 from maestrale.verify.collection import read_collection
 from maestrale.verify.results import RequestResult
-from maestrale.verify.terminal import Progress
+from maestrale.verify.terminal import RunProgress
 request = read_collection(bundled_collection()).requests[0]
-with Progress(Console()) as progress:
+with RunProgress(Console()) as progress:
     progress.started(request)
     time.sleep(2.2)
     progress.finished(RequestResult(request.folder, request.name, "GET", "", None))

@@ -17,7 +17,7 @@ from maestrale.machine import pci, requirements
 from maestrale.machine.setup import packages as known
 from maestrale.machine.setup import scripts
 from maestrale.machine.setup.packages import Choice, Recipe, Repository
-from maestrale.machine.setup.plan import Options
+from maestrale.machine.setup.plan import SetupOptions
 from maestrale.machine.source import Source, split_reference
 from maestrale.machine.unit import Container, unit
 
@@ -32,7 +32,7 @@ _CUDA = "@CUDA@"  # the folder of the architecture, in NVIDIA's repositories
 _PUBLIC = re.compile(r"https://[^@\s]+")  # an address without a user or a password in it
 
 
-def user_data(options: Options, source: str | None) -> str:
+def user_data(options: SetupOptions, source: str | None) -> str:
     """The text for a cloud's field "user data". Raises: SettingsError, SourceError."""
     image, notes = _image_script(source)
     script = _script(options, image)
@@ -66,7 +66,7 @@ def user_data(options: Options, source: str | None) -> str:
     return text
 
 
-def first_boot_script(options: Options, source: str | None) -> str:
+def first_boot_script(options: SetupOptions, source: str | None) -> str:
     """The script alone. Raises: SourceError."""
     return _script(options, _image_script(source)[0])
 
@@ -138,7 +138,7 @@ def _origin(checkout: Path) -> str:
     return f"git+{address}@{commit}" if _PUBLIC.fullmatch(address) and commit else ""
 
 
-def _script(options: Options, image: str) -> str:
+def _script(options: SetupOptions, image: str) -> str:
     cases = "".join(
         f'"{identity} {version}") flavour_of={identity}; recipe_{identity} ;;\n'
         for identity, version in known.RECIPES
@@ -169,7 +169,7 @@ def _script(options: Options, image: str) -> str:
     return text.replace("ARCHITECTURES", architectures).replace("FETCH_KEY", scripts.FETCH_KEY)
 
 
-def _recipe(name: str, recipe: Recipe, options: Options) -> str:
+def _recipe(name: str, recipe: Recipe, options: SetupOptions) -> str:
     """A shell function that adds the repositories and installs driver and toolkit."""
     words = {
         "branch": str(requirements.DRIVER_BRANCH),

@@ -24,7 +24,7 @@ from maestrale.machine.setup.packages import Choice, Repository
 
 
 @dataclass(frozen=True)
-class Options:
+class SetupOptions:
     """What the caller asks for. `cpu`: no driver, whatever GPU there is.
 
     `nvidia_repository` with `nvidia_key`, its public key as text: in place of NVIDIA's own.
@@ -62,7 +62,7 @@ class Plan:
         return bool(self.gpus)
 
 
-def make_plan(facts: MachineFacts, options: Options) -> Plan:
+def make_plan(facts: MachineFacts, options: SetupOptions) -> Plan:
     """Raises: UnsupportedMachine, GpuTooOld, SecureBootOn, DiskFull, SetupRefused."""
     distribution = _distribution(facts, options.cpu)
     _check_disk(facts, options.cpu)
@@ -110,7 +110,7 @@ def make_plan(facts: MachineFacts, options: Options) -> Plan:
 
 def read_options(
     cpu: bool, repository: str | None, key: Path | None, wait_for_apt: float
-) -> Options:
+) -> SetupOptions:
     """From the command line. Raises: SettingsError."""
     if bool(repository) != bool(key):
         raise SettingsError("--nvidia-repository and --nvidia-key belong together: give both.")
@@ -135,7 +135,7 @@ def read_options(
                 f"--nvidia-key: {key} is no armoured public key. gpg --armor --export makes one."
             )
         repository = repository.rstrip("/") + "/"
-    return Options(cpu, repository or "", text, wait_for_apt)
+    return SetupOptions(cpu, repository or "", text, wait_for_apt)
 
 
 def _distribution(facts: MachineFacts, cpu: bool) -> str:
@@ -278,7 +278,9 @@ def _filled(choice: Choice, words: dict[str, str], facts: MachineFacts) -> Choic
     return Choice((tuple(name.format(**words) for name in kept),))
 
 
-def _repositories(facts: MachineFacts, options: Options, folder: str) -> tuple[Repository, ...]:
+def _repositories(
+    facts: MachineFacts, options: SetupOptions, folder: str
+) -> tuple[Repository, ...]:
     if options.nvidia_repository:
         return (known.mirror(options.nvidia_repository, options.nvidia_key),)
     toolkit = known.toolkit_repository()

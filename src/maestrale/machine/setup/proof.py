@@ -11,7 +11,7 @@ from pathlib import Path
 from maestrale.errors import DiskFull, NoNetwork, ProofFailed
 from maestrale.machine import source as sources
 from maestrale.machine.processes import Completed
-from maestrale.machine.setup.run import Report
+from maestrale.machine.setup.run import SetupReport
 from maestrale.machine.source import Source, Staged
 from maestrale.machine.target import Target
 
@@ -46,7 +46,7 @@ def prove(
     source: Source | None,
     *,
     gpu: bool,
-    report: Report,
+    report: SetupReport,
     build_arguments: dict[str, str] | None = None,
 ) -> str:
     """Run the container, and give what it proves as a sentence.
@@ -74,7 +74,7 @@ def provide_image(
     source: Source,
     kind: sources.Target,
     *,
-    report: Report,
+    report: SetupReport,
     build_arguments: dict[str, str] | None = None,
 ) -> str:
     """Have the image on the machine: pulled, or built there from what is staged here.
@@ -99,7 +99,7 @@ def _build(
     target: Target,
     staged: Staged,
     kind: sources.Target,
-    report: Report,
+    report: SetupReport,
     build_arguments: dict[str, str] | None,
 ) -> str:
     assert staged.context is not None

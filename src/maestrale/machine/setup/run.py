@@ -20,7 +20,7 @@ from maestrale.machine.probe import gather
 from maestrale.machine.setup.connector import TargetConnector, connect
 from maestrale.machine.setup.deploy import Step, steps
 from maestrale.machine.setup.failures import explain
-from maestrale.machine.setup.plan import Options, Plan, make_plan
+from maestrale.machine.setup.plan import Plan, SetupOptions, make_plan
 from maestrale.machine.target import Target
 
 
@@ -34,7 +34,7 @@ class Outcome:
     commands: tuple[str, ...] = ()
 
 
-class Report(Protocol):
+class SetupReport(Protocol):
     """Who is told how it goes."""
 
     def note(self, line: str) -> None: ...
@@ -44,7 +44,7 @@ class Report(Protocol):
     def end(self, outcome: Outcome) -> None: ...
 
 
-def examine(target: Target, options: Options) -> tuple[MachineFacts, Plan]:
+def examine(target: Target, options: SetupOptions) -> tuple[MachineFacts, Plan]:
     """Look at the machine and decide; changes nothing. Raises: as make_plan, Target.run; NoSudo."""
     facts = gather(target)
     plan = make_plan(facts, options)
@@ -64,7 +64,7 @@ def preview(target: Target, facts: MachineFacts, plan: Plan) -> list[Outcome]:
 
 
 def apply(
-    target: Target, facts: MachineFacts, plan: Plan, options: Options, report: Report
+    target: Target, facts: MachineFacts, plan: Plan, options: SetupOptions, report: SetupReport
 ) -> list[Outcome]:
     """Do what is missing. Raises: SetupError and its kinds, after which it can be run again."""
     outcomes = []
@@ -80,7 +80,7 @@ def apply(
     return outcomes
 
 
-def wait_for_apt(target: Target, facts: MachineFacts, limit: float, report: Report) -> None:
+def wait_for_apt(target: Target, facts: MachineFacts, limit: float, report: SetupReport) -> None:
     """Let another program finish installing packages. Raises: PackagesLocked after `limit` s."""
     ends = time.monotonic() + limit
     holder, told = facts.apt_lock, False

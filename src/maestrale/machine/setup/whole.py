@@ -9,18 +9,18 @@ from pathlib import Path
 from maestrale.machine.facts import MachineFacts
 from maestrale.machine.probe import gather
 from maestrale.machine.setup import reboot
-from maestrale.machine.setup.plan import Options, Plan
+from maestrale.machine.setup.plan import Plan, SetupOptions
 from maestrale.machine.setup.proof import prove
-from maestrale.machine.setup.run import Outcome, Report, apply, examine, preview
+from maestrale.machine.setup.run import Outcome, SetupReport, apply, examine, preview
 from maestrale.machine.source import Source
 from maestrale.machine.target import Target
 
 
 @dataclass(frozen=True)
-class Request:
+class SetupRequest:
     """What is asked for. `resume`: the command that goes on after a reboot of this machine."""
 
-    options: Options = field(default_factory=Options)
+    options: SetupOptions = field(default_factory=SetupOptions)
     source: Source | None = None
     dry_run: bool = False
     reboot: bool = False
@@ -31,7 +31,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Result:
+class SetupResult:
     """What became of it. `proof`: what the container showed; empty when none was run."""
 
     outcomes: list[Outcome]
@@ -44,7 +44,7 @@ class Result:
         return any(each.changed for each in self.outcomes)
 
 
-def set_up(target: Target, request: Request, report: Report) -> Result:
+def set_up(target: Target, request: SetupRequest, report: SetupReport) -> SetupResult:
     """Raises: SetupError and its kinds; SourceError; as Target.run. Can be run again after each."""
     facts, plan = examine(target, request.options)
     report.note(headline(target, facts, plan))
@@ -55,7 +55,7 @@ def set_up(target: Target, request: Request, report: Report) -> Result:
         if plan.gpu and (reason := reboot.reboot_to_come(facts)):
             report.note(f"  A reboot will be needed: {reason}. --reboot does it.")
         _tell_preview(outcomes, report)
-        return Result(outcomes, plan.gpu)
+        return SetupResult(outcomes, plan.gpu)
     outcomes = apply(target, facts, plan, request.options, report)
     changes = sum(each.changed for each in outcomes)
     if changes:
@@ -63,9 +63,9 @@ def set_up(target: Target, request: Request, report: Report) -> Result:
     else:
         report.note("Nothing was missing; nothing was changed.")
     if plan.gpu and not _driver_is_up(target, request, report):
-        return Result(outcomes, True, reboot_needed=True)
+        return SetupResult(outcomes, True, reboot_needed=True)
     if not request.proof:
-        return Result(outcomes, plan.gpu)
+        return SetupResult(outcomes, plan.gpu)
     proof = prove(
         target,
         request.source,
@@ -74,7 +74,7 @@ def set_up(target: Target, request: Request, report: Report) -> Result:
         build_arguments=request.build_arguments,
     )
     report.note(f"Proof: {proof}")
-    return Result(outcomes, plan.gpu, proof=proof)
+    return SetupResult(outcomes, plan.gpu, proof=proof)
 
 
 def headline(target: Target, facts: MachineFacts, plan: Plan) -> str:
@@ -83,7 +83,7 @@ def headline(target: Target, facts: MachineFacts, plan: Plan) -> str:
     return f"{target.name}: {plan.distribution} on {facts.arch}, {gpus}"
 
 
-def _tell_preview(outcomes: list[Outcome], report: Report) -> None:
+def _tell_preview(outcomes: list[Outcome], report: SetupReport) -> None:
     changes = sum(each.changed for each in outcomes)
     if changes:
         report.note(f"{changes} of {len(outcomes)} steps would change something:")
@@ -91,7 +91,7 @@ def _tell_preview(outcomes: list[Outcome], report: Report) -> None:
         report.note("Nothing is missing; nothing would be changed:")
 
 
-def _driver_is_up(target: Target, request: Request, report: Report) -> bool:
+def _driver_is_up(target: Target, request: SetupRequest, report: SetupReport) -> bool:
     """Load the driver, by a reboot where that is asked for. False: a reboot is needed first.
 
     Raises: SetupError when it doesn't work even after one; TargetUnreachable.

@@ -19,7 +19,7 @@ from maestrale.machine.setup.packages import (
     cuda_repository,
     toolkit_repository,
 )
-from maestrale.machine.setup.plan import Options, make_plan
+from maestrale.machine.setup.plan import SetupOptions, make_plan
 from maestrale.machine.setup.run import preview
 from maestrale.machine.target import Target
 
@@ -90,7 +90,7 @@ def changes(name: str, machine: Recorded) -> dict[str, tuple[str, ...]]:
         **DISTRIBUTIONS[name],
     )
     facts = read_facts(text)
-    outcomes = preview(machine, facts, make_plan(facts, Options()))
+    outcomes = preview(machine, facts, make_plan(facts, SetupOptions()))
     return {one.doing: one.commands for one in outcomes if one.changed}
 
 

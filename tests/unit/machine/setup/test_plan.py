@@ -18,7 +18,7 @@ from maestrale.errors import (
 )
 from maestrale.machine.probe import read_facts
 from maestrale.machine.setup.packages import CUDA_FINGERPRINT, TOOLKIT_FINGERPRINT
-from maestrale.machine.setup.plan import Options, Plan, kernel_flavour, make_plan, read_options
+from maestrale.machine.setup.plan import Plan, SetupOptions, kernel_flavour, make_plan, read_options
 from maestrale.machine.setup.reboot import reboot_to_come
 
 PCI = "0000:00:05.0 0x10de {} 0x030200 -"
@@ -31,8 +31,8 @@ JAMMY: dict[str, Any] = {"os": OS["ubuntu-22.04"], "kernel": "Linux\n5.15.0-1053
 SECURE = "efi\n   6   0   0   0   1"
 
 
-def plan(*without: str, options: Options | None = None, **changed: Any) -> Plan:
-    return make_plan(read_facts(recorded(*without, **changed)), options or Options())
+def plan(*without: str, options: SetupOptions | None = None, **changed: Any) -> Plan:
+    return make_plan(read_facts(recorded(*without, **changed)), options or SetupOptions())
 
 
 def fresh(**changed: Any) -> Plan:
@@ -82,8 +82,10 @@ def test_nothing_of_cuda_or_cudnn_on_any_machine() -> None:
         assert not [name for name in names if name.startswith(("cuda", "libcudnn"))]
 
 
-@pytest.mark.parametrize("options", [Options(), Options(cpu=True)], ids=["no GPU", "--cpu"])
-def test_without_a_gpu_docker_alone(options: Options) -> None:
+@pytest.mark.parametrize(
+    "options", [SetupOptions(), SetupOptions(cpu=True)], ids=["no GPU", "--cpu"]
+)
+def test_without_a_gpu_docker_alone(options: SetupOptions) -> None:
     machine = NO_GPU if not options.cpu else {}
     found = plan(*NO_DRIVER, *NO_DOCKER, "toolkit", options=options, **{**FRESH, **machine})
     assert found.docker == ("docker.io", "apparmor")
@@ -149,7 +151,7 @@ def test_a_full_disk_is_refused_before_anything_is_done() -> None:
     # Docker is there; the driver needs room as well.
     with pytest.raises(DiskFull, match=r"3\.0 GiB free"):
         plan(*NO_DRIVER, **{**FRESH, "disks": disks(3)})
-    plan(*NO_DRIVER, options=Options(cpu=True), **{**FRESH, "disks": disks(3)})
+    plan(*NO_DRIVER, options=SetupOptions(cpu=True), **{**FRESH, "disks": disks(3)})
 
 
 def test_a_reboot_to_come_is_told_beforehand() -> None:
@@ -210,5 +212,5 @@ def test_the_mirrors_options(tmp_path: Path) -> None:
         read_options(False, "http://m", key, 1.0)
 
 
-def fresh_with(options: Options) -> Plan:
+def fresh_with(options: SetupOptions) -> Plan:
     return plan(*NO_DRIVER, *NO_DOCKER, "toolkit", options=options, **{**FRESH, **DEBIAN})
