@@ -56,6 +56,7 @@ class Dispatcher:
         self._most = most_failures
         self._window = window
         self._runs: dict[str, _Run] = {}  # by wire id
+        self._calls: set[asyncio.Task[None]] = set()
         self._waiting: dict[int, float] = {}  # by id() of a begun entry: since when
         self._deaths: deque[tuple[float, str]] = deque()
 
@@ -79,10 +80,9 @@ class Dispatcher:
 
     async def leave(self) -> None:
         """Of calls that are still on their way nothing is left."""
-        calls = [run.call for run in self._runs.values() if run.call is not None]
-        for call in calls:
+        for call in self._calls:
             call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.gather(*self._calls, return_exceptions=True)
 
     # For the ledger
 
@@ -99,6 +99,8 @@ class Dispatcher:
         run = self._runs[wire_id] = _Run(entry.fingerprint)
         self._table.pending[wire_id] = PendingRequest(request.prompt, run.fingerprint)
         run.call = asyncio.create_task(self._call(wire_id, _encoder.encode(request)))
+        self._calls.add(run.call)
+        run.call.add_done_callback(self._calls.discard)
 
     def abort(self, wire_id: str) -> None:
         """Stop this run, wherever it is."""

@@ -12,8 +12,8 @@ which it did not, it is a suspect, and suspects are run one at a time. One that 
 cleared; one that ends at the same place in two trials is refused. A death that was brought from
 outside, by somebody's SIGKILL, is evidence against nobody.
 
-Where nobody came past its mark, all that is replayed may take longer than an engine lives: then
-half as many run at once, and twice as many again as soon as those have come past their marks.
+Where nobody came past its mark in two lives, all that is replayed may take longer than an engine
+lives: then half as many run at once, and twice as many as soon as those have passed their marks.
 
 Nothing here touches a process or a clock: who owns the engines says when they are up or down,
 and passes on what they say. `SupervisedEngine` has one, `cluster.Dispatcher` has many.
@@ -170,6 +170,7 @@ class Ledger:
         self._suspects: list[Entry] = []  # to be tried one by one
         self._on_trial: Entry | None = None
         self._at_most: int | None = None  # so many run at once
+        self._barren_lives = 0  # of the engine, in a row, in which no request passed its mark
         self.progress = False
         """Since the last death of an engine a request passed its mark, or came to its end."""
 
@@ -230,7 +231,8 @@ class Ledger:
         """There may be an engine for what waits."""
         self._next_trial()
         for entry in self:
-            if entry.wire_id is None and self._may_run(entry):
+            waits = id(entry) in self._entries and entry.wire_id is None
+            if waits and self._may_run(entry):
                 self._submit_or_end(entry)
 
     def withdraw(self, wire_id: str) -> None:
@@ -257,8 +259,12 @@ class Ledger:
         progress = self.progress or moved
         if blamed or self._single:
             self.progress = False
-        if self._single and lost and not moved and tried is None:
-            self._at_most = max(1, len(lost) // 2)
+        if moved:
+            self._barren_lives = 0
+        elif self._single and lost and tried is None:
+            self._barren_lives += 1
+            if self._barren_lives > 1:
+                self._at_most = max(1, len(lost) // 2)
         others = len(self._entries) > 1
         if tried is not None:
             self._not_on_trial(tried)
