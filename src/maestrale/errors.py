@@ -63,7 +63,8 @@ MaestraleError                     what the command line prints as one clear mes
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 
 class MaestraleError(Exception):
@@ -249,44 +250,85 @@ class ReplayMismatch(EngineError):
     """A replayed request gave other tokens than those already sent to the client."""
 
 
-class ApiError(MaestraleError):
-    """An error answered over HTTP, in the one shape that both SDKs parse.
+class Location(tuple[str | int, ...]):
+    """Where in a request something is: keys and indexes from its top.
 
-    `param` names the request field at fault; `retry_after` is in whole seconds.
+    In the words of the neutral request (chat/options.py), such as `Location("tools", 1,
+    "parameters")`. What a client calls it is its dialect's to say.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *steps: str | int) -> Self:
+        return super().__new__(cls, steps)
+
+    def at(self, *steps: str | int) -> Self:
+        """A place inside this one."""
+        return type(self)(*self, *steps)
+
+    def __str__(self) -> str:
+        """As in `messages[2].content`."""
+        text = ""
+        for step in self:
+            if isinstance(step, int) or step == ANY:
+                text += f"[{step}]"
+            else:
+                text += f".{step}" if text else step
+        return text
+
+
+class Sent(Location):
+    """A place in the body that the client sent, in that body's own words."""
+
+    __slots__ = ()
+
+
+ANY = "..."
+"""A step of a place: some key or index that is not known."""
+
+
+class ApiError(MaestraleError):
+    """An error answered over HTTP, in the words of the dialect that was asked.
+
+    `at` is the place at fault. `code` is what is counted, logged and, in most dialects, told.
+    `status` is HTTP's own; a dialect may have another. `retry_after` is in whole seconds.
     """
 
     status: ClassVar[int] = 500
-    type: ClassVar[str] = "server_error"
-    default_code: ClassVar[str | None] = None
+    default_code: ClassVar[str] = "internal_error"
 
     def __init__(
         self,
-        message: str,
-        *,
-        param: str | None = None,
+        *message: str | Location,
+        at: Location | None = None,
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
+        """`message` is text, with the places that it names, which a dialect spells."""
+        super().__init__("".join(_neutral(part) for part in message))
+        self.at = at
         self.code = code if code is not None else self.default_code
         self.retry_after = retry_after
+        self._parts = message
 
-    def body(self) -> dict[str, Any]:
-        """The JSON body: OpenAI's `error` object, and Mistral's flat fields beside it."""
-        fields = {
-            "message": self.message,
-            "type": self.type,
-            "param": self.param,
-            "code": self.code,
-        }
-        return {"error": fields, "object": "error", **fields}
+    @property
+    def message(self) -> str:
+        """In neutral words."""
+        return str(self)
+
+    def told(self, name: Callable[[Location], str]) -> str:
+        """The message, with each location as `name` calls it."""
+        return "".join(
+            f"'{name(part)}'" if isinstance(part, Location) else part for part in self._parts
+        )
+
+
+def _neutral(part: str | Location) -> str:
+    return f"'{part}'" if isinstance(part, Location) else part
 
 
 class InvalidRequest(ApiError):
     status = 400
-    type = "invalid_request_error"
     default_code = "invalid_value"
 
 
@@ -300,19 +342,16 @@ class ContextLengthExceeded(InvalidRequest):
 
 class AuthenticationFailed(ApiError):
     status = 401
-    type = "authentication_error"
     default_code = "invalid_api_key"
 
 
 class PermissionDenied(ApiError):
     status = 403
-    type = "permission_error"
     default_code = "permission_denied"
 
 
 class NotFound(ApiError):
     status = 404
-    type = "invalid_request_error"
     default_code = "not_found"
 
 
@@ -324,7 +363,6 @@ class MethodNotAllowed(ApiError):
     """`allow` lists the methods that the path takes, as the Allow header does."""
 
     status = 405
-    type = "invalid_request_error"
     default_code = "method_not_allowed"
 
     def __init__(self, message: str, *, allow: str = "") -> None:
@@ -334,37 +372,31 @@ class MethodNotAllowed(ApiError):
 
 class RequestTimeout(ApiError):
     status = 408
-    type = "invalid_request_error"
     default_code = "request_timeout"
 
 
 class PayloadTooLarge(ApiError):
     status = 413
-    type = "invalid_request_error"
     default_code = "payload_too_large"
 
 
 class UnsupportedMediaType(ApiError):
     status = 415
-    type = "invalid_request_error"
     default_code = "unsupported_media_type"
 
 
 class HeadersTooLarge(ApiError):
     status = 431
-    type = "invalid_request_error"
     default_code = "headers_too_large"
 
 
 class RateLimited(ApiError):
     status = 429
-    type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
 
 
 class ServerFailure(ApiError):
     status = 500
-    type = "server_error"
     default_code = "internal_error"
 
 
@@ -372,5 +404,12 @@ class Unavailable(ApiError):
     """Starting, draining, queue full, or the engine failed for good: come back later."""
 
     status = 503
-    type = "server_error"
     default_code = "unavailable"
+
+
+MAX_QUOTED = 100  # characters of a client's text repeated in an error
+
+
+def quoted(text: str) -> str:
+    """A client's own text, short enough to be repeated to it."""
+    return text if len(text) <= MAX_QUOTED else text[:MAX_QUOTED] + "…"

@@ -16,12 +16,14 @@ import httpx
 import uvicorn
 
 from maestrale.api.app import create_app
+from maestrale.api.dialect import Dialects
+from maestrale.api.dialects import DIALECTS
 from maestrale.api.http.protocol import protocol_class
 from maestrale.config.settings import Settings
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.constraint import compile_constraint
 from maestrale.engines.scripted import BYTE_EOS, ScriptedEngine, byte_vocabulary
-from maestrale.errors import InvalidRequest
+from maestrale.errors import InvalidRequest, Location
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.prompt.tools.layout import HERMES
@@ -52,7 +54,7 @@ class ByteEncoder:
         for index, message in enumerate(messages):
             if self.tool_format is None and (message.tool_calls or message.role == "tool"):
                 field = "tool_calls" if message.tool_calls else "role"
-                raise InvalidRequest("No tools here.", param=f"messages[{index}].{field}")
+                raise InvalidRequest("No tools here.", at=Location("messages", index, field))
         text = "".join(f"{tool['function']['name']}?\n" for tool in tools or ())
         for message in messages:
             calls = [f"{call.id}={call.name}{call.arguments}" for call in message.tool_calls]
@@ -125,6 +127,7 @@ async def api(
     over_http: bool = False,
     base_url: str = "http://127.0.0.1:8000",
     tools: bool = False,
+    dialects: Dialects = DIALECTS,
 ) -> AsyncIterator[Api]:
     """The app on a started engine; `over_http` puts it behind a real uvicorn on a free port.
 
@@ -143,10 +146,21 @@ async def api(
     )
     await engine.start()
     encoder = ByteEncoder(LayoutFormat(HERMES, byte_vocabulary()) if tools else None)
-    app = create_app(settings, engine, encoder, byte_vocabulary(), DirectVetter(), model_name=MODEL)
+    app = create_app(
+        settings,
+        engine,
+        encoder,
+        byte_vocabulary(),
+        DirectVetter(),
+        model_name=MODEL,
+        dialects=dialects,
+    )
     try:
         if over_http:
-            async with serve(app) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+            async with (
+                serve(app, dialects) as url,
+                httpx.AsyncClient(base_url=url, timeout=30) as client,
+            ):
                 yield Api(client, engine, app, encoder)
         else:
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
@@ -157,13 +171,13 @@ async def api(
 
 
 @contextlib.asynccontextmanager
-async def serve(app: Any) -> AsyncIterator[str]:
+async def serve(app: Any, dialects: Dialects = DIALECTS) -> AsyncIterator[str]:
     """The app behind uvicorn and our protocol, on a free port."""
     config = uvicorn.Config(
         app,
         host="127.0.0.1",
         port=0,
-        http=protocol_class(),
+        http=protocol_class(dialects=dialects),
         ws="none",
         lifespan="off",
         log_config=None,

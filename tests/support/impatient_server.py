@@ -16,5 +16,5 @@ LIMITS = HttpLimits(
 )
 
 if __name__ == "__main__":
-    server.protocol_class = lambda: protocol_class(LIMITS)
+    server.protocol_class = lambda dialects: protocol_class(LIMITS, dialects=dialects)
     main()

@@ -14,27 +14,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maestrale.api.auth import OPEN_PATHS, Guard
 from maestrale.api.backend import Backend
-from maestrale.api.context import RequestContext, context_of, new_context
-from maestrale.api.errors import ClientDisconnected, as_api_error, error_response, quoted
-from maestrale.api.openai import chat_completions, completions, models, tokens
+from maestrale.api.context import RequestContext, context_of, new_context, request_fields
+from maestrale.api.dialect import Dialects
+from maestrale.api.dialects import DIALECTS
+from maestrale.api.errors import ClientDisconnected, as_api_error, error_response
 from maestrale.api.operations import health, openapi, pages, status
 from maestrale.api.operations.history import Event
-from maestrale.api.request_log import request_fields
 from maestrale.chat.service import ChatService, Vetter
 from maestrale.config.settings import Settings, is_loopback
 from maestrale.engines.base import Engine
-from maestrale.errors import ApiError, EngineError, PermissionDenied
+from maestrale.errors import ApiError, EngineError, PermissionDenied, quoted
 from maestrale.logs import FIELDS, LOGGER, REQUESTS
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.encode import PromptEncoder
 
 CORS_METHODS = "GET, POST, OPTIONS"
-CORS_EXPOSED = (
-    "x-request-id, x-seed, x-max-tokens, retry-after, "
-    "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
-    "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
-    "x-ratelimit-reserved-tokens"
-)
+CORS_EXPOSED = ("x-request-id", "x-seed", "x-max-tokens", "retry-after")
 CORS_MAX_AGE = "600"
 # Asked again and again by machines: not counted as requests.
 PROBES = frozenset({"/health", "/ping", "/version", "/load", "/metrics", "/status.json"})
@@ -48,6 +43,7 @@ def create_app(
     vetter: Vetter,
     *,
     model_name: str,
+    dialects: Dialects = DIALECTS,
 ) -> ASGIApp:
     """The whole server as one ASGI application, on an engine that has started."""
     backend = Backend(settings)
@@ -60,20 +56,17 @@ def create_app(
         on_gap=backend.metrics.observe_gap,
     )
     backend.attach(service, model_name)
-    return build_app(backend)
+    return build_app(backend, dialects)
 
 
-def build_app(backend: Backend) -> ASGIApp:
+def build_app(backend: Backend, dialects: Dialects = DIALECTS) -> ASGIApp:
     """The application on a backend that may still wait for its model."""
     settings = backend.settings
     app = Starlette(
         routes=[
-            *chat_completions.routes(backend),
-            *completions.routes(backend),
-            *models.routes(backend),
-            *tokens.routes(backend),
+            *(route for dialect in dialects.all for route in dialect.routes(backend)),
             *health.routes(backend),
-            *openapi.routes(),
+            *openapi.routes(dialects),
             *status.routes(backend),
             *pages.routes(),
         ],
@@ -91,23 +84,33 @@ def build_app(backend: Backend) -> ASGIApp:
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
     )
-    return Gate(app, guard, log_prompts=settings.log_prompts, backend=backend)
+    return Gate(app, guard, dialects, log_prompts=settings.log_prompts, backend=backend)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnected):  # nobody reads it, and nothing failed
         return Response(status_code=499)
+    context = context_of(request.scope)
     answer = as_api_error(error, request.scope["path"])
-    context_of(request.scope).refused = answer.code or answer.type
-    return error_response(answer)
+    context.refused = answer.code
+    return error_response(answer, context)
 
 
 class Gate:
     """The outermost layer: request ids, keys and origins, CORS, last-resort errors, the log."""
 
-    def __init__(self, app: ASGIApp, guard: Guard, *, log_prompts: bool, backend: Backend) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        guard: Guard,
+        dialects: Dialects,
+        *,
+        log_prompts: bool,
+        backend: Backend,
+    ) -> None:
         self._app = app
         self._guard = guard
+        self._dialects = dialects
         self._log_prompts = log_prompts
         self._backend = backend
 
@@ -115,9 +118,11 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = new_context(scope)
+        dialect = self._dialects.at(scope["path"])
+        context = new_context(scope, dialect)
         origin = _header(scope, b"origin")
-        extra = self._cors(origin) if origin and self._guard.allows_origin(origin) else {}
+        allowed = origin and self._guard.allows_origin(origin)
+        extra = self._cors(origin, dialect.exposed_headers) if allowed else {}
         extra["x-request-id"] = context.id
         extra["x-content-type-options"] = "nosniff"
 
@@ -126,9 +131,8 @@ class Gate:
                 context.status = message["status"]
                 headers = MutableHeaders(raw=list(message["headers"]))
                 headers.update(extra)
-                headers.update(self._backend.rates.headers(context.owner))
-                if context.reserved is not None:
-                    headers["x-ratelimit-reserved-tokens"] = str(context.reserved)
+                levels = self._backend.rates.levels(context.owner, context.reserved)
+                headers.update(dialect.headers(context.id, levels))
                 message["headers"] = headers.raw
             await send(message)
 
@@ -140,7 +144,7 @@ class Gate:
             context.error = type(error).__name__
             LOGGER.exception("Request %s failed", context.id)
             if not context.status:
-                response = error_response(as_api_error(error))
+                response = error_response(as_api_error(error), context)
                 await response(scope, receive, send_more)
         finally:
             if context.refused:
@@ -161,8 +165,8 @@ class Gate:
             if scope["method"] == "POST":
                 self._backend.rates.take_request(context.owner)
         except ApiError as error:
-            context.refused = error.code or error.type
-            await error_response(error)(scope, receive, send)
+            context.refused = error.code
+            await error_response(error, context)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -170,8 +174,7 @@ class Gate:
         """Keep what went wrong for the status page, errors within streams included."""
         code = context.refused
         if not code and context.answer is not None and context.answer.failure is not None:
-            error = as_api_error(context.answer.failure)
-            code = error.code or error.type
+            code = as_api_error(context.answer.failure).code
         if not code:
             return
         path = quoted(scope["path"])
@@ -195,10 +198,10 @@ class Gate:
             },
         )
 
-    def _cors(self, origin: str) -> dict[str, str]:
+    def _cors(self, origin: str, exposed: tuple[str, ...]) -> dict[str, str]:
         return {
             "access-control-allow-origin": origin,
-            "access-control-expose-headers": CORS_EXPOSED,
+            "access-control-expose-headers": ", ".join((*CORS_EXPOSED, *exposed)),
             "vary": "Origin",
         }
 

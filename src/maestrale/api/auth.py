@@ -11,9 +11,8 @@ from collections.abc import Iterable
 
 from starlette.types import Scope
 
-from maestrale.api.errors import quoted
 from maestrale.api.operations.pages import is_shell
-from maestrale.errors import AuthenticationFailed, InvalidRequest, PermissionDenied
+from maestrale.errors import AuthenticationFailed, InvalidRequest, PermissionDenied, quoted
 from maestrale.keys import Key, KeyStore
 
 _NAME_AND_PORT = re.compile(r"(\[[^]]*\]|[^:]*)(?::[0-9]*)?")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from maestrale.api.admission import RETRY_AFTER, Admission
-from maestrale.api.errors import quoted
 from maestrale.api.http.body import BodyReader
 from maestrale.api.operations.history import Events, History
 from maestrale.api.operations.node_status import ApiNodeStatus
@@ -17,7 +16,7 @@ from maestrale.chat.answer import Answer
 from maestrale.chat.service import ChatService
 from maestrale.config.settings import Settings
 from maestrale.engines.base import Engine, EngineHealth
-from maestrale.errors import ModelNotFound, Unavailable
+from maestrale.errors import Location, ModelNotFound, Unavailable, quoted
 from maestrale.keys import KeyStore
 from maestrale.metrics import Metrics
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
@@ -136,6 +135,7 @@ class Backend:
         if name is not None and name not in self.names:
             known = ", ".join(self.names)
             raise ModelNotFound(
-                f"There is no model {quoted(name)!r}; this server has {known}.", param="model"
+                f"There is no model {quoted(name)!r}; this server has {known}.",
+                at=Location("model"),
             )
         return self.names[0]

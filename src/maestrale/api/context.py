@@ -1,15 +1,18 @@
-"""What is known of one HTTP request beside its body: its id, whose key, what to log."""
+"""What is known of one HTTP request beside its body: id, key, dialect, outcome, its log line."""
 
 from __future__ import annotations
 
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from typing import cast
 
 from starlette.types import Scope
 
+from maestrale.api.dialect import Dialect, Name
 from maestrale.chat.answer import Answer
+from maestrale.errors import Location, Sent
 from maestrale.keys import Key
 
 SCOPE_KEY = "maestrale.request"
@@ -20,29 +23,39 @@ class RequestContext:
     """One HTTP request's id, key and outcome, for the answer's header and the log."""
 
     __slots__ = (
-        *("answer", "error", "id", "key", "model", "owner", "refused", "reserved", "started"),
-        *("status", "texts"),
+        *("answer", "answer_id", "dialect", "error", "id", "key", "model", "name", "operation"),
+        *("owner", "refused", "reserved", "started", "status", "texts"),
     )
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, dialect: Dialect) -> None:
         self.id = request_id
+        self.dialect = dialect  # that of the path
+        self.name: Name = dialect.names({})  # what this request's client calls locations
         self.key = "-"  # its owner's name
         self.owner: Key | None = None  # None: no key was asked for
         self.model = "-"
+        self.operation = ""  # the kind of answer, for traces
         self.status = 0  # HTTP status; 499 when the client left before the end
         self.error = ""
         self.refused = ""  # the code of the ApiError it was answered with
         self.reserved: int | None = None  # tokens of its key's limit, where there is one
         self.answer: Answer | None = None
+        self.answer_id = ""  # as the dialect spells it
         self.texts: list[list[str]] = []  # of each choice, where the log is to show them
         self.started = time.perf_counter()
 
+    def rename(self, renamed: Mapping[Location, Sent]) -> None:
+        """From now on errors call these locations as the client did."""
+        if renamed:
+            self.name = self.dialect.names(renamed)
 
-def new_context(scope: Scope) -> RequestContext:
+
+def new_context(scope: Scope, dialect: Dialect) -> RequestContext:
     """Make the context and put it into the scope; a client's own sane x-request-id is kept."""
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
     sane = _SANE_ID.fullmatch(given)
-    context = RequestContext(given.decode() if sane else f"req-{secrets.token_hex(12)}")
+    request_id = given.decode() if sane else f"req-{secrets.token_hex(12)}"
+    context = RequestContext(request_id, dialect)
     scope[SCOPE_KEY] = context
     return context
 
@@ -50,3 +63,44 @@ def new_context(scope: Scope) -> RequestContext:
 def context_of(scope: Scope) -> RequestContext:
     """The context that `new_context` put there."""
     return cast(RequestContext, scope[SCOPE_KEY])
+
+
+def request_fields(context: RequestContext) -> dict[str, object]:
+    """What is told of a request, in order. Times in seconds; nothing of prompt or answer."""
+    fields: dict[str, object] = {
+        "id": context.id,
+        "status": context.status,
+        "key": context.key,
+        "model": context.model,
+    }
+    answer = context.answer
+    if answer is not None:
+        timings = answer.timings
+        fields["prompt_tokens"] = answer.usage.prompt_tokens
+        fields["cached_tokens"] = answer.usage.cached_tokens
+        fields["completion_tokens"] = answer.usage.completion_tokens
+        for name, seconds in (("queue", timings.queue), ("ttft", timings.ttft)):
+            if seconds is not None:
+                fields[name] = round(seconds, 3)
+    fields["seconds"] = round(time.perf_counter() - context.started, 3)
+    if answer is not None:
+        if answer.tokens_per_second is not None:
+            fields["tokens_per_second"] = round(answer.tokens_per_second, 1)
+        fields["finish"] = finish_reason(context)
+        fields["seed"] = answer.seed
+    if context.refused:
+        fields["refused"] = context.refused
+    if context.error:
+        fields["error"] = context.error
+    return fields
+
+
+def finish_reason(context: RequestContext) -> str:
+    """How the answer ended, as /metrics counts it; several where choices differ."""
+    answer = context.answer
+    if answer is None:
+        return ""
+    reasons = set(map(str, answer.finish_reasons.values()))
+    if len(answer.finish_reasons) < len(answer.requests):
+        reasons.add("abort" if answer.aborted else "error")
+    return ",".join(sorted(reasons))

@@ -1,15 +1,16 @@
-"""Every error, from every layer, in the one shape that both SDKs parse."""
+"""Every error, from every layer, as an `ApiError`, and as the answer that its dialect spells."""
 
 from __future__ import annotations
 
 import http
-import re
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from maestrale.api.allowed import allowed_at
+from maestrale.api.context import RequestContext
+from maestrale.api.dialect import Dialect, Name
+from maestrale.chat.options import CONSTRAINT
 from maestrale.errors import (
     ApiError,
     ConstraintError,
@@ -21,21 +22,16 @@ from maestrale.errors import (
     NotFound,
     ServerFailure,
     Unavailable,
+    quoted,
 )
-
-MAX_QUOTED = 100  # characters of a client's text repeated in an error
-
-_WHERE = re.compile(r"^(?P<what>.*) - at `(?P<path>\$.*)`$", re.DOTALL)
-_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
-_MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$", re.DOTALL)
 
 
 class ClientDisconnected(Exception):
     """The client is gone, or reads nothing: whatever ran for it is aborted; nobody is answered."""
 
 
-def error_response(error: ApiError) -> Response:
-    """The HTTP answer to an error."""
+def error_response(error: ApiError, context: RequestContext) -> Response:
+    """The HTTP answer to an error, in the words of the request's dialect."""
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
@@ -44,11 +40,22 @@ def error_response(error: ApiError) -> Response:
     if isinstance(error, MethodNotAllowed) and error.allow:
         headers["allow"] = error.allow
     return Response(
-        msgspec.json.encode(error.body()),
-        status_code=error.status,
+        error_body(error, context),
+        status_code=context.dialect.status(error),
         headers=headers,
         media_type="application/json",
     )
+
+
+def error_body(error: ApiError, context: RequestContext) -> bytes:
+    """What an error says, in the words of the request's dialect."""
+    return spelled(error, context.dialect, context.name, context.id)
+
+
+def spelled(error: ApiError, dialect: Dialect, name: Name, request_id: str = "") -> bytes:
+    """The body of an error in a dialect, where `name` is what is called what."""
+    at = None if error.at is None else name(error.at)
+    return msgspec.json.encode(dialect.error(error, error.told(name), at, request_id))
 
 
 def as_api_error(error: Exception, path: str = "") -> ApiError:
@@ -64,7 +71,7 @@ def as_api_error(error: Exception, path: str = "") -> ApiError:
             retry_after=2,
         )
     if isinstance(error, ConstraintError):  # vetted, and yet it led nowhere
-        return InvalidRequest(str(error), param="response_format")
+        return InvalidRequest(str(error), at=CONSTRAINT)
     if isinstance(error, EngineError):
         return ServerFailure(f"The engine could not run this request: {error}", code="engine_error")
     if isinstance(error, MaestraleError):
@@ -73,33 +80,6 @@ def as_api_error(error: Exception, path: str = "") -> ApiError:
         "Something went wrong in the server. The log has the details under this answer's "
         "x-request-id."
     )
-
-
-def of_validation(error: msgspec.ValidationError, type_: type[msgspec.Struct]) -> InvalidRequest:
-    """A body of valid JSON that is not `type_`, what the route takes; `param` names the field."""
-    text = str(error)
-    where = _WHERE.match(text)
-    what, path = (where["what"], where["path"]) if where else (text, "$")
-    path = path.removeprefix("$").removeprefix(".")
-    unknown = _UNKNOWN.match(what)
-    missing = _MISSING.match(what)
-    if unknown or missing:
-        field = (unknown or missing)["field"]  # type: ignore[index]
-        param = quoted(f"{path}.{field}" if path else field)
-        if unknown:
-            return InvalidRequest(f"unknown field '{param}'", param=param, code="unknown_field")
-        return InvalidRequest(f"'{param}' is required.", param=param, code="missing_field")
-    if not path:
-        return InvalidRequest(f"The body must be a JSON object: {what}.")
-    param = quoted(path)
-    allowed = allowed_at(type_, path) if what.startswith("Invalid enum value") else ()
-    choice = f" It can be {', '.join(map(repr, allowed))}." if allowed else ""
-    return InvalidRequest(f"'{param}' is not valid: {quoted(what)}.{choice}", param=param)
-
-
-def quoted(text: str) -> str:
-    """A client's own text, short enough to be repeated to it."""
-    return text if len(text) <= MAX_QUOTED else text[:MAX_QUOTED] + "…"
 
 
 def _of_router(error: HTTPException, path: str) -> ApiError:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from maestrale.api.dialect import Level
 from maestrale.api.shared_levels import SharedLevels
 from maestrale.errors import RateLimited
 from maestrale.keys import Key
@@ -106,19 +107,25 @@ class RateLimiter:
             with self._lock():
                 bucket.take(used - reserved)
 
-    def headers(self, key: Key | None) -> dict[str, str]:
-        """OpenAI's x-ratelimit-* headers, for the limits that the key has."""
-        headers = {}
+    def levels(self, key: Key | None, reserved: int | None = None) -> list[Level]:
+        """Where the key stands with the limits that it has; `reserved`: tokens of this request."""
+        levels = []
         for what in ("requests", "tokens"):
             bucket = self._bucket(key, what)
             if bucket is not None:
                 with self._lock():
                     left = max(0, math.floor(bucket.level()))
                     rest = bucket.seconds_until(bucket.limit)
-                headers[f"x-ratelimit-limit-{what}"] = str(bucket.limit)
-                headers[f"x-ratelimit-remaining-{what}"] = str(left)
-                headers[f"x-ratelimit-reset-{what}"] = _span(rest)
-        return headers
+                levels.append(
+                    Level(
+                        what=what,
+                        limit=bucket.limit,
+                        remaining=left,
+                        full_in=rest,
+                        reserved=reserved if what == "tokens" else None,
+                    )
+                )
+        return levels
 
     def _take(self, key: Key, what: str, bucket: Bucket, units: float) -> None:
         """Raises: RateLimited."""
@@ -154,11 +161,3 @@ def _limited(key: Key, what: str, limit: int, wait: float) -> RateLimited:
         code=f"{what}_per_minute_exceeded",
         retry_after=retry_after,
     )
-
-
-def _span(seconds: float) -> str:
-    """As OpenAI writes it: 870ms, 12.5s, 1m0s."""
-    if seconds < 1:
-        return f"{round(seconds * 1000)}ms"
-    minutes, rest = divmod(round(seconds, 1), 60)
-    return f"{int(minutes)}m{rest:g}s" if minutes else f"{rest:g}s"

@@ -1,7 +1,7 @@
 """One answer while it is generated: token ids → text, tool calls, log-probabilities, usage.
 
-`Answer.pieces` is what api/ sends on. Stop strings are found here, and never half a character or
-half a stop string is given away. chat/service.py makes Answers from requests.
+`Answer.pieces` is what a dialect spells and api/ sends on. Stop strings are found here, and never
+half a character or half a stop string is given away. chat/service.py makes Answers from requests.
 """
 
 from __future__ import annotations
@@ -15,54 +15,16 @@ from typing import Literal
 
 from msgspec import Struct
 
-from maestrale.engines.base import (
-    Constraint,
-    Engine,
-    FinishReason,
-    GenerationRequest,
-    Sampling,
-    TokenLogprob,
-)
-from maestrale.errors import (
-    EngineError,
-)
+from maestrale.chat.options import Options
+from maestrale.engines.base import Engine, FinishReason, GenerationRequest, TokenLogprob
+from maestrale.errors import EngineError
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import IncrementalDecoder, StopStrings
 from maestrale.prompt.messages import ToolCall
-from maestrale.prompt.tools.base import ToolFormat, ToolUse
+from maestrale.prompt.tools.base import ToolFormat
 from maestrale.prompt.tools.reading import ToolCallParser
 
-AnswerFinish = FinishReason | Literal["tool_calls"]
-
-
-class Options(Struct, frozen=True, kw_only=True):
-    """How to answer: what the request says beside its prompt, validated and with defaults.
-
-    `max_tokens` None means what remains of the context. With `echo` the answer begins with the
-    prompt, and its log-probabilities with those of the prompt's tokens. `seed` None means draw
-    one. `template_variables` go to the chat template. `tools` None means that none may be
-    called. `key` names who asks: keys take turns. `constraint_param` and `max_tokens_param` name
-    the fields to blame in errors.
-    """
-
-    n: int = 1
-    seed: int | None = None
-    max_tokens: int | None = None
-    max_tokens_param: str = "max_tokens"
-    min_tokens: int = 0
-    sampling: Sampling = Sampling()
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    constraint: Constraint | None = None
-    constraint_param: str = "response_format"
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    template_variables: tuple[tuple[str, bool], ...] = ()
-    echo: bool = False
-    add_special_tokens: bool = True
-    tools: ToolUse | None = None
-    key: str = "-"
+AnswerFinish = FinishReason | Literal["calls"]  # it ended with calls of tools
 
 
 class LogprobEntry(Struct, frozen=True):
@@ -94,15 +56,6 @@ class Usage(Struct):
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
-
-    def body(self) -> dict[str, object]:
-        """As both SDKs read it."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
 
 
 class Timings:
@@ -318,7 +271,7 @@ class Answer:
                 if finish is not None:
                     self._finish(index, finish, generated)
                     called = finish == "stop" and parser is not None and parser.called
-                    yield Piece(index, text, entries, "tool_calls" if called else finish, calls)
+                    yield Piece(index, text, entries, "calls" if called else finish, calls)
                     return
                 # With tools, much may be held back: the first piece tells that work has begun.
                 if text or entries or calls or (parser is not None and not begun):

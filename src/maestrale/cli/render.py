@@ -37,16 +37,18 @@ def command(model: str | None, chat_template: Path | None, as_json: bool, file: 
     input. The request goes through the same code as in the server.
     """
     from maestrale.api.http.body import decode
+    from maestrale.api.openai.reading import read_conversation
     from maestrale.api.openai.schemas import ChatRequest
     from maestrale.api.openai.tools import read_tools
 
     raw = without_bom(file.read()).strip()
     request = decode(b'{"messages":%b}' % raw if raw.startswith(b"[") else raw, ChatRequest)
     encoder = _encoder(model or request.model, chat_template)
+    conversation = read_conversation(request)
     prompt = encoder.encode_chat(
-        request.chat_messages(),
+        conversation.messages,
         tools=[tool.definition for tool in read_tools(request.tools or [])] or None,
-        continue_final=request.has_prefix(),
+        continue_final=conversation.continues,
     )
     ids = list(prompt.token_ids)
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Mapping, Sequence
 
-from maestrale.errors import InvalidRequest
+from maestrale.errors import InvalidRequest, Location
 from maestrale.models.vocabulary import Vocabulary
 
 
@@ -115,7 +115,7 @@ def spell(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
     outside = next((token for token in ids if not 0 <= token < len(vocabulary)), None)
     if outside is not None:
         raise InvalidRequest(
-            f"{outside} is no token: ids go from 0 to {len(vocabulary) - 1}.", param="tokens"
+            f"{outside} is no token: ids go from 0 to {len(vocabulary) - 1}.", at=Location("tokens")
         )
     names = {token: name for name, token in vocabulary.control_ids.items()}
     parts: list[str] = []

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from maestrale.errors import ContextLengthExceeded, InvalidRequest
+from maestrale.errors import ContextLengthExceeded, InvalidRequest, Location
 
+MESSAGES = Location("messages")
 Role = Literal["system", "user", "assistant", "tool"]
 Tool = dict[str, Any]  # a tool as both APIs write it: {"type": "function", "function": {...}}
 
@@ -85,7 +86,7 @@ def refuse_if_hopeless(texts: Iterable[str], longest: int, max_tokens: int | Non
     except UnicodeEncodeError as error:
         raise InvalidRequest(
             "The text has half of a surrogate pair in it, which is not valid Unicode.",
-            param="messages",
+            at=MESSAGES,
         ) from error
     fewest = -(-size // max(longest, 1))
     if max_tokens is not None and fewest > max_tokens:
@@ -97,5 +98,5 @@ def too_long(fewest: int, max_tokens: int) -> ContextLengthExceeded:
     return ContextLengthExceeded(
         f"This model's context is {max_tokens} tokens; the prompt has {fewest} or more. "
         "Shorten it.",
-        param="messages",
+        at=MESSAGES,
     )

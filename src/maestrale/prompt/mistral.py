@@ -26,10 +26,17 @@ from mistral_common.protocol.instruct.tool_calls import ToolCall as MistralToolC
 from mistral_common.tokens.tokenizers.base import TokenizerVersion
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from maestrale.errors import InvalidRequest
+from maestrale.errors import InvalidRequest, Location
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import spell
-from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless, texts_of
+from maestrale.prompt.messages import (
+    MESSAGES,
+    ChatMessage,
+    EncodedPrompt,
+    Tool,
+    refuse_if_hopeless,
+    texts_of,
+)
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.prompt.tools.generic import (
     with_calls_as_text,
@@ -66,14 +73,14 @@ class MistralEncoder:
     ) -> EncodedPrompt:
         """See `PromptEncoder.encode_chat`."""
         if not messages:
-            raise InvalidRequest("messages must not be empty.", param="messages")
+            raise InvalidRequest("messages must not be empty.", at=MESSAGES)
         if not self.native_tools:
             messages, tools = self._told(messages, tools), None
         messages, continue_final = _without_empty_answers(messages, continue_final)
         if not messages:
             raise InvalidRequest(
                 "There is nothing to answer: the only message is an empty one of the assistant.",
-                param="messages",
+                at=MESSAGES,
             )
         refuse_if_hopeless(texts_of(messages, tools), self._longest, max_tokens)
         both = self._version >= TokenizerVersion.v7
@@ -81,19 +88,20 @@ class MistralEncoder:
         if continue_final:
             if not isinstance(turns[-1], AssistantMessage):
                 raise InvalidRequest(
-                    "Only a last message of the assistant can be continued.", param="messages"
+                    "Only a last message of the assistant can be continued.",
+                    at=MESSAGES,
                 )
             turns[-1].prefix = True
         try:
             request = ChatCompletionRequest(messages=turns, tools=_tools(tools))
             ids = self._tokenizer.encode_chat_completion(request).tokens
         except MistralCommonException as error:
-            raise InvalidRequest(error.message, param="messages") from error
+            raise InvalidRequest(error.message, at=MESSAGES) from error
         except ValueError as error:
-            raise InvalidRequest(str(error), param="messages") from error
+            raise InvalidRequest(str(error), at=MESSAGES) from error
         except RecursionError as error:  # mistral-common reads and rewrites JSON in messages
             what = "JSON in a message is nested too deep."
-            raise InvalidRequest(what, param="messages") from error
+            raise InvalidRequest(what, at=MESSAGES) from error
         return EncodedPrompt(tuple(ids), spell(self._vocabulary, ids))
 
     def encode_text(
@@ -172,4 +180,4 @@ def _tools(tools: Sequence[Tool] | None) -> list[MistralTool] | None:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InvalidRequest(f"tools: {where}: {first['msg']}", param="tools") from error
+        raise InvalidRequest(f"tools: {where}: {first['msg']}", at=Location("tools")) from error

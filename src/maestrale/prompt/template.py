@@ -16,7 +16,14 @@ from maestrale.errors import InvalidRequest, ModelError
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import spell
 from maestrale.prompt.jinja import RENDER_ERRORS, ChatTemplate, TemplateRefuses, TemplateTooSlow
-from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless, too_long
+from maestrale.prompt.messages import (
+    MESSAGES,
+    ChatMessage,
+    EncodedPrompt,
+    Tool,
+    refuse_if_hopeless,
+    too_long,
+)
 from maestrale.prompt.plain_text import plain_text
 from maestrale.prompt.seal import Seal, unused_marks
 from maestrale.prompt.tools.base import ToolFormat
@@ -111,15 +118,15 @@ class TemplateEncoder:
         usable = self._with_tools if tools else self._template
         if usable is None:
             raise InvalidRequest(
-                "This model has no chat template; use /v1/completions, or serve it with "
-                "--chat-template.",
-                param="messages",
+                "This model has no chat template: it continues plain prompts only. For messages "
+                "serve it with --chat-template.",
+                at=MESSAGES,
             )
         if not messages:
-            raise InvalidRequest("messages must not be empty.", param="messages")
+            raise InvalidRequest("messages must not be empty.", at=MESSAGES)
         if continue_final and messages[-1].role != "assistant":
             raise InvalidRequest(
-                "Only a last message of the assistant can be continued.", param="messages"
+                "Only a last message of the assistant can be continued.", at=MESSAGES
             )
         turns, shown = usable[1].prepared(messages, tools)
         mark, end = unused_marks([msgspec.to_builtins(turns), shown], 2)
@@ -178,12 +185,13 @@ class TemplateEncoder:
             except TemplateTooSlow as error:
                 raise InvalidRequest(
                     "The conversation is too long for this model's chat template.",
-                    param="messages",
+                    at=MESSAGES,
                 ) from error
             except RENDER_ERRORS as error:
                 refusal = refusal or str(error).replace(mark, "")
         raise InvalidRequest(
-            f"This model's chat template refuses the conversation: {refusal}", param="messages"
+            f"This model's chat template refuses the conversation: {refusal}",
+            at=MESSAGES,
         )
 
     def _render_one(
@@ -219,7 +227,7 @@ class TemplateEncoder:
         if not found:
             raise InvalidRequest(
                 "This model's chat template can't continue a message of the assistant.",
-                param="messages",
+                at=MESSAGES,
             )
         return before if after.startswith(" ") else before.rstrip()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from maestrale.api.admission import Admission
-from maestrale.chat.service import ANY_OBJECT
+from maestrale.chat.options import ANY_OBJECT
 from maestrale.config.settings import Settings, engines_of, flag
 from maestrale.engines.base import Engine, EngineConfig
 from maestrale.errors import MaestraleError, SettingsError

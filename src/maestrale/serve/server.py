@@ -20,6 +20,7 @@ import uvicorn
 from maestrale import logs
 from maestrale.api.app import build_app
 from maestrale.api.backend import Backend
+from maestrale.api.dialects import DIALECTS
 from maestrale.api.http.connections import raise_file_limit
 from maestrale.api.http.protocol import protocol_class
 from maestrale.chat.service import ChatService
@@ -307,7 +308,7 @@ def uvicorn_config(settings: Settings, backend: Backend) -> uvicorn.Config:
     """How HTTP is served on this backend. Raises: SettingsError for TLS files of no use."""
     config = uvicorn.Config(
         build_app(backend),
-        http=protocol_class(),
+        http=protocol_class(dialects=DIALECTS),
         ws="none",
         lifespan="off",
         log_config=None,

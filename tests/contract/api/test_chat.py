@@ -10,7 +10,7 @@ import pytest
 
 from api_app import MODEL, api, make_settings
 from maestrale.api.openai.foreign_fields import IGNORED_FIELDS
-from maestrale.api.openai.schemas import SAFE_PROMPT
+from maestrale.api.openai.reading import SAFE_PROMPT
 from maestrale.engines.base import GenerationRequest
 
 pytestmark = pytest.mark.anyio

@@ -4,10 +4,20 @@ import msgspec
 import pytest
 from starlette.exceptions import HTTPException
 
-from maestrale.api.errors import as_api_error, error_response, of_validation, quoted
+from maestrale.api.context import RequestContext
+from maestrale.api.dialects import DIALECTS
+from maestrale.api.errors import as_api_error, error_response
 from maestrale.api.http.body import decode
 from maestrale.api.openai.schemas import ChatRequest
-from maestrale.errors import EngineDied, EngineError, InvalidRequest, ModelError, Unavailable
+from maestrale.api.validation import of_validation
+from maestrale.errors import (
+    EngineDied,
+    EngineError,
+    InvalidRequest,
+    ModelError,
+    Unavailable,
+    quoted,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +35,7 @@ from maestrale.errors import EngineDied, EngineError, InvalidRequest, ModelError
 def test_the_field_is_named(body: bytes, param: str | None, code: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         decode(body, ChatRequest)
-    assert caught.value.param == param
+    assert (caught.value.at and str(caught.value.at)) == param
     assert caught.value.code == code
 
 
@@ -71,6 +81,7 @@ def test_every_exception_has_an_answer(error: Exception, status: int) -> None:
 
 
 def test_headers_of_errors() -> None:
-    assert error_response(Unavailable("x", retry_after=3)).headers["retry-after"] == "3"
+    context = RequestContext("req-1", DIALECTS.at("/"))
+    assert error_response(Unavailable("x", retry_after=3), context).headers["retry-after"] == "3"
     not_allowed = as_api_error(HTTPException(405, headers={"Allow": "GET"}))
-    assert error_response(not_allowed).headers["allow"] == "GET"
+    assert error_response(not_allowed, context).headers["allow"] == "GET"

@@ -89,7 +89,7 @@ def test_spell_shows_control_tokens() -> None:
 def test_spell_refuses_ids_outside_the_vocabulary(token: int) -> None:
     with pytest.raises(InvalidRequest) as refused:
         spell(BYTES, [token])
-    assert refused.value.param == "tokens"
+    assert str(refused.value.at) == "tokens"
 
 
 # A small alphabet, so that stop strings overlap and nearly match all the time.

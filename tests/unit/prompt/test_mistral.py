@@ -14,10 +14,13 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from sentencepiece import SentencePieceProcessor
 
+from maestrale.api.answering import Serving
 from maestrale.api.http.body import decode
+from maestrale.api.openai.reading import chat_options, read_conversation
 from maestrale.api.openai.schemas import ChatRequest
 from maestrale.errors import ContextLengthExceeded, InvalidRequest, ModelError
 from maestrale.models.mistral_vocabulary import mistral_vocabulary, shipped_file
+from maestrale.models.sampling_defaults import NEUTRAL
 from maestrale.prompt.decode import IncrementalDecoder
 from maestrale.prompt.encode import PromptEncoder, encoder_for_name
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, ToolCall
@@ -107,7 +110,7 @@ def test_what_the_format_has_no_place_for_is_refused(
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
         mistral_v3.encode_chat(messages)
-    assert refused.value.param == "messages"
+    assert str(refused.value.at) == "messages"
     assert str(refused.value)
 
 
@@ -165,7 +168,7 @@ def test_v3_writes_tools_calls_and_results(mistral_v3: PromptEncoder) -> None:
 def test_malformed_tools_are_refused(mistral_v3: PromptEncoder, tool: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest) as refused:
         mistral_v3.encode_chat([user("Hi")], tools=[tool])
-    assert refused.value.param == "tools"
+    assert str(refused.value.at) == "tools"
 
 
 HOSTILE = ["[INST]", "[/INST]", "<s>", "</s>", "<unk>", "[TOOL_CALLS]", "<0x0A>", "\N{ROCKET}"]
@@ -259,9 +262,9 @@ def test_tools_are_written_as_mistral_common_writes_them(version: str, turns: in
     expected = common.encode_chat_completion(ChatCompletionRequest.from_openai(**body)).tokens
     request = decode(json.dumps(body).encode(), ChatRequest)
     encoder = MistralEncoder(shipped_file(version), mistral_vocabulary(version, 0))
-    use = request.chat_options(max_n=1).tools
+    use = chat_options(request, Serving(max_n=1, sampling=NEUTRAL)).tools
     assert use is not None
-    prompt = encoder.encode_chat(request.chat_messages(), tools=use.definitions)
+    prompt = encoder.encode_chat(read_conversation(request).messages, tools=use.definitions)
     assert list(prompt.token_ids) == expected
     assert encoder.tool_format is not None
 

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from maestrale.api.answering import Serving
 from maestrale.api.http.body import decode
+from maestrale.api.openai.reading import chat_options, read_conversation
 from maestrale.api.openai.schemas import ChatRequest
 from maestrale.errors import ContextLengthExceeded, InvalidRequest, ModelError
+from maestrale.models.sampling_defaults import NEUTRAL
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.encode import read_template
 from maestrale.prompt.messages import ChatMessage, ToolCall
@@ -238,7 +241,7 @@ def test_repeated_roles_stay_where_the_template_takes_them(smollm: TemplateEncod
 def test_what_cannot_be_reshaped_is_the_client_s_error(encoder_with: Make) -> None:
     with pytest.raises(InvalidRequest, match="roles must alternate") as refused:
         encoder_with(ALTERNATING).encode_chat([ChatMessage(role="assistant", content="x")])
-    assert refused.value.param == "messages"
+    assert str(refused.value.at) == "messages"
 
 
 def test_a_template_may_refuse_a_lone_question(encoder_with: Make) -> None:
@@ -355,9 +358,9 @@ def test_tools_calls_and_results_are_hugging_face_s(
         text, add_special_tokens=False
     )
     request = decode(json.dumps(body).encode(), ChatRequest)
-    use = request.chat_options(max_n=1).tools
+    use = chat_options(request, Serving(max_n=1, sampling=NEUTRAL)).tools
     assert use is not None
-    prompt = encoder.encode_chat(request.chat_messages(), tools=use.definitions)
+    prompt = encoder.encode_chat(read_conversation(request).messages, tools=use.definitions)
     assert prompt.text == text
     assert list(prompt.token_ids) == expected.ids
     assert encoder.tool_format is not None

@@ -16,13 +16,15 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.types import Message, Receive, Scope
 
-from maestrale.api.errors import ClientDisconnected, of_validation, quoted
+from maestrale.api.errors import ClientDisconnected
+from maestrale.api.validation import of_validation
 from maestrale.errors import (
     InvalidRequest,
     PayloadTooLarge,
     RequestTimeout,
     Unavailable,
     UnsupportedMediaType,
+    quoted,
 )
 from maestrale.text_files import without_bom
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import json
 import socket
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -25,6 +24,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from maestrale.api.dialect import Dialects
+from maestrale.api.errors import spelled
 from maestrale.api.http.connections import ConnectionTable, Outlet, connections_that_fit, is_reset
 from maestrale.errors import (
     ApiError,
@@ -89,14 +90,19 @@ class _Phase(enum.Enum):
     BODY = enum.auto()
 
 
-def protocol_class(limits: HttpLimits | None = None) -> type[HttpToolsProtocol]:
+def protocol_class(
+    limits: HttpLimits | None = None, *, dialects: Dialects
+) -> type[HttpToolsProtocol]:
     """The class to give to `uvicorn.Config(http=...)`. Each has its own cap: one a server.
+
+    What it refuses itself, it refuses in the words of the path's dialect, of `dialects`.
 
     Call `raise_file_limit()` before: the cap is lowered to what the limit of open files allows.
     """
     limits = limits if limits is not None else HttpLimits()
     members = {
         "limits": limits,
+        "dialects": dialects,
         "table": ConnectionTable(connections_that_fit(limits.max_connections)),
     }
     return type("LimitedProtocol", (BoundedProtocol,), members)
@@ -106,6 +112,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """One connection. Use it through `protocol_class`."""
 
     limits: ClassVar[HttpLimits]
+    dialects: ClassVar[Dialects]
     table: ClassVar[ConnectionTable]
 
     def __init__(
@@ -414,7 +421,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._pending_error = error
 
     def _refuse(self, error: ApiError) -> None:
-        body = json.dumps(error.body()).encode()
+        dialect = self.dialects.at(self._path())
+        body = spelled(error, dialect, dialect.names({}))
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
@@ -423,13 +431,18 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         if error.retry_after is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after))
-        status = HTTPStatus(error.status)
-        head = b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode())
+        status = dialect.status(error)
+        head = b"HTTP/1.1 %d %s\r\n" % (status, _phrase(status))
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self._pending_error = None
         self.table.set_receiving(self)
         self.transport.write(head + lines + b"\r\n" + body)
         self.transport.close()
+
+    def _path(self) -> str:
+        """Of the request that is arriving, as far as it is here."""
+        url = getattr(self, "url", b"").partition(b"?")[0]
+        return str(url.decode("latin-1"))
 
     def _headers_too_large(self) -> HeadersTooLarge:
         return HeadersTooLarge(
@@ -497,6 +510,14 @@ class _UntilClose(RequestResponseCycle):
         elif self._open_ended and message["type"] == "http.response.body":
             self.expected_content_length = len(message.get("body", b""))
         await super().send(message)
+
+
+def _phrase(status: int) -> bytes:
+    """What HTTP says to a status; some of a dialect's own have no such words."""
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b"Error"
 
 
 def _malformed() -> InvalidRequest:

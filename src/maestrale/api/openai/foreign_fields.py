@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from maestrale.errors import UnsupportedParameter
+from maestrale.errors import Sent, UnsupportedParameter
 
 # Change nothing here, whatever they say: accepted, and listed in the docs.
 IGNORED_FIELDS = {
@@ -136,7 +136,7 @@ def refuse_unsupported(body: Struct) -> None:
     for name, reason in UNSUPPORTED_FIELDS.items():
         value = getattr(body, name, NULL)
         if not is_neutral(name, value):
-            raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", param=name)
+            raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
 
 
 def is_neutral(name: str, value: Raw) -> bool:

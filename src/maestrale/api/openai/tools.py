@@ -1,26 +1,20 @@
-"""Tools in a request: OpenAI's and Mistral's shapes, checked and bounded, as `ToolUse`."""
+"""Tools in a request, in OpenAI's and Mistral's shapes."""
 
 from __future__ import annotations
 
 import json
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from maestrale.api.errors import of_validation, quoted
-from maestrale.errors import InvalidRequest, UnsupportedParameter
+from maestrale.api.validation import of_validation
+from maestrale.chat.tools import Choice, check_names, check_tools_size, tool_spec, tool_use
+from maestrale.errors import InvalidRequest, Sent, UnsupportedParameter, quoted
 from maestrale.prompt.messages import ToolCall
 from maestrale.prompt.tools.base import ToolSpec, ToolUse
 
-MAX_TOOLS = 128
 MAX_CALLS_IN_MESSAGE = 128
-MAX_PARAMETERS_BYTES = 64 * 1024  # of one tool's schema
-MAX_TOOLS_BYTES = 192 * 1024  # of all of them together
-MAX_NAME_CHARS = 64
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 Name = Annotated[str, Meta(max_length=256)]
 
@@ -79,45 +73,23 @@ class ToolName(Body, kw_only=True):
     function: FunctionName
 
 
-def tool_use(tools: list[Raw] | None, choice: Raw, parallel: bool | None) -> ToolUse | None:
+def read_tool_use(tools: list[Raw] | None, choice: Raw, parallel: bool | None) -> ToolUse | None:
     """What the model may do with the request's tools; None when it may call none.
 
     Raises: InvalidRequest, UnsupportedParameter naming the field.
     """
     specs = read_tools(tools or [])
-    names = tuple(spec.name for spec in specs)
-    required, allowed, one = _choice(choice, names)
-    if not specs or not allowed:
-        return None
-    return ToolUse(
-        tools=specs,
-        callable=allowed,
-        required=required,
-        parallel=parallel is not False and not one,
-    )
+    return tool_use(specs, _choice(choice, bool(specs)), parallel=parallel is not False)
 
 
 def read_tools(tools: list[Raw]) -> tuple[ToolSpec, ...]:
     """Raises: InvalidRequest, UnsupportedParameter naming the tool."""
-    size = sum(len(bytes(tool)) for tool in tools)
-    if size > MAX_TOOLS_BYTES:
-        raise InvalidRequest(
-            f"The tools have {size} bytes; up to {MAX_TOOLS_BYTES} are allowed.", param="tools"
-        )
-    specs = []
-    seen: set[str] = set()
-    for index, raw in enumerate(tools):
-        spec = _read_tool(raw, f"tools[{index}]")
-        if spec.name in seen:
-            raise InvalidRequest(
-                f"There are two tools called '{spec.name}'.", param=f"tools[{index}].function.name"
-            )
-        seen.add(spec.name)
-        specs.append(spec)
-    return tuple(specs)
+    check_tools_size(sum(len(bytes(tool)) for tool in tools))
+    return check_names([_read_tool(index, raw) for index, raw in enumerate(tools)])
 
 
-def _read_tool(raw: Raw, param: str) -> ToolSpec:
+def _read_tool(index: int, raw: Raw) -> ToolSpec:
+    at = Sent("tools", index)
     try:
         # Only once for the prompt: it gets the tool in the client's own order of keys.
         written = msgspec.json.decode(raw)
@@ -126,30 +98,21 @@ def _read_tool(raw: Raw, param: str) -> ToolSpec:
             raise UnsupportedParameter(
                 f"A tool of type '{quoted(kind)}' is not supported: the server runs no tools of "
                 "its own; only functions that the client runs.",
-                param=f"{param}.type",
+                at=at.at("type"),
             )
         tool = msgspec.json.decode(raw, type=ToolBody)
     except msgspec.ValidationError as error:
         inner = of_validation(error, ToolBody)
-        where = f"{param}.{inner.param}" if inner.param else param
-        raise InvalidRequest(f"{param}: {inner.message}", param=where, code=inner.code) from None
+        where = at if inner.at is None else at.at(*inner.at)
+        raise InvalidRequest(f"{at}: {inner.message}", at=where, code=inner.code) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"{param} is not valid: {quoted(str(error))}.", param=param) from error
+        raise InvalidRequest(f"{at} is not valid: {quoted(str(error))}.", at=at) from error
     function = tool.function
-    if not _NAME.fullmatch(function.name):
-        raise InvalidRequest(
-            f"The name of a function has 1 to {MAX_NAME_CHARS} letters, digits, '_' or '-'.",
-            param=f"{param}.function.name",
-        )
-    definition = _definition(written)
-    parameters = _parameters(function.parameters, f"{param}.function.parameters")
-    if parameters is None:
-        parameters = json.dumps(_NO_PARAMETERS)
-        definition["function"]["parameters"] = _NO_PARAMETERS
-    return ToolSpec(
-        name=function.name,
-        definition=definition,
-        parameters=parameters,
+    return tool_spec(
+        index,
+        function.name,
+        bytes(function.parameters),
+        written=_definition(written),
         strict=bool(function.strict),
     )
 
@@ -165,74 +128,40 @@ def _definition(written: dict[str, Any]) -> dict[str, Any]:
     return {**typed, "function": function}
 
 
-def _parameters(raw: Raw, param: str) -> str | None:
-    """The schema's text, if there is one. Raises: InvalidRequest."""
-    text = bytes(raw)
-    if text == b"null":
-        return None
-    if len(text) > MAX_PARAMETERS_BYTES:
-        raise InvalidRequest(
-            f"The schema has {len(text)} bytes; up to {MAX_PARAMETERS_BYTES} are allowed.",
-            param=param,
-        )
-    schema = msgspec.json.decode(text)
-    if not isinstance(schema, dict):
-        raise InvalidRequest("The parameters must be a JSON schema, an object.", param=param)
-    if schema.get("type", "object") != "object":
-        raise InvalidRequest("The parameters must be of type 'object'.", param=f"{param}.type")
-    return text.decode()
-
-
-def _choice(raw: Raw, names: tuple[str, ...]) -> tuple[bool, tuple[str, ...], bool]:
-    """Whether a call is required, the tools that may be called, and whether it is one call.
-
-    Raises: InvalidRequest.
-    """
+def _choice(raw: Raw, has_tools: bool) -> Choice:
+    """What `tool_choice` says. Raises: InvalidRequest."""
     text = bytes(raw).strip()
     if text in (b"null", b'"auto"'):
-        return False, names, False
+        return Choice()
     if text == b'"none"':
-        return False, (), False
+        return Choice(forbidden=True)
     if text in (b'"any"', b'"required"'):
-        if not names:
-            raise _no_tools()
-        return True, names, False
+        return Choice(required=True)
+    at = Sent("tool_choice")
     if not text.startswith(b"{"):
         raise InvalidRequest(
             "'tool_choice' must be 'none', 'auto', 'any', 'required' or an object naming a tool.",
-            param="tool_choice",
+            at=at,
         )
-    if not names:
-        raise _no_tools()
+    if not has_tools:  # said before what is wrong with the object
+        return Choice(required=True)
     try:
         choice = msgspec.json.decode(text, type=ChoiceBody)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidRequest(
-            f"'tool_choice' is not valid: {quoted(str(error))}.", param="tool_choice"
-        ) from error
+        raise InvalidRequest(f"'tool_choice' is not valid: {quoted(str(error))}.", at=at) from error
     if choice.type == "allowed_tools":
         if choice.allowed_tools is None or not choice.allowed_tools.tools:
-            raise InvalidRequest("'tool_choice' allows no tool.", param="tool_choice.allowed_tools")
-        wanted = [tool.function.name for tool in choice.allowed_tools.tools]
-        required = choice.allowed_tools.mode == "required"
-    elif choice.function is None:
-        raise InvalidRequest("'tool_choice' names no function.", param="tool_choice.function")
-    else:
-        wanted, required = [choice.function.name], True
-    for name in wanted:
-        if name not in names:
-            raise InvalidRequest(
-                f"'tool_choice' names '{quoted(name)}', which is none of the tools.",
-                param="tool_choice",
-            )
+            raise InvalidRequest("'tool_choice' allows no tool.", at=at.at("allowed_tools"))
+        names = tuple(tool.function.name for tool in choice.allowed_tools.tools)
+        return Choice(
+            required=choice.allowed_tools.mode == "required",
+            names=names,
+            once=choice.function is not None,
+        )
+    if choice.function is None:
+        raise InvalidRequest("'tool_choice' names no function.", at=at.at("function"))
     # A function that is named is called once: a model that likes to repeat itself would go on.
-    return required, tuple(name for name in names if name in wanted), choice.function is not None
-
-
-def _no_tools() -> InvalidRequest:
-    return InvalidRequest(
-        "'tool_choice' asks for a tool, but the request has no tools.", param="tool_choice"
-    )
+    return Choice(required=True, names=(choice.function.name,), once=True)
 
 
 def past_calls(calls: list[CallBody] | None) -> tuple[ToolCall, ...]:

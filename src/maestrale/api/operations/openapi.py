@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,34 +17,21 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from maestrale import __version__
-from maestrale.api.openai.foreign_fields import IGNORED_FIELDS, UNSUPPORTED_FIELDS
-from maestrale.api.openai.schemas import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
+from maestrale.api.dialect import Dialects, Operation, Reference
 
-# method, path, what it does, body
-OPERATIONS: tuple[tuple[str, str, str, type[msgspec.Struct] | None], ...] = (
-    ("post", "/v1/chat/completions", "Answer a conversation, whole or as a stream.", ChatRequest),
-    ("post", "/v1/completions", "Continue plain text or token ids.", CompletionRequest),
-    ("get", "/v1/models", "The served model, under each of its names.", None),
-    ("get", "/v1/models/{model_id}", "One model; slashes in the id are fine.", None),
-    ("post", "/tokenize", "The token ids of a prompt or of messages.", TokenizeRequest),
-    ("post", "/detokenize", "The text of token ids.", DetokenizeRequest),
-    ("get", "/tokenizer_info", "The tokenizer's names for begin and end, its template.", None),
-    ("get", "/health", "200 when ready; 503 while starting, draining or dead.", None),
-    ("get", "/ping", "The same as /health.", None),
-    ("get", "/version", "The server's version.", None),
-    ("get", "/load", "How many requests are in work or waiting.", None),
-    ("get", "/metrics", "Prometheus metrics, under vLLM's names.", None),
-    ("get", "/status.json", "What the status page shows: state, load, latency, errors.", None),
-    ("get", "/", "A page to chat with the model.", None),
-    ("get", "/status", "A page that shows how the server is doing.", None),
-    ("get", "/openapi.json", "This reference, for machines.", None),
-    ("get", "/docs", "This reference, for people.", None),
+OPERATIONS = (
+    Operation("get", "/health", "200 when ready; 503 while starting, draining or dead."),
+    Operation("get", "/ping", "The same as /health."),
+    Operation("get", "/version", "The server's version."),
+    Operation("get", "/load", "How many requests are in work or waiting."),
+    Operation("get", "/metrics", "Prometheus metrics, under vLLM's names."),
+    Operation("get", "/status.json", "What the status page shows: state, load, latency, errors."),
+    Operation("get", "/", "A page to chat with the model."),
+    Operation("get", "/status", "A page that shows how the server is doing."),
+    Operation("get", "/openapi.json", "This reference, for machines."),
+    Operation("get", "/docs", "This reference, for people."),
 )
+"""Those of no dialect."""
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
@@ -63,15 +51,17 @@ EXAMPLE = """curl {base}/v1/chat/completions \\
   -d '{{"messages": [{{"role": "user", "content": "Hello!"}}]}}'"""
 
 
-def routes() -> list[Route]:
+def routes(dialects: Dialects) -> list[Route]:
+    references = [dialect.reference() for dialect in dialects.all]
+
     async def document(request: Request) -> Response:
-        return JSONResponse(build())
+        return JSONResponse(build(references))
 
     async def page(request: Request) -> Response:
         digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
         policy = f"default-src 'none'; style-src 'sha256-{digest}'; frame-ancestors 'none'"
         base = _base(request)
-        return HTMLResponse(render(base), headers={"content-security-policy": policy})
+        return HTMLResponse(render(base, references), headers={"content-security-policy": policy})
 
     return [
         Route("/openapi.json", document, methods=["GET"]),
@@ -90,16 +80,19 @@ def _base(request: Request) -> str:
     return f"{scheme}://{request.headers.get('host', '')}{prefix}"
 
 
-def build() -> dict[str, Any]:
+def build(references: Sequence[Reference]) -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
-    bodies = [body for *_, body in OPERATIONS if body is not None]
+    bodies = [each.body for each in _operations(references) if each.body is not None]
     _, components = msgspec.json.schema_components(
         bodies, ref_template="#/components/schemas/{name}"
     )
-    components["Error"] = _error_schema()
     paths: dict[str, Any] = {}
-    for method, path, summary, body in OPERATIONS:
-        paths.setdefault(path, {})[method] = _operation(path, summary, body)
+    for place, reference in enumerate(references):
+        error = "Error" if place == 0 else f"Error{place + 1}"
+        components[error] = dict(reference.error_schema)
+        own = (*reference.operations, *(OPERATIONS if place == 0 else ()))
+        for operation in own:
+            paths.setdefault(operation.path, {})[operation.method] = _operation(operation, error)
     return {
         "openapi": "3.1.0",
         "info": {"title": "maestrale", "version": __version__, "license": {"name": "Apache-2.0"}},
@@ -113,9 +106,13 @@ def build() -> dict[str, Any]:
     }
 
 
-def render(base: str) -> str:
+def _operations(references: Sequence[Reference]) -> list[Operation]:
+    return [*(each for reference in references for each in reference.operations), *OPERATIONS]
+
+
+def render(base: str, references: Sequence[Reference]) -> str:
     """The reference as one HTML page; `base` is the server's URL as the reader knows it."""
-    document = build()
+    document = build(references)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>maestrale API</title>"
         '<meta name=viewport content="width=device-width">'
@@ -124,59 +121,52 @@ def render(base: str) -> str:
         'For machines: <a href="openapi.json">openapi.json</a>.</p>'
         f"<pre>{html.escape(EXAMPLE.format(base=base))}</pre>"
     ]
-    for method, path, summary, body in OPERATIONS:
+    noted = {name for each in references for table in each.notes.values() for name in table}
+    for each in _operations(references):
         parts.append(
-            f"<h2><code class=method>{method.upper()}</code> <code>{path}</code></h2>"
-            f"<p>{html.escape(summary)}</p>"
+            f"<h2><code class=method>{each.method.upper()}</code> <code>{each.path}</code></h2>"
+            f"<p>{html.escape(each.summary)}</p>"
         )
-        if body is not None:
-            parts.append(_fields(document["components"]["schemas"][body.__name__]))
-    parts.append("<h2>Accepted, and without effect</h2>" + _pairs(IGNORED_FIELDS))
-    parts.append(
-        "<h2>Refused, but where they ask for what is done anyway</h2>" + _pairs(UNSUPPORTED_FIELDS)
-    )
+        if each.body is not None:
+            schema = document["components"]["schemas"][each.body.__name__]
+            parts.append(_fields(schema, noted))
+    for reference in references:
+        parts += [f"<h2>{title}</h2>{_pairs(table)}" for title, table in reference.notes.items()]
     return "".join(parts)
 
 
-def _operation(path: str, summary: str, body: type[msgspec.Struct] | None) -> dict[str, Any]:
-    error = {"$ref": "#/components/schemas/Error"}
-    operation: dict[str, Any] = {
-        "summary": summary,
+def _operation(operation: Operation, error: str) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{error}"}
+    path = operation.path
+    told: dict[str, Any] = {
+        "summary": operation.summary,
         "operationId": path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
         "responses": {
             "200": {"description": "Success"},
             "default": {
                 "description": "Any error",
-                "content": {"application/json": {"schema": error}},
+                "content": {"application/json": {"schema": schema}},
             },
         },
     }
     if "{model_id}" in path:
-        operation["parameters"] = [
+        told["parameters"] = [
             {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
         ]
-    if body is not None:
-        schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-        operation["requestBody"] = {
+    if operation.body is not None:
+        body = {"$ref": f"#/components/schemas/{operation.body.__name__}"}
+        told["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": schema}},
+            "content": {"application/json": {"schema": body}},
         }
-    return operation
+    return told
 
 
-def _error_schema() -> dict[str, Any]:
-    text = {"type": ["string", "null"]}
-    fields = {"message": {"type": "string"}, "type": {"type": "string"}, "param": text,
-              "code": text}  # fmt: skip
-    error = {"type": "object", "properties": fields, "required": list(fields)}
-    return {"type": "object", "properties": {"error": error, **fields}, "required": ["error"]}
-
-
-def _fields(schema: dict[str, Any]) -> str:
+def _fields(schema: dict[str, Any], noted: set[str]) -> str:
     rows = []
     required = schema.get("required", [])
     for name, kind in schema["properties"].items():
-        if name in IGNORED_FIELDS or name in UNSUPPORTED_FIELDS:
+        if name in noted:
             continue
         note = " (required)" if name in required else ""
         rows.append(f"<tr><td><code>{name}</code>{note}<td>{html.escape(_describe(kind))}")
@@ -207,7 +197,7 @@ def _describe(schema: dict[str, Any]) -> str:
     return words
 
 
-def _pairs(table: dict[str, str]) -> str:
+def _pairs(table: Mapping[str, str]) -> str:
     rows = "".join(
         f"<tr><td><code>{name}</code><td>{html.escape(text)}" for name, text in table.items()
     )

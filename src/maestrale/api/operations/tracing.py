@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from starlette.types import Scope
 
 from maestrale import __version__
-from maestrale.api.context import RequestContext
-from maestrale.api.request_log import finish_reason
+from maestrale.api.context import RequestContext, finish_reason
 from maestrale.chat.answer import Answer
 from maestrale.errors import SettingsError
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
 LAST_WORDS_MS = 2000  # for the spans not yet sent when the server ends
-OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
 MISSING = (
     "Traces were asked for (--otlp-traces-endpoint, or a variable OTEL_EXPORTER_OTLP_...), but "
     "OpenTelemetry is not installed here. Install it: scripts/extra otel. "
@@ -68,16 +66,15 @@ class Tracer:
         clock = _Clock()
         answer = context.answer
         route = str(getattr(scope.get("route"), "path", scope["path"]))
-        operation = OPERATIONS.get(route, "")
         name = f"{scope['method']} {route}"
         if answer is not None:
-            name = f"{operation} {context.model}"
+            name = f"{context.operation} {context.model}"
         span = self._tracer.start_span(
             name,
             context=self._propagator.extract(carrier),
             kind=SpanKind.SERVER,
             start_time=clock(context.started),
-            attributes=dict(_attributes(scope, context, route, operation)),
+            attributes=dict(_attributes(scope, context, route)),
         )
         if context.status >= 500 or context.error or (answer is not None and answer.failure):
             span.set_status(Status(StatusCode.ERROR))
@@ -128,7 +125,7 @@ def _trace_id(span: Span) -> str:
 
 
 def _attributes(
-    scope: Scope, context: RequestContext, route: str, operation: str
+    scope: Scope, context: RequestContext, route: str
 ) -> Iterator[tuple[str, AttributeValue]]:
     yield "http.request.method", scope["method"]
     yield "http.route", route
@@ -147,7 +144,7 @@ def _attributes(
         yield "error.type", fault
     if answer is None:
         return
-    yield "gen_ai.operation.name", operation
+    yield "gen_ai.operation.name", context.operation
     yield "gen_ai.provider.name", "maestrale"
     yield from _asked(answer, context.model)
     yield from _answered(answer, context)
@@ -172,7 +169,7 @@ def _asked(answer: Answer, model: str) -> Iterator[tuple[str, AttributeValue]]:
 
 def _answered(answer: Answer, context: RequestContext) -> Iterator[tuple[str, AttributeValue]]:
     usage, timings = answer.usage, answer.timings
-    yield "gen_ai.response.id", answer.id
+    yield "gen_ai.response.id", context.answer_id
     yield "gen_ai.response.model", context.model
     yield "gen_ai.response.finish_reasons", finish_reason(context).split(",")
     yield "gen_ai.usage.input_tokens", usage.prompt_tokens

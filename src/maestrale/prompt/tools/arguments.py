@@ -16,7 +16,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from maestrale.errors import InvalidRequest
+from maestrale.errors import InvalidRequest, Location
 from maestrale.prompt.tools.base import CallSchema
 
 MAX_PYTHON = 64 * 1024  # characters of one call's arguments
@@ -51,8 +51,8 @@ def properties_of(tool: CallSchema) -> tuple[list[Property], Any]:
             raise InvalidRequest(
                 f"The parameters of the tool '{tool.name}' have '{keyword}' at their top, which "
                 "calls of this model can't be held to: it writes arguments one by one. Leave it "
-                "out, or let the model choose (tool_choice 'auto', without 'strict').",
-                param="tools",
+                "out, or neither demand the call nor ask for a strict one.",
+                at=Location("tools"),
             )
     definitions: dict[str, Any] = {
         key: tool.schema[key] for key in ("$defs", "definitions") if key in tool.schema

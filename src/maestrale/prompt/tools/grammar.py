@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from maestrale.engines.base import Constraint
-from maestrale.errors import InvalidRequest
+from maestrale.errors import InvalidRequest, Location
 from maestrale.prompt.tools.base import MAX_CALLS, CallSchema, ToolFormat, ToolSpec, ToolUse
 
 _CHILDREN = ("items", "additionalProperties")
@@ -73,7 +73,7 @@ def strict_schema(tool: ToolSpec) -> str:
         return msgspec.json.encode(schema).decode()
     except RecursionError as error:
         raise InvalidRequest(
-            f"The parameters of the tool '{tool.name}' are nested too deep.", param="tools"
+            f"The parameters of the tool '{tool.name}' are nested too deep.", at=Location("tools")
         ) from error
 
 

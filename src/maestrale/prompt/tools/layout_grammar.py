@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maestrale.errors import InvalidRequest
+from maestrale.errors import InvalidRequest, Location
 from maestrale.prompt.tools.arguments import (
     Property,
     is_plain_text,
@@ -173,9 +173,8 @@ class LayoutGrammar:
         raise InvalidRequest(
             f"The parameters of the tool '{tool}' ask more than calls of this model can be held "
             "to: it writes texts, numbers, booleans, lists and objects of these, without further "
-            "keywords. Say it with these, or let the model choose (tool_choice 'auto', without "
-            "'strict').",
-            param="tools",
+            "keywords. Say it with these, or neither demand the call nor ask for a strict one.",
+            at=Location("tools"),
         )
 
 

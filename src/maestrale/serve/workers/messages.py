@@ -13,7 +13,7 @@ from maestrale import errors
 from maestrale.api.operations.history import Event
 from maestrale.config.settings import Settings
 from maestrale.engines.base import Constraint, EngineInfo
-from maestrale.errors import ApiError, EngineError, MaestraleError
+from maestrale.errors import ApiError, EngineError, Location, MaestraleError
 from maestrale.metrics.merged import Family
 from maestrale.models.sampling_defaults import SamplingDefaults
 from maestrale.supervise.messages import Abort, Delta, Failed, Submit
@@ -26,7 +26,7 @@ class Fault(Struct, frozen=True):
 
     error: str
     message: str
-    param: str | None = None
+    at: tuple[str | int, ...] | None = None
     code: str | None = None
     retry_after: int | None = None
 
@@ -34,7 +34,8 @@ class Fault(Struct, frozen=True):
 def fault_of(error: MaestraleError) -> Fault:
     name = type(error).__name__
     if isinstance(error, ApiError):
-        return Fault(name, error.message, error.param, error.code, error.retry_after)
+        at = None if error.at is None else tuple(error.at)
+        return Fault(name, error.message, at, error.code, error.retry_after)
     return Fault(name, str(error))
 
 
@@ -42,7 +43,8 @@ def error_of(fault: Fault) -> MaestraleError:
     """The same error again; an EngineError where its class takes more than a message."""
     kind: Any = getattr(errors, fault.error, EngineError)
     if issubclass(kind, ApiError):
-        more = {"param": fault.param, "code": fault.code, "retry_after": fault.retry_after}
+        at = None if fault.at is None else Location(*fault.at)
+        more = {"at": at, "code": fault.code, "retry_after": fault.retry_after}
     else:
         more = {}
     error: MaestraleError = kind(fault.message, **more)

@@ -29,6 +29,7 @@ from hostile_http import (
     statuses,
     trickle,
 )
+from maestrale.api.dialects import DIALECTS
 from maestrale.api.http.connections import ConnectionTable, connections_that_fit, raise_file_limit
 from maestrale.api.http.protocol import HttpLimits, protocol_class
 
@@ -120,7 +121,7 @@ class App:
 class Running:
     def __init__(self, limits: HttpLimits, loop: str) -> None:
         self.app = App()
-        self.protocol = protocol_class(limits)
+        self.protocol = protocol_class(limits, dialects=DIALECTS)
         config = uvicorn.Config(
             self.app, http=self.protocol, ws="none", loop=loop, log_level="critical",
             lifespan="off", backlog=100,
@@ -533,6 +534,7 @@ def test_file_limit_is_raised_and_bounds_the_connections() -> None:
 OUT_OF_FILES = """
 import os, resource, socket, threading, time
 import uvicorn
+from maestrale.api.dialects import DIALECTS
 from maestrale.api.http.protocol import HttpLimits, protocol_class
 
 async def app(scope, receive, send):
@@ -540,7 +542,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body"})
 
-http = protocol_class(HttpLimits(max_connections=1000))
+http = protocol_class(HttpLimits(max_connections=1000), dialects=DIALECTS)
 config = uvicorn.Config(app, http=http, ws="none", loop="uvloop", lifespan="off", log_config=None)
 server = uvicorn.Server(config)
 listener = socket.socket()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from maestrale.api.dialects import DIALECTS
 from maestrale.api.openai.foreign_fields import IGNORED_FIELDS, UNSUPPORTED_FIELDS
 from maestrale.api.openai.schemas import ChatRequest, CompletionRequest
 from maestrale.api.operations.openapi import OPERATIONS
@@ -18,8 +19,9 @@ def test_ignored_fields_are_listed() -> None:
 
 
 def test_routes_are_listed() -> None:
-    for _, path, _, _ in OPERATIONS:
-        assert f"`{path.replace('model_id', 'id')}`" in PAGE
+    own = [each for dialect in DIALECTS.all for each in dialect.reference().operations]
+    for operation in (*own, *OPERATIONS):
+        assert f"`{operation.path.replace('model_id', 'id')}`" in PAGE
 
 
 def test_the_tables_name_real_fields() -> None:

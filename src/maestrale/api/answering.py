@@ -1,0 +1,248 @@
+"""A request for an answer, in any dialect: read, prepared, then generated while it is sent.
+
+`answering` makes the endpoint of a route from what the dialect reads its body with. The answer goes
+out whole, or as server-sent events as tokens come. The connection is watched all the while: when
+the client is gone, leaving `Answer.pieces` aborts the engine's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct, structs
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from maestrale.api import sse
+from maestrale.api.admission import RETRY_AFTER
+from maestrale.api.backend import Backend
+from maestrale.api.context import RequestContext, context_of
+from maestrale.api.dialect import AnswerRequest, Spelling
+from maestrale.api.errors import as_api_error, error_body
+from maestrale.api.sse import COMMENT, EventStream, Headers, while_connected
+from maestrale.chat.answer import Answer, Piece
+from maestrale.chat.options import Options, Prompts
+from maestrale.errors import InvalidRequest, Location, MaestraleError, Unavailable
+from maestrale.logs import LOGGER
+from maestrale.models.sampling_defaults import SamplingDefaults
+
+
+class Serving(Struct, frozen=True, kw_only=True):
+    """What a body is read with: the most choices allowed, and the model's sampling defaults."""
+
+    max_n: int
+    sampling: SamplingDefaults
+
+
+B = TypeVar("B", bound=Struct)
+
+
+def answering(
+    backend: Backend, body_type: type[B], read: Callable[[B, Serving], AnswerRequest]
+) -> Callable[[Request], Awaitable[ASGIApp]]:
+    """The endpoint that answers bodies of this type.
+
+    `read` makes an AnswerRequest of a body. A body's `model` says who is to answer.
+    Raises: InvalidRequest and its kin.
+    """
+
+    async def answer(request: Request) -> ASGIApp:
+        context = context_of(request.scope)
+        service = await backend.service()
+        body = await backend.bodies.read(request.scope, request.receive, body_type)
+        context.model = backend.check_model(getattr(body, "model", None))
+        serving = Serving(max_n=backend.settings.max_n, sampling=backend.sampling)
+        asked = read(body, serving)
+        context.operation = asked.operation
+        context.rename(asked.renamed)
+        _check_auto(asked.options, backend.settings.enable_auto_tool_choice)
+        options = structs.replace(asked.options, key=context.key)
+        prompts = len(asked.asked.prompts) if isinstance(asked.asked, Prompts) else 1
+        await backend.check_room(context.key, options.n * prompts, service.info.max_num_seqs)
+        preparing = service.answer(asked.asked, options)
+        prepared = await while_connected(request.receive, preparing)
+        spelling = asked.spelling(service, prepared, context.model)
+        return AnswerResponse(backend, prepared, spelling, stream=asked.stream)
+
+    return answer
+
+
+def _check_auto(options: Options, enabled: bool) -> None:
+    """Raises: InvalidRequest when the model would choose and the operator said it may not."""
+    if options.tools is not None and not options.tools.required and not enabled:
+        choice = Location("tool_choice")
+        raise InvalidRequest(
+            "This server was started with --no-enable-auto-tool-choice: tools are called only "
+            "where ",
+            choice,
+            " demands a call, or names a tool.",
+            at=choice,
+        )
+
+
+class AnswerResponse:
+    """An ASGI response that generates while it sends."""
+
+    def __init__(
+        self, backend: Backend, answer: Answer, spelling: Spelling, *, stream: bool
+    ) -> None:
+        self._backend = backend
+        self._answer = answer
+        self._spelling = spelling
+        self._stream = stream
+        self._key = "-"
+        self._settled = False
+        self._texts: list[list[str]] = []  # of each choice, where the log is to show them
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises: ApiError before anything was sent, ClientDisconnected."""
+        answer, backend = self._answer, self._backend
+        context = context_of(scope)
+        most = answer.usage.prompt_tokens + sum(each.max_tokens for each in answer.requests)
+        context.reserved = backend.rates.reserve(context.owner, most)
+        context.answer, context.answer_id = answer, self._spelling.id
+        self._key = context.key
+        if backend.settings.log_prompts:
+            self._texts = context.texts = [[] for _ in answer.requests]
+        backend.metrics.begin(answer)
+        try:
+            if self._stream:
+                events = EventStream(send, headers_of(answer), backend.paused)
+                await while_connected(receive, self._send_events(events, context), events.tend())
+            else:
+                pieces = await while_connected(receive, self._collect())
+                self._settle(context)  # so that the headers tell what is left now
+                await _send_json(send, self._spelling.whole(pieces), headers_of(answer))
+        except MaestraleError as error:
+            answer.failure = error
+            raise
+        finally:
+            self._settle(context)
+            backend.metrics.observe(answer)
+
+    def _settle(self, context: RequestContext) -> None:
+        """Give back what was reserved and not used, once."""
+        if not self._settled:
+            self._settled = True
+            usage = self._answer.usage
+            used = usage.prompt_tokens + usage.completion_tokens
+            self._backend.rates.settle(context.owner, context.reserved, used)
+
+    async def _pieces(self) -> AsyncGenerator[Piece, None]:
+        """The answer's pieces, once it is this key's turn. Raises: Unavailable, EngineError."""
+        answer, admission = self._answer, self._backend.admission
+        async with (
+            admission.slot(self._key, len(answer.requests), answer.max_num_seqs),
+            contextlib.aclosing(answer.pieces()) as pieces,
+        ):
+            answer.timings.granted = time.perf_counter()
+            async for piece in pieces:
+                if self._texts:
+                    calls = [f"{call.name}({call.arguments})" for call in piece.calls]
+                    self._texts[piece.index] += [piece.text, *calls]
+                yield piece
+
+    async def _collect(self) -> list[Piece]:
+        """All pieces of each choice joined into one, by index."""
+        texts: list[list[str]] = [[] for _ in self._answer.requests]
+        merged = [Piece(index, "", [], None) for index in range(len(texts))]
+        async with contextlib.aclosing(self._pieces()) as pieces:
+            first = await self._first(anext(pieces))
+            async for piece in _chain(first, pieces):
+                texts[piece.index].append(piece.text)
+                merged[piece.index].logprobs += piece.logprobs
+                merged[piece.index].calls += piece.calls
+                merged[piece.index].finish_reason = piece.finish_reason
+        for piece in merged:
+            piece.text = "".join(texts[piece.index])
+        return merged
+
+    async def _send_events(self, events: EventStream, context: RequestContext) -> None:
+        async with contextlib.aclosing(self._pieces()) as pieces:
+            # Errors before the first token still get their HTTP status, if they come soon.
+            first = asyncio.ensure_future(self._first(anext(pieces)))
+            try:
+                await asyncio.wait({first}, timeout=sse.KEEP_ALIVE)
+                if not first.done():
+                    await events.open()
+                    await events.write(COMMENT)
+                await first
+            except MaestraleError as error:
+                if not events.is_open:
+                    raise
+                await self._fail(events, error, context)
+                return
+            finally:
+                first.cancel()  # of no effect once it is done
+                await asyncio.gather(first, return_exceptions=True)  # and its error was seen
+            await events.open()
+            try:
+                opening = self._spelling.opening()
+                if opening:
+                    await events.write(opening)
+                await self._write_pieces(events, _chain(first.result(), pieces))
+            except Exception as error:
+                if not isinstance(error, MaestraleError):
+                    LOGGER.exception("A stream failed")
+                await self._fail(events, error, context)
+                return
+        await events.write(self._spelling.closing())
+        await events.close()
+
+    async def _write_pieces(self, events: EventStream, pieces: AsyncIterator[Piece]) -> None:
+        left = len(self._answer.requests)
+        event, write = self._spelling.event, events.write
+        async for piece in pieces:
+            if piece.finish_reason is not None:
+                left -= 1
+            await write(event(piece, is_last=left == 0))
+
+    async def _fail(self, events: EventStream, error: Exception, context: RequestContext) -> None:
+        """The 200 is out: the error goes into the stream, and ends it."""
+        self._answer.failure = error
+        told = error_body(as_api_error(error), context)
+        await events.write(context.dialect.failure(told))
+        await events.close()
+
+    async def _first(self, piece: Awaitable[Piece]) -> Piece:
+        """The first piece, within the queue's time limit. Raises: Unavailable."""
+        limit = self._backend.settings.queue_timeout
+        try:
+            async with asyncio.timeout(limit):
+                return await piece
+        except TimeoutError as error:
+            raise Unavailable(
+                f"No token came within {limit:g} seconds (--queue-timeout).",
+                code="queue_timeout",
+                retry_after=RETRY_AFTER,
+            ) from error
+
+
+async def _chain(first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+    yield first
+    async for piece in rest:
+        yield piece
+
+
+def headers_of(answer: Answer) -> Headers:
+    """The seed used, given or drawn: with it the request can be run again exactly. The most
+    tokens that a choice may have: as asked for, or what the prompt leaves room for.
+    """
+    most = min(request.max_tokens for request in answer.requests)
+    return [(b"x-seed", b"%d" % answer.seed), (b"x-max-tokens", b"%d" % most)]
+
+
+async def _send_json(send: Send, body: dict[str, Any], headers: Headers) -> None:
+    data = msgspec.json.encode(body)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(data)).encode()),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": data})

@@ -1,0 +1,8 @@
+"""Which dialects the server speaks: each has its line here, and its folder beside this file."""
+
+from __future__ import annotations
+
+from maestrale.api.dialect import Dialects
+from maestrale.api.openai.dialect import OpenAI
+
+DIALECTS = Dialects(OpenAI())

@@ -1,0 +1,139 @@
+"""OpenAI's words, with Mistral's and vLLM's beside them: what their clients send and read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.routing import Route
+
+from maestrale.api.backend import Backend
+from maestrale.api.dialect import Dialect, Level, Operation, Reference
+from maestrale.api.openai.foreign_fields import IGNORED_FIELDS, UNSUPPORTED_FIELDS
+from maestrale.api.openai.routes import answer_routes, model_routes, token_routes
+from maestrale.api.openai.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from maestrale.errors import (
+    ApiError,
+    AuthenticationFailed,
+    Location,
+    PermissionDenied,
+    RateLimited,
+    Sent,
+)
+
+REFERENCE = Reference(
+    operations=(
+        Operation(
+            "post",
+            "/v1/chat/completions",
+            "Answer a conversation, whole or as a stream.",
+            ChatRequest,
+        ),
+        Operation(
+            "post", "/v1/completions", "Continue plain text or token ids.", CompletionRequest
+        ),
+        Operation("get", "/v1/models", "The served model, under each of its names."),
+        Operation("get", "/v1/models/{model_id}", "One model; slashes in the id are fine."),
+        Operation(
+            "post", "/tokenize", "The token ids of a prompt or of messages.", TokenizeRequest
+        ),
+        Operation("post", "/detokenize", "The text of token ids.", DetokenizeRequest),
+        Operation(
+            "get", "/tokenizer_info", "The tokenizer's names for begin and end, its template."
+        ),
+    ),
+    error_schema={
+        "type": "object",
+        "properties": {
+            "error": {
+                "type": "object",
+                "properties": (
+                    fields := {
+                        "message": {"type": "string"},
+                        "type": {"type": "string"},
+                        "param": {"type": ["string", "null"]},
+                        "code": {"type": ["string", "null"]},
+                    }
+                ),
+                "required": list(fields),
+            },
+            **fields,
+        },
+        "required": ["error"],
+    },
+    notes={
+        "Accepted, and without effect": IGNORED_FIELDS,
+        "Refused, but where they ask for what is done anyway": UNSUPPORTED_FIELDS,
+    },
+)
+TYPES: dict[type[ApiError], str] = {
+    AuthenticationFailed: "authentication_error",
+    PermissionDenied: "permission_error",
+    RateLimited: "rate_limit_error",
+}
+"""OpenAI's type of an error; of others the status decides."""
+
+
+class OpenAI(Dialect):
+    """OpenAI's dialect. It is spoken wherever no other is."""
+
+    paths = ("/",)
+    exposed_headers = (
+        *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"),
+        *("x-ratelimit-reset-requests", "x-ratelimit-limit-tokens"),
+        *("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+        "x-ratelimit-reserved-tokens",
+    )
+
+    def routes(self, backend: Backend) -> list[Route]:
+        return [*answer_routes(backend), *model_routes(backend), *token_routes(backend)]
+
+    def locate(self, location: Location) -> Sent:
+        match location:
+            case ("constraint", *rest):
+                return Sent("response_format", *rest)
+            case ("logprobs",):
+                return Sent("top_logprobs")
+            case ("tools", int(index), *rest):
+                return Sent("tools", index, "function", *rest)
+            case _:
+                return Sent(*location)
+
+    def error(
+        self, error: ApiError, message: str, at: str | None, request_id: str
+    ) -> dict[str, Any]:
+        """OpenAI's `error` object, and Mistral's flat fields beside it."""
+        fallback = "server_error" if error.status >= 500 else "invalid_request_error"
+        fields = {
+            "message": message,
+            "type": TYPES.get(type(error), fallback),
+            "param": at,
+            "code": error.code,
+        }
+        return {"error": fields, "object": "error", **fields}
+
+    def headers(self, request_id: str, levels: Sequence[Level]) -> dict[str, str]:
+        headers = {}
+        for level in levels:
+            headers[f"x-ratelimit-limit-{level.what}"] = str(level.limit)
+            headers[f"x-ratelimit-remaining-{level.what}"] = str(level.remaining)
+            headers[f"x-ratelimit-reset-{level.what}"] = span(level.full_in)
+            if level.reserved is not None:
+                headers[f"x-ratelimit-reserved-{level.what}"] = str(level.reserved)
+        return headers
+
+    def reference(self) -> Reference:
+        return REFERENCE
+
+
+def span(seconds: float) -> str:
+    """As OpenAI writes it: 870ms, 12.5s, 1m0s."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{int(minutes)}m{rest:g}s" if minutes else f"{rest:g}s"

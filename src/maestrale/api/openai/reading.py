@@ -1,0 +1,400 @@
+"""Bodies in OpenAI's and Mistral's words → what the chat service understands.
+
+What contradicts itself, or asks for what can't be done, is refused by name before anything runs.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from maestrale.api.answering import Serving
+from maestrale.api.dialect import AnswerRequest
+from maestrale.api.openai.foreign_fields import (
+    IGNORED_FIELDS,
+    NULL,
+    is_neutral,
+    refuse_unsupported,
+)
+from maestrale.api.openai.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    ContentPart,
+    Message,
+    SamplingFields,
+)
+from maestrale.api.openai.spelling import ChatSpelling, CompletionSpelling
+from maestrale.api.openai.tools import past_calls, read_tool_use
+from maestrale.chat.options import (
+    ANY_OBJECT,
+    Conversation,
+    Options,
+    Prompts,
+    schema_constraint,
+)
+from maestrale.engines.base import Constraint, Sampling
+from maestrale.errors import InvalidRequest, Location, Sent, UnsupportedParameter
+from maestrale.prompt.messages import ChatMessage
+
+MAX_IGNORED_BYTES = 64 * 1024
+DEFAULT_MAX_TOKENS = 16  # of a plain completion, as OpenAI's and vLLM's
+
+SAFE_PROMPT = (
+    "Always assist with care, respect, and truth. Respond with utmost utility yet securely. "
+    "Avoid harmful, unethical, prejudiced, or negative content. "
+    "Ensure replies promote fairness and positivity."
+)
+
+# Of a part of a message's content that is text; the caches need no marks.
+TEXT_PART_FIELDS = {"type", "text", "cache_control", "prompt_cache_breakpoint"}
+
+_CANONICAL_ID = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
+def read_chat(body: ChatRequest, serving: Serving) -> AnswerRequest:
+    """A chat completion. Raises: InvalidRequest, UnsupportedParameter."""
+    renamed: dict[Location, Sent] = {}
+    if body.max_tokens is None:
+        renamed[Location("max_tokens")] = Sent("max_completion_tokens")
+    return AnswerRequest(
+        options=chat_options(body, serving),
+        asked=read_conversation(body),
+        spelling=partial(ChatSpelling, stream_options=body.stream_options),
+        stream=bool(body.stream),
+        renamed=renamed,
+    )
+
+
+def read_conversation(body: ChatRequest) -> Conversation:
+    """The messages as plain text, `safe_prompt` and all.
+
+    Raises: InvalidRequest, UnsupportedParameter naming the message.
+    """
+    messages = plain_messages(body.messages)
+    if body.safe_prompt:
+        if messages[0].role == "system":
+            text = f"{SAFE_PROMPT}\n\n{messages[0].content}"
+            messages = (ChatMessage(role="system", content=text), *messages[1:])
+        else:
+            messages = (ChatMessage(role="system", content=SAFE_PROMPT), *messages)
+    return Conversation(messages=messages, continues=has_prefix(body))
+
+
+def has_prefix(body: ChatRequest) -> bool:
+    """Whether the answer goes on from the last message."""
+    return bool(body.messages[-1].prefix)
+
+
+def chat_options(body: ChatRequest, serving: Serving) -> Options:
+    """Raises: InvalidRequest, UnsupportedParameter."""
+    _check_fields(body)
+    tools = read_tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+    for name in ("add_special_tokens", "echo"):
+        if getattr(body, name):
+            raise UnsupportedParameter(
+                f"'{name}' is not supported: the chat template makes the whole prompt.",
+                at=Sent(name),
+            )
+    if body.modalities not in (None, ["text"]):
+        raise UnsupportedParameter(
+            "'modalities' is not supported: the model answers with text only.",
+            at=Sent("modalities"),
+        )
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", at=Sent("top_logprobs"))
+    max_tokens = _same(
+        body.max_tokens, "max_tokens", body.max_completion_tokens, "max_completion_tokens"
+    )
+    given = "max_tokens" if body.max_tokens is not None else "max_completion_tokens"
+    if max_tokens == 0:
+        raise InvalidRequest(f"'{given}' must be at least 1.", at=Sent(given))
+    options = _options(
+        body,
+        serving,
+        max_tokens=None if max_tokens == -1 else max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        tools=tools,
+        template_variables=_template_variables(body),
+    )
+    prefix_at = Sent("messages", len(body.messages) - 1, "prefix")
+    if tools is not None and tools.required and has_prefix(body):
+        raise InvalidRequest(
+            "'prefix' can't be combined with a required tool call: the answer is the call.",
+            at=prefix_at,
+        )
+    if options.constraint is not None and has_prefix(body):
+        raise InvalidRequest(
+            "'prefix' can't be combined with 'response_format': "
+            "the document begins with the answer.",
+            at=prefix_at,
+        )
+    return options
+
+
+def _template_variables(body: ChatRequest) -> tuple[tuple[str, bool], ...]:
+    """What the chat template is told besides; `_check_fields` has looked at it."""
+    told = {"enable_thinking": body.enable_thinking}
+    raw = getattr(body, "chat_template_kwargs", NULL)
+    told |= msgspec.json.decode(raw) or {}
+    return tuple((name, value) for name, value in told.items() if value is not None)
+
+
+def read_completion(body: CompletionRequest, serving: Serving) -> AnswerRequest:
+    """A plain completion. Raises: InvalidRequest, UnsupportedParameter.
+
+    With `best_of` so many answers are asked for, of which the best `n` are spelled.
+    """
+    _check_fields(body)
+    chooses = body.best_of is not None and body.best_of != (body.n or 1)
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    logprobs = body.logprobs
+    if chooses and logprobs is None:
+        logprobs = 0  # by these the best are found
+    options = _options(
+        body,
+        serving,
+        max_tokens=None if max_tokens == -1 else max_tokens,
+        logprobs=logprobs,
+        echo=bool(body.echo),
+        add_special_tokens=body.add_special_tokens is not False,
+    )
+    if chooses:
+        options = msgspec.structs.replace(options, n=_best_of(body, options.n))
+    prompts = _prompts(body)
+    choices = options.n * len(prompts)
+    if choices > serving.max_n:
+        given = "best_of" if chooses else "n"
+        raise InvalidRequest(
+            f"'prompt' and '{given}' ask for {choices} answers; this server allows up to "
+            f"{serving.max_n}.",
+            at=Sent("prompt" if len(prompts) > 1 else given),
+        )
+    return AnswerRequest(
+        asked=Prompts(tuple(prompts)),
+        options=options,
+        spelling=partial(
+            CompletionSpelling,
+            stream_options=body.stream_options,
+            logprobs=body.logprobs,
+            best=(body.n or 1) if chooses else None,
+        ),
+        stream=bool(body.stream),
+        operation="text_completion",
+    )
+
+
+def _best_of(body: CompletionRequest, n: int) -> int:
+    """Raises: InvalidRequest."""
+    best_of = body.best_of or 1
+    if best_of < n:
+        raise InvalidRequest("'best_of' must be at least 'n'.", at=Sent("best_of"))
+    if body.stream:
+        raise InvalidRequest(
+            "'best_of' is not for streams: the best is known at the end.", at=Sent("best_of")
+        )
+    return best_of
+
+
+def _prompts(body: CompletionRequest) -> list[str | list[int]]:
+    """The prompts one by one. Raises: InvalidRequest when the list is mixed or empty."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequest("'prompt' is an empty list.", at=Sent("prompt"))
+    kinds = {type(item) for item in prompt}
+    if len(kinds) > 1:
+        raise InvalidRequest(
+            "'prompt' must be one text, texts, token ids, or lists of token ids; not a mix.",
+            at=Sent("prompt"),
+        )
+    return [prompt] if kinds == {int} else prompt  # type: ignore[list-item, return-value]
+
+
+def _check_fields(body: Struct) -> None:
+    """Refuse what can't be done, and what is too large to be ignored in good faith."""
+    refuse_unsupported(body)
+    for name in IGNORED_FIELDS:
+        value = getattr(body, name, None)
+        if isinstance(value, Raw) and len(bytes(value)) > MAX_IGNORED_BYTES:
+            raise InvalidRequest(
+                f"'{name}' is larger than {MAX_IGNORED_BYTES} bytes.", at=Sent(name)
+            )
+
+
+def _options(body: SamplingFields, serving: Serving, **more: Any) -> Options:
+    """What both kinds of request say. `more` is what only one of the two has.
+
+    Raises: InvalidRequest naming the field.
+    """
+    defaults = serving.sampling
+    n = body.n or 1
+    if n > serving.max_n:
+        raise InvalidRequest(f"'n' is {n}; this server allows up to {serving.max_n}.", at=Sent("n"))
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest(
+            "'stream_options' is only for requests with 'stream': true.",
+            at=Sent("stream_options"),
+        )
+    if body.prompt_logprobs is not None and body.stream:
+        raise InvalidRequest(
+            "'prompt_logprobs' is not for streams: leave out 'stream'.", at=Sent("prompt_logprobs")
+        )
+    return Options(
+        n=n,
+        seed=_seed(body),
+        min_tokens=body.min_tokens or 0,
+        sampling=Sampling(
+            temperature=_or(body.temperature, defaults.temperature),
+            top_p=_or(body.top_p, defaults.top_p),
+            # vLLM's -1 is off, too
+            top_k=max(0, defaults.top_k if body.top_k is None else body.top_k),
+            min_p=_or(body.min_p, defaults.min_p),
+            presence_penalty=_or(body.presence_penalty, 0.0),
+            frequency_penalty=_or(body.frequency_penalty, 0.0),
+            repetition_penalty=_or(body.repetition_penalty, defaults.repetition_penalty),
+            logit_bias=_bias(body),
+        ),
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        constraint=_constraint(body),
+        prompt_logprobs=body.prompt_logprobs,
+        **more,
+    )
+
+
+def _seed(body: SamplingFields) -> int | None:
+    """`seed` (OpenAI) or `random_seed` (Mistral), any signed or unsigned 64-bit integer."""
+    for name in ("seed", "random_seed"):
+        value = getattr(body, name)
+        if value is not None and not -(1 << 63) <= value < 1 << 64:
+            raise InvalidRequest(f"'{name}' must fit in 64 bits.", at=Sent(name))
+    return _same(body.seed, "seed", body.random_seed, "random_seed")
+
+
+def _bias(body: SamplingFields) -> tuple[tuple[int, float], ...]:
+    pairs = []
+    for key, bias in (body.logit_bias or {}).items():
+        if not _CANONICAL_ID.fullmatch(key):  # "01" would be a second name of "1"
+            raise InvalidRequest(
+                f"'logit_bias' maps token ids to numbers; {key[:40]!r} is no token id.",
+                at=Sent("logit_bias"),
+            )
+        pairs.append((int(key), bias))
+    return tuple(sorted(pairs))
+
+
+def _constraint(body: SamplingFields) -> Constraint | None:
+    """What `response_format` constrains decoding to. Raises: InvalidRequest."""
+    form = body.response_format
+    if form is None:
+        return None
+    at = Sent("response_format")
+    if form.json_schema is not None and form.type != "json_schema":
+        raise InvalidRequest(
+            f"'json_schema' has no effect with type '{form.type}'; for an answer by the "
+            "schema the type is 'json_schema'.",
+            at=at.at("type"),
+        )
+    raw, schema_at = bytes(form.schema), at.at("schema")
+    if raw != b"null":
+        if form.type == "text" or form.json_schema is not None:
+            raise InvalidRequest(
+                "'schema' is for the type 'json_object', or 'json_schema' without another.",
+                at=schema_at,
+            )
+    elif form.type == "text":
+        return None
+    elif form.type == "json_object":
+        return ANY_OBJECT
+    elif form.json_schema is None:
+        raise InvalidRequest("'response_format' needs 'json_schema'.", at=at.at("json_schema"))
+    else:
+        raw, schema_at = bytes(form.json_schema.schema), at.at("json_schema", "schema")
+    if raw == b"null":
+        raise InvalidRequest("'response_format.json_schema' needs 'schema'.", at=schema_at)
+    return schema_constraint(raw, schema_at)
+
+
+def plain_messages(messages: list[Message]) -> tuple[ChatMessage, ...]:
+    """Messages as plain text. Raises: InvalidRequest, UnsupportedParameter naming the message."""
+    last = len(messages) - 1
+    return tuple(
+        _plain(message, Sent("messages", index), is_last=index == last)
+        for index, message in enumerate(messages)
+    )
+
+
+def is_given(value: object) -> bool:
+    """Whether a field that can't be served asks for anything: null, false and [] do not."""
+    return not is_neutral("", value) if isinstance(value, Raw) else bool(value)
+
+
+def _plain(message: Message, at: Sent, *, is_last: bool) -> ChatMessage:
+    for name in ("function_call", "audio"):
+        if is_given(getattr(message, name)):
+            raise UnsupportedParameter(f"'{name}' in a message is not supported.", at=at.at(name))
+    calls = past_calls(message.tool_calls)
+    if calls and message.role != "assistant":
+        raise InvalidRequest(
+            "'tool_calls' are for messages of the assistant.", at=at.at("tool_calls")
+        )
+    if message.prefix and not (is_last and message.role == "assistant"):
+        raise InvalidRequest(
+            "'prefix' is for the last message, and only if it is the assistant's.",
+            at=at.at("prefix"),
+        )
+    if message.content is None and message.role not in ("assistant", "tool"):
+        raise InvalidRequest("'content' is required.", at=at.at("content"))
+    role = "system" if message.role == "developer" else message.role
+    return ChatMessage(
+        role=role,
+        content=None if message.content is None else _text(message.content, at.at("content")),
+        name=message.name if message.role == "tool" else None,
+        tool_calls=calls,
+        tool_call_id=message.tool_call_id if message.role == "tool" else None,
+    )
+
+
+def _text(content: str | list[ContentPart], at: Sent) -> str:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for index, part in enumerate(content):
+        if part.type not in ("text", "input_text"):
+            raise UnsupportedParameter(
+                f"Content of type {part.type[:40]!r} is not supported: the model reads text only, "
+                "and this server never fetches anything.",
+                at=at.at(index, "type"),
+            )
+        if part.text is None:
+            raise InvalidRequest("'text' is required.", at=at.at(index, "text"))
+        for name in part.__struct_fields__:
+            if name not in TEXT_PART_FIELDS and is_given(getattr(part, name)):
+                raise InvalidRequest(
+                    f"'{name}' is not a field of text.",
+                    at=at.at(index, name),
+                    code="unknown_field",
+                )
+        texts.append(part.text)
+    return "".join(texts)
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _same(first: int | None, first_name: str, second: int | None, second_name: str) -> int | None:
+    """Two names of one setting: either may be given, both only if equal."""
+    if first is not None and second is not None and first != second:
+        raise InvalidRequest(
+            f"'{first_name}' ({first}) and '{second_name}' ({second}) are two names of the same "
+            "setting, and differ.",
+            at=Sent(second_name),
+        )
+    return second if first is None else first

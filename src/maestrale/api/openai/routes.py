@@ -1,0 +1,153 @@
+"""The routes of OpenAI's, Mistral's and vLLM's clients: answers, models, tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from maestrale.api.answering import answering
+from maestrale.api.backend import Backend
+from maestrale.api.openai.foreign_fields import refuse_unsupported
+from maestrale.api.openai.reading import plain_messages, read_chat, read_completion
+from maestrale.api.openai.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from maestrale.api.openai.tools import read_tools
+from maestrale.chat.options import Conversation
+from maestrale.chat.service import ChatService
+from maestrale.errors import InvalidRequest, Sent
+
+ROOTS = ("/v1", "")  # some clients' base has no /v1
+
+
+def answer_routes(backend: Backend) -> list[Route]:
+    """POST /v1/chat/completions and /v1/completions."""
+    chat = answering(backend, ChatRequest, read_chat)
+    completion = answering(backend, CompletionRequest, read_completion)
+    return [
+        Route(root + path, endpoint, methods=["POST"])
+        for path, endpoint in (("/chat/completions", chat), ("/completions", completion))
+        for root in ROOTS
+    ]
+
+
+def model_routes(backend: Backend) -> list[Route]:
+    """GET /v1/models and /v1/models/{id}: what is served, under each of its names."""
+
+    async def list_models(request: Request) -> Response:
+        service = await backend.service()
+        cards = [card(backend, service, name) for name in backend.names]
+        return JSONResponse({"object": "list", "data": cards})
+
+    async def get_model(request: Request) -> Response:
+        service = await backend.service()
+        name = request.path_params["model_id"]
+        backend.check_model(name)
+        return JSONResponse(card(backend, service, name))
+
+    return [
+        route
+        for root in ROOTS
+        for route in (
+            Route(f"{root}/models", list_models, methods=["GET"]),
+            Route(f"{root}/models/{{model_id:path}}", get_model, methods=["GET"]),
+        )
+    ]
+
+
+def card(backend: Backend, service: ChatService, name: str) -> dict[str, Any]:
+    """One model as OpenAI's, Mistral's and vLLM's clients read it."""
+    length, form = service.context_length, service.encoder.tool_format
+    return {
+        "id": name,
+        "object": "model",
+        "created": backend.created,
+        "owned_by": "maestrale",
+        "root": backend.names[0],
+        "parent": None,
+        "permission": [],
+        "max_model_len": length,
+        "type": "base",
+        "name": name,
+        "aliases": [other for other in backend.names if other != name],
+        "max_context_length": length,
+        "default_model_temperature": backend.sampling.temperature,
+        "capabilities": {
+            "completion_chat": True,
+            "completion_fim": False,
+            "function_calling": form is not None,
+            "fine_tuning": False,
+            "vision": False,
+        },
+        # Ours: how the model writes calls; generic where its prompts know no tools.
+        "tool_call_format": None if form is None else form.name,
+    }
+
+
+def token_routes(backend: Backend) -> list[Route]:
+    """POST /tokenize and /detokenize, GET /tokenizer_info, as vLLM's."""
+
+    async def tokenize(request: Request) -> Response:
+        service = await backend.service()
+        body = await backend.bodies.read(request.scope, request.receive, TokenizeRequest)
+        backend.check_model(body.model)
+        refuse_unsupported(body)
+        if (body.prompt is None) == (body.messages is None):
+            raise InvalidRequest("Give 'prompt' or 'messages', one of them.", at=Sent("prompt"))
+        if body.messages is not None:
+            tools = [tool.definition for tool in read_tools(body.tools or [])]
+            conversation = Conversation(
+                messages=plain_messages(body.messages), continues=bool(body.messages[-1].prefix)
+            )
+            tokens = await service.tokenizer.encode_chat(conversation, tools=tools)
+        elif body.tools:
+            raise InvalidRequest(
+                "'tools' are for 'messages', not for a 'prompt'.", at=Sent("tools")
+            )
+        else:
+            add_bos = body.add_special_tokens is not False
+            tokens = await service.tokenizer.encode_text(body.prompt or "", add_bos=add_bos)
+        answer: dict[str, Any] = {
+            "count": len(tokens),
+            "max_model_len": service.context_length,
+            "tokens": tokens,
+            "token_strs": None,
+        }
+        if body.return_token_strs:
+            answer["token_strs"] = [service.tokenizer.spell(token_id)[0] for token_id in tokens]
+        return JSONResponse(answer)
+
+    async def detokenize(request: Request) -> Response:
+        service = await backend.service()
+        body = await backend.bodies.read(request.scope, request.receive, DetokenizeRequest)
+        backend.check_model(body.model)
+        return JSONResponse({"prompt": await service.tokenizer.decode(body.tokens)})
+
+    async def tokenizer_info(request: Request) -> Response:
+        service = await backend.service()
+        names = {token: name for name, token in service.vocabulary.control_ids.items()}
+        begins = await service.tokenizer.encode_text("")
+        ends = service.vocabulary.eos_token_ids
+        return JSONResponse(
+            {
+                "tokenizer_class": type(service.encoder).__name__,
+                "bos_token": names.get(begins[0]) if begins else None,
+                "eos_token": names.get(ends[0]) if ends else None,
+                "pad_token": None,
+                "model_max_length": service.context_length,
+                "vocab_size": len(service.vocabulary),
+                "chat_template": getattr(service.encoder, "chat_template", None),
+            }
+        )
+
+    return [
+        Route("/tokenizer_info", tokenizer_info, methods=["GET"]),
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+    ]

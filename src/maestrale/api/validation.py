@@ -1,0 +1,65 @@
+"""Bodies of JSON that are not what a route takes: which field is at fault, what it can be."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from maestrale.errors import InvalidRequest, Sent, quoted
+
+_WHERE = re.compile(r"^(?P<what>.*) - at `\$(?P<path>.*)`$", re.DOTALL)
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$", re.DOTALL)
+_STEP = re.compile(r"\[(?P<index>\d+)\]|\[(?P<any>\.\.\.)\]|\.?(?P<key>[^.\[\]]+)")
+
+
+def of_validation(error: msgspec.ValidationError, type_: Any) -> InvalidRequest:
+    """A body of valid JSON that is not `type_`, what the route takes; names the field."""
+    text = str(error)
+    where = _WHERE.match(text)
+    what = where["what"] if where else text
+    at = _sent(where["path"] if where else "")
+    unknown = _UNKNOWN.match(what)
+    if unknown:
+        at = at.at(quoted(unknown["field"]))
+        return InvalidRequest("unknown field ", at, at=at, code="unknown_field")
+    missing = _MISSING.match(what)
+    if missing:
+        at = at.at(missing["field"])
+        return InvalidRequest(at, " is required.", at=at, code="missing_field")
+    if not at:
+        return InvalidRequest(f"The body must be a JSON object: {what}.")
+    allowed = allowed_at(type_, at) if what.startswith("Invalid enum value") else ()
+    choice = f" It can be {', '.join(map(repr, allowed))}." if allowed else ""
+    return InvalidRequest(at, f" is not valid: {quoted(what)}.{choice}", at=at)
+
+
+def _sent(path: str) -> Sent:
+    """msgspec's `.messages[0].role` as a place."""
+    steps = (
+        int(step["index"]) if step["index"] else step["any"] or step["key"]
+        for step in _STEP.finditer(path)
+    )
+    return Sent(*steps)
+
+
+def allowed_at(type_: Any, at: Sent) -> tuple[str, ...]:
+    """The fixed values of the field at a place of a body; none where it has no such."""
+    steps = [None if isinstance(step, int) else step for step in at]
+    return tuple(map(str, _values(msgspec.inspect.type_info(type_), steps)))
+
+
+def _values(node: msgspec.inspect.Type, steps: list[str | None]) -> list[object]:
+    if isinstance(node, msgspec.inspect.UnionType):
+        return [value for each in node.types for value in _values(each, steps)]
+    if not steps:
+        return list(node.values) if isinstance(node, msgspec.inspect.LiteralType) else []
+    if isinstance(node, msgspec.inspect.StructType):
+        inner = [field.type for field in node.fields if field.encode_name == steps[0]]
+    elif isinstance(node, msgspec.inspect.ListType) and steps[0] is None:
+        inner = [node.item_type]
+    else:
+        inner = []
+    return [value for each in inner for value in _values(each, steps[1:])]
