@@ -121,6 +121,45 @@ def test_types_do_not_open_their_whole_layer(tmp_path: Path) -> None:
     assert breaches("chat.service", module) == ["chat.service imports engines.registry"]
 
 
+DIALECTS = {path.parent.name for path in PACKAGE.glob("api/*/dialect.py")}
+
+
+def dialect_of(name: str) -> str:
+    """The dialect that a module belongs to, or an empty text."""
+    layer, _, rest = name.partition(".")
+    folder = rest.partition(".")[0]
+    return folder if layer == "api" and folder in DIALECTS else ""
+
+
+def test_a_dialect_is_known_where_it_is_registered_and_nowhere_else() -> None:
+    assert "openai" in DIALECTS
+    known = {
+        (name, dialect_of(other))
+        for name, path in modules().items()
+        for other in imported(path)
+        if dialect_of(other) not in ("", dialect_of(name))
+    }
+    registered = {("api.dialects", dialect) for dialect in DIALECTS}
+    # `render` shows what a chat completion's body becomes.
+    assert known == registered | {("cli.render", "openai")}
+
+
+def test_what_is_below_the_dialects_knows_none_of_their_words() -> None:
+    words = ("chatcmpl", "chat.completion", "[DONE]", "response_format", "invalid_request_error")
+    below = {"chat", "prompt", "engines", "supervise", "metrics", "errors"}
+    speaking = [
+        f"{name}: {word}"
+        for name, path in modules().items()
+        if layer_of(name) in below or (layer_of(name) == "api" and not dialect_of(name))
+        for word in words
+        if word in path.read_text()
+    ]
+    assert speaking == [
+        # What the page's scenarios have is a body that its script sends.
+        "api.operations.scenarios: response_format"
+    ]
+
+
 def reads_environment(path: Path) -> bool:
     return any(
         isinstance(node, ast.Attribute)

@@ -17,7 +17,8 @@ from maestrale.api.backend import Backend
 from maestrale.api.context import RequestContext, context_of, new_context, request_fields
 from maestrale.api.dialect import Dialects
 from maestrale.api.dialects import DIALECTS
-from maestrale.api.errors import ClientDisconnected, as_api_error, error_response
+from maestrale.api.errors import as_api_error, error_response
+from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.operations import health, openapi, pages, status
 from maestrale.api.operations.history import Event
 from maestrale.chat.service import ChatService, Vetter

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from msgspec import Struct
 from starlette.routing import Route
 
+from maestrale.api.rate import Level
 from maestrale.chat.answer import Answer, Piece
 from maestrale.chat.options import Conversation, Options, Prompts
 from maestrale.chat.service import ChatService
@@ -59,19 +60,6 @@ class AnswerRequest(Struct, frozen=True, kw_only=True):
     stream: bool = False
     operation: str = "chat"
     renamed: Mapping[Location, Sent] = {}
-
-
-class Level(Struct, frozen=True, kw_only=True):
-    """Where a key stands with one of its limits a minute; of `what`: "requests" or "tokens".
-
-    `full_in`: seconds until all of it is there. `reserved`: set aside for this request.
-    """
-
-    what: str
-    limit: int
-    remaining: int
-    full_in: float
-    reserved: int | None = None
 
 
 class Operation(Struct, frozen=True):

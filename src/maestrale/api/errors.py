@@ -26,10 +26,6 @@ from maestrale.errors import (
 )
 
 
-class ClientDisconnected(Exception):
-    """The client is gone, or reads nothing: whatever ran for it is aborted; nobody is answered."""
-
-
 def error_response(error: ApiError, context: RequestContext) -> Response:
     """The HTTP answer to an error, in the words of the request's dialect."""
     headers = {}

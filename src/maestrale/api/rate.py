@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from maestrale.api.dialect import Level
+from msgspec import Struct
+
 from maestrale.api.shared_levels import SharedLevels
 from maestrale.errors import RateLimited
 from maestrale.keys import Key
@@ -65,6 +66,19 @@ class Bucket:
         self._level = min(self.limit, self.level() - units)
         if self._shared is not None:
             self._shared.write(self._name, self._level, self._at)
+
+
+class Level(Struct, frozen=True, kw_only=True):
+    """Where a key stands with one of its limits a minute; of `what`: "requests" or "tokens".
+
+    `full_in`: seconds until all of it is there. `reserved`: set aside for this request.
+    """
+
+    what: str
+    limit: int
+    remaining: int
+    full_in: float
+    reserved: int | None = None
 
 
 class RateLimiter:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive, Send
 
-from maestrale.api.errors import ClientDisconnected
+from maestrale.api.http.connections import ClientDisconnected
 
 KEEP_ALIVE = 10.0  # seconds of silence after which a comment is sent
 PAUSE_KEEP_ALIVE = 1.0  # the same while the engine is being replaced

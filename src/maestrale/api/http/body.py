@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.types import Message, Receive, Scope
 
-from maestrale.api.errors import ClientDisconnected
+from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.validation import of_validation
 from maestrale.errors import (
     InvalidRequest,

@@ -52,6 +52,10 @@ def is_reset(transport: asyncio.Transport) -> bool:
         return False
 
 
+class ClientDisconnected(Exception):
+    """The client is gone, or reads nothing: whatever ran for it is aborted; nobody is answered."""
+
+
 class Evictable(Protocol):
     def evict(self) -> None:
         """Close at once: another connection needs the place."""

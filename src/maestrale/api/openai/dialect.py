@@ -8,7 +8,7 @@ from typing import Any
 from starlette.routing import Route
 
 from maestrale.api.backend import Backend
-from maestrale.api.dialect import Dialect, Level, Operation, Reference
+from maestrale.api.dialect import Dialect, Operation, Reference
 from maestrale.api.openai.foreign_fields import IGNORED_FIELDS, UNSUPPORTED_FIELDS
 from maestrale.api.openai.routes import answer_routes, model_routes, token_routes
 from maestrale.api.openai.schemas import (
@@ -17,6 +17,7 @@ from maestrale.api.openai.schemas import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from maestrale.api.rate import Level
 from maestrale.errors import (
     ApiError,
     AuthenticationFailed,
