@@ -158,6 +158,7 @@ class AnswerResponse:
                 merged[piece.index].logprobs += piece.logprobs
                 merged[piece.index].calls += piece.calls
                 merged[piece.index].finish_reason = piece.finish_reason
+                merged[piece.index].stopped_by = piece.stopped_by
         for piece in merged:
             piece.text = "".join(texts[piece.index])
         return merged

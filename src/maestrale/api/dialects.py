@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from maestrale.api.anthropic.dialect import Anthropic
 from maestrale.api.dialect import Dialects
 from maestrale.api.openai.dialect import OpenAI
 
-DIALECTS = Dialects(OpenAI())
+DIALECTS = Dialects(OpenAI(), Anthropic())

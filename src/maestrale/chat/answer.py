@@ -41,13 +41,17 @@ class LogprobEntry(Struct, frozen=True):
 
 
 class Piece(Struct):
-    """What became ready of one choice; the last piece of a choice has a `finish_reason`."""
+    """What became ready of one choice; the last piece of a choice has a `finish_reason`.
+
+    `stopped_by` is the stop string that ended it, if one did.
+    """
 
     index: int
     text: str
     logprobs: list[LogprobEntry]
     finish_reason: AnswerFinish | None
     calls: tuple[ToolCall, ...] = ()
+    stopped_by: str | None = None
 
 
 class Usage(Struct):
@@ -142,6 +146,9 @@ class Answer:
         self._continues = continues
         self._on_gap = on_gap
         self._tool_format = tool_format if options.tools is not None else None
+        control = vocabulary.control_ids
+        # A control token has no text: as a stop string it is found by its id.
+        self._named_stops = {control[stop]: stop for stop in options.stop if stop in control}
 
     @property
     def options(self) -> Options:
@@ -271,7 +278,10 @@ class Answer:
                 if finish is not None:
                     self._finish(index, finish, generated)
                     called = finish == "stop" and parser is not None and parser.called
-                    yield Piece(index, text, entries, "calls" if called else finish, calls)
+                    ended: AnswerFinish = "calls" if called else finish
+                    if matched is None and finish == "stop" and delta.token_ids:
+                        matched = self._named_stops.get(delta.token_ids[-1])
+                    yield Piece(index, text, entries, ended, calls, matched)
                     return
                 # With tools, much may be held back: the first piece tells that work has begun.
                 if text or entries or calls or (parser is not None and not begun):

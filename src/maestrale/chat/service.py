@@ -181,7 +181,7 @@ class ChatService:
         seed &= SEED_MASK
         answer_id = secrets.token_hex(12)
         control = self.vocabulary.control_ids
-        # A control token has no text: a stop string that is its name is found by its id.
+        # A control token has no text: as a stop string it is found by its id.
         named = (control[stop] for stop in options.stop if stop in control)
         stop_ids = (*options.stop_token_ids, *named)
         if not options.ignore_eos:

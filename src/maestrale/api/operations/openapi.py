@@ -117,7 +117,7 @@ def render(base: str, references: Sequence[Reference]) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8><title>maestrale API</title>"
         '<meta name=viewport content="width=device-width">'
         f"<style>{STYLE}</style><h1>maestrale {__version__}</h1>"
-        "<p>OpenAI's and Mistral's clients work with this server. "
+        "<p>OpenAI's, Mistral's and Anthropic's clients work with this server. "
         'For machines: <a href="openapi.json">openapi.json</a>.</p>'
         f"<pre>{html.escape(EXAMPLE.format(base=base))}</pre>"
     ]

@@ -1,0 +1,295 @@
+"""Bodies in Anthropic's words → what the chat service understands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from maestrale.api.answering import Serving
+from maestrale.api.anthropic.schemas import (
+    NULL,
+    UNSUPPORTED_FIELDS,
+    CountRequest,
+    Message,
+    MessagesRequest,
+    TextBlock,
+    ToolBody,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from maestrale.api.anthropic.spelling import MessageSpelling
+from maestrale.api.dialect import AnswerRequest
+from maestrale.api.validation import of_validation
+from maestrale.chat.options import Conversation, Options, schema_constraint
+from maestrale.chat.tools import (
+    MAX_TOOLS,
+    Choice,
+    check_names,
+    check_tools_size,
+    tool_spec,
+    tool_use,
+)
+from maestrale.engines.base import Constraint, Sampling
+from maestrale.errors import (
+    InvalidRequest,
+    Location,
+    Sent,
+    UnsupportedParameter,
+    quoted,
+)
+from maestrale.prompt.messages import MESSAGES, ChatMessage, ToolCall
+from maestrale.prompt.tools.base import ToolSpec, ToolUse
+
+THOUGHTS = ("thinking", "redacted_thinking")  # of earlier turns: left out of the prompt
+NOTHING = (b"null", b"[]", b"{}", b"false", b'""')
+T = TypeVar("T")
+Placed = list[tuple[ChatMessage, Sent]]
+"""Messages for the prompt, each with its place in the body."""
+
+
+def read_messages(body: MessagesRequest, serving: Serving) -> AnswerRequest:
+    """A message to be answered. Raises: InvalidRequest, UnsupportedParameter."""
+    _check_fields(body)
+    placed = _placed(body)
+    conversation = _conversation(placed)
+    use = read_tool_use(body)
+    constraint = _constraint(body)
+    if conversation.continues and (constraint is not None or (use is not None and use.required)):
+        raise InvalidRequest(
+            "The last message is the assistant's, so the answer goes on from it: that can't be "
+            "combined with a required call or an output format, which begin the answer.",
+            at=Sent("messages", len(body.messages) - 1),
+        )
+    defaults = serving.sampling
+    return AnswerRequest(
+        asked=conversation,
+        options=Options(
+            max_tokens=body.max_tokens,
+            sampling=Sampling(
+                temperature=defaults.temperature if body.temperature is None else body.temperature,
+                top_p=defaults.top_p if body.top_p is None else body.top_p,
+                top_k=max(0, defaults.top_k if body.top_k is None else body.top_k),
+                min_p=defaults.min_p,
+                repetition_penalty=defaults.repetition_penalty,
+            ),
+            stop=tuple(body.stop_sequences or ()),
+            constraint=constraint,
+            template_variables=template_variables(body),
+            tools=use,
+        ),
+        spelling=MessageSpelling,
+        stream=bool(body.stream),
+        renamed=places_of(placed),
+    )
+
+
+def read_count(body: CountRequest) -> tuple[Conversation, ToolUse | None, dict[Location, Sent]]:
+    """A conversation whose tokens are to be counted, and what its client calls its messages.
+
+    Raises: InvalidRequest, UnsupportedParameter.
+    """
+    _check_fields(body)
+    placed = _placed(body)
+    return _conversation(placed), read_tool_use(body), places_of(placed)
+
+
+def template_variables(body: CountRequest) -> tuple[tuple[str, bool], ...]:
+    """What the chat template is told: to leave thinking out, where the request says so."""
+    if body.thinking is not None and body.thinking.type == "disabled":
+        return (("enable_thinking", False),)
+    return ()
+
+
+def _check_fields(body: CountRequest) -> None:
+    """Refuse by name what can't be done."""
+    for name, reason in UNSUPPORTED_FIELDS.items():
+        if bytes(getattr(body, name)) not in NOTHING:
+            raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
+    if body.thinking is not None and body.thinking.type in ("enabled", "between_tools"):
+        raise UnsupportedParameter(
+            "Thinking of a given length is not supported: the model has no such mode. Leave "
+            "'thinking' out, or give it the type 'disabled' or 'adaptive'.",
+            at=Sent("thinking", "type"),
+        )
+
+
+# Messages
+
+
+def _conversation(placed: Placed) -> Conversation:
+    messages = tuple(message for message, _ in placed)
+    last = messages[-1]
+    return Conversation(
+        messages=messages, continues=last.role == "assistant" and not last.tool_calls
+    )
+
+
+def places_of(placed: Placed) -> dict[Location, Sent]:
+    """What the client calls the messages of the prompt."""
+    return {MESSAGES.at(index): at for index, (_, at) in enumerate(placed)}
+
+
+def _placed(body: CountRequest) -> Placed:
+    placed: Placed = []
+    if body.system is not None:
+        at = Sent("system")
+        text = body.system if isinstance(body.system, str) else _texts(body.system, at)
+        if text:
+            placed.append((ChatMessage(role="system", content=text), at))
+    for index, message in enumerate(body.messages):
+        placed += _turns(message, Sent("messages", index))
+    return placed
+
+
+def _turns(message: Message, at: Sent) -> Placed:
+    """A message's turns: results of calls are turns of their own, before what the user says."""
+    inside = at.at("content")
+    if isinstance(message.content, str):
+        return [(ChatMessage(role=message.role, content=message.content), at)]
+    texts: list[str] = []
+    calls: list[ToolCall] = []
+    results: Placed = []
+    for block, kind, place in _blocks(message.content, inside):
+        if kind == "text":
+            texts.append(_as(TextBlock, block, place).text)
+        elif kind == "tool_use" and message.role == "assistant":
+            calls.append(_call(_as(ToolUseBlock, block, place), place))
+        elif kind == "tool_result" and message.role == "user":
+            results.append((_result(_as(ToolResultBlock, block, place), place), place))
+        elif kind in THOUGHTS and message.role == "assistant":
+            continue
+        elif kind in ("tool_use", "tool_result", *THOUGHTS):
+            raise InvalidRequest(
+                f"A block of type '{kind}' has no place in a message of the {message.role}.",
+                at=place.at("type"),
+            )
+        else:
+            raise _not_text(kind, place)
+    if results and not texts:
+        return results
+    turn = ChatMessage(role=message.role, content="".join(texts), tool_calls=tuple(calls))
+    return [*results, (turn, at)]
+
+
+def _call(block: ToolUseBlock, at: Sent) -> ToolCall:
+    arguments = bytes(block.input)
+    if not arguments.startswith(b"{"):
+        raise InvalidRequest("'input' must be an object.", at=at.at("input"))
+    return ToolCall(id=block.id, name=block.name, arguments=arguments.decode())
+
+
+def _result(block: ToolResultBlock, at: Sent) -> ChatMessage:
+    content = block.content or ""
+    text = content if isinstance(content, str) else _texts(content, at.at("content"))
+    if block.is_error:
+        text = f"Error: {text}"
+    return ChatMessage(role="tool", content=text, tool_call_id=block.tool_use_id)
+
+
+def _texts(blocks: list[Raw], at: Sent) -> str:
+    """The text of blocks that can be nothing else."""
+    texts = []
+    for block, kind, place in _blocks(blocks, at):
+        if kind != "text":
+            raise _not_text(kind, place)
+        texts.append(_as(TextBlock, block, place).text)
+    return "".join(texts)
+
+
+def _blocks(blocks: list[Raw], at: Sent) -> Iterator[tuple[Raw, str, Sent]]:
+    """Each block, its type, and where it is."""
+    for index, block in enumerate(blocks):
+        place = at.at(index)
+        written = _decoded(block, Any, place)
+        kind = written.get("type") if isinstance(written, dict) else None
+        if not isinstance(kind, str):
+            raise InvalidRequest(
+                "A content block is an object with a 'type'.", at=place, code="missing_field"
+            )
+        yield block, kind, place
+
+
+def _not_text(kind: str, at: Sent) -> UnsupportedParameter:
+    return UnsupportedParameter(
+        f"Content of type {quoted(kind)!r} is not supported: the model reads text only, and this "
+        "server never fetches anything.",
+        at=at.at("type"),
+    )
+
+
+def _as(type_: type[T], raw: Raw, at: Sent) -> T:
+    """A part of the body as this type. Raises: InvalidRequest that names the place."""
+    return _decoded(raw, type_, at)  # type: ignore[no-any-return]
+
+
+def _decoded(raw: Raw, type_: Any, at: Sent) -> Any:
+    try:
+        return msgspec.json.decode(raw, type=type_)
+    except msgspec.ValidationError as error:
+        inner = of_validation(error, type_)
+        where = at if inner.at is None else at.at(*inner.at)
+        raise InvalidRequest(inner.message, at=where, code=inner.code) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"This is not valid: {quoted(str(error))}.", at=at) from error
+
+
+# Tools and constraints
+
+
+def read_tool_use(body: CountRequest) -> ToolUse | None:
+    """What the model may do with the tools; None when it may call none. Raises: InvalidRequest."""
+    tools = body.tools or []
+    if len(tools) > MAX_TOOLS:
+        raise InvalidRequest(
+            f"There are {len(tools)} tools; up to {MAX_TOOLS} are allowed.", at=Sent("tools")
+        )
+    check_tools_size(sum(len(bytes(tool)) for tool in tools))
+    specs = check_names([_tool(index, raw) for index, raw in enumerate(tools)])
+    given = body.tool_choice
+    if given is None:
+        return tool_use(specs, Choice(), parallel=True)
+    if (given.type == "tool") != (given.name is not None):
+        raise InvalidRequest(
+            "'name' belongs to a tool_choice of type 'tool', and to no other.",
+            at=Sent("tool_choice", "name"),
+        )
+    choice = Choice(
+        forbidden=given.type == "none",
+        required=given.type in ("any", "tool"),
+        names=None if given.name is None else (given.name,),
+        once=given.type == "tool",
+    )
+    return tool_use(specs, choice, parallel=not given.disable_parallel_tool_use)
+
+
+def _tool(index: int, raw: Raw) -> ToolSpec:
+    at = Sent("tools", index)
+    written = _decoded(raw, Any, at)
+    kind = written.get("type") if isinstance(written, dict) else None
+    if isinstance(kind, str) and kind != "custom":
+        raise UnsupportedParameter(
+            f"A tool of type '{quoted(kind)}' is not supported: the server runs no tools of its "
+            "own; only those that the client runs.",
+            at=at.at("type"),
+        )
+    tool = _as(ToolBody, raw, at)
+    return tool_spec(
+        index,
+        tool.name,
+        bytes(tool.input_schema),
+        description=tool.description,
+        strict=bool(tool.strict),
+    )
+
+
+def _constraint(body: MessagesRequest) -> Constraint | None:
+    form = None if body.output_config is None else body.output_config.format
+    if form is None:
+        return None
+    at = Sent("output_config", "format", "schema")
+    if bytes(form.schema) == bytes(NULL):
+        raise InvalidRequest("'output_config.format' needs 'schema'.", at=at)
+    return schema_constraint(bytes(form.schema), at)

@@ -1,0 +1,117 @@
+"""Answers in Anthropic's words: a message of content blocks, whole, and as its events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from maestrale.chat.answer import Answer, Piece
+from maestrale.chat.service import ChatService
+from maestrale.prompt.messages import ToolCall
+
+STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "calls": "tool_use"}
+
+
+def event(name: str, **data: Any) -> bytes:
+    """A server-sent event, whose data has its name as `type`."""
+    return b"event: %b\ndata: %b\n\n" % (
+        name.encode(),
+        msgspec.json.encode({"type": name, **data}),
+    )
+
+
+class MessageSpelling:
+    """Spells one answer. Text is one block, until a call comes between; each call is one."""
+
+    def __init__(self, service: ChatService, answer: Answer, model: str) -> None:
+        self.id = f"msg_{answer.id}"
+        self._answer = answer
+        self._model = model
+        self._index = 0  # of the block that is open, or comes next
+        self._text_is_open = False
+        self._ended: dict[str, Any] = {}
+
+    def whole(self, pieces: list[Piece]) -> dict[str, Any]:
+        piece = pieces[0]
+        content: list[dict[str, Any]] = []
+        if piece.text:
+            content.append({"type": "text", "text": piece.text})
+        for call in piece.calls:
+            content.append({**_tool_use(call), "input": msgspec.json.decode(call.arguments)})
+        return {**self._message(content), **_ending(piece), "usage": self._usage()}
+
+    def opening(self) -> bytes:
+        ending = {"stop_reason": None, "stop_sequence": None}
+        usage = {**self._usage(), "output_tokens": 0}
+        return event("message_start", message={**self._message([]), **ending, "usage": usage})
+
+    def event(self, piece: Piece, *, is_last: bool) -> bytes:
+        events = b""
+        if piece.text:
+            if not self._text_is_open:
+                self._text_is_open = True
+                events += self._start({"type": "text", "text": ""})
+            events += self._delta({"type": "text_delta", "text": piece.text})
+        for call in piece.calls:
+            events += self._close_text() + self._start({**_tool_use(call), "input": {}})
+            events += self._delta({"type": "input_json_delta", "partial_json": call.arguments})
+            events += self._stop()
+        if piece.finish_reason is not None:
+            events += self._close_text()
+            self._ended = _ending(piece)
+        return events
+
+    def closing(self) -> bytes:
+        ended = event("message_delta", delta=self._ended, usage=self._usage())
+        return ended + event("message_stop")
+
+    def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": content,
+        }
+
+    def _usage(self) -> dict[str, int]:
+        """Tokens from the cache are counted apart from the others of the prompt."""
+        usage = self._answer.usage
+        return {
+            "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": usage.cached_tokens,
+            "output_tokens": usage.completion_tokens,
+        }
+
+    def _start(self, block: dict[str, Any]) -> bytes:
+        return event("content_block_start", index=self._index, content_block=block)
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        return event("content_block_delta", index=self._index, delta=delta)
+
+    def _stop(self) -> bytes:
+        ended = event("content_block_stop", index=self._index)
+        self._index += 1
+        return ended
+
+    def _close_text(self) -> bytes:
+        if not self._text_is_open:
+            return b""
+        self._text_is_open = False
+        return self._stop()
+
+
+def _tool_use(call: ToolCall) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name}
+
+
+def _ending(piece: Piece) -> dict[str, Any]:
+    reason = piece.finish_reason
+    if piece.stopped_by is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": piece.stopped_by}
+    return {
+        "stop_reason": None if reason is None else STOP_REASONS[reason],
+        "stop_sequence": None,
+    }
