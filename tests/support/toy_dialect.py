@@ -30,7 +30,11 @@ from maestrale.prompt.messages import ChatMessage, Role
 
 ROLES: dict[str, Role] = {"me": "user", "you": "assistant", "boss": "system"}
 ENDS = {"stop": "done", "length": "cut", "calls": "use"}
-NOTHING = Raw(b"null")
+
+
+def nothing() -> Raw:
+    """A field that is not given."""
+    return Raw(b"null")
 
 
 class Line(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -40,7 +44,7 @@ class Line(Struct, kw_only=True, forbid_unknown_fields=True):
 
 class Gadget(Struct, kw_only=True, forbid_unknown_fields=True):
     called: str
-    takes: Raw = NOTHING
+    takes: Raw = msgspec.field(default_factory=nothing)
 
 
 class Say(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -52,7 +56,7 @@ class Say(Struct, kw_only=True, forbid_unknown_fields=True):
     kit: list[Gadget] = []
     must: bool = False
     pick: str | None = None
-    shape: Raw = NOTHING
+    shape: Raw = msgspec.field(default_factory=nothing)
     flow: bool = False
 
 

@@ -49,7 +49,7 @@ def check_oops(answer: httpx.Response, status: int, kind: str, spot: str | None 
     assert body["oops"]["kind"] == kind
     assert body["oops"]["spot"] == spot
     why: str = body["oops"]["why"]
-    for foreign in ("messages", "max_tokens", "min_tokens", "response_format", "'tools", "param"):
+    for foreign in ("messages", "max_tokens", "min_tokens", "response_format", "'tools", "'param"):
         assert foreign not in why
     return why
 
