@@ -123,13 +123,13 @@ async def test_a_stream_has_every_event_in_order() -> None:
 
 async def test_calls_whole_and_as_events() -> None:
     async with api(tools=True, options={"text": f"So:{CALL}"}) as server:
-        whole = await answer(server, tools=[WEATHER])
+        whole = await answer(server, tools=[WEATHER], max_tokens=200)
         text, call = whole["content"]
         assert text == {"type": "text", "text": "So:"}
         assert (call["type"], call["name"]) == ("tool_use", "get_weather")
         assert call["input"] == {"city": "Rome"}
         assert whole["stop_reason"] == "tool_use"
-        found = await events(server, tools=[WEATHER])
+        found = await events(server, tools=[WEATHER], max_tokens=200)
         starts = [each for each in found if each["type"] == "content_block_start"]
         assert [each["index"] for each in starts] == [0, 1]
         assert starts[1]["content_block"]["name"] == "get_weather"
@@ -140,6 +140,21 @@ async def test_calls_whole_and_as_events() -> None:
         stops = [each["index"] for each in found if each["type"] == "content_block_stop"]
         assert stops == [0, 1]
         assert found[-2]["delta"]["stop_reason"] == "tool_use"
+
+
+@pytest.mark.parametrize("size", [1, 20, 40])
+async def test_a_call_that_is_cut(size: int) -> None:
+    """Half an object is no object; a stream has said what came of it."""
+    choice = {"type": "tool", "name": "get_weather"}
+    async with api(tools=True, options={"text": CALL}) as server:
+        asked = {"tools": [WEATHER], "tool_choice": choice, "max_tokens": size}
+        whole = await answer(server, **asked)
+        assert whole["stop_reason"] == "max_tokens"
+        assert all(block["input"] == {} for block in whole["content"])
+        found = await events(server, **asked)
+        assert found[-2]["delta"]["stop_reason"] == "max_tokens"
+        starts = [each for each in found if each["type"] == "content_block_start"]
+        assert len(starts) == len(whole["content"])
 
 
 async def test_a_call_that_is_demanded() -> None:

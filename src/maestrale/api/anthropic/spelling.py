@@ -38,7 +38,7 @@ class MessageSpelling:
         if piece.text:
             content.append({"type": "text", "text": piece.text})
         for call in piece.calls:
-            content.append({**_tool_use(call), "input": msgspec.json.decode(call.arguments)})
+            content.append({**_tool_use(call), "input": _input(call)})
         return {**self._message(content), **_ending(piece), "usage": self._usage()}
 
     def opening(self) -> bytes:
@@ -105,6 +105,15 @@ class MessageSpelling:
 
 def _tool_use(call: ToolCall) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id, "name": call.name}
+
+
+def _input(call: ToolCall) -> dict[str, Any]:
+    """The arguments; none where `max_tokens` cut them: half an object would be taken for one."""
+    try:
+        arguments = msgspec.json.decode(call.arguments)
+    except msgspec.DecodeError:
+        return {}
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def _ending(piece: Piece) -> dict[str, Any]:
