@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from maestrale.api.http.protocol import HttpLimits, protocol_class
 from maestrale.cli.main import main
-from maestrale.serve import server
+from maestrale.serve import listening
 
 LIMITS = HttpLimits(
     head_timeout=3.0,
@@ -16,5 +16,5 @@ LIMITS = HttpLimits(
 )
 
 if __name__ == "__main__":
-    server.protocol_class = lambda dialects: protocol_class(LIMITS, dialects=dialects)
+    listening.protocol_class = lambda dialects: protocol_class(LIMITS, dialects=dialects)
     main()

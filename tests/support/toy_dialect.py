@@ -118,8 +118,8 @@ class Toy(Dialect):
 
     def routes(self, backend: Backend) -> list[Route]:
         async def hello(request: Request) -> Response:
-            await backend.service()
-            return JSONResponse({"here": list(backend.names)})
+            await backend.check_ready()
+            return JSONResponse({"here": list(backend.deployments.names)})
 
         return [
             Route("/toy/say", answering(backend, Say, read), methods=["POST"]),

@@ -105,6 +105,10 @@ class Admission:
         if self.in_flight + self.waiting + sequences > limit:
             self._who_gives_way(key, sequences, limit)
 
+    async def check_room(self, key: str, sequences: int, max_num_seqs: int) -> None:
+        """As `check`, wherever the queue is. Raises: Unavailable."""
+        self.check(key, sequences, max_num_seqs)
+
     def _make_room(self, key: str, sequences: int, max_num_seqs: int) -> None:
         """Raises: Unavailable when there is none."""
         limit = max_num_seqs + self._max_waiting

@@ -22,6 +22,7 @@ from maestrale.api import sse
 from maestrale.api.admission import RETRY_AFTER
 from maestrale.api.backend import Backend
 from maestrale.api.context import RequestContext, context_of
+from maestrale.api.deployment import Deployment
 from maestrale.api.dialect import AnswerRequest, Spelling
 from maestrale.api.errors import as_api_error, error_body
 from maestrale.api.sse import COMMENT, EventStream, Headers, while_connected
@@ -53,21 +54,25 @@ def answering(
 
     async def answer(request: Request) -> ASGIApp:
         context = context_of(request.scope)
-        service = await backend.service()
+        await backend.check_ready()
         body = await backend.bodies.read(request.scope, request.receive, body_type)
-        context.model = backend.check_model(getattr(body, "model", None))
-        serving = Serving(max_n=backend.settings.max_n, sampling=backend.sampling)
+        named = getattr(body, "model", None)
+        deployment = context.deployment = backend.deployments.resolve(named)
+        service = await deployment.service()
+        context.model = deployment.names[0]
+        serving = Serving(max_n=backend.settings.max_n, sampling=deployment.sampling)
         asked = read(body, serving)
         context.operation = asked.operation
         context.rename(asked.renamed)
-        _check_auto(asked.options, backend.settings.enable_auto_tool_choice)
+        _check_auto(asked.options, deployment.settings.enable_auto_tool_choice)
         options = structs.replace(asked.options, key=context.key)
         prompts = len(asked.asked.prompts) if isinstance(asked.asked, Prompts) else 1
-        await backend.check_room(context.key, options.n * prompts, service.info.max_num_seqs)
+        choices, most = options.n * prompts, service.info.max_num_seqs
+        await deployment.admission.check_room(context.key, choices, most)
         preparing = service.answer(asked.asked, options)
         prepared = await while_connected(request.receive, preparing)
         spelling = asked.spelling(service, prepared, context.model)
-        return AnswerResponse(backend, prepared, spelling, stream=asked.stream)
+        return AnswerResponse(backend, deployment, prepared, spelling, stream=asked.stream)
 
     return answer
 
@@ -89,9 +94,16 @@ class AnswerResponse:
     """An ASGI response that generates while it sends."""
 
     def __init__(
-        self, backend: Backend, answer: Answer, spelling: Spelling, *, stream: bool
+        self,
+        backend: Backend,
+        deployment: Deployment,
+        answer: Answer,
+        spelling: Spelling,
+        *,
+        stream: bool,
     ) -> None:
         self._backend = backend
+        self._deployment = deployment
         self._answer = answer
         self._spelling = spelling
         self._stream = stream
@@ -101,7 +113,7 @@ class AnswerResponse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: ApiError before anything was sent, ClientDisconnected."""
-        answer, backend = self._answer, self._backend
+        answer, backend, deployment = self._answer, self._backend, self._deployment
         context = context_of(scope)
         most = answer.usage.prompt_tokens + sum(each.max_tokens for each in answer.requests)
         context.reserved = backend.rates.reserve(context.owner, most)
@@ -109,10 +121,10 @@ class AnswerResponse:
         self._key = context.key
         if backend.settings.log_prompts:
             self._texts = context.texts = [[] for _ in answer.requests]
-        backend.metrics.begin(answer)
+        deployment.begin(answer)
         try:
             if self._stream:
-                events = EventStream(send, headers_of(answer), backend.paused)
+                events = EventStream(send, headers_of(answer), deployment.paused)
                 await while_connected(receive, self._send_events(events, context), events.tend())
             else:
                 pieces = await while_connected(receive, self._collect())
@@ -123,7 +135,7 @@ class AnswerResponse:
             raise
         finally:
             self._settle(context)
-            backend.metrics.observe(answer)
+            deployment.observe(answer)
 
     def _settle(self, context: RequestContext) -> None:
         """Give back what was reserved and not used, once."""
@@ -135,7 +147,7 @@ class AnswerResponse:
 
     async def _pieces(self) -> AsyncGenerator[Piece, None]:
         """The answer's pieces, once it is this key's turn. Raises: Unavailable, EngineError."""
-        answer, admission = self._answer, self._backend.admission
+        answer, admission = self._answer, self._deployment.admission
         async with (
             admission.slot(self._key, len(answer.requests), answer.max_num_seqs),
             contextlib.aclosing(answer.pieces()) as pieces,

@@ -48,15 +48,16 @@ def create_app(
 ) -> ASGIApp:
     """The whole server as one ASGI application, on an engine that has started."""
     backend = Backend(settings)
+    deployment = backend.deployments.default
     service = ChatService(
         engine,
         encoder,
         vocabulary,
         vetter,
         seed=settings.seed,
-        on_gap=backend.metrics.observe_gap,
+        on_gap=deployment.observe_gap,
     )
-    backend.attach(service, model_name)
+    deployment.open(engine, model_name, service=service)
     return build_app(backend, dialects)
 
 
@@ -224,7 +225,8 @@ class Gate:
         if trace:
             fields["trace"] = trace
         if answer is not None and self._log_prompts:
-            fields["prompt"] = self._backend.spell_prompts(answer)
+            deployment = context.deployment
+            fields["prompt"] = deployment.spell_prompts(answer) if deployment is not None else ""
             fields["answer"] = " | ".join(map("".join, context.texts))
         message = f"{scope['method']} {scope['path']}"
         REQUESTS.log(level, "%s", message, extra={FIELDS: fields})

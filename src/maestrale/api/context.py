@@ -10,6 +10,7 @@ from typing import cast
 
 from starlette.types import Scope
 
+from maestrale.api.deployment import Deployment
 from maestrale.api.dialect import Dialect, Name
 from maestrale.chat.answer import Answer
 from maestrale.errors import Location, Sent
@@ -23,8 +24,8 @@ class RequestContext:
     """One HTTP request's id, key and outcome, for the answer's header and the log."""
 
     __slots__ = (
-        *("answer", "answer_id", "dialect", "error", "id", "key", "model", "name", "operation"),
-        *("owner", "refused", "reserved", "started", "status", "texts"),
+        *("answer", "answer_id", "deployment", "dialect", "error", "id", "key", "model", "name"),
+        *("operation", "owner", "refused", "reserved", "started", "status", "texts"),
     )
 
     def __init__(self, request_id: str, dialect: Dialect) -> None:
@@ -41,6 +42,7 @@ class RequestContext:
         self.reserved: int | None = None  # tokens of its key's limit, where there is one
         self.answer: Answer | None = None
         self.answer_id = ""  # as the dialect spells it
+        self.deployment: Deployment | None = None  # that answers
         self.texts: list[list[str]] = []  # of each choice, where the log is to show them
         self.started = time.perf_counter()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from msgspec import Struct
 from starlette.routing import Route
@@ -20,9 +20,6 @@ from maestrale.chat.answer import Answer, Piece
 from maestrale.chat.options import Conversation, Options, Prompts
 from maestrale.chat.service import ChatService
 from maestrale.errors import ApiError, Location, Sent
-
-if TYPE_CHECKING:
-    from maestrale.api.backend import Backend
 
 Name = Callable[[Location], str]
 
@@ -89,8 +86,10 @@ class Dialect(ABC):
     """Headers of its own that pages of other origins may read."""
 
     @abstractmethod
-    def routes(self, backend: Backend) -> list[Route]:
-        """Its routes; most are made by `answering` (api/answering.py)."""
+    def routes(self, backend: Any) -> list[Route]:
+        """Its routes on this Backend, which stands on what is here; most are made by `answering`
+        (api/answering.py).
+        """
 
     @abstractmethod
     def locate(self, location: Location) -> Sent:

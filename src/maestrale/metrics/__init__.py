@@ -3,6 +3,7 @@
 What vLLM has no name for begins with `maestrale_`. docs/guide/metrics.md lists them all.
 """
 
+from maestrale.metrics.answers import ModelMetrics
 from maestrale.metrics.registry import Metrics
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "ModelMetrics"]

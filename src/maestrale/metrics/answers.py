@@ -27,76 +27,100 @@ FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 
 class AnswerMetrics:
-    """All that is counted of answers, for one model."""
+    """The counters and histograms of answers, of all models; `of` gives those of one."""
 
-    def __init__(self, registry: CollectorRegistry, labels: dict[str, str]) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._labels = labels
-        self._tokens = _TokenCounters(labels)
-        registry.register(self._tokens)
-        success = Counter(
+        self.tokens = _TokenCounters()
+        registry.register(self.tokens)
+        self.success = Counter(
             "vllm:request_success",
             "Choices that ended, by reason: the client leaving is abort, a failure error.",
             (*LABELS, "finished_reason"),
             registry=registry,
         )
-        self._success = {
-            reason: success.labels(**labels, finished_reason=reason) for reason in FINISHED_REASONS
-        }
         seconds = self._histogram
-        self._ttft = seconds(
+        self.ttft = seconds(
             "vllm:time_to_first_token_seconds", "From request to first token.", FIRST_TOKEN_SECONDS
         )
-        self._gap = Histogram(
-            "vllm:inter_token_latency_seconds",
-            "Between deltas of one choice.",
-            LABELS,
-            registry=registry,
-            buckets=GAP_SECONDS,
+        self.gap = seconds(
+            "vllm:inter_token_latency_seconds", "Between deltas of one choice.", GAP_SECONDS
         )
-        self.gap = self._gap.labels(**labels)
-        registry.register(OlderHistogram(self._gap, "vllm:time_per_output_token_seconds"))
-        self._per_token = seconds(
+        registry.register(OlderHistogram(self.gap, "vllm:time_per_output_token_seconds"))
+        self.per_token = seconds(
             "vllm:request_time_per_output_token_seconds",
             "Mean time of a token after the first, by request.",
             GAP_SECONDS,
         )
-        self._e2e = seconds(
+        self.e2e = seconds(
             "vllm:e2e_request_latency_seconds", "From request to its last token.", PHASE_SECONDS
         )
-        self._queue = seconds(
+        self.queue = seconds(
             "vllm:request_queue_time_seconds",
             "From prepared prompt to first step.",
             PHASE_SECONDS,
         )
-        self._prefill = seconds(
+        self.prefill = seconds(
             "vllm:request_prefill_time_seconds", "From first step to first token.", PHASE_SECONDS
         )
-        self._decode = seconds(
+        self.decode = seconds(
             "vllm:request_decode_time_seconds", "From first token to last.", PHASE_SECONDS
         )
-        self._inference = seconds(
+        self.inference = seconds(
             "vllm:request_inference_time_seconds", "From first step to last token.", PHASE_SECONDS
         )
         tokens = self._histogram
-        self._prompt = tokens("vllm:request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
-        self._computed = tokens(
+        self.prompt = tokens("vllm:request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
+        self.computed = tokens(
             "vllm:request_prefill_kv_computed_tokens",
             "Prompt tokens of a request that were not found in the cache.",
             TOKENS,
         )
-        self._generation = tokens(
+        self.generation = tokens(
             "vllm:request_generation_tokens", "Generated tokens of a request.", TOKENS
         )
-        self._longest = tokens(
+        self.longest = tokens(
             "vllm:request_max_num_generation_tokens",
             "Generated tokens of a request's longest choice.",
             TOKENS,
         )
-        self._n = tokens("vllm:request_params_n", "The parameter n.", CHOICES)
-        self._max_tokens = tokens(
+        self.n = tokens("vllm:request_params_n", "The parameter n.", CHOICES)
+        self.max_tokens = tokens(
             "vllm:request_params_max_tokens", "The parameter max_tokens, where given.", TOKENS
         )
+
+    def of(self, labels: dict[str, str]) -> ModelMetrics:
+        """Those of one model, which are there from now on."""
+        return ModelMetrics(self, labels)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, LABELS, registry=self._registry, buckets=buckets)
+
+
+class ModelMetrics:
+    """All that is counted of answers, for one model."""
+
+    def __init__(self, all_models: AnswerMetrics, labels: dict[str, str]) -> None:
+        each = all_models
+        self._tokens = each.tokens.of(labels)
+        self._success = {
+            reason: each.success.labels(**labels, finished_reason=reason)
+            for reason in FINISHED_REASONS
+        }
+        self.gap = each.gap.labels(**labels)
+        self._ttft = each.ttft.labels(**labels)
+        self._per_token = each.per_token.labels(**labels)
+        self._e2e = each.e2e.labels(**labels)
+        self._queue = each.queue.labels(**labels)
+        self._prefill = each.prefill.labels(**labels)
+        self._decode = each.decode.labels(**labels)
+        self._inference = each.inference.labels(**labels)
+        self._prompt = each.prompt.labels(**labels)
+        self._computed = each.computed.labels(**labels)
+        self._generation = each.generation.labels(**labels)
+        self._longest = each.longest.labels(**labels)
+        self._n = each.n.labels(**labels)
+        self._max_tokens = each.max_tokens.labels(**labels)
 
     def begin(self, answer: Answer) -> None:
         """Count this answer's tokens from now on."""
@@ -137,46 +161,62 @@ class AnswerMetrics:
         if per_choice > 1:
             self._per_token.observe(decode / (per_choice - 1))
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        made = Histogram(name, text, LABELS, registry=self._registry, buckets=buckets)
-        return made.labels(**self._labels)
 
-
-class _TokenCounters(Collector):
-    """Tokens of the answers that ended, and so far of those that run."""
+class _Tokens:
+    """Tokens of one model's answers: of those that ended, and so far of those that run."""
 
     def __init__(self, labels: dict[str, str]) -> None:
+        self.labels = list(labels.values())
         self.running: set[Answer] = set()
-        self._values = list(labels.values())
         self._ended = (0, 0, 0)
 
     def end(self, answer: Answer) -> None:
         self.running.discard(answer)
         self._ended = _add(self._ended, _tokens(answer))
 
-    def collect(self) -> Iterable[Metric]:
-        prompt, cached, generated = self._ended
+    def now(self) -> tuple[int, int, int]:
+        """Prompt tokens, those of them cached, tokens generated."""
+        total = self._ended
         for answer in self.running:
-            prompt, cached, generated = _add((prompt, cached, generated), _tokens(answer))
-        for name, text, value in (
-            ("vllm:prompt_tokens", "Prompt tokens, those found in the cache included.", prompt),
-            ("vllm:prompt_tokens_cached", "Prompt tokens found in the cache.", cached),
-            ("vllm:generation_tokens", "Tokens generated.", generated),
+            total = _add(total, _tokens(answer))
+        return total
+
+
+class _TokenCounters(Collector):
+    """The tokens of all models."""
+
+    def __init__(self) -> None:
+        self._models: list[_Tokens] = []
+
+    def of(self, labels: dict[str, str]) -> _Tokens:
+        self._models.append(_Tokens(labels))
+        return self._models[-1]
+
+    def collect(self) -> Iterable[Metric]:
+        now = [(each.labels, each.now()) for each in self._models]
+        for place, (name, text) in enumerate(
+            (
+                ("vllm:prompt_tokens", "Prompt tokens, those found in the cache included."),
+                ("vllm:prompt_tokens_cached", "Prompt tokens found in the cache."),
+                ("vllm:generation_tokens", "Tokens generated."),
+            )
         ):
             counter = CounterMetricFamily(name, text, labels=LABELS)
-            counter.add_metric(self._values, value)
+            for labels, counts in now:
+                counter.add_metric(labels, counts[place])
             yield counter
         by_source = CounterMetricFamily(
             "vllm:prompt_tokens_by_source",
             "Prompt tokens computed, found in the cache, or brought from elsewhere (none here).",
             labels=(*LABELS, "source"),
         )
-        for source, value in (
-            ("local_compute", prompt - cached),
-            ("local_cache_hit", cached),
-            ("external_kv_transfer", 0),
-        ):
-            by_source.add_metric([*self._values, source], value)
+        for labels, (prompt, cached, _) in now:
+            for source, value in (
+                ("local_compute", prompt - cached),
+                ("local_cache_hit", cached),
+                ("external_kv_transfer", 0),
+            ):
+                by_source.add_metric([*labels, source], value)
         yield by_source
 
 

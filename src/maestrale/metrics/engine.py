@@ -62,8 +62,31 @@ REPLICA_COUNTERS: tuple[tuple[str, str, Value], ...] = (
 )
 
 
-class EngineCollector(Collector):
-    """Gauges and counters of one engine; `queued` gives the sequences that wait before it."""
+class EngineCollectors(Collector):
+    """Gauges and counters of each model's engine, as one family of each name."""
+
+    def __init__(self) -> None:
+        self._engines: list[_EngineMetrics] = []
+
+    def add(self, engine: Engine, labels: dict[str, str], queued: Callable[[], int]) -> None:
+        """`queued` gives the sequences that wait before this engine."""
+        self._engines.append(_EngineMetrics(engine, labels, queued))
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for each in self._engines:
+            for metric in each.collect():
+                known = families.setdefault(metric.name, metric)
+                if known is not metric:
+                    known.samples += metric.samples
+        return families.values()
+
+
+class _EngineMetrics:
+    """Those of one engine."""
 
     def __init__(self, engine: Engine, labels: dict[str, str], queued: Callable[[], int]) -> None:
         self._engine = engine

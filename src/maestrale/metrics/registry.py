@@ -13,10 +13,9 @@ from prometheus_client import (
 )
 from prometheus_client.metrics_core import Metric
 
-from maestrale.chat.answer import Answer
 from maestrale.engines.base import Engine
-from maestrale.metrics.answers import AnswerMetrics
-from maestrale.metrics.engine import EngineCollector, NodeCollector
+from maestrale.metrics.answers import AnswerMetrics, ModelMetrics
+from maestrale.metrics.engine import EngineCollectors, NodeCollector
 from maestrale.metrics.names import HTTP_SECONDS
 
 # There from the start at 0, so that the first of each shows in a rate.
@@ -37,6 +36,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._answers: AnswerMetrics | None = None
+        self._engines: EngineCollectors | None = None
         self._rejected = Counter(
             "maestrale_rejected_requests",
             "Requests that got an error for an answer, by the error's code.",
@@ -62,16 +62,23 @@ class Metrics:
             self._http.labels(route, "POST", "2xx")
             self._http_seconds.labels(route, "POST")
 
-    def watch(self, engine: Engine | None, model_name: str, queued: Callable[[], int]) -> None:
-        """Begin to report on this engine, under this model's name.
+    def watch(
+        self, engine: Engine | None, model_name: str, queued: Callable[[], int]
+    ) -> ModelMetrics:
+        """Begin to report on this engine, under this model's name; for each model once.
 
         `queued` gives the sequences that wait before the engine. Without an engine, answers alone
-        are reported on: another process has it.
+        are reported on: another process has it. What is given back counts them.
         """
         labels = {"model_name": model_name, "engine": "0"}
         if engine is not None:
-            self._registry.register(EngineCollector(engine, labels, queued))
-        self._answers = AnswerMetrics(self._registry, labels)
+            if self._engines is None:
+                self._engines = EngineCollectors()
+                self._registry.register(self._engines)
+            self._engines.add(engine, labels, queued)
+        if self._answers is None:
+            self._answers = AnswerMetrics(self._registry)
+        return self._answers.of(labels)
 
     def watch_nodes(self, states: Callable[[], list[str]]) -> None:
         """Report on the API processes of other nodes, by their states; nothing while none is."""
@@ -93,21 +100,6 @@ class Metrics:
         """Count an HTTP request; `handler` is the path of its route."""
         self._http.labels(handler, method, f"{status // 100}xx").inc()
         self._http_seconds.labels(handler, method).observe(seconds)
-
-    def observe_gap(self, seconds: float) -> None:
-        """Time between two deltas of one choice."""
-        if self._answers is not None:
-            self._answers.gap.observe(seconds)
-
-    def begin(self, answer: Answer) -> None:
-        """Count this answer's tokens from now on."""
-        if self._answers is not None:
-            self._answers.begin(answer)
-
-    def observe(self, answer: Answer) -> None:
-        """Count an answer that ended, well or not."""
-        if self._answers is not None:
-            self._answers.end(answer)
 
     def render(self) -> bytes:
         """The text format that Prometheus scrapes."""

@@ -126,7 +126,7 @@ async def test_status_tells_of_engine_load_and_errors() -> None:
 async def test_status_has_the_latency_of_what_was_answered() -> None:
     settings = make_settings()
     async with api(settings, options={"length": "30", "tokens_per_second": "200"}) as server:
-        history = server.app._backend.history
+        history = server.app._backend.deployments.default.history
         await asyncio.gather(*(server.chat() for _ in range(5)))
         history.take()
         status = (await server.client.get("/status.json")).json()
@@ -140,8 +140,9 @@ async def test_status_has_the_latency_of_what_was_answered() -> None:
 
 async def test_status_while_starting() -> None:
     backend = Backend(make_settings())
-    backend.history.take()
-    status = json.loads(json.dumps(await snapshot(backend)))
+    deployment = backend.deployments.default
+    deployment.history.take()
+    status = json.loads(json.dumps(await snapshot(backend, deployment)))
     assert status["state"] == "starting"
     assert status["engine"] is status["now"] is status["totals"] is None
     assert status["series"]["time"] == []

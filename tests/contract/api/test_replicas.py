@@ -93,9 +93,9 @@ def test_the_api_processes_of_other_nodes_are_shown(monkeypatch: pytest.MonkeyPa
 
     plain = Backend.__init__
 
-    def with_nodes(self: Backend, *args: Any) -> None:
-        plain(self, *args)
-        self.elsewhere = lambda: nodes
+    def with_nodes(self: Backend, *args: Any, **named: Any) -> None:
+        plain(self, *args, **named)
+        self.node_status = lambda: nodes
 
     monkeypatch.setattr(Backend, "__init__", with_nodes)
     with api_in_thread() as url:

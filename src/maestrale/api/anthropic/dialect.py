@@ -71,9 +71,9 @@ class Anthropic(Dialect):
 
     def routes(self, backend: Backend) -> list[Route]:
         async def count_tokens(request: Request) -> Response:
-            service = await backend.service()
+            await backend.check_ready()
             body = await backend.bodies.read(request.scope, request.receive, CountRequest)
-            backend.check_model(body.model)
+            service = await backend.deployments.resolve(body.model).service()
             conversation, use, renamed = read_count(body)
             context_of(request.scope).rename(renamed)
             tokens = await service.tokenizer.encode_chat(

@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from maestrale.api.answering import answering
 from maestrale.api.backend import Backend
+from maestrale.api.deployment import Deployment
 from maestrale.api.openai.foreign_fields import refuse_unsupported
 from maestrale.api.openai.reading import plain_messages, read_chat, read_completion
 from maestrale.api.openai.schemas import (
@@ -41,15 +42,21 @@ def model_routes(backend: Backend) -> list[Route]:
     """GET /v1/models and /v1/models/{id}: what is served, under each of its names."""
 
     async def list_models(request: Request) -> Response:
-        service = await backend.service()
-        cards = [card(backend, service, name) for name in backend.names]
+        await backend.check_ready()
+        cards = [
+            card(deployment, deployment.loaded, name)
+            for deployment in backend.deployments
+            if deployment.loaded is not None
+            for name in deployment.names
+        ]
         return JSONResponse({"object": "list", "data": cards})
 
     async def get_model(request: Request) -> Response:
-        service = await backend.service()
+        await backend.check_ready()
         name = request.path_params["model_id"]
-        backend.check_model(name)
-        return JSONResponse(card(backend, service, name))
+        deployment = backend.deployments.resolve(name)
+        service = deployment.loaded or await deployment.service()
+        return JSONResponse(card(deployment, service, name))
 
     return [
         route
@@ -61,23 +68,23 @@ def model_routes(backend: Backend) -> list[Route]:
     ]
 
 
-def card(backend: Backend, service: ChatService, name: str) -> dict[str, Any]:
+def card(deployment: Deployment, service: ChatService, name: str) -> dict[str, Any]:
     """One model as OpenAI's, Mistral's and vLLM's clients read it."""
     length, form = service.context_length, service.encoder.tool_format
     return {
         "id": name,
         "object": "model",
-        "created": backend.created,
+        "created": deployment.created,
         "owned_by": "maestrale",
-        "root": backend.names[0],
+        "root": deployment.names[0],
         "parent": None,
         "permission": [],
         "max_model_len": length,
         "type": "base",
         "name": name,
-        "aliases": [other for other in backend.names if other != name],
+        "aliases": [other for other in deployment.names if other != name],
         "max_context_length": length,
-        "default_model_temperature": backend.sampling.temperature,
+        "default_model_temperature": deployment.sampling.temperature,
         "capabilities": {
             "completion_chat": True,
             "completion_fim": False,
@@ -94,9 +101,9 @@ def token_routes(backend: Backend) -> list[Route]:
     """POST /tokenize and /detokenize, GET /tokenizer_info, as vLLM's."""
 
     async def tokenize(request: Request) -> Response:
-        service = await backend.service()
+        await backend.check_ready()
         body = await backend.bodies.read(request.scope, request.receive, TokenizeRequest)
-        backend.check_model(body.model)
+        service = await backend.deployments.resolve(body.model).service()
         refuse_unsupported(body)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("Give 'prompt' or 'messages', one of them.", at=Sent("prompt"))
@@ -124,13 +131,14 @@ def token_routes(backend: Backend) -> list[Route]:
         return JSONResponse(answer)
 
     async def detokenize(request: Request) -> Response:
-        service = await backend.service()
+        await backend.check_ready()
         body = await backend.bodies.read(request.scope, request.receive, DetokenizeRequest)
-        backend.check_model(body.model)
+        service = await backend.deployments.resolve(body.model).service()
         return JSONResponse({"prompt": await service.tokenizer.decode(body.tokens)})
 
     async def tokenizer_info(request: Request) -> Response:
-        service = await backend.service()
+        model = request.query_params.get("model")
+        service = await backend.deployments.resolve(model).service()
         names = {token: name for name, token in service.vocabulary.control_ids.items()}
         begins = await service.tokenizer.encode_text("")
         ends = service.vocabulary.eos_token_ids

@@ -9,7 +9,8 @@ from starlette.routing import Route
 
 from maestrale import __version__
 from maestrale.api.admission import RETRY_AFTER
-from maestrale.api.backend import READY_STATES, Backend
+from maestrale.api.backend import Backend
+from maestrale.api.deployment import READY_STATES
 
 
 def routes(backend: Backend) -> list[Route]:
@@ -42,4 +43,4 @@ def routes(backend: Backend) -> list[Route]:
 
 def load_json(backend: Backend) -> bytes:
     """The body of /load."""
-    return msgspec.json.encode({"server_load": backend.admission.requests})
+    return msgspec.json.encode({"server_load": backend.requests})

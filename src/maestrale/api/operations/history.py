@@ -1,4 +1,4 @@
-"""The last minutes of the server's metrics, kept for the status page.
+"""The last minutes of a model's metrics, kept for the status page.
 
 Every two seconds one sample is taken from where /metrics takes its numbers; nothing is added to
 the way of a token. Percentiles are read from the histograms' buckets, as Prometheus does it: from
@@ -7,21 +7,18 @@ what came between two samples.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from maestrale.engines.base import EngineStats
-from maestrale.logs import LOGGER
+from maestrale.engines.base import Engine, EngineStats
+from maestrale.metrics import Metrics
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
-
-    from maestrale.api.backend import Backend
 
 STEP = 2.0  # seconds between samples
 KEPT = 300  # samples: ten minutes
@@ -40,7 +37,7 @@ Buckets = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The server at one moment; counters since its start. `clock` is monotonic, in seconds."""
+    """One model at one moment; counters since its start. `clock` is monotonic, in seconds."""
 
     time: float
     clock: float
@@ -52,7 +49,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Event:
-    """Something that went wrong: an answer with an error, or the engine's death."""
+    """Something that went wrong: an answer with an error, or the death of a model's engine."""
 
     kind: str
     code: str
@@ -60,11 +57,12 @@ class Event:
     status: int = 0
     path: str = ""
     request_id: str = ""
+    model: str = ""
     count: int = 1
 
     def same_as(self, other: Event) -> bool:
-        return (self.kind, self.code, self.status, self.path) == (
-            *(other.kind, other.code, other.status, other.path),
+        return (self.kind, self.code, self.status, self.path, self.model) == (
+            *(other.kind, other.code, other.status, other.path, other.model),
         )
 
 
@@ -98,32 +96,27 @@ class Events:
 
 
 class History:
-    """Samples of one server, newest last."""
+    """Samples of one model, newest last."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(
+        self, read: Callable[[], Sample | None], on_restart: Callable[[float], None]
+    ) -> None:
+        """`read` takes a sample, if there is an engine to take it from; `on_restart` is told when
+        the engine was replaced.
+        """
+        self._read = read
+        self._on_restart = on_restart
         self._points: deque[Point] = deque(maxlen=KEPT)
-        self.started = time.monotonic()
-
-    async def run(self) -> None:
-        """Take samples until cancelled."""
-        while True:
-            try:
-                self.take()
-            except Exception:
-                LOGGER.exception("The status page got no sample")
-            await asyncio.sleep(STEP)
 
     def take(self) -> None:
-        """Take one sample, if there is an engine to take it from."""
-        sample = read(self._backend)
+        """Take one sample."""
+        sample = self._read()
         if sample is None:
             return
         if self._points:
             before = self._points[-1].sample.stats.restarts
-            deaths = sample.stats.restarts - before
-            if deaths > 0:
-                self._backend.events.add(Event("restart", "engine_restarted", sample.time))
+            if sample.stats.restarts > before:
+                self._on_restart(sample.time)
         self._points.append(self._point(sample))
 
     def newest(self) -> Point | None:
@@ -178,29 +171,27 @@ class History:
         return self._points[max(0, len(self._points) - 1 - samples)].sample
 
 
-def read(backend: Backend) -> Sample | None:
-    """One sample of this moment; None while there is no engine."""
-    engine = backend.engine
-    if engine is None:
-        return None
+def read(engine: Engine, waiting: int, model_name: str, metrics: Metrics) -> Sample:
+    """One sample of this moment. `waiting`: sequences that wait before the engine."""
     stats = engine.stats()
     buckets: dict[str, dict[float, float]] = {TTFT: {}, GAP: {}}
-    for family in backend.metrics.collect(f"{TTFT}_bucket", f"{GAP}_bucket"):
+    for family in metrics.collect(f"{TTFT}_bucket", f"{GAP}_bucket"):
         if family.name in buckets:
-            _add_buckets(buckets[family.name], family)
+            _add_buckets(buckets[family.name], family, model_name)
     return Sample(
         time.time(),
         time.monotonic(),
         stats,
-        stats.waiting + backend.admission.waiting,
+        stats.waiting + waiting,
         tuple(sorted(buckets[TTFT].items())),
         tuple(sorted(buckets[GAP].items())),
     )
 
 
-def _add_buckets(into: dict[float, float], family: Metric) -> None:
+def _add_buckets(into: dict[float, float], family: Metric, model_name: str) -> None:
     for sample in family.samples:
-        if sample.name.endswith("_bucket"):
+        ours = sample.labels.get("model_name") == model_name
+        if ours and sample.name.endswith("_bucket"):
             bound = float(sample.labels["le"])
             into[bound] = into.get(bound, 0.0) + sample.value
 

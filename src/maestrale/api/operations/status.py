@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from maestrale import __version__
 from maestrale.api.backend import Backend
+from maestrale.api.deployment import Deployment
 from maestrale.engines.base import replicas_of
 
 TOTALS = (
@@ -23,42 +24,63 @@ TOTALS = (
 
 def routes(backend: Backend) -> list[Route]:
     async def status(request: Request) -> Response:
-        body = await backend.ask_all("status") or await status_json(backend)
+        name = request.query_params.get("model")
+        deployment = backend.deployments.resolve(name)
+        body = await backend.ask_all("status", deployment.id)
+        body = body or await status_json(backend, deployment)
         return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
     return [Route("/status.json", status, methods=["GET"])]
 
 
-async def status_json(backend: Backend) -> bytes:
+async def status_json(backend: Backend, deployment: Deployment) -> bytes:
     """The body of /status.json."""
-    return msgspec.json.encode(await snapshot(backend))
+    return msgspec.json.encode(await snapshot(backend, deployment))
 
 
-async def snapshot(backend: Backend) -> dict[str, Any]:
-    """All of it; `engine`, `now` and `totals` are null while there is no engine."""
-    health = await backend.health()
-    history = backend.history
+async def snapshot(backend: Backend, deployment: Deployment) -> dict[str, Any]:
+    """All of it; what is of one model is of `deployment`.
+
+    `engine`, `now` and `totals` are null while there is no engine.
+    """
+    health = await deployment.health()
+    history = deployment.history
     return {
         "state": health.state,
         "detail": health.detail,
         "version": __version__,
-        "models": list(backend.names),
+        "models": list(backend.deployments.names),
         "time": round(time.time(), 1),
-        "uptime_seconds": round(time.monotonic() - history.started),
-        "engine": _engine(backend),
-        "now": _now(backend),
-        "totals": _totals(backend),
+        "uptime_seconds": round(time.monotonic() - backend.started),
+        "engine": _engine(deployment),
+        "now": _now(deployment),
+        "totals": _totals(deployment),
+        "deployments": [await _brief(each) for each in backend.deployments],
         "api_processes": backend.processes(),
-        "api_nodes": [msgspec.structs.asdict(each) for each in backend.elsewhere()],
-        "replicas": _replicas(backend),
+        "api_nodes": [msgspec.structs.asdict(each) for each in backend.node_status()],
+        "replicas": _replicas(deployment),
         "latency": history.latency(),
         "series": history.series(),
         "events": [dataclasses.asdict(event) for event in backend.events],
     }
 
 
-def _engine(backend: Backend) -> dict[str, Any] | None:
-    engine = backend.engine
+async def _brief(deployment: Deployment) -> dict[str, Any]:
+    """One deployment among the others; `/status.json?model=NAME` has all of it."""
+    health = await deployment.health()
+    return {
+        "id": deployment.id,
+        "names": list(deployment.names),
+        "source": deployment.settings.model,
+        "state": health.state,
+        "detail": health.detail,
+        "now": _now(deployment),
+        "totals": _totals(deployment),
+    }
+
+
+def _engine(deployment: Deployment) -> dict[str, Any] | None:
+    engine = deployment.engine
     if engine is None:
         return None
     info = engine.describe()
@@ -73,7 +95,7 @@ def _engine(backend: Backend) -> dict[str, Any] | None:
     }
 
 
-def _replicas(backend: Backend) -> list[dict[str, Any]]:
+def _replicas(deployment: Deployment) -> list[dict[str, Any]]:
     """Each engine behind the engine: where it runs, and what it does."""
     return [
         {
@@ -92,27 +114,27 @@ def _replicas(backend: Backend) -> list[dict[str, Any]]:
             "prefix_cache_hits": each.stats.prefix_cache_hits,
             "prefix_cache_queries": each.stats.prefix_cache_queries,
         }
-        for each in replicas_of(backend.engine)
+        for each in replicas_of(deployment.engine)
     ]
 
 
-def _now(backend: Backend) -> dict[str, Any] | None:
-    engine = backend.engine
+def _now(deployment: Deployment) -> dict[str, Any] | None:
+    engine = deployment.engine
     if engine is None:
         return None
     stats = engine.stats()
-    newest = backend.history.newest()
+    newest = deployment.history.newest()
     return {
         "running": stats.running,
-        "waiting": stats.waiting + backend.admission.waiting,
+        "waiting": stats.waiting + deployment.admission.waiting,
         "kv_cache_usage": round(stats.kv_cache_usage, 4),
         "prompt_tokens_per_second": round(newest.prompt_rate, 1) if newest else 0.0,
         "generation_tokens_per_second": round(newest.generation_rate, 1) if newest else 0.0,
     }
 
 
-def _totals(backend: Backend) -> dict[str, int] | None:
-    engine = backend.engine
+def _totals(deployment: Deployment) -> dict[str, int] | None:
+    engine = deployment.engine
     if engine is None:
         return None
     stats = engine.stats()

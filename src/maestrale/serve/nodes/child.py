@@ -26,12 +26,12 @@ EVERYWHERE = ("0.0.0.0", "::", "[::]")  # noqa: S104 - compared with, not listen
 FILES = ("ssl_certfile", "ssl_keyfile", "chat_template")
 
 
-def settings_here(spec: ChildSpec) -> Settings:
-    """The first server's settings as this node takes them.
+def settings_here(spec: ChildSpec, packed: bytes) -> Settings:
+    """The first server's settings, or those of one of its models, as this node takes them.
 
     Raises: SettingsError for a file that this node lacks.
     """
-    settings = unpack_settings(spec.node.settings)
+    settings = unpack_settings(packed)
     for name in FILES:
         path = getattr(settings, name)
         if path is not None and not path.is_file():
@@ -72,8 +72,13 @@ def main() -> None:
 
     Runtime.node_ip = spec.node_ip
     try:
-        settings = settings_here(spec)
-        run(settings, lambda url, _: say(Word(url=url_here(url, settings.host, spec.node_ip))))
+        settings = settings_here(spec, spec.node.settings)
+        models = [settings_here(spec, packed) for packed in spec.node.models]
+
+        def announce(url: str, banner: str) -> None:
+            say(Word(url=url_here(url, settings.host, spec.node_ip)))
+
+        run(settings, announce, models=models)
     except MaestraleError as error:
         say(Word(failed=str(error)))
         sys.exit(1)

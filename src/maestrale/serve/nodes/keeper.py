@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ LAST_WORDS = 15.0  # seconds beyond the grace that an actor has to end its API p
 class ApiNodes:
     """Begin with `start`, once the replicas are deployed; end with `stop`, before they go."""
 
-    def __init__(self, settings: Settings, engine: str) -> None:
-        """`engine`: the one that was chosen, whatever another node would choose."""
-        self._spec = msgspec.msgpack.encode(node_spec(settings, engine))
+    def __init__(self, settings: Settings, models: Sequence[Settings]) -> None:
+        """`models`: with the engines that were chosen, whatever another node would choose."""
+        self._spec = msgspec.msgpack.encode(node_spec(settings, models))
         self._store = KeyStore(settings.api_key, settings.key_file)
         self._keys: list[Key] | None = self._store.entries()
-        self._places: dict[str, _Place] = {}
+        self._nodes: dict[str, _NodeHandle] = {}
         self._looking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -45,7 +46,7 @@ class ApiNodes:
 
     def statuses(self) -> list[ApiNodeStatus]:
         """Of the nodes that are alive, by address."""
-        found = [place.status() for place in self._places.values()]
+        found = [handle.status() for handle in self._nodes.values()]
         return sorted(found, key=lambda each: each.address)
 
     async def stop(self, grace: float) -> None:
@@ -54,8 +55,8 @@ class ApiNodes:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
             self._looking = None
-        places, self._places = [*self._places.values()], {}
-        await asyncio.gather(*(place.stop(grace) for place in places))
+        handles, self._nodes = [*self._nodes.values()], {}
+        await asyncio.gather(*(handle.stop(grace) for handle in handles))
 
     async def _look(self) -> None:
         import ray
@@ -68,22 +69,22 @@ class ApiNodes:
                 LOGGER.warning("The cluster's nodes can't be listed: %s", error)
                 nodes = []
             alive = {each["NodeID"]: each for each in nodes if each["Alive"]}
-            for name in [name for name in self._places if nodes and name not in alive]:
-                place = self._places.pop(name)
-                LOGGER.warning("The node %s is gone, and its API process.", place.address)
-                place.forget()
+            for name in [name for name in self._nodes if nodes and name not in alive]:
+                handle = self._nodes.pop(name)
+                LOGGER.warning("The node %s is gone, and its API process.", handle.address)
+                handle.forget()
             keys = self._store.entries()
             changed, self._keys = keys != self._keys, keys
-            for place in self._places.values() if changed else ():
-                place.take_keys(pack_keys(keys))
+            for handle in self._nodes.values() if changed else ():
+                handle.take_keys(pack_keys(keys))
             for name, each in alive.items():
-                if name != here and name not in self._places:
+                if name != here and name not in self._nodes:
                     address = each["NodeManagerAddress"]
-                    self._places[name] = _Place(name, address, self._spec, pack_keys(keys))
+                    self._nodes[name] = _NodeHandle(name, address, self._spec, pack_keys(keys))
             await asyncio.sleep(LOOK)
 
 
-class _Place:
+class _NodeHandle:
     """One node: an actor, another when that is lost, and the last that was heard of it."""
 
     def __init__(self, node: str, address: str, spec: bytes, keys: bytes) -> None:
@@ -182,15 +183,20 @@ class _Place:
             )
 
 
-def node_spec(settings: Settings, engine: str) -> NodeSpec:
+def node_spec(settings: Settings, models: Sequence[Settings]) -> NodeSpec:
     """What the other nodes' API processes are told: no key, and no token of the cluster's."""
+    packed = tuple(pack_settings(_told(each)) for each in models)
+    default_cache = settings.cache_dir == default_cache_dir()
+    return NodeSpec(pack_settings(_told(settings)), packed, default_cache)
+
+
+def _told(settings: Settings) -> Settings:
 
     def absolute(path: Path | None) -> Path | None:
         return None if path is None else path.absolute()
 
-    told = dataclasses.replace(
+    return dataclasses.replace(
         settings,
-        engine=engine,
         api_nodes="this",
         ray_join=True,
         ray_token_file=None,
@@ -202,7 +208,6 @@ def node_spec(settings: Settings, engine: str) -> NodeSpec:
         chat_template=absolute(settings.chat_template),
         cache_dir=settings.cache_dir.absolute(),
     )
-    return NodeSpec(pack_settings(told), settings.cache_dir == default_cache_dir())
 
 
 async def _awaited(response: Any) -> None:

@@ -10,10 +10,12 @@ from maestrale.keys import Key
 
 class NodeSpec(Struct, frozen=True):
     """What every node's API process is to be. `settings` are those of `pack_settings`, without any
-    key. `default_cache`: the node's own place for models, not that of the settings.
+    key, and so are those of each of the `models`. `default_cache`: the node's own place for models,
+    not that of the settings.
     """
 
     settings: bytes
+    models: tuple[bytes, ...]
     default_cache: bool
 
 

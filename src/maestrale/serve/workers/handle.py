@@ -12,20 +12,21 @@ from typing import Any, Protocol
 
 import msgspec
 
-from maestrale.api.admission import Admission
+from maestrale.api.backend import About
 from maestrale.api.operations.history import Event
-from maestrale.chat.service import Vetter
-from maestrale.engines.base import Engine, GenerationRequest
+from maestrale.engines.base import GenerationRequest
 from maestrale.errors import EngineError, MaestraleError
 from maestrale.logs import LOGGER
 from maestrale.metrics.merged import Family
+from maestrale.serve.deployment import DeploymentHost
 from maestrale.serve.workers.messages import (
-    About,
     Ask,
+    Attach,
     Attached,
     Check,
     Ended,
     FromApiWorker,
+    Generate,
     Granted,
     Leave,
     Noted,
@@ -39,7 +40,7 @@ from maestrale.serve.workers.messages import (
     fault_of,
 )
 from maestrale.supervise.child import Child
-from maestrale.supervise.messages import Abort, Delta, Failed, Submit
+from maestrale.supervise.messages import Abort, Delta, Failed
 
 worker_log = logging.getLogger("maestrale.worker")
 
@@ -47,20 +48,15 @@ worker_log = logging.getLogger("maestrale.worker")
 class Shared(Protocol):
     """What all workers share, as the parent has it."""
 
-    @property
-    def admission(self) -> Admission: ...
-    @property
-    def engine(self) -> Engine | None: ...
-    @property
-    def vetter(self) -> Vetter | None: ...
-    @property
-    def max_num_seqs(self) -> int: ...
-    async def answer(self, about: About) -> bytes: ...
+    def host(self, model: str) -> DeploymentHost: ...
+    async def answer(self, about: About, model: str) -> bytes: ...
     def note(self, event: Event) -> None: ...
 
 
-class Desk:
-    """One worker. `attached` is done when it answers requests, `dead` when it is gone."""
+class WorkerHandle:
+    """One worker. `attached` is done when it answers for all that is loaded, `dead` when it is
+    gone.
+    """
 
     def __init__(self, parent: Shared, place: int, pass_fds: tuple[int, ...]) -> None:
         """`place`: which of the port's sockets it has."""
@@ -78,6 +74,8 @@ class Desk:
         self._asked: dict[int, asyncio.Task[None]] = {}  # places, verdicts, answers
         self._reported = asyncio.Event()
         self._retiring = False
+        self._loaded: set[str] = set()  # deployments that it was told of
+        self._answers: set[str] = set()  # those of them that it answers for
         self.attached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.failed = ""
         self.snapshot = Snapshot([], 0)
@@ -95,7 +93,7 @@ class Desk:
     def state(self) -> str:
         if self._retiring:
             return "retiring"
-        return "ready" if self.attached.done() else "starting"
+        return "ready" if self._answers else "starting"
 
     @property
     def retiring(self) -> bool:
@@ -112,6 +110,15 @@ class Desk:
 
     def send(self, message: msgspec.Struct) -> None:
         self._child.send(message)
+
+    def attach(self, message: Attach) -> None:
+        """A deployment's engine is there: it shall answer requests for it."""
+        if message.model in self._loaded:
+            return
+        self._loaded.add(message.model)
+        if self.attached.done():
+            self.attached = asyncio.get_running_loop().create_future()
+        self.send(message)
 
     def kill(self, cause: str) -> None:
         self._child.kill(cause)
@@ -137,32 +144,33 @@ class Desk:
 
     def _take(self, message: Any) -> None:
         match message:
-            case Submit(request):
-                self._keep(self._running, request.request_id, self._generate(request))
+            case Generate(model, request):
+                self._keep(self._running, request.request_id, self._generate(model, request))
             case Abort(request_id):
                 if request_id in self._running:
                     self._running[request_id].cancel()
-            case Place(number, key, sequences):
-                self._keep(self._asked, number, self._hold(number, key, sequences))
+            case Place(number):
+                self._keep(self._asked, number, self._hold(message))
             case Leave(number):
                 if number in self._asked:
                     self._asked[number].cancel()
-            case Room(number, key, sequences):
-                self._look(number, key, sequences)
-            case Check(number, constraint, key):
-                vetter = self._parent.vetter
+            case Room():
+                self._look(message)
+            case Check(number, model, constraint, key):
+                vetter = self._parent.host(model).vetter
                 if vetter is not None:
                     vetting = vetter.vet(constraint, key)
                     self._keep(self._asked, number, self._grant(number, vetting))
-            case Ask(number, about):
-                self._keep(self._asked, number, self._answer(number, about))
+            case Ask(number, about, model):
+                self._keep(self._asked, number, self._answer(number, about, model))
             case Noted(event):
                 self._parent.note(event)
             case Snapshot():
                 self.snapshot, self.heard = message, time.monotonic()
                 self._reported.set()
-            case Attached():
-                if not self.attached.done():
+            case Attached(model):
+                self._answers.add(model)
+                if self._answers >= self._loaded and not self.attached.done():
                     self.attached.set_result(None)
             case Failed(reason):
                 self.failed = reason
@@ -173,8 +181,8 @@ class Desk:
         task = tasks[key] = asyncio.create_task(coroutine)
         task.add_done_callback(lambda _: tasks.pop(key, None))
 
-    async def _generate(self, request: GenerationRequest) -> None:
-        engine = self._parent.engine
+    async def _generate(self, model: str, request: GenerationRequest) -> None:
+        engine = self._parent.host(model).engine
         try:
             if engine is None:
                 raise EngineError("The engine has not started yet.")
@@ -187,9 +195,10 @@ class Desk:
             LOGGER.exception("A request failed")
             self.send(Ended(request.request_id, fault_of(EngineError("The engine failed."))))
 
-    async def _hold(self, number: int, key: str, sequences: int) -> None:
+    async def _hold(self, place: Place) -> None:
         """Places for one request, until it leaves."""
-        slot = self._parent.admission.slot(key, sequences, self._parent.max_num_seqs)
+        deployment, number = self._parent.host(place.model).deployment, place.number
+        slot = deployment.admission.slot(place.key, place.sequences, deployment.max_num_seqs)
         try:
             async with slot:
                 self.send(Granted(number))
@@ -197,9 +206,10 @@ class Desk:
         except MaestraleError as error:
             self.send(Refused(number, fault_of(error)))
 
-    def _look(self, number: int, key: str, sequences: int) -> None:
+    def _look(self, room: Room) -> None:
+        deployment, number = self._parent.host(room.model).deployment, room.number
         try:
-            self._parent.admission.check(key, sequences, self._parent.max_num_seqs)
+            deployment.admission.check(room.key, room.sequences, deployment.max_num_seqs)
         except MaestraleError as error:
             self.send(Refused(number, fault_of(error)))
         else:
@@ -213,5 +223,5 @@ class Desk:
         else:
             self.send(Granted(number))
 
-    async def _answer(self, number: int, about: About) -> None:
-        self.send(Reply(number, await self._parent.answer(about)))
+    async def _answer(self, number: int, about: About, model: str) -> None:
+        self.send(Reply(number, await self._parent.answer(about, model)))

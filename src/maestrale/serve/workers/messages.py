@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from maestrale import errors
+from maestrale.api.backend import About
 from maestrale.api.operations.history import Event
 from maestrale.config.settings import Settings
-from maestrale.engines.base import Constraint, EngineInfo
+from maestrale.engines.base import Constraint, EngineInfo, GenerationRequest
 from maestrale.errors import ApiError, EngineError, Location, MaestraleError
 from maestrale.metrics.merged import Family
 from maestrale.models.sampling_defaults import SamplingDefaults
-from maestrale.supervise.messages import Abort, Delta, Failed, Submit
-
-About = Literal["metrics", "status", "load"]
+from maestrale.supervise.messages import Abort, Delta, Failed
 
 
 class Fault(Struct, frozen=True):
@@ -56,20 +55,26 @@ def error_of(fault: Fault) -> MaestraleError:
 
 class Begin(Struct, tag=True, frozen=True):
     """The first message. `listener` and `levels` are inherited file descriptors: the server's
-    socket, and the memory of the rate limits. `settings` are those of `pack_settings`. `late`:
-    the engine is there already, so nobody is let in before the worker can answer.
+    socket, and the memory of the rate limits. `settings` are those of `pack_settings`, and so are
+    those of each of the `models`. `loaded`: deployments whose engines are there already, so nobody
+    is let in before the worker can answer for them.
     """
 
     settings: bytes
+    models: tuple[bytes, ...]
     workers: int
     listener: int
     levels: int
-    late: bool
+    loaded: tuple[str, ...]
+
+
+# In all of these `model` is the deployment that is meant, by its id.
 
 
 class Attach(Struct, tag=True, frozen=True):
-    """The engine is there. `folder`: the prepared model's."""
+    """The deployment's engine is there. `folder`: the prepared model's."""
 
+    model: str
     folder: str
     model_name: str
     info: EngineInfo
@@ -77,8 +82,9 @@ class Attach(Struct, tag=True, frozen=True):
 
 
 class State(Struct, tag=True, frozen=True):
-    """The server's state as /health reports it, and what the engine is now."""
+    """The deployment's state as /health reports it, and what its engine is now."""
 
+    model: str
     state: str
     detail: str
     info: EngineInfo | None = None
@@ -121,13 +127,23 @@ class Retire(Struct, tag=True, frozen=True):
 
 
 class Attached(Struct, tag=True, frozen=True):
-    """It answers requests now."""
+    """It answers requests for this deployment now."""
+
+    model: str
+
+
+class Generate(Struct, tag=True, frozen=True):
+    """Run this request; what comes of it are `Delta`s, or `Ended`."""
+
+    model: str
+    request: GenerationRequest
 
 
 class Place(Struct, tag=True, frozen=True):
     """Wait for places for so many sequences of this key; `Leave` gives them back."""
 
     number: int
+    model: str
     key: str
     sequences: int
 
@@ -140,6 +156,7 @@ class Room(Struct, tag=True, frozen=True):
     """Would such a Place be refused now?"""
 
     number: int
+    model: str
     key: str
     sequences: int
 
@@ -148,6 +165,7 @@ class Check(Struct, tag=True, frozen=True):
     """Can this constraint be compiled?"""
 
     number: int
+    model: str
     constraint: Constraint
     key: str
 
@@ -157,6 +175,7 @@ class Ask(Struct, tag=True, frozen=True):
 
     number: int
     about: About
+    model: str
 
 
 class Noted(Struct, tag=True, frozen=True):
@@ -176,7 +195,7 @@ SNAPSHOT_SECONDS = 2.0
 
 ToApiWorker = Begin | Attach | State | Delta | Ended | Granted | Refused | Reply | Report | Retire
 FromApiWorker = (
-    Attached | Submit | Abort | Place | Leave | Room | Check | Ask | Noted | Snapshot | Failed
+    Attached | Generate | Abort | Place | Leave | Room | Check | Ask | Noted | Snapshot | Failed
 )
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from maestrale.api.admission import Admission
-from maestrale.api.backend import Backend
+from maestrale.api.backend import About, Backend
+from maestrale.api.deployment import READY_STATES, Deployment, deployment_id
 from maestrale.api.operations.history import Event, Events
 from maestrale.api.rate import RateLimiter
-from maestrale.chat.service import ChatService
 from maestrale.config.settings import Settings
 from maestrale.engines.base import (
     Constraint,
@@ -28,12 +28,12 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.mailbox import Mailbox
 from maestrale.errors import MaestraleError
-from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
+from maestrale.metrics import ModelMetrics
 from maestrale.serve.workers.messages import (
-    About,
     Ask,
     Check,
     Ended,
+    Generate,
     Granted,
     Leave,
     Noted,
@@ -46,7 +46,7 @@ from maestrale.serve.workers.messages import (
     error_of,
 )
 from maestrale.supervise.channel import Channel
-from maestrale.supervise.messages import Abort, Delta, Submit
+from maestrale.supervise.messages import Abort, Delta
 
 
 class ParentLink:
@@ -125,8 +125,10 @@ class ParentLink:
 class RemoteEngine:
     """The Engine protocol, by way of the parent, which has the engine and its ledger."""
 
-    def __init__(self, link: ParentLink, info: EngineInfo) -> None:
+    def __init__(self, link: ParentLink, model: str, info: EngineInfo) -> None:
+        """`model`: the deployment's id."""
         self._link = link
+        self._model = model
         self.info = info
         self.state = EngineHealth("ready")
 
@@ -151,7 +153,7 @@ class RemoteEngine:
         mailbox = self._link.streams[request.request_id] = Mailbox()
         over = False
         try:
-            self._link.send(Submit(request))
+            self._link.send(Generate(self._model, request))
             while not over:
                 try:
                     delta = await mailbox.get()
@@ -169,21 +171,28 @@ class RemoteEngine:
 class RemoteVetter:
     """The parent's vetting processes: what one worker had vetted, all of them know."""
 
-    def __init__(self, link: ParentLink) -> None:
+    def __init__(self, link: ParentLink, model: str) -> None:
         self._link = link
+        self._model = model
 
     async def vet(self, constraint: Constraint, key: str = "-") -> None:
         """Raises: as `ConstraintVetter.vet`."""
         number = self._link.number()
-        await self._link.ask(number, Check(number, constraint, key))
+        await self._link.ask(number, Check(number, self._model, constraint, key))
 
 
 class RemoteAdmission(Admission):
-    """The parent's one queue: exact, and fair between keys whichever worker they reach."""
+    """The parent's queue: exact, and fair between keys whichever worker they reach."""
 
-    def __init__(self, link: ParentLink) -> None:
+    def __init__(self, link: ParentLink, model: str) -> None:
         super().__init__(0)
         self._link = link
+        self._model = model
+
+    async def check_room(self, key: str, sequences: int, max_num_seqs: int) -> None:
+        """Whether `slot` would be refused now. Raises: Unavailable."""
+        number = self._link.number()
+        await self._link.ask(number, Room(number, self._model, key, sequences))
 
     @contextlib.asynccontextmanager
     async def slot(self, key: str, sequences: int, max_num_seqs: int) -> AsyncIterator[None]:
@@ -192,7 +201,7 @@ class RemoteAdmission(Admission):
         self.requests += 1
         self.idle.clear()
         try:
-            await self._link.ask(number, Place(number, key, sequences))
+            await self._link.ask(number, Place(number, self._model, key, sequences))
             yield
         finally:
             self._link.send(Leave(number))
@@ -212,48 +221,61 @@ class ForwardedEvents(Events):
         self._link.send(Noted(event))
 
 
-class WorkerBackend(Backend):
-    """What the routes of one worker stand on."""
+class WorkerDeployment(Deployment):
+    """One whose engine the parent has; its state is what the parent told last."""
 
-    def __init__(self, settings: Settings, link: ParentLink, rates: RateLimiter) -> None:
-        super().__init__(settings)
-        self._link = link
-        self._state = EngineHealth("starting", self.starting)
-        self.rates = rates
-        self.admission = RemoteAdmission(link)
-        self.events = ForwardedEvents(link)
+    told = EngineHealth("starting", "The server is starting.")
 
-    def attach(
-        self, service: ChatService, model_name: str, sampling: SamplingDefaults = NEUTRAL
-    ) -> None:
-        if self.settings.generation_config == "auto":
-            self.sampling = sampling
-        self.names = self.settings.served_model_name or (model_name,)
-        self._service = service
-        self.metrics.watch(None, self.names[0], lambda: 0)
-
-    def told(self, state: State) -> None:
-        """What the parent says of the engine and of the whole server."""
-        self._state = EngineHealth(_state(state.state), state.detail)
-        engine: Engine | None = self.engine
-        if isinstance(engine, RemoteEngine):
-            engine.state = self._state
+    def take(self, state: State) -> None:
+        """What the parent says of it now."""
+        self.told = EngineHealth(_state(state.state), state.detail)
+        if isinstance(self.engine, RemoteEngine):
+            self.engine.state = self.told
             if state.info is not None:
-                engine.info = state.info
+                self.engine.info = state.info
 
     async def health(self) -> EngineHealth:
         """As the parent told it last; this worker itself may still be preparing."""
-        if self._service is None and self._state.state in ("ready", "degraded"):
+        if self.engine is None and self.told.state in READY_STATES:
             return EngineHealth("starting", "The API process is starting.")
-        return self._state
+        return self.told
 
-    async def check_room(self, key: str, sequences: int, max_num_seqs: int) -> None:
-        number = self._link.number()
-        await self._link.ask(number, Room(number, key, sequences))
+    def _watch(self, engine: Engine) -> ModelMetrics:
+        """Its answers; the parent tells of the engine."""
+        return self._registry.watch(None, self.names[0], lambda: 0)
 
-    async def ask_all(self, about: About) -> bytes | None:
+
+class WorkerBackend(Backend):
+    """What the routes of one worker stand on."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Sequence[Settings],
+        link: ParentLink,
+        rates: RateLimiter,
+    ) -> None:
+        self._link = link
+        super().__init__(settings, models)
+        self.rates = rates
+
+    def take(self, state: State) -> None:
+        """What the parent says of one deployment."""
+        deployment = self.deployments[state.model]
+        assert isinstance(deployment, WorkerDeployment)
+        deployment.take(state)
+
+    async def ask_all(self, about: About, model: str = "") -> bytes | None:
+        """See `Backend.ask_all`: the parent gathers it."""
         number = self._link.number()
-        return await self._link.ask(number, Ask(number, about))
+        return await self._link.ask(number, Ask(number, about, model))
+
+    def _make_events(self) -> Events:
+        return ForwardedEvents(self._link)
+
+    def _deploy(self, settings: Settings) -> Deployment:
+        admission = RemoteAdmission(self._link, deployment_id(settings))
+        return WorkerDeployment(settings, admission, self.metrics, self.events)
 
 
 def _state(name: str) -> EngineState:

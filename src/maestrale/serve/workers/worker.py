@@ -11,11 +11,9 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 import uvloop
 
 from maestrale import logs
@@ -29,9 +27,10 @@ from maestrale.config.settings import Settings
 from maestrale.errors import MaestraleError, Unavailable
 from maestrale.logs import LOGGER
 from maestrale.metrics.merged import families
+from maestrale.serve.deployment import load_text
 from maestrale.serve.hosting import in_thread
+from maestrale.serve.listening import HttpServer, uvicorn_config
 from maestrale.serve.memory import return_large_buffers
-from maestrale.serve.server import uvicorn_config
 from maestrale.serve.workers.messages import (
     SNAPSHOT_SECONDS,
     Attach,
@@ -54,24 +53,18 @@ LAST_WORDS = 0.2  # seconds for the last messages to reach the parent
 LAST_EVENTS = 1  # second for the ends of streams to reach their clients
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, but signals are the parent's business."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class Worker:
     """One API process, from its first message to its end."""
 
     def __init__(self) -> None:
         self._link = ParentLink(self._take)
         self._begun: asyncio.Future[Begin] = asyncio.get_running_loop().create_future()
-        self._attached: asyncio.Task[None] | None = None
+        self._attaching: set[asyncio.Task[None]] = set()
+        self._attached: set[str] = set()  # deployments that it answers for
+        self._loaded: set[str] = set()  # those that it must answer for before it lets anybody in
         self._backend: WorkerBackend | None = None
-        self._server: _Server | None = None
-        self._state: State | None = None
+        self._server: HttpServer | None = None
+        self._states: dict[str, State] = {}
         self._made = asyncio.Event()
         self._ready = asyncio.Event()
 
@@ -83,16 +76,17 @@ class Worker:
         logs.configure(settings.log_level, settings.log_format)
         try:
             backend = self._backend = self._make_backend(settings, begin)
-            server = self._server = _Server(uvicorn_config(settings, backend))
+            server = self._server = HttpServer(uvicorn_config(settings, backend))
         except MaestraleError as error:
             self._link.send(Failed(str(error)))
             await asyncio.sleep(LAST_WORDS)
             return
-        if self._state is not None:
-            backend.told(self._state)
+        for state in self._states.values():
+            backend.take(state)
+        self._loaded = set(begin.loaded)
         self._made.set()
         reporting = asyncio.create_task(self._go_on_reporting())
-        if begin.late:
+        if begin.loaded:
             await self._ready.wait()
         await server.serve(sockets=[socket.socket(fileno=begin.listener)])
         reporting.cancel()
@@ -104,7 +98,8 @@ class Worker:
 
     def _make_backend(self, settings: Settings, begin: Begin) -> WorkerBackend:
         rates = RateLimiter(shared=SharedLevels(begin.levels))
-        backend = WorkerBackend(settings, self._link, rates)
+        models = [unpack_settings(each) for each in begin.models]
+        backend = WorkerBackend(settings, models, self._link, rates)
         # All workers together hold as much of large bodies as one would.
         backend.bodies = BodyReader(settings.max_body_bytes, BUDGET // begin.workers)
         return backend
@@ -114,45 +109,44 @@ class Worker:
             case Begin():
                 self._begun.set_result(message)
             case State():
-                self._state = message
+                self._states[message.model] = message
                 if self._backend is not None:
-                    self._backend.told(message)
+                    self._backend.take(message)
             case Attach():
-                self._attached = asyncio.create_task(self._attach(message))
+                task = asyncio.create_task(self._attach(message))
+                self._attaching.add(task)
+                task.add_done_callback(self._attaching.discard)
             case Report():
                 self._report()
             case Retire(grace):
                 self._retire(grace)
 
     async def _attach(self, message: Attach) -> None:
-        """Load what text needs, and answer requests from then on."""
-        from maestrale.models.vocabulary import load_vocabulary
-        from maestrale.prompt.encode import encoder_for, read_template
-
+        """Load what text needs, and answer this deployment's requests from then on."""
         await self._made.wait()
-        assert self._backend is not None
-        settings, folder = self._backend.settings, Path(message.folder)
+        backend = self._backend
+        assert backend is not None
+        deployment = backend.deployments[message.model]
         try:
-            template = read_template(settings.chat_template)
-            encoder, vocabulary = await asyncio.gather(
-                in_thread(lambda: encoder_for(folder, template, settings.tool_call_parser)),
-                in_thread(lambda: load_vocabulary(folder)),
-            )
+            text = await load_text(Path(message.folder), deployment.settings)
         except (MaestraleError, OSError) as error:
             self._link.send(Failed(str(error)))
             return
+        engine = RemoteEngine(self._link, message.model, message.info)
         service = ChatService(
-            RemoteEngine(self._link, message.info),
-            encoder,
-            vocabulary,
-            RemoteVetter(self._link),
-            on_gap=self._backend.metrics.observe_gap,
+            engine,
+            text.encoder,
+            text.vocabulary,
+            RemoteVetter(self._link, message.model),
+            on_gap=deployment.observe_gap,
         )
-        self._backend.attach(service, message.model_name, message.sampling)
-        if self._state is not None:
-            self._backend.told(self._state)
-        self._link.send(Attached())
-        self._ready.set()
+        deployment.open(engine, message.model_name, message.sampling, service)
+        if message.model in self._states:
+            backend.take(self._states[message.model])
+        self._link.send(Attached(message.model))
+        self._attached.add(message.model)
+        if self._attached >= self._loaded:
+            self._ready.set()
 
     async def _go_on_reporting(self) -> None:
         while True:
@@ -165,7 +159,7 @@ class Worker:
     def _report(self) -> None:
         if self._backend is not None:
             every = families(self._backend.metrics.everything())
-            self._link.send(Snapshot(every, self._backend.admission.requests))
+            self._link.send(Snapshot(every, self._backend.requests))
 
     def _retire(self, grace: float) -> None:
         if self._server is None or not self._server.started:

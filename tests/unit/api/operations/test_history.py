@@ -29,12 +29,14 @@ BOUNDS = (0.1, 0.5, 1.0, 5.0)
 def buckets(*values: float) -> history.Buckets:
     """As a real histogram counts these values."""
     registry = CollectorRegistry()
-    histogram = Histogram("x", "x", registry=registry, buckets=BOUNDS)
+    histogram = Histogram("x", "x", ("model_name",), registry=registry, buckets=BOUNDS)
+    histogram.labels("another").observe(2.0)
+    histogram.labels("ours")
     for value in values:
-        histogram.observe(value)
+        histogram.labels("ours").observe(value)
     [family] = registry.collect()
     found: dict[float, float] = {}
-    history._add_buckets(found, family)
+    history._add_buckets(found, family, "ours")
     return tuple(sorted(found.items()))
 
 
@@ -74,15 +76,23 @@ class _Server:
     """What History reads, with numbers set by the test."""
 
     def __init__(self) -> None:
-        self.events = Events()
+        self.deaths: list[float] = []
         self.sample = Sample(0.0, 0.0, EngineStats(), 0)
+
+    def history(self) -> History:
+        return History(lambda: self.sample, self.deaths.append)
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> _Server:
-    server = _Server()
-    monkeypatch.setattr(history, "read", lambda backend: backend.sample)
-    return server
+def server() -> _Server:
+    return _Server()
+
+
+def test_a_death_is_told_once(server: _Server) -> None:
+    recorder = server.history()
+    for restarts in (0, 1, 1, 3):
+        advance(server, recorder, restarts=restarts)
+    assert server.deaths == [4.0, 8.0]
 
 
 def advance(server: _Server, recorder: History, **stats: Any) -> Point:
@@ -97,7 +107,7 @@ def advance(server: _Server, recorder: History, **stats: Any) -> Point:
 
 
 def test_rates_are_tokens_per_second(server: _Server) -> None:
-    recorder = History(server)  # type: ignore[arg-type]
+    recorder = server.history()
     for step in range(20):
         point = advance(server, recorder, generation_tokens=100 * step, prompt_tokens=10 * step)
     assert point.generation_rate == pytest.approx(50)
@@ -108,7 +118,7 @@ def test_rates_are_tokens_per_second(server: _Server) -> None:
 
 
 def test_the_series_are_bounded_and_of_one_length(server: _Server) -> None:
-    recorder = History(server)  # type: ignore[arg-type]
+    recorder = server.history()
     for _ in range(history.KEPT + 50):
         advance(server, recorder)
     series = recorder.series()
@@ -117,7 +127,7 @@ def test_the_series_are_bounded_and_of_one_length(server: _Server) -> None:
 
 
 def test_percentiles_are_those_of_the_last_minutes(server: _Server) -> None:
-    recorder = History(server)  # type: ignore[arg-type]
+    recorder = server.history()
     server.sample = replace(server.sample, ttft=buckets(4.0, 4.0, 4.0))
     advance(server, recorder)
     server.sample = replace(server.sample, ttft=buckets(4.0, 4.0, 4.0, 0.05))
@@ -129,17 +139,8 @@ def test_percentiles_are_those_of_the_last_minutes(server: _Server) -> None:
     assert point.ttft["p50"] is None
 
 
-def test_a_restart_becomes_an_event_once(server: _Server) -> None:
-    recorder = History(server)  # type: ignore[arg-type]
-    advance(server, recorder, restarts=0)
-    advance(server, recorder, restarts=1)
-    advance(server, recorder, restarts=1)
-    assert [(event.kind, event.count) for event in server.events] == [("restart", 1)]
-
-
-def test_no_engine_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "read", lambda backend: None)
-    recorder = History(_Server())  # type: ignore[arg-type]
+def test_no_engine_no_sample() -> None:
+    recorder = History(lambda: None, lambda moment: None)
     recorder.take()
     assert recorder.newest() is None
     assert recorder.latency() == {}

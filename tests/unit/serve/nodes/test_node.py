@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import subprocess
 import sys
@@ -31,7 +32,8 @@ def settings(**more: object) -> Settings:
 
 
 def child_spec(told: Settings, folder: Path, parent: int | None = None) -> ChildSpec:
-    spec, parent = node_spec(told, "scripted"), parent or os.getpid()
+    models = [dataclasses.replace(told, engine="scripted")]
+    spec, parent = node_spec(told, models), parent or os.getpid()
     return ChildSpec(spec, parent, "10.0.0.1:6379", "10.0.0.2", str(folder / "keys.json"))
 
 
@@ -49,8 +51,9 @@ def test_no_key_and_no_token_leaves_the_first_server(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text(SECRET)
     told = settings(api_key=(SECRET,), ray_token_file=token, port=8123, max_waiting=7)
-    assert SECRET.encode() not in msgspec.msgpack.encode(node_spec(told, "scripted"))
-    here = settings_here(child_spec(told, tmp_path))
+    assert SECRET.encode() not in msgspec.msgpack.encode(node_spec(told, [told]))
+    spec = child_spec(told, tmp_path)
+    [here] = [settings_here(spec, packed) for packed in spec.node.models]
     assert here.ray_join
     assert here.ray_token_file is None
     assert (here.api_nodes, here.ray_address) == ("this", "10.0.0.1:6379")

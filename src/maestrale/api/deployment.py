@@ -1,0 +1,222 @@
+"""A deployment: one served model with all that belongs to it. A server has one or several.
+
+The routes find theirs by the name in a request (`Deployments.resolve`) and stand on nothing else of
+a model. What loads a deployment, and owns its engine, is in serve/.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from maestrale.api.admission import RETRY_AFTER, Admission
+from maestrale.api.operations.history import Event, Events, History, Sample, read
+from maestrale.chat.answer import Answer
+from maestrale.chat.service import ChatService
+from maestrale.config.settings import Settings
+from maestrale.engines.base import Engine, EngineHealth
+from maestrale.errors import Location, ModelNotFound, SettingsError, Unavailable, quoted
+from maestrale.metrics import Metrics, ModelMetrics
+from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
+
+READY_STATES = ("ready", "degraded")  # degraded: the engine restarts, requests wait for it
+# Of several deployments the best state is the server's.
+STATES = (*READY_STATES, "starting", "draining", "dead")
+
+
+def deployment_id(settings: Settings) -> str:
+    """The id of the deployment that has these settings."""
+    return settings.served_model_name[0] if settings.served_model_name else settings.model
+
+
+class Deployment:
+    """One model: `open` puts its engine, and the service that answers on it, behind its names."""
+
+    def __init__(
+        self, settings: Settings, admission: Admission, metrics: Metrics, events: Events
+    ) -> None:
+        """`settings`: the server's, with what this model has of its own."""
+        self.settings = settings
+        self.id = deployment_id(settings)
+        """What the server's processes call it among themselves, before its names are known, too."""
+        self.names: tuple[str, ...] = ()
+        self.created = int(time.time())
+        self.last_used = 0.0  # Unix time; 0: never
+        self.sampling = NEUTRAL
+        self.phase = "The server is starting."
+        """How far loading is, as one sentence."""
+        self.failure = ""
+        """Why it can't be loaded."""
+        self.admission = admission
+        self.engine: Engine | None = None
+        self.metrics: ModelMetrics | None = None
+        self.history = History(self._sample, self._restarted)
+        self._registry = metrics
+        self._events = events
+        self._service: ChatService | None = None
+        self._draining = False
+
+    def open(
+        self,
+        engine: Engine,
+        model_name: str,
+        sampling: SamplingDefaults = NEUTRAL,
+        service: ChatService | None = None,
+    ) -> None:
+        """Its engine has started. Where another process answers, there is no service.
+
+        `sampling`: what the model's makers advise, for requests that leave it open.
+        """
+        if self.settings.generation_config == "auto":
+            self.sampling = sampling
+        self.names = self.settings.served_model_name or (model_name,)
+        self.engine, self._service = engine, service
+        self.metrics = self._watch(engine)
+        self.history.take()  # what comes from now on is news, also within the first second
+
+    def knows(self, name: str) -> bool:
+        """Whether requests for `name` are its own, also while it is loaded."""
+        return name in (self.names or self.settings.served_model_name or (self.settings.model,))
+
+    @property
+    def loaded(self) -> ChatService | None:
+        """The service, whatever state the engine is in; None till it is loaded."""
+        return self._service
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Sequences that its engine decodes at once; that may grow and shrink."""
+        return self.engine.describe().max_num_seqs if self.engine is not None else 1
+
+    def drain(self) -> None:
+        """From now on new requests get 503; those in flight go on."""
+        self._draining = True
+
+    async def health(self) -> EngineHealth:
+        """Its state, as /health reports it."""
+        if self._draining:
+            return EngineHealth("draining", "The server is shutting down.")
+        if self.failure:
+            return EngineHealth("dead", self.failure)
+        if self.engine is None:
+            return EngineHealth("starting", self.phase)
+        return await self.engine.health()
+
+    async def paused(self) -> bool:
+        """Whether answers in flight wait for an engine that is being replaced."""
+        return self.engine is not None and (await self.engine.health()).state == "degraded"
+
+    async def service(self) -> ChatService:
+        """The chat service. Raises: Unavailable while starting, draining or dead."""
+        health = await self.health()
+        if self._service is None or health.state not in READY_STATES:
+            raise unavailable(health)
+        self.last_used = time.time()
+        return self._service
+
+    def observe_gap(self, seconds: float) -> None:
+        """Count the time between two deltas of one choice."""
+        if self.metrics is not None:
+            self.metrics.gap.observe(seconds)
+
+    def begin(self, answer: Answer) -> None:
+        """Count this answer's tokens from now on."""
+        if self.metrics is not None:
+            self.metrics.begin(answer)
+
+    def observe(self, answer: Answer) -> None:
+        """Count an answer that ended, well or not."""
+        if self.metrics is not None:
+            self.metrics.end(answer)
+
+    def spell_prompts(self, answer: Answer) -> str:
+        """The prompts of an answer as text, for the log that was asked to show them."""
+        if self._service is None:
+            return ""
+        prompts = dict.fromkeys(request.prompt for request in answer.requests)
+        return " | ".join(self._service.encoder.decode(prompt) for prompt in prompts)
+
+    def _watch(self, engine: Engine) -> ModelMetrics:
+        return self._registry.watch(engine, self.names[0], lambda: self.admission.waiting)
+
+    def _sample(self) -> Sample | None:
+        if self.engine is None:
+            return None
+        return read(self.engine, self.admission.waiting, self.names[0], self._registry)
+
+    def _restarted(self, moment: float) -> None:
+        self._events.add(Event("restart", "engine_restarted", moment, model=self.names[0]))
+
+
+class Deployments:
+    """Those of one server, in order; the first answers where a request names none."""
+
+    def __init__(self, deployments: Sequence[Deployment]) -> None:
+        """Raises: SettingsError for two of one name."""
+        self._all = tuple(deployments)
+        self._by_id = {each.id: each for each in self._all}
+        seen: set[str] = set()
+        for each in self._all:
+            for name in each.settings.served_model_name or (each.settings.model,):
+                if name in seen:
+                    raise _same_name(name)
+                seen.add(name)
+
+    def __iter__(self) -> Iterator[Deployment]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __getitem__(self, id_: str) -> Deployment:
+        """The one with this `id`. Raises: KeyError."""
+        return self._by_id[id_]
+
+    @property
+    def default(self) -> Deployment:
+        return self._all[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names of those that are loaded."""
+        return tuple(name for each in self._all for name in each.names)
+
+    def check_name(self, deployment: Deployment, model_name: str) -> None:
+        """Whether it may be called so, by its own name. Raises: SettingsError."""
+        for name in deployment.settings.served_model_name or (model_name,):
+            if any(name in each.names for each in self._all if each is not deployment):
+                raise _same_name(name)
+
+    def resolve(self, name: str | None) -> Deployment:
+        """The deployment of this name; None: the default one.
+
+        One that is still loaded may turn out to have it: its `service` says to come again.
+        Raises: ModelNotFound.
+        """
+        if name is None:
+            return self.default
+        known = [each for each in self._all if each.knows(name)]
+        loading = [each for each in self._all if not each.names and not each.failure]
+        if known or loading:
+            return (known or loading)[0]
+        raise ModelNotFound(
+            f"There is no model {quoted(name)!r}; this server has {', '.join(self.names)}.",
+            at=Location("model"),
+        )
+
+    async def health(self) -> EngineHealth:
+        """The best state of all: while one of them answers, the server does."""
+        found = [await each.health() for each in self._all]
+        return min(found, key=lambda each: STATES.index(each.state))
+
+
+def unavailable(health: EngineHealth) -> Unavailable:
+    """The error that tells of this state."""
+    detail = health.detail or f"The engine is {health.state}."
+    return Unavailable(detail, code=health.state, retry_after=RETRY_AFTER)
+
+
+def _same_name(name: str) -> SettingsError:
+    return SettingsError(
+        f"Two models are called {name!r}. Give one of them another name (--served-model-name)."
+    )

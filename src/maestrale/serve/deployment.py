@@ -1,0 +1,177 @@
+"""What owns a deployment: its model prepared and checked, its engine and vetting processes.
+
+Be the HTTP in the same process (`in_process.py`) or in several others (`workers/parent.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maestrale.api.deployment import Deployment
+from maestrale.chat.options import ANY_OBJECT
+from maestrale.config.settings import Settings, engines_of, flag
+from maestrale.engines.base import Engine, EngineConfig
+from maestrale.errors import MaestraleError, SettingsError
+from maestrale.logs import LOGGER
+from maestrale.models.prepared import PreparedModel
+from maestrale.serve import hosting
+from maestrale.serve.hosting import in_thread
+from maestrale.serve.progress import Progress
+from maestrale.supervise.process import Restarts, SupervisedEngine
+from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
+
+if TYPE_CHECKING:
+    from maestrale.models.vocabulary import Vocabulary
+    from maestrale.prompt.encode import PromptEncoder
+
+WARM_AFTER = 1.0  # seconds for which the first requests have the processor to themselves
+
+
+class DeploymentHost:
+    """One deployment's processes: `prepare`, `start`, `vet`, and `close` in any state."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self.settings = deployment.settings
+        """The deployment's; once it is prepared, with the engine that was chosen."""
+        self.engine: Engine | None = None
+        self.vetter: ConstraintVetter | None = None
+        self._warming: asyncio.Task[None] | None = None
+
+    def tell(self, phase: str) -> None:
+        """How far it is, for /health."""
+        self.deployment.phase = phase
+
+    async def prepare(self, progress: Progress) -> tuple[Path, PreparedModel, EngineConfig]:
+        """The model's prepared folder, what is known of it, and what its engine shall be.
+
+        Raises: ModelError, SettingsError.
+        """
+        from maestrale.engines.choose import choose_engine
+        from maestrale.engines.registry import tuned
+        from maestrale.models.prepared import load_prepared
+        from maestrale.models.resolve import prepare
+
+        if self.settings.replica_range is not None:
+            from maestrale.cluster.runtime import require_ray
+
+            require_ray()
+        choice = choose_engine(self.settings.engine, self.settings.model)
+        if self.settings.engine == "auto":
+            LOGGER.info("%s", choice.line)
+        for name in self.settings.engine_options:
+            if choice.name not in engines_of(name):
+                raise SettingsError(
+                    f"{flag(name)} is for --engine {' or '.join(engines_of(name))}, and here the "
+                    f"engine is {choice.name} ({choice.why}): leave it out."
+                )
+        settings = self.settings = dataclasses.replace(self.settings, engine=choice.name)
+        folder = await in_thread(
+            lambda: prepare(
+                settings.model,
+                settings.cache_dir,
+                progress.update,
+                engine=choice.name,
+                revision=settings.revision,
+            )
+        )
+        prepared = load_prepared(folder)
+        await in_thread(lambda: self._check_fit(folder, prepared, choice.name))
+        config = hosting.engine_config(settings, str(folder))
+        if settings.ray_address is None:  # on a cluster each node is asked what suits it
+            config = await in_thread(lambda: tuned(config, progress.update))
+        return folder, prepared, config
+
+    async def start(self, config: EngineConfig) -> Engine:
+        """Start the engine. Raises: EngineError with the reason."""
+        engine = self.engine = self._build(config)
+        await engine.start()
+        return engine
+
+    def vet(self, folder: Path, prepared: PreparedModel) -> ConstraintVetter:
+        """Make the vetter, and say what else of the engine the operator should know."""
+        from maestrale.models.fit_cpu import shortened
+
+        limits = VettingLimits(time=self.settings.grammar_timeout)
+        self.vetter = ConstraintVetter(str(folder), limits)
+        if self.engine is not None and self.settings.max_model_len is None:
+            note = shortened(prepared, self.engine.describe().max_model_len)
+            if note:
+                LOGGER.warning("%s", note)
+        # The first schema would otherwise wait for a process that compiles schemas.
+        self._warming = asyncio.create_task(_warm(self.vetter))
+        return self.vetter
+
+    async def fail(self, error: MaestraleError) -> None:
+        """It can't be loaded: keep the reason, and nothing running."""
+        self.deployment.failure = str(error)
+        await self.close()
+        self.engine = None
+
+    async def close(self) -> None:
+        """Leave nothing running, however far it came."""
+        if self.engine is not None:
+            await self.engine.close(0)
+        if self._warming is not None:
+            self._warming.cancel()
+        if self.vetter is not None:
+            await self.vetter.close()
+
+    def _build(self, config: EngineConfig) -> Engine:
+        settings = self.settings
+        most, window = settings.max_engine_failures, settings.failure_window
+        if settings.replica_range is None:
+            return SupervisedEngine(config, restarts=Restarts(most=most, window=window))
+        from maestrale.cluster.engine import RayServeEngine
+
+        options = hosting.cluster_options(settings, config)
+        return RayServeEngine(config, options, most_failures=most, failure_window=window)
+
+    def _check_fit(self, folder: Path, prepared: PreparedModel, engine: str) -> None:
+        """Raises: ModelDoesNotFit before anything is loaded, rather than minutes later."""
+        from maestrale.models.fit_cpu import check_gpu
+
+        settings = self.settings
+        if engine == "vllm":
+            check_gpu(
+                folder,
+                prepared,
+                settings.max_model_len,
+                settings.gpu_memory_utilization,
+                settings.tensor_parallel_size,
+                settings.max_num_batched_tokens,
+                settings.pipeline_parallel_size,
+            )
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a process that answers needs to make tokens of text, and text of tokens."""
+
+    encoder: PromptEncoder
+    vocabulary: Vocabulary
+
+
+async def load_text(folder: Path, settings: Settings) -> Text:
+    """That of a prepared model. Raises: ModelError, SettingsError, OSError."""
+    from maestrale.models.vocabulary import load_vocabulary
+    from maestrale.prompt.encode import encoder_for, read_template
+
+    template = read_template(settings.chat_template)
+    encoder, vocabulary = await asyncio.gather(
+        in_thread(lambda: encoder_for(folder, template, settings.tool_call_parser)),
+        in_thread(lambda: load_vocabulary(folder)),
+    )
+    return Text(encoder, vocabulary)
+
+
+async def _warm(vetter: ConstraintVetter) -> None:
+    await asyncio.sleep(WARM_AFTER)
+    try:
+        await vetter.vet(ANY_OBJECT)
+    except MaestraleError as error:
+        LOGGER.warning("JSON answers may not work: %s", error)

@@ -1,0 +1,212 @@
+"""A server's life, with one API process or several.
+
+It listens at once, loads its models meanwhile, answers, and ends: at the first signal new requests
+are refused and those in flight have the grace to finish, a second one ends what is left. How
+requests are taken is a `Front`: HTTP in this process (`in_process.py`), or API workers
+(`workers/parent.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from maestrale.api.backend import Backend
+from maestrale.api.operations.node_status import ApiNodeStatus
+from maestrale.errors import MaestraleError
+from maestrale.logs import LOGGER
+from maestrale.serve.deployment import DeploymentHost
+from maestrale.serve.listening import LAST_WORDS
+from maestrale.serve.progress import Progress
+
+if TYPE_CHECKING:
+    from maestrale.serve.nodes.keeper import ApiNodes
+
+
+class Front(ABC):
+    """How a server takes its requests, and what owns its deployments."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.hosts = [DeploymentHost(deployment) for deployment in backend.deployments]
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Listen at once, and take requests until `end`. Raises: what ends the server."""
+
+    @abstractmethod
+    async def load(self, host: DeploymentHost, progress: Progress) -> None:
+        """Load this deployment, and let its requests in. Raises: ModelError, EngineError, ..."""
+
+    @abstractmethod
+    async def answering(self) -> None:
+        """Wait until requests for all that is loaded are answered."""
+
+    @abstractmethod
+    def reload(self) -> None:
+        """SIGHUP: someone changed the server's files."""
+
+    @abstractmethod
+    async def drain(self) -> None:
+        """New requests are refused from now on: tell who must know."""
+
+    @abstractmethod
+    async def end(self) -> None:
+        """Leave nothing of it running, however far it came."""
+
+
+class Lifecycle:
+    """One server, from its first breath to its last: `run`."""
+
+    def __init__(self, front: Front, announce: Callable[[tuple[str, ...]], None]) -> None:
+        """`announce` is told the models' names once requests for them are answered."""
+        self.stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._front = front
+        self._backend = front.backend
+        self._hosts = front.hosts
+        self._announce = announce
+        self._nodes: ApiNodes | None = None
+        self._backend.node_status = self._node_status
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT. Raises: SettingsError, ModelError, EngineError."""
+        self._take_signals()
+        serving = asyncio.create_task(self._front.run())
+        loading = asyncio.create_task(self._load())
+        history = asyncio.create_task(self._backend.keep_history())
+        stopping = asyncio.create_task(self.stopping.wait())
+        ends: set[asyncio.Future[Any]] = {serving, stopping}
+        try:
+            await asyncio.wait({loading, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()  # raises what went wrong
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
+            if serving.done():
+                serving.result()
+            await self._drain()
+        finally:
+            for task in (loading, stopping, history):
+                task.cancel()
+            self.stopping.set()
+            await self._close()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    def on_signal(self, number: signal.Signals) -> None:
+        """The first signal drains; the second ends what is left."""
+        LOGGER.info("%s received", number.name)
+        self._stop()
+
+    def on_hangup(self) -> None:
+        """SIGHUP: the server's terminal is gone, and it ends; or someone changed its files."""
+        if terminal_is_gone():
+            LOGGER.info("SIGHUP received: the terminal is gone")
+            self._stop()
+        else:
+            self._front.reload()
+
+    def _stop(self) -> None:
+        if self.stopping.is_set():
+            self._hurry.set()
+        self._backend.drain()
+        self.stopping.set()
+
+    def _take_signals(self) -> None:
+        """In the event loop, not in the middle of whatever a signal interrupts."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.on_signal, number)
+        _HAD_TERMINAL.append(_has_terminal())
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(signal.SIGHUP, self.on_hangup)
+
+    async def _load(self) -> None:
+        """Load one model after the other, and let its requests in.
+
+        One of several that can't be loaded keeps no other from answering.
+        Raises: what went wrong, where none could be loaded.
+        """
+        failures = []
+        for host in self._hosts:
+            try:
+                with Progress(host.tell) as progress:
+                    await self._front.load(host, progress)
+            except MaestraleError as error:
+                failures.append(error)
+                if len(self._hosts) > 1:
+                    LOGGER.error("The model %s can't be served: %s", host.deployment.id, error)
+                    await host.fail(error)
+        if len(failures) == len(self._hosts):
+            raise failures[0]
+        settings = self._backend.settings
+        if settings.api_nodes == "all":
+            from maestrale.serve.nodes.keeper import ApiNodes
+
+            self._nodes = ApiNodes(settings, [host.settings for host in self._hosts])
+            self._nodes.start()
+        await self._front.answering()
+        if not self.stopping.is_set():
+            self._announce(self._backend.deployments.names)
+
+    async def _drain(self) -> None:
+        """Wait for the answers in flight, to the grace's end or a second signal; then stop the
+        engines. Those of other nodes are waited for as well: they need our replicas.
+        """
+        await self._front.drain()
+        backend, grace = self._backend, self._backend.settings.grace
+        nodes, self._nodes = self._nodes, None
+        others = asyncio.create_task(nodes.stop(grace)) if nodes is not None else None
+        if backend.requests:
+            LOGGER.info("%d requests have %g s to finish", backend.requests, grace)
+        engines = [host.engine for host in self._hosts if host.engine is not None]
+        if engines:
+            # Those that still wait for their turn may have it: the engines close after them.
+            idle = asyncio.create_task(backend.idle())
+            hurry = asyncio.create_task(self._hurry.wait())
+            either: set[asyncio.Future[Any]] = {idle, hurry}
+            await asyncio.wait(either, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+            if others is not None:
+                either = {others, hurry}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            idle.cancel()
+            hurry.cancel()
+            await asyncio.gather(*(engine.close(0) for engine in engines))
+        if others is not None:
+            others.cancel()
+            await asyncio.gather(others, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(backend.idle(), LAST_WORDS)
+
+    async def _close(self) -> None:
+        """Leave nothing running, however far it came."""
+        if self._nodes is not None:
+            await self._nodes.stop(0)
+        await self._front.end()
+        await asyncio.gather(*(host.close() for host in self._hosts))
+
+    def _node_status(self) -> list[ApiNodeStatus]:
+        return self._nodes.statuses() if self._nodes is not None else []
+
+
+def terminal_is_gone() -> bool:
+    """Whether there was a terminal at the start of the server, and is none any more."""
+    return any(_HAD_TERMINAL) and not _has_terminal()
+
+
+_HAD_TERMINAL: list[bool] = []
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
