@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -158,6 +158,60 @@ def test_what_is_below_the_dialects_knows_none_of_their_words() -> None:
         # What the page's scenarios have is a body that its script sends.
         "api.operations.scenarios: response_format"
     ]
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """What imports itself by way of others, each circle once."""
+    order: list[str] = []
+    seen: set[str] = set()
+
+    def visit(name: str, follow: dict[str, set[str]], into: list[str]) -> None:
+        if name not in seen:
+            seen.add(name)
+            for other in sorted(follow.get(name, ())):
+                visit(other, follow, into)
+            into.append(name)
+
+    for name in arrows:
+        visit(name, arrows, order)
+    back: dict[str, set[str]] = {}
+    for name, others in arrows.items():
+        for other in others:
+            back.setdefault(other, set()).add(name)
+    seen.clear()
+    found = []
+    for name in reversed(order):
+        circle: list[str] = []
+        visit(name, back, circle)
+        if len(circle) > 1:
+            found.append(sorted(circle))
+    return found
+
+
+def arrows(between: Callable[[str], str]) -> dict[str, set[str]]:
+    """Who imports whom, `TYPE_CHECKING` and imports inside functions included."""
+    found: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        into = found.setdefault(between(name), set())
+        into |= {between(other) for other in imported(path) if other in modules()}
+    for name, others in found.items():
+        others.discard(name)
+    return found
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    assert circles(arrows(lambda name: name)) == []
+
+
+def test_no_folder_imports_itself_by_way_of_others() -> None:
+    # The package's own __init__ has the version, which anybody may ask for.
+    assert circles(arrows(lambda name: layer_of(name) or "version")) == []
+
+
+def test_a_circle_is_found() -> None:
+    round_ = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"a", "f"}, "f": {"e"}}
+    assert sorted(circles(round_)) == [["a", "b", "c"], ["e", "f"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def reads_environment(path: Path) -> bool:
