@@ -34,7 +34,7 @@ def serve(port: str, pace: str, workers: int) -> None:
     """In a process of its own: the server, its engine told to say the same words for ever."""
     from dataclasses import replace
 
-    from maestrale.config.settings import load_settings
+    from maestrale.config.reading import load_settings
     from maestrale.serve import hosting, server
 
     plain = hosting.engine_config

@@ -41,7 +41,7 @@ def serve(port: str, flags: list[str], script: str) -> None:
     """In a process of its own: the server; with a script, on the scripted engine."""
     from msgspec.structs import replace
 
-    from maestrale.config.settings import load_settings
+    from maestrale.config.reading import load_settings
     from maestrale.serve import hosting, server
 
     given = {"port": port, "log_level": "warning", "max_waiting": "4096"}

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "src")]
 
 import numpy as np  # noqa: E402
 
-from maestrale.config.settings import default_cache_dir  # noqa: E402
+from maestrale.config.paths import default_cache_dir  # noqa: E402
 from maestrale.engines.cpu.decoder import Batch, Decoder, load_decoder  # noqa: E402
 from maestrale.engines.cpu.kernel import build, compilers  # noqa: E402
 from maestrale.engines.cpu.library import LEVELS, Library  # noqa: E402

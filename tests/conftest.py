@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from maestrale.config.settings import BUNDLED_MODEL, default_cache_dir
+from maestrale.config.paths import default_cache_dir
+from maestrale.config.settings import BUNDLED_MODEL
 from serving import ROOT, Server, serving
 
 if TYPE_CHECKING:

@@ -172,7 +172,8 @@ def _compare(
 
 
 def _context(options: argparse.Namespace) -> Context:
-    from maestrale.config.settings import BUNDLED_MODEL, default_cache_dir
+    from maestrale.config.paths import default_cache_dir
+    from maestrale.config.settings import BUNDLED_MODEL
     from maestrale.models.resolve import prepare
 
     cache = Path(options.cache) if options.cache else default_cache_dir().with_name(CACHE)

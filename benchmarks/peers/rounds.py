@@ -266,7 +266,7 @@ def _told(error: Exception) -> str:
 
 def limits(context: Context) -> cells.Numbers:
     """What the machine can do at most; see limits.py. Raises: cells.Failed."""
-    from maestrale.config.settings import default_cache_dir
+    from maestrale.config.paths import default_cache_dir
     from maestrale.engines.cpu.kernel.build import library
 
     kernel = library(default_cache_dir(), lambda *_: None)

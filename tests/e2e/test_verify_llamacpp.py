@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.config.settings import default_cache_dir
+from maestrale.config.paths import default_cache_dir
 from serving import free_port
 from verifying import verify
 

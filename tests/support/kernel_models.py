@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from maestrale.config.settings import default_cache_dir
+from maestrale.config.paths import default_cache_dir
 from maestrale.engines.cpu.kernel.build import library
 from maestrale.engines.cpu.library import (
     BatchStruct,

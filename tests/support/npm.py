@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.config.settings import default_cache_dir
+from maestrale.config.paths import default_cache_dir
 
 
 def npm_package(name: str, version: str, file: str) -> Path:

@@ -226,7 +226,7 @@ def reads_environment(path: Path) -> bool:
 
 def test_only_the_settings_and_the_command_line_read_the_environment() -> None:
     readers = {name for name, path in modules().items() if reads_environment(path)}
-    assert "config.settings" in readers
+    assert {"config.paths", "config.hub"} <= readers
     # vLLM and Ray take some settings from the environment only: they are set there, not read.
     readers -= {"engines.vllm.environment", "cluster.environment"}
     # CXX names the compiler for whatever compiles: no setting of ours.

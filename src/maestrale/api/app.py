@@ -22,7 +22,8 @@ from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.operations import health, openapi, pages, status
 from maestrale.api.operations.history import Event
 from maestrale.chat.service import ChatService, Vetter
-from maestrale.config.settings import Settings, is_loopback
+from maestrale.config.addresses import is_loopback
+from maestrale.config.settings import Settings
 from maestrale.engines.base import Engine
 from maestrale.errors import ApiError, EngineError, PermissionDenied, quoted
 from maestrale.logs import FIELDS, LOGGER, REQUESTS

@@ -5,30 +5,19 @@ All of it is decided on the scope's path and headers, before any of the body is 
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable
 
 from starlette.types import Scope
 
 from maestrale.api.operations.pages import is_shell
+from maestrale.config.addresses import is_loopback
 from maestrale.errors import AuthenticationFailed, InvalidRequest, PermissionDenied, quoted
 from maestrale.keys import Key, KeyStore
 
 _NAME_AND_PORT = re.compile(r"(\[[^]]*\]|[^:]*)(?::[0-9]*)?")
 
 OPEN_PATHS = frozenset({"/health", "/ping"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address (brackets allowed) can only mean this machine."""
-    name = host.strip("[]").lower().rstrip(".")
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 class Guard:

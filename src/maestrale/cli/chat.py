@@ -9,7 +9,7 @@ import click
 
 from maestrale.cli.api_key import api_key_options
 from maestrale.cli.parameters import FiniteRange
-from maestrale.config.settings import default_history_file
+from maestrale.config.paths import default_history_file
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 

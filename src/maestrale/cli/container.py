@@ -85,11 +85,12 @@ def address(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     """The /health of a server that was started with these arguments, reached from beside it."""
     from maestrale.cli.serve import command
     from maestrale.config import settings as config
+    from maestrale.config.reading import load_settings
 
     words = command_line(arguments)
     context = command.make_context("serve", words[1:], resilient_parsing=words[0] != "serve")
     flags = {name: value for name, value in context.params.items() if name in config.fields()}
-    settings = config.load_settings(flags, environment, context.params.get("config_file"))
+    settings = load_settings(flags, environment, context.params.get("config_file"))
     scheme = "https" if settings.ssl_certfile else "http"
     host = settings.host.strip("[]")
     if host in ("0.0.0.0", "::"):  # noqa: S104

@@ -11,7 +11,7 @@ import click
 
 from maestrale.cli.echo import echo
 from maestrale.cli.parameters import given_names
-from maestrale.config import settings as config
+from maestrale.config.paths import default_data_dir, default_machines_dir
 from maestrale.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def command(
     if len(acts) + listing > 1 or (dry_run and (acts or listing)):
         raise SettingsError("One at a time: --list, --connect, --stop, --start, --down, --dry-run.")
     given = _given(context)
-    book = Book(config.default_machines_dir(os.environ))
+    book = Book(default_machines_dir(os.environ))
     if listing:
         if not any(book.all()):
             echo("No machine was made here.")
@@ -168,7 +168,7 @@ def _tools(spec: MachineSpec | None, name: str, *, ask: bool = False) -> Tools:
     from maestrale.machine.cloud.providers import PROVIDERS
     from maestrale.machine.cloud.records import Book
 
-    book = Book(config.default_machines_dir(os.environ))
+    book = Book(default_machines_dir(os.environ))
     log = book.log_path(name) if name else book.folder / "skypilot.log"
     if spec is not None:
         # A cloud whose client is large is looked at without it, but for one that was named.
@@ -177,7 +177,7 @@ def _tools(spec: MachineSpec | None, name: str, *, ask: bool = False) -> Tools:
         record = book.find(name) if name else None
         extras = {PROVIDERS[record.cloud].extra} if record else set()
     given = os.environ.get("MAESTRALE_CLOUD_PYTHON")
-    data = config.default_data_dir(os.environ)
+    data = default_data_dir(os.environ)
     python = Path(given) if given else environment.ensure(data, extras, _say)
     home = Path(os.environ.get("HOME") or Path.home())
     url = os.environ.get("MAESTRALE_PAPERSPACE_URL", paperspace.URL)

@@ -13,6 +13,8 @@ import click
 
 from maestrale.cli.echo import echo
 from maestrale.config import settings as config
+from maestrale.config.hub import hub_settings
+from maestrale.config.reading import load_settings
 from maestrale.errors import MachineError, ModelError, NoSuchOffer, SettingsError
 from maestrale.machine.cloud import after, flow, offers, task
 from maestrale.machine.cloud.flow import Tools
@@ -150,10 +152,10 @@ def check_model(spec: MachineSpec, say: Callable[[str], None], *, refuse: bool) 
             f"--model {spec.model} is a file or folder here, and the machine would not have it: "
             "name a model on the hub."
         )
-    settings = config.load_settings(
+    settings = load_settings(
         {"model": spec.model or config.BUNDLED_MODEL}, {"HOME": "/nonexistent"}, Path(os.devnull)
     )
-    hub = config.hub_settings(os.environ)
+    hub = hub_settings(os.environ)
     found = model_finding(settings, hub, "vllm" if spec.gpu else "cpu")
     if found.state == "problem" and refuse:
         raise ModelError(f"{found.what} {found.remedy}\nNothing was made.")

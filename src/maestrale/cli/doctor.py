@@ -12,7 +12,8 @@ import click
 
 from maestrale.cli.echo import echo
 from maestrale.cli.parameters import FiniteRange
-from maestrale.config import settings as config
+from maestrale.config.hub import hub_settings
+from maestrale.config.reading import load_settings
 from maestrale.errors import MachineError
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ def command(
     from maestrale.machine.target import Target
 
     environment = _environment()
-    settings = config.load_settings({"model": model, "port": service_port}, environment)
-    hub = config.hub_settings(environment)
+    settings = load_settings({"model": model, "port": service_port}, environment)
+    hub = hub_settings(environment)
     machine = Target.parse(
         target,
         port=port,

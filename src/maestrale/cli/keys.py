@@ -9,7 +9,7 @@ import click
 
 from maestrale import keys
 from maestrale.cli.echo import echo
-from maestrale.config import settings as config
+from maestrale.config.paths import default_key_file
 
 FILE = click.option(
     "--file",
@@ -101,4 +101,4 @@ def revoke(name: str, file: Path | None) -> None:
 
 
 def _path(file: Path | None) -> Path:
-    return file if file is not None else config.default_key_file()
+    return file if file is not None else default_key_file()

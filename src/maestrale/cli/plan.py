@@ -11,6 +11,8 @@ import click
 from maestrale.cli.echo import echo
 from maestrale.cli.parameters import FiniteRange, given_names
 from maestrale.config import settings as config
+from maestrale.config.hub import hub_settings
+from maestrale.config.reading import load_settings
 from maestrale.errors import ModelDoesNotFit, SettingsError
 
 if TYPE_CHECKING:
@@ -59,12 +61,12 @@ def command(context: click.Context, /, model: str, as_json: bool, **given: Any) 
     """
     from maestrale.models.describe import describe
 
-    settings = config.load_settings({}, os.environ)
+    settings = load_settings({}, os.environ)
     gpu = _gpu(given)
     _check_kind(context, gpu)
     # What is wrong with a file is said by what would read it.
     spec = _spec_here(model) if gpu is None else None
-    described = describe(model, config.hub_settings(os.environ), given["revision"])
+    described = describe(model, hub_settings(os.environ), given["revision"])
     packed = None
     if spec is not None:
         described, packed = _on_cpu(described, spec)

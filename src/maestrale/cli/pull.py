@@ -7,7 +7,8 @@ import os
 import click
 
 from maestrale.cli.echo import echo
-from maestrale.config import settings as config
+from maestrale.config.hub import hub_settings
+from maestrale.config.reading import load_settings
 
 
 @click.command("pull")
@@ -42,7 +43,7 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     from maestrale.models.transfer import shown_bytes
     from maestrale.serve.progress import Progress
 
-    settings = config.load_settings({"model": model, "revision": revision}, os.environ)
+    settings = load_settings({"model": model, "revision": revision}, os.environ)
     logs.configure(settings.log_level, settings.log_format)
     # What is only fetched needs no engine: the files may be for another machine.
     named = EngineChoice(engine, "as --engine says")
@@ -57,13 +58,13 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     if path is not None:
         refuse_revision(model, revision)
         if not (path / METADATA_FILE).is_file():
-            describe(model, config.hub_settings(os.environ))  # or say that it is no model
+            describe(model, hub_settings(os.environ))  # or say that it is no model
             found = gguf_in(path) if path.is_dir() and choice.name == CPU_ENGINE else None
             if found is not None and (said := picked(model, found)):
                 echo(said)
         echo(f"{model} is on this machine: there is nothing to fetch.")
         return
-    hub = config.hub_settings(os.environ)
+    hub = hub_settings(os.environ)
     repo, variant = remote_source(model, known, choice.name)
     with Progress(lambda text: None) as progress:
         from maestrale.models.download import pull

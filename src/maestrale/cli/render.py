@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from maestrale.cli.echo import echo
-from maestrale.config import settings as config
+from maestrale.config.reading import load_settings
 from maestrale.errors import ModelError
 from maestrale.printable import printable
 from maestrale.text_files import without_bom
@@ -66,7 +66,7 @@ def _encoder(model: str | None, chat_template: Path | None) -> PromptEncoder:
     from maestrale.models.resolve import prepare
     from maestrale.prompt.encode import encoder_for, encoder_for_name, read_template
 
-    settings = config.load_settings({"model": model}, os.environ)
+    settings = load_settings({"model": model}, os.environ)
     known = find_model(settings.model)
     if known is not None and known.mistral_version is not None:
         if chat_template is not None:

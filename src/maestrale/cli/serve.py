@@ -12,12 +12,13 @@ from typing import Any
 import click
 
 from maestrale.config import settings as config
+from maestrale.config.reading import load_settings, settings_files
 
 
 class SettingOption(click.Option):
     """A flag made from one field of `Settings`.
 
-    Values stay text: `config.load_settings` reads and checks them, from wherever they come.
+    Values stay text: `load_settings` reads and checks them, from wherever they come.
     """
 
     def __init__(self, field: config.Field) -> None:
@@ -115,8 +116,8 @@ def serve(
         if flags["model"] is not None:
             raise click.UsageError("Give the model once: as MODEL or with --model.")
         flags["model"] = model_name
-    settings = config.load_settings(flags, os.environ, config_file)
-    _say_files(settings, config.settings_files(os.environ, config_file))
+    settings = load_settings(flags, os.environ, config_file)
+    _say_files(settings, settings_files(os.environ, config_file))
     if emit_kuberay:
         from maestrale import __version__
         from maestrale.serve import kuberay

@@ -11,6 +11,8 @@ import click
 
 from maestrale.cli.echo import echo
 from maestrale.config import settings as config
+from maestrale.config.addresses import is_loopback
+from maestrale.config.reading import load_settings
 from maestrale.errors import ServiceError, SettingsError
 from maestrale.keys import new_key
 from maestrale.machine import service
@@ -143,7 +145,7 @@ def read_options(options: tuple[str, ...]) -> tuple[config.Settings, dict[str, A
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
     environment = {key: os.environ[key] for key in ("HOME", "XDG_CACHE_HOME") if key in os.environ}
     # Not the environment's settings, nor maestrale.toml: the service won't have them.
-    return config.load_settings(given, environment, Path(os.devnull)), given
+    return load_settings(given, environment, Path(os.devnull)), given
 
 
 def serve_words(settings: config.Settings, given: Mapping[str, Any], container: bool) -> list[str]:
@@ -177,7 +179,7 @@ def secrets_for(
     elif settings.api_key:
         values["MAESTRALE_API_KEY"] = ",".join(settings.api_key)
     # In a container the server listens on all addresses, whatever Docker publishes.
-    asks = container or not config.is_loopback(settings.host)
+    asks = container or not is_loopback(settings.host)
     if not asks or settings.no_auth or settings.key_file or "MAESTRALE_API_KEY" in values:
         return Secrets(values)
     key = new_key()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maestrale.cli.echo import echo
-from maestrale.config.settings import BUNDLED_MODEL, default_cache_dir
+from maestrale.config.paths import default_cache_dir
+from maestrale.config.settings import BUNDLED_MODEL
 
 if TYPE_CHECKING:
     from maestrale.engines.cpu.tuning import Tuning

@@ -26,7 +26,7 @@ def model_folder(spec: ReplicaSpec) -> str:
     given = spec.config.model_dir
     if not given or Path(given).is_dir():
         return given
-    from maestrale.config.settings import default_cache_dir
+    from maestrale.config.paths import default_cache_dir
     from maestrale.models.resolve import prepare
 
     cache = Path(spec.cache_dir) if spec.cache_dir else default_cache_dir()

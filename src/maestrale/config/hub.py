@@ -7,6 +7,7 @@ downloaded is found.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,11 +34,12 @@ class HubSettings:
     offline: bool = False
 
 
-def read_hub_settings(environment: Mapping[str, str]) -> HubSettings:
-    """The settings that `environment` holds; a variable that is set but empty counts as not set.
+def hub_settings(environment: Mapping[str, str] | None = None) -> HubSettings:
+    """The settings that the environment holds; a variable that is set but empty counts as not set.
 
     Raises: SettingsError for an address that is none, or when there is no home folder.
     """
+    environment = os.environ if environment is None else environment
     given = {name: value.strip() for name, value in environment.items() if value.strip()}
     endpoint = given.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
     if not endpoint.startswith(("https://", "http://")):

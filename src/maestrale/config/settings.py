@@ -1,45 +1,23 @@
 """Every setting, once: its name, type, default, help, and where it can come from.
 
-Order: flag > environment variable > maestrale.toml > default. A field `max_model_len` is the
-flag `--max-model-len`, the variable `MAESTRALE_MAX_MODEL_LEN` and the key `max_model_len`
-under `[serve]`. Who may reach the server is decided by the user's own files only, not by that of
-a folder that one happens to stand in. This module is the only reader of the environment.
+A field `max_model_len` is the flag `--max-model-len`, the variable `MAESTRALE_MAX_MODEL_LEN` and
+the key `max_model_len` under `[serve]` in maestrale.toml. How they are read is in reading.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import ipaddress
-import os
-import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maestrale.config.folders import xdg_folder
-from maestrale.config.hub import HubSettings, read_hub_settings
-from maestrale.config.values import check_text, parse_range, parse_size, read_value
-from maestrale.errors import SettingsError
-from maestrale.text_files import decode_text
+from maestrale.config.paths import default_cache_dir
+from maestrale.config.values import parse_range, parse_size
 
 BUNDLED_MODEL = "smollm2-135m-instruct"
-SETTINGS_FILE = "maestrale.toml"
 ENVIRONMENT_PREFIX = "MAESTRALE_"
-# Variables that are not settings of `serve`: tracebacks, another place for maestrale.toml, and
-# whether the launcher may install system packages.
-OTHER_VARIABLES = ("MAESTRALE_DEBUG", "MAESTRALE_CONFIG", "MAESTRALE_APT")
-# What Kubernetes gives each pod for each Service of its namespace, as Docker's links once did.
-# A Service named maestrale, or maestrale-api, has them under our own prefix.
-_SERVICE_VARIABLE = re.compile(
-    r"MAESTRALE_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?"
-    r"|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
-)
-_SERVICE_PORT = re.compile(r"MAESTRALE_(?:\w+_)?PORT")
-_SERVICE_URL = re.compile(r"(?:tcp|udp|sctp)://\S+")
 
 
 def setting(
@@ -53,7 +31,7 @@ def setting(
     """One field of `Settings`: its default, its help text and its section in `--help`.
 
     A function as `default` is called for the default. `rules` are those of
-    `setting_values.read_value`, and `secret`: never repeat the value; `engines`: those that
+    `values.read_value`, and `secret`: never repeat the value; `engines`: those that
     know it; `own`: decides who reaches the server or where it reports to, so only the user's own
     files may set it.
     """
@@ -63,65 +41,6 @@ def setting(
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
-
-
-def default_cache_dir(environment: Mapping[str, str] | None = None) -> Path:
-    """`$XDG_CACHE_HOME/maestrale`, or `~/.cache/maestrale`; works without HOME.
-
-    Raises: SettingsError when this user has no home folder at all.
-    """
-    environment = os.environ if environment is None else environment
-    return xdg_folder(environment, "XDG_CACHE_HOME", "set --cache-dir") / "maestrale"
-
-
-def default_key_file(environment: Mapping[str, str] | None = None) -> Path:
-    """`$XDG_CONFIG_HOME/maestrale/keys.json`, or `~/.config/maestrale/keys.json`.
-
-    Raises: SettingsError when this user has no home folder at all.
-    """
-    environment = os.environ if environment is None else environment
-    folder = xdg_folder(environment, "XDG_CONFIG_HOME", "name the key file")
-    return folder / "maestrale" / "keys.json"
-
-
-def default_settings_file(environment: Mapping[str, str] | None = None) -> Path | None:
-    """`$XDG_CONFIG_HOME/maestrale/maestrale.toml`, or below ~/.config; None without a home."""
-    try:
-        return default_key_file(environment).with_name(SETTINGS_FILE)
-    except SettingsError:
-        return None
-
-
-def hub_settings(environment: Mapping[str, str] | None = None) -> HubSettings:
-    """How the model hub is reached, by Hugging Face's variables. Raises: SettingsError."""
-    return read_hub_settings(os.environ if environment is None else environment)
-
-
-def default_history_file(environment: Mapping[str, str] | None = None) -> Path | None:
-    """`$XDG_STATE_HOME/maestrale/chat-history`, or below ~/.local/state; None without a home."""
-    environment = os.environ if environment is None else environment
-    try:
-        return xdg_folder(environment, "XDG_STATE_HOME") / "maestrale" / "chat-history"
-    except SettingsError:
-        return None
-
-
-def default_machines_dir(environment: Mapping[str, str] | None = None) -> Path:
-    """`$XDG_STATE_HOME/maestrale/machines`: what `create` made, and SkyPilot's own records.
-
-    Raises: SettingsError when this user has no home folder at all.
-    """
-    environment = os.environ if environment is None else environment
-    return xdg_folder(environment, "XDG_STATE_HOME") / "maestrale" / "machines"
-
-
-def default_data_dir(environment: Mapping[str, str] | None = None) -> Path:
-    """`$XDG_DATA_HOME/maestrale`, or `~/.local/share/maestrale`.
-
-    Raises: SettingsError when this user has no home folder at all.
-    """
-    environment = os.environ if environment is None else environment
-    return xdg_folder(environment, "XDG_DATA_HOME") / "maestrale"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -591,234 +510,3 @@ def variable(name: str) -> str:
 
 
 _HINTS = typing.get_type_hints(Settings)
-
-
-def load_settings(
-    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None
-) -> Settings:
-    """The settings of one start. `flags` are by field name; None stands for not given.
-
-    `file` is a maestrale.toml that must exist; without it, MAESTRALE_CONFIG, then the user's own
-    and the one in the working folder are taken where there is one (`settings_files`). A variable
-    that is set but empty counts as not set.
-
-    Raises: SettingsError that names the flag, variable or key, and what is allowed.
-    """
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    for name, value, source in _given(flags, environment, file):
-        rules = fields()[name].metadata["rules"]
-        try:
-            values[name] = read_value(value, field_type(name), rules)
-            if name != "model" and field_type(name) is not Path:  # those may be names of files
-                check_text(values[name])
-        except ValueError as error:
-            # A key is never repeated, and no value is repeated at any length.
-            came = "" if rules.get("secret") else f", but {str(value)[:60]!r} was given"
-            raise SettingsError(f"{source}: {error}{came}.") from error
-        sources[name] = source
-    if "cache_dir" not in values:
-        values["cache_dir"] = default_cache_dir(environment)
-    settings = Settings(**values)
-    _check_together(settings, sources)
-    return settings
-
-
-def _given(
-    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None
-) -> Iterable[tuple[str, Any, str]]:
-    """(field, raw value, where it was given), weakest source first."""
-    named = file is not None or bool(environment.get("MAESTRALE_CONFIG"))
-    for path in settings_files(environment, file):
-        stranger = path == _WORKING and not named
-        for name, value in _read_toml(path).items():
-            if stranger and fields()[name].metadata["rules"].get("own"):
-                _check_own(name, environment)
-            yield name, value, f"{name} in {path}"
-    yield from _standard_variables(environment)
-    names = {variable(name): name for name in fields()}
-    for key, value in environment.items():
-        if _is_of_a_service(key, value):
-            continue
-        if key in names:
-            if value.strip():
-                yield names[key], value, key
-        elif key.startswith(ENVIRONMENT_PREFIX) and key not in OTHER_VARIABLES:
-            known = (*names, *OTHER_VARIABLES)
-            raise SettingsError(f"{key} is no setting of maestrale{_closest(key, known)}")
-    for name, value in flags.items():
-        if value is not None and value != ():
-            yield name, value, flag(name)
-
-
-_WORKING = Path(SETTINGS_FILE)  # in the folder that one happens to stand in
-
-
-def settings_files(environment: Mapping[str, str], file: Path | None = None) -> list[Path]:
-    """The settings files of this start, the strongest last: the one that was named, or the user's
-    own and that of the working folder."""
-    named = file or environment.get("MAESTRALE_CONFIG", "")
-    if named:
-        return [Path(named)]
-    own = default_settings_file(environment)
-    return [path for path in (own, _WORKING) if path is not None and path.is_file()]
-
-
-def _check_own(name: str, environment: Mapping[str, str]) -> None:
-    """Raises: SettingsError for what a file that comes with any folder may not set."""
-    here = Path.cwd()
-    if environment.get("HOME") and here == Path(environment["HOME"]).absolute():
-        return
-    own = default_settings_file(environment)
-    raise SettingsError(
-        f"{name} in {here / _WORKING}: who reaches the server, and where it reports to, is not for "
-        "a file that comes with the folder one stands in. If it is yours, name it: --config "
-        f"{SETTINGS_FILE} or MAESTRALE_CONFIG{f'; or set this in {own}' if own else ''}."
-    )
-
-
-def _is_of_a_service(name: str, value: str) -> bool:
-    """Whether the variable tells of a Service in the network; MAESTRALE_PORT may be either."""
-    if _SERVICE_VARIABLE.fullmatch(name):
-        return True
-    return bool(_SERVICE_PORT.fullmatch(name) and _SERVICE_URL.fullmatch(value))
-
-
-def _standard_variables(environment: Mapping[str, str]) -> Iterable[tuple[str, Any, str]]:
-    """What OpenTelemetry's own variables say of where traces go."""
-    if (
-        environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-        or environment.get("OTEL_TRACES_EXPORTER", "").strip() == "none"
-    ):
-        return
-    for name, path in (
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "/v1/traces"),
-        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", ""),
-    ):
-        if url := environment.get(name, "").strip():
-            yield "otlp_traces_endpoint", url.rstrip("/") + path if path else url, name
-    if any(environment.get(name, "").strip() for name in _OTLP_ENDPOINTS):
-        for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-            if protocol := environment.get(name, "").strip():
-                if protocol != "http/protobuf":
-                    raise SettingsError(
-                        f"{name} is {protocol!r}, but traces are sent as http/protobuf only. Point "
-                        "the endpoint at the collector's HTTP port (4318), and set that."
-                    )
-                return
-
-
-_OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        document = tomllib.loads(decode_text(path.read_bytes()))
-    except OSError as error:
-        raise SettingsError(f"{path} can't be read: {error.strerror}.") from error
-    except ValueError as error:  # tomllib's own, too
-        raise SettingsError(f"{path} can't be read: {error}") from error
-    for table in document:
-        if table != "serve":
-            hint = " It belongs under [serve]." if table in fields() else ""
-            raise SettingsError(f"{path}: {table!r} is unknown; the settings are in [serve].{hint}")
-    serve = document.get("serve", {})
-    if not isinstance(serve, dict):
-        raise SettingsError(f"{path}: 'serve' must be a table: [serve].")
-    for key in serve:
-        if key not in fields():
-            raise SettingsError(
-                f"{path}: {key!r} is no setting of [serve]{_closest(key, fields())}"
-            )
-    return serve
-
-
-def _closest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {matches[0]}?" if matches else "."
-
-
-def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
-    """What a field alone can't tell. Raises: SettingsError."""
-    for one, other in (("ssl_certfile", "ssl_keyfile"), ("ssl_keyfile", "ssl_certfile")):
-        if getattr(settings, one) is not None and getattr(settings, other) is None:
-            raise SettingsError(f"{sources[one]} needs {flag(other)} too.")
-    for name in settings.engine_options:
-        if settings.engine not in ("auto", *engines_of(name)):
-            raise SettingsError(
-                f"{sources[name]} is for --engine {' or '.join(engines_of(name))}; "
-                f"the engine {settings.engine} can't use it."
-            )
-    several = "api_workers" if settings.api_workers > 1 else "api_nodes"
-    if (settings.api_workers > 1 or settings.api_nodes == "all") and settings.seed is not None:
-        raise SettingsError(
-            f"{sources['seed']} and {sources[several]} contradict each other: which process "
-            "a request reaches is up to the system, so the seeds drawn can't be repeated. Give "
-            "each request its seed, or serve with one API process."
-        )
-    if settings.api_nodes == "all":
-        if settings.ray_address is None:
-            raise SettingsError(f"{sources['api_nodes']} needs --ray-address too.")
-        if settings.ray_join:
-            raise SettingsError(
-                f"{sources['api_nodes']} and {sources['ray_join']} contradict each other: the "
-                "server that deploys the replicas starts the API processes of all nodes."
-            )
-    try:
-        settings.replica_range  # noqa: B018 - raises what is wrong with it
-    except ValueError as error:
-        raise SettingsError(f"{sources['replicas']}: {error}") from error
-    for name in ("ray_token_file", "ray_join"):
-        if getattr(settings, name) and settings.ray_address is None:
-            raise SettingsError(f"{sources[name]} needs --ray-address too.")
-    for name in ("ssl_certfile", "ssl_keyfile", "chat_template", "key_file", "ray_token_file"):
-        path = getattr(settings, name)
-        if path is not None and not path.is_file():
-            raise SettingsError(f"{sources[name]}: there is no file {path}.")
-    source = sources.get("cache_dir", flag("cache_dir"))
-    try:
-        check_text(str(settings.cache_dir))
-    except ValueError as error:
-        raise SettingsError(
-            f"{source}: a folder whose name is UTF-8 is needed for what is kept, and "
-            f"{str(settings.cache_dir)!r} is none. Give another with --cache-dir."
-        ) from error
-    if settings.cache_dir.exists() and not settings.cache_dir.is_dir():
-        raise SettingsError(f"{source}: {settings.cache_dir} is not a folder.")
-    for name in ("api_key", "key_file"):
-        if settings.no_auth and getattr(settings, name):
-            raise SettingsError(
-                f"{sources['no_auth']} and {sources[name]} contradict each other: "
-                "serve with a key, or without."
-            )
-    for key in settings.api_key:
-        if not key.isascii() or not key.isprintable() or " " in key:
-            raise SettingsError(
-                f"{sources['api_key']}: a key is made of ASCII letters, digits and signs, "
-                "without spaces; HTTP headers carry no others."
-            )
-    url = settings.otlp_traces_endpoint
-    if url is not None and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
-        raise SettingsError(
-            f"{sources['otlp_traces_endpoint']}: {url!r} is no URL of a collector; one looks "
-            "like http://127.0.0.1:4318."
-        )
-    for origin in settings.allowed_origins:
-        scheme, separator, rest = origin.partition("://")
-        if origin != "*" and (not separator or not scheme or not rest or "/" in rest):
-            raise SettingsError(
-                f"{sources['allowed_origins']}: {origin!r} is no web origin; one looks like "
-                "https://chat.example.org:8443, without a path. '*' allows all."
-            )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`. A name other than localhost can't be trusted."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -1,7 +1,7 @@
 """One setting's value: from what a flag, a variable or a TOML file holds to its type.
 
 Each function raises ValueError with the end of a sentence that says what is allowed; the
-reader in `config/settings.py` puts the setting's name before it.
+reader in `config/reading.py` puts the setting's name before it.
 """
 
 from __future__ import annotations

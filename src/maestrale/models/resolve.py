@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from maestrale.config.hub import HubSettings
-from maestrale.config.settings import hub_settings
+from maestrale.config.hub import HubSettings, hub_settings
 from maestrale.errors import ModelError
 from maestrale.models.catalog import KnownModel, find_model, unknown_model
 from maestrale.models.file_selection import picked

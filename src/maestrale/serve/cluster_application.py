@@ -17,7 +17,7 @@ NOT_HERE = "prepared-by-each-node"
 def build(args: dict[str, Any]) -> Any:
     """The Ray Serve application. Raises: SettingsError for what is no setting."""
     from maestrale.cluster.deployment import application
-    from maestrale.config.settings import load_settings
+    from maestrale.config.reading import load_settings
     from maestrale.serve.hosting import cluster_options, engine_config
 
     # "auto": the cluster that this runs on.

@@ -14,6 +14,7 @@ from maestrale.api.app import build_app
 from maestrale.api.backend import Backend
 from maestrale.api.dialects import DIALECTS
 from maestrale.api.http.protocol import protocol_class
+from maestrale.config.addresses import is_loopback
 from maestrale.config.settings import Settings
 from maestrale.errors import SettingsError
 
@@ -38,6 +39,11 @@ def listen(host: str, port: int) -> socket.socket:
         raise SettingsError(
             f"--host {host}: this address is not known ({error.strerror})."
         ) from error
+    if is_loopback(host) and not is_loopback(str(address[0])):
+        raise SettingsError(
+            f"--host {host}: on this machine the name means {address[0]}, which others may reach. "
+            "Give the address itself: --host 127.0.0.1."
+        )
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

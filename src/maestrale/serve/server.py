@@ -13,7 +13,9 @@ from pathlib import Path
 from maestrale import logs
 from maestrale.api.backend import Backend
 from maestrale.api.http.connections import raise_file_limit
-from maestrale.config.settings import Settings, default_key_file, is_loopback
+from maestrale.config.addresses import is_loopback
+from maestrale.config.paths import default_key_file
+from maestrale.config.settings import Settings
 from maestrale.keys import KeyStore, kept_key, new_key
 from maestrale.logs import LOGGER
 from maestrale.serve.lifecycle import Front, Lifecycle

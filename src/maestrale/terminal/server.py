@@ -22,7 +22,7 @@ from maestrale.bounded import (
     read_body,
     read_parts,
 )
-from maestrale.config.settings import is_loopback
+from maestrale.config.addresses import is_loopback
 from maestrale.errors import CannotChat
 from maestrale.printable import brief
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 import time
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from maestrale.bounded import (
     Undecodable,
     read_parts_async,
 )
+from maestrale.config.addresses import is_loopback
 from maestrale.errors import CannotVerify
 from maestrale.printable import brief
 
@@ -55,15 +55,6 @@ class Answer:
         return self.body.decode("utf-8", errors="replace")
 
 
-def is_loopback(url: str) -> bool:
-    """Whether a URL leads to this very machine (then no proxy may be asked)."""
-    host = httpx.URL(url).host
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
 async def exchange(
     method: str,
     url: str,
@@ -84,7 +75,7 @@ async def exchange(
         async with asyncio.timeout(seconds):
             async with httpx.AsyncClient(
                 timeout=httpx.Timeout(None, connect=connect_seconds),
-                trust_env=not is_loopback(url),
+                trust_env=not is_loopback(httpx.URL(url).host),
             ) as client:
                 request = client.build_request(method, url, headers=headers, content=body)
                 if "accept-encoding" not in {name.lower() for name, _ in headers}:

@@ -191,7 +191,8 @@ def test_an_embedding_that_is_only_looked_up_is_no_weight_of_a_product(tmp_path:
 
 def test_a_follow_up_is_what_comes_behind_the_answer() -> None:
 
-    from maestrale.config.settings import BUNDLED_MODEL, default_cache_dir
+    from maestrale.config.paths import default_cache_dir
+    from maestrale.config.settings import BUNDLED_MODEL
     from maestrale.models.resolve import prepare
     from maestrale.prompt.encode import encoder_for
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maestrale.config import settings as config
-from maestrale.config.settings import Settings, is_loopback, load_settings
+from maestrale.config.reading import load_settings, settings_files
+from maestrale.config.settings import Settings
 from maestrale.config.values import parse_size
 from maestrale.errors import SettingsError
 
@@ -153,7 +154,7 @@ def test_the_users_own_file_is_the_weaker_one(tmp_path: Path) -> None:
     Path("maestrale.toml").write_text("[serve]\nport = 9\n")
     settings = load(environment=environment)
     assert (settings.host, settings.port, settings.seed) == ("0.0.0.0", 9, 1)
-    assert config.settings_files(environment) == [own, Path("maestrale.toml")]
+    assert settings_files(environment) == [own, Path("maestrale.toml")]
     named = load(environment=environment, file=Path("maestrale.toml"))
     assert (named.host, named.port) == ("127.0.0.1", 9)
 
@@ -289,25 +290,6 @@ def test_a_file_where_the_cache_would_be_is_told(tmp_path: Path) -> None:
 def test_cache_dir_follows_xdg_only_when_absolute() -> None:
     assert load(environment={"XDG_CACHE_HOME": "/x"}).cache_dir == Path("/x/maestrale")
     assert load(environment={"XDG_CACHE_HOME": "x"}).cache_dir.parts[1] == "home"
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", True),
-        ("127.8.8.8", True),
-        ("::1", True),
-        ("[::1]", True),
-        ("LocalHost", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("192.168.1.4", False),
-        ("localhost.example.org", False),
-        ("", False),
-    ],
-)
-def test_is_loopback(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
 
 
 @pytest.mark.parametrize(

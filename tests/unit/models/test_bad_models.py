@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.config.settings import hub_settings
+from maestrale.config.hub import hub_settings
 from maestrale.errors import ModelError
 from maestrale.models.describe import describe
 from maestrale.models.fit_cpu import shortened

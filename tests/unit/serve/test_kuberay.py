@@ -13,7 +13,8 @@ import jsonschema
 import pytest
 import yaml
 
-from maestrale.config.settings import Settings, load_settings
+from maestrale.config.reading import load_settings
+from maestrale.config.settings import Settings
 from maestrale.errors import SettingsError
 from maestrale.serve.kuberay import RAY_VERSION, manifests, replica_settings, text
 from serving import ROOT, clean_environment

@@ -15,7 +15,9 @@ from pathlib import Path
 import msgspec
 
 from maestrale.cluster.runtime import Runtime
-from maestrale.config.settings import Settings, default_cache_dir, flag, is_loopback
+from maestrale.config.addresses import is_loopback
+from maestrale.config.paths import default_cache_dir
+from maestrale.config.settings import Settings, flag
 from maestrale.errors import MaestraleError, SettingsError
 from maestrale.processes import die_with_parent
 from maestrale.serve.nodes.messages import ChildSpec, Word

@@ -18,7 +18,8 @@ import msgspec
 
 from maestrale import __version__
 from maestrale.api.operations.node_status import ApiNodeStatus
-from maestrale.config.settings import Settings, default_cache_dir
+from maestrale.config.paths import default_cache_dir
+from maestrale.config.settings import Settings
 from maestrale.keys import Key, KeyStore
 from maestrale.logs import LOGGER
 from maestrale.serve.nodes.messages import NodeSpec, NodeState, pack_keys

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.config.settings import default_cache_dir
+from maestrale.config.paths import default_cache_dir
 from maestrale.engines.cpu.kernel import build
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kernel_models import kernel, levels
-from maestrale.config.settings import default_cache_dir
+from maestrale.config.paths import default_cache_dir
 from maestrale.engines.cpu.kernel import build, compilers
 from serving import ROOT
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from maestrale.config.settings import Settings, default_cache_dir
+from maestrale.config.paths import default_cache_dir
+from maestrale.config.settings import Settings
 from maestrale.keys import KeyStore, add_key
 from maestrale.serve.nodes import actor
 from maestrale.serve.nodes.actor import ApiOnNode

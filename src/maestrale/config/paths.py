@@ -1,0 +1,66 @@
+"""Where what is kept lies, each below a user's folder of the XDG rules."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from maestrale.config.folders import xdg_folder
+from maestrale.errors import SettingsError
+
+SETTINGS_FILE = "maestrale.toml"
+
+
+def _folder(kind: str, environment: Mapping[str, str] | None, advice: str = "") -> Path:
+    """Our folder of this kind; works without HOME. Raises: SettingsError without a home folder."""
+    environment = os.environ if environment is None else environment
+    return xdg_folder(environment, kind, advice) / "maestrale"
+
+
+def default_cache_dir(environment: Mapping[str, str] | None = None) -> Path:
+    """`$XDG_CACHE_HOME/maestrale`, or `~/.cache/maestrale`.
+
+    Raises: SettingsError when this user has no home folder at all.
+    """
+    return _folder("XDG_CACHE_HOME", environment, "set --cache-dir")
+
+
+def default_key_file(environment: Mapping[str, str] | None = None) -> Path:
+    """`$XDG_CONFIG_HOME/maestrale/keys.json`, or `~/.config/maestrale/keys.json`.
+
+    Raises: SettingsError when this user has no home folder at all.
+    """
+    return _folder("XDG_CONFIG_HOME", environment, "name the key file") / "keys.json"
+
+
+def default_settings_file(environment: Mapping[str, str] | None = None) -> Path | None:
+    """`$XDG_CONFIG_HOME/maestrale/maestrale.toml`, or below ~/.config; None without a home."""
+    try:
+        return default_key_file(environment).with_name(SETTINGS_FILE)
+    except SettingsError:
+        return None
+
+
+def default_history_file(environment: Mapping[str, str] | None = None) -> Path | None:
+    """`$XDG_STATE_HOME/maestrale/chat-history`, or below ~/.local/state; None without a home."""
+    try:
+        return default_machines_dir(environment).with_name("chat-history")
+    except SettingsError:
+        return None
+
+
+def default_machines_dir(environment: Mapping[str, str] | None = None) -> Path:
+    """`$XDG_STATE_HOME/maestrale/machines`: what `create` made, and SkyPilot's own records.
+
+    Raises: SettingsError when this user has no home folder at all.
+    """
+    return _folder("XDG_STATE_HOME", environment) / "machines"
+
+
+def default_data_dir(environment: Mapping[str, str] | None = None) -> Path:
+    """`$XDG_DATA_HOME/maestrale`, or `~/.local/share/maestrale`.
+
+    Raises: SettingsError when this user has no home folder at all.
+    """
+    return _folder("XDG_DATA_HOME", environment)
