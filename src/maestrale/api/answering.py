@@ -116,7 +116,7 @@ class AnswerResponse:
         answer, backend, deployment = self._answer, self._backend, self._deployment
         context = context_of(scope)
         most = answer.usage.prompt_tokens + sum(each.max_tokens for each in answer.requests)
-        context.reserved = backend.rates.reserve(context.owner, most)
+        context.reserved = await backend.rates.reserve(context.owner, most)
         context.answer, context.answer_id = answer, self._spelling.id
         self._key = context.key
         if backend.settings.log_prompts:

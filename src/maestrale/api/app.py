@@ -134,7 +134,7 @@ class Gate:
                 context.status = message["status"]
                 headers = MutableHeaders(raw=list(message["headers"]))
                 headers.update(extra)
-                levels = self._backend.rates.levels(context.owner, context.reserved)
+                levels = await self._backend.rates.levels(context.owner, context.reserved)
                 headers.update(dialect.headers(context.id, levels))
                 message["headers"] = headers.raw
             await send(message)
@@ -166,7 +166,7 @@ class Gate:
             if context.owner is not None:
                 context.key = context.owner.name
             if scope["method"] == "POST":
-                self._backend.rates.take_request(context.owner)
+                await self._backend.rates.take_request(context.owner)
         except ApiError as error:
             context.refused = error.code
             await error_response(error, context)(scope, receive, send)

@@ -13,7 +13,7 @@ from maestrale.api.deployment import READY_STATES, Deployment, Deployments, unav
 from maestrale.api.http.body import BodyReader
 from maestrale.api.operations.history import STEP, Events
 from maestrale.api.operations.node_status import ApiNodeStatus
-from maestrale.api.rate import RateLimiter
+from maestrale.api.rate import Rates
 from maestrale.config.settings import Settings
 from maestrale.engines.base import EngineHealth
 from maestrale.keys import KeyStore
@@ -47,7 +47,7 @@ class Backend:
         """
         self.settings = settings
         self.keys = keys if keys is not None else KeyStore(settings.api_key, settings.key_file)
-        self.rates = RateLimiter()
+        self.rates = Rates()
         self.bodies = BodyReader(settings.max_body_bytes)
         self.metrics = metrics if metrics is not None else Metrics()
         self.events = self._make_events()

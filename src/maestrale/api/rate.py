@@ -6,21 +6,18 @@ didn't use; so requests at once can't use what is there only once. One that may 
 minute's worth waits for a full bucket and has all of it: what it uses beyond is a debt, which must
 be filled up before the next request.
 
-Where several processes answer for one server they share the levels (`shared_levels.py`), so that
-a limit is as exact as with one.
+Where several processes answer for one server the buckets are their parent's (`Rates` asks it), so
+that a limit is as exact as with one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 from msgspec import Struct
 
-from maestrale.api.shared_levels import SharedLevels
 from maestrale.errors import RateLimited
 from maestrale.keys import Key
 
@@ -30,28 +27,17 @@ MINUTE = 60.0
 class Bucket:
     """Up to `limit` units, filled at `limit` a minute."""
 
-    __slots__ = ("_at", "_clock", "_level", "_name", "_shared", "limit")
+    __slots__ = ("_at", "_clock", "_level", "limit")
 
-    def __init__(
-        self,
-        limit: int,
-        clock: Callable[[], float],
-        shared: SharedLevels | None = None,
-        name: str = "",
-    ) -> None:
-        """`shared`: where its level is kept, under `name` and its limit; None: here."""
+    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
         self.limit = limit
         self._clock = clock
-        self._shared = shared
-        self._name = f"{name}/{limit}"
         self._level = float(limit)
         self._at = clock()
 
     def level(self) -> float:
         """Units there now; negative is debt."""
         now = self._clock()
-        if self._shared is not None:
-            self._level, self._at = self._shared.read(self._name, self.limit, now)
         self._level = min(self.limit, self._level + (now - self._at) * self.limit / MINUTE)
         self._at = now
         return self._level
@@ -64,8 +50,6 @@ class Bucket:
     def take(self, units: float) -> None:
         """Take units out, into debt if need be; fewer than none are given back."""
         self._level = min(self.limit, self.level() - units)
-        if self._shared is not None:
-            self._shared.write(self._name, self._level, self._at)
 
 
 class Level(Struct, frozen=True, kw_only=True):
@@ -84,16 +68,9 @@ class Level(Struct, frozen=True, kw_only=True):
 class RateLimiter:
     """The buckets of all keys with limits. Keys without limits cost nothing here."""
 
-    def __init__(
-        self,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        shared: SharedLevels | None = None,
-    ) -> None:
-        """`shared`: the levels that this process has in common with others."""
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._shared = shared
-        self._buckets: dict[tuple[str, str], Bucket] = {}
+        self._buckets: dict[tuple[str, str, int], Bucket] = {}
 
     def take_request(self, key: Key | None) -> None:
         """Count one request. Raises: RateLimited (429, Retry-After)."""
@@ -118,8 +95,7 @@ class RateLimiter:
         """The request has ended: give back what it didn't use, or charge what it used beyond."""
         bucket = self._bucket(key, "tokens")
         if bucket is not None and reserved is not None:
-            with self._lock():
-                bucket.take(used - reserved)
+            bucket.take(used - reserved)
 
     def levels(self, key: Key | None, reserved: int | None = None) -> list[Level]:
         """Where the key stands with the limits that it has; `reserved`: tokens of this request."""
@@ -127,9 +103,8 @@ class RateLimiter:
         for what in ("requests", "tokens"):
             bucket = self._bucket(key, what)
             if bucket is not None:
-                with self._lock():
-                    left = max(0, math.floor(bucket.level()))
-                    rest = bucket.seconds_until(bucket.limit)
+                left = max(0, math.floor(bucket.level()))
+                rest = bucket.seconds_until(bucket.limit)
                 levels.append(
                     Level(
                         what=what,
@@ -143,15 +118,10 @@ class RateLimiter:
 
     def _take(self, key: Key, what: str, bucket: Bucket, units: float) -> None:
         """Raises: RateLimited."""
-        with self._lock():
-            wait = bucket.seconds_until(units)
-            if not wait:
-                bucket.take(units)
+        wait = bucket.seconds_until(units)
         if wait:
             raise _limited(key, what, bucket.limit, wait)
-
-    def _lock(self) -> AbstractContextManager[None]:
-        return self._shared.lock() if self._shared is not None else contextlib.nullcontext()
+        bucket.take(units)
 
     def _bucket(self, key: Key | None, what: str) -> Bucket | None:
         if key is None:
@@ -159,12 +129,35 @@ class RateLimiter:
         limit = key.requests_per_minute if what == "requests" else key.tokens_per_minute
         if limit is None:
             return None
-        bucket = self._buckets.get((key.sha256, what))
-        if bucket is None or bucket.limit != limit:  # new, or changed in the key file
-            name = f"{key.sha256}/{what}"
-            bucket = Bucket(limit, self._clock, self._shared, name)
-            self._buckets[key.sha256, what] = bucket
+        # Of a limit that was changed in the key file, some processes may know sooner than others.
+        name = (key.sha256, what, limit)
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            bucket = self._buckets[name] = Bucket(limit, self._clock)
         return bucket
+
+
+class Rates:
+    """The limits as the routes ask for them, wherever the buckets are; here: in this process."""
+
+    def __init__(self) -> None:
+        self.limiter = RateLimiter()
+
+    async def take_request(self, key: Key | None) -> None:
+        """See `RateLimiter.take_request`."""
+        self.limiter.take_request(key)
+
+    async def reserve(self, key: Key | None, tokens: int) -> int | None:
+        """See `RateLimiter.reserve`."""
+        return self.limiter.reserve(key, tokens)
+
+    def settle(self, key: Key | None, reserved: int | None, used: int) -> None:
+        """See `RateLimiter.settle`; what is asked for after it knows of it."""
+        self.limiter.settle(key, reserved, used)
+
+    async def levels(self, key: Key | None, reserved: int | None = None) -> list[Level]:
+        """See `RateLimiter.levels`."""
+        return self.limiter.levels(key, reserved)
 
 
 def _limited(key: Key, what: str, limit: int, wait: float) -> RateLimited:

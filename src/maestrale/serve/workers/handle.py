@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
 from maestrale.api.backend import About
 from maestrale.api.operations.history import Event
+from maestrale.api.rate import RateLimiter
 from maestrale.engines.base import GenerationRequest
 from maestrale.errors import EngineError, MaestraleError
 from maestrale.logs import LOGGER
@@ -29,14 +31,18 @@ from maestrale.serve.workers.messages import (
     Generate,
     Granted,
     Leave,
+    Levels,
     Noted,
     Place,
     Refused,
     Reply,
     Report,
+    Reserve,
     Retire,
     Room,
+    Settle,
     Snapshot,
+    Take,
     fault_of,
 )
 from maestrale.supervise.child import Child
@@ -48,6 +54,8 @@ worker_log = logging.getLogger("maestrale.worker")
 class Shared(Protocol):
     """What all workers share, as the parent has it."""
 
+    @property
+    def rates(self) -> RateLimiter: ...
     def host(self, model: str) -> DeploymentHost: ...
     async def answer(self, about: About, model: str) -> bytes: ...
     def note(self, event: Event) -> None: ...
@@ -156,6 +164,14 @@ class WorkerHandle:
                     self._asked[number].cancel()
             case Room():
                 self._look(message)
+            case Take(number, key):
+                self._limit(number, partial(self._parent.rates.take_request, key))
+            case Reserve(number, key, tokens):
+                self._limit(number, partial(self._parent.rates.reserve, key, tokens))
+            case Settle(key, reserved, used):
+                self._parent.rates.settle(key, reserved, used)
+            case Levels(number, key, reserved):
+                self._limit(number, partial(self._parent.rates.levels, key, reserved))
             case Check(number, model, constraint, key):
                 vetter = self._parent.host(model).vetter
                 if vetter is not None:
@@ -214,6 +230,13 @@ class WorkerHandle:
             self.send(Refused(number, fault_of(error)))
         else:
             self.send(Granted(number))
+
+    def _limit(self, number: int, work: Callable[[], object]) -> None:
+        """Done at once, in the order in which it was asked for."""
+        try:
+            self.send(Reply(number, msgspec.msgpack.encode(work())))
+        except MaestraleError as error:
+            self.send(Refused(number, fault_of(error)))
 
     async def _grant(self, number: int, work: Awaitable[object]) -> None:
         try:

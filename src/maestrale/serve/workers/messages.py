@@ -15,6 +15,7 @@ from maestrale.api.operations.history import Event
 from maestrale.config.settings import Settings
 from maestrale.engines.base import Constraint, EngineInfo, GenerationRequest
 from maestrale.errors import ApiError, EngineError, Location, MaestraleError
+from maestrale.keys import Key
 from maestrale.metrics.merged import Family
 from maestrale.models.sampling_defaults import SamplingDefaults
 from maestrale.supervise.messages import Abort, Delta, Failed
@@ -54,17 +55,16 @@ def error_of(fault: Fault) -> MaestraleError:
 
 
 class Begin(Struct, tag=True, frozen=True):
-    """The first message. `listener` and `levels` are inherited file descriptors: the server's
-    socket, and the memory of the rate limits. `settings` are those of `pack_settings`, and so are
-    those of each of the `models`. `loaded`: deployments whose engines are there already, so nobody
-    is let in before the worker can answer for them.
+    """The first message. `listener` is an inherited file descriptor: the server's socket.
+    `settings` are those of `pack_settings`, and so are those of each of the `models`. `loaded`:
+    deployments whose engines are there already, so nobody is let in before the worker can answer
+    for them.
     """
 
     settings: bytes
     models: tuple[bytes, ...]
     workers: int
     listener: int
-    levels: int
     loaded: tuple[str, ...]
 
 
@@ -161,6 +161,37 @@ class Room(Struct, tag=True, frozen=True):
     sequences: int
 
 
+class Take(Struct, tag=True, frozen=True):
+    """May this key's next request come? It is counted if so."""
+
+    number: int
+    key: Key
+
+
+class Reserve(Struct, tag=True, frozen=True):
+    """Set tokens of this key's limit aside; the `Reply` has how many."""
+
+    number: int
+    key: Key
+    tokens: int
+
+
+class Settle(Struct, tag=True, frozen=True):
+    """A request has ended that so many tokens were reserved for, and that used so many."""
+
+    key: Key
+    reserved: int
+    used: int
+
+
+class Levels(Struct, tag=True, frozen=True):
+    """Where does this key stand with its limits? The `Reply` has a list of `Level`."""
+
+    number: int
+    key: Key
+    reserved: int | None
+
+
 class Check(Struct, tag=True, frozen=True):
     """Can this constraint be compiled?"""
 
@@ -195,7 +226,21 @@ SNAPSHOT_SECONDS = 2.0
 
 ToApiWorker = Begin | Attach | State | Delta | Ended | Granted | Refused | Reply | Report | Retire
 FromApiWorker = (
-    Attached | Generate | Abort | Place | Leave | Room | Check | Ask | Noted | Snapshot | Failed
+    Attached
+    | Generate
+    | Abort
+    | Place
+    | Leave
+    | Room
+    | Take
+    | Reserve
+    | Settle
+    | Levels
+    | Check
+    | Ask
+    | Noted
+    | Snapshot
+    | Failed
 )
 
 

@@ -7,8 +7,8 @@
 The port has one socket for each worker (SO_REUSEPORT): the kernel spreads connections evenly. The
 parent keeps them open, so that what waits at one whose worker died is answered by its successor.
 
-What must be exact is in one place: the queues and their fair turns are the parent's; the levels of
-the rate limits are in memory that all share. A worker that dies cuts its own streams and nothing
+What must be exact is in one place: the queues and their fair turns, and the
+levels of the rate limits, are the parent's. A worker that dies cuts its own streams and nothing
 else: the parent ends its requests in the engines, gives its places back and starts another one.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from maestrale.api.backend import About, Backend
 from maestrale.api.operations.health import load_json
 from maestrale.api.operations.history import Event
 from maestrale.api.operations.status import status_json
-from maestrale.api.shared_levels import make_levels
+from maestrale.api.rate import RateLimiter
 from maestrale.config.settings import Settings
 from maestrale.errors import EngineError, MaestraleError
 from maestrale.logs import LOGGER
@@ -87,7 +86,6 @@ class Parent(Front):
         super().__init__(ParentBackend(settings, models, lambda: self.handles))
         self._settings = settings
         self._socks = socks
-        self._levels = make_levels()
         self._restarts = Restarts()
         self._deaths: list[float] = []
         self._answered = False  # a worker has come so far
@@ -106,6 +104,11 @@ class Parent(Front):
     def host(self, model: str) -> DeploymentHost:
         """What owns the deployment with this id."""
         return next(each for each in self.hosts if each.deployment.id == model)
+
+    @property
+    def rates(self) -> RateLimiter:
+        """The limits of all keys."""
+        return self.backend.rates.limiter
 
     def note(self, event: Event) -> None:
         """Something went wrong, for the status page."""
@@ -198,7 +201,6 @@ class Parent(Front):
         for keeper in tuple(self._keepers):
             keeper.cancel()
         await asyncio.gather(*(asyncio.shield(handle.dead) for handle in handles))
-        os.close(self._levels)
 
     # Within
 
@@ -219,14 +221,13 @@ class Parent(Front):
     async def _hire(self, place: int) -> WorkerHandle:
         """A worker at this socket. Raises: EngineError when the system has no room for it."""
         listener = self._socks[place].fileno()
-        handle = WorkerHandle(self, place, (listener, self._levels))
+        handle = WorkerHandle(self, place, (listener,))
         settings = self._settings
         begin = Begin(
             pack_settings(settings),
             tuple(pack_settings(each.deployment.settings) for each in self.hosts),
             settings.api_workers,
             listener,
-            self._levels,
             tuple(self._attaches),
         )
         await handle.spawn(begin)

@@ -14,7 +14,7 @@ from maestrale.api.admission import Admission
 from maestrale.api.backend import About, Backend
 from maestrale.api.deployment import READY_STATES, Deployment, deployment_id
 from maestrale.api.operations.history import Event, Events
-from maestrale.api.rate import RateLimiter
+from maestrale.api.rate import Level, Rates
 from maestrale.config.settings import Settings
 from maestrale.engines.base import (
     Constraint,
@@ -28,6 +28,7 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.mailbox import Mailbox
 from maestrale.errors import MaestraleError
+from maestrale.keys import Key
 from maestrale.metrics import ModelMetrics
 from maestrale.serve.workers.messages import (
     Ask,
@@ -36,12 +37,16 @@ from maestrale.serve.workers.messages import (
     Generate,
     Granted,
     Leave,
+    Levels,
     Noted,
     Place,
     Refused,
     Reply,
+    Reserve,
     Room,
+    Settle,
     State,
+    Take,
     ToApiWorker,
     error_of,
 )
@@ -210,6 +215,41 @@ class RemoteAdmission(Admission):
                 self.idle.set()
 
 
+class RemoteRates(Rates):
+    """The parent's limits: as exact as one process's. Keys without limits ask for nothing."""
+
+    def __init__(self, link: ParentLink) -> None:
+        super().__init__()
+        self._link = link
+
+    async def take_request(self, key: Key | None) -> None:
+        """Raises: RateLimited."""
+        if key is not None and key.requests_per_minute is not None:
+            number = self._link.number()
+            await self._link.ask(number, Take(number, key))
+
+    async def reserve(self, key: Key | None, tokens: int) -> int | None:
+        """Raises: RateLimited."""
+        if key is None or key.tokens_per_minute is None:
+            return None
+        number = self._link.number()
+        body = await self._link.ask(number, Reserve(number, key, tokens))
+        return msgspec.msgpack.decode(body, type=int)
+
+    def settle(self, key: Key | None, reserved: int | None, used: int) -> None:
+        """The parent reads messages in order: what is asked for after it knows of it."""
+        if key is not None and reserved is not None:
+            self._link.send(Settle(key, reserved, used))
+
+    async def levels(self, key: Key | None, reserved: int | None = None) -> list[Level]:
+        """Where the key stands, by the parent."""
+        if key is None or (key.requests_per_minute is None and key.tokens_per_minute is None):
+            return []
+        number = self._link.number()
+        body = await self._link.ask(number, Levels(number, key, reserved))
+        return msgspec.msgpack.decode(body, type=list[Level])
+
+
 class ForwardedEvents(Events):
     """What goes wrong here is told to the parent, whose status page shows it."""
 
@@ -253,11 +293,10 @@ class WorkerBackend(Backend):
         settings: Settings,
         models: Sequence[Settings],
         link: ParentLink,
-        rates: RateLimiter,
     ) -> None:
         self._link = link
         super().__init__(settings, models)
-        self.rates = rates
+        self.rates = RemoteRates(link)
 
     def take(self, state: State) -> None:
         """What the parent says of one deployment."""

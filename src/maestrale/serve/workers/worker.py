@@ -20,8 +20,6 @@ from maestrale import logs
 from maestrale.api.admission import RETRY_AFTER
 from maestrale.api.http.body import BUDGET, BodyReader
 from maestrale.api.http.connections import raise_file_limit
-from maestrale.api.rate import RateLimiter
-from maestrale.api.shared_levels import SharedLevels
 from maestrale.chat.service import ChatService
 from maestrale.config.settings import Settings
 from maestrale.errors import MaestraleError, Unavailable
@@ -97,9 +95,8 @@ class Worker:
         await asyncio.sleep(LAST_WORDS)
 
     def _make_backend(self, settings: Settings, begin: Begin) -> WorkerBackend:
-        rates = RateLimiter(shared=SharedLevels(begin.levels))
         models = [unpack_settings(each) for each in begin.models]
-        backend = WorkerBackend(settings, models, self._link, rates)
+        backend = WorkerBackend(settings, models, self._link)
         # All workers together hold as much of large bodies as one would.
         backend.bodies = BodyReader(settings.max_body_bytes, BUDGET // begin.workers)
         return backend
