@@ -34,6 +34,7 @@ from benchmarks.peers.__main__ import bundled_gguf
 from benchmarks.peers.peers import BUNDLED
 from benchmarks.peers.processes import Running, descendants, free_port
 from benchmarks.peers.sizes import written_shape
+from maestrale.config.settings import default_cache_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "notes" / "performance.md"
@@ -41,7 +42,7 @@ BEGIN, END = "<!-- bench-start -->", "<!-- /bench-start -->"
 SHAPE, KIND, TITLE = "mistral-7b", "Q4_0", "Mistral-7B's shape, Q4_0"
 PATIENCE = 600.0  # seconds
 MIB = 1 << 20
-LEFT = 3 << 30  # of free memory, when it is filled
+LEFT = 1 << 30  # of free memory, when it is filled
 
 
 @dataclass
@@ -54,6 +55,8 @@ class Start:
     environment: Mapping[str, str] = field(default_factory=dict)
     fresh: Path | None = None
     """A cache whose models are removed before each start."""
+    fill: int = 1 << 30
+    """Bytes of free memory that are filled before it: what it takes itself, and more."""
     seconds: list[float] = field(default_factory=list)
     memory: int = 0
     written: int = 0
@@ -92,7 +95,7 @@ def first_token(start: Start, log: Path, *, watched: bool) -> None:
     """Start it, ask until it answers, and keep what was measured. Raises: RuntimeError."""
     if start.fresh is not None:
         shutil.rmtree(start.fresh / "models", ignore_errors=True)
-    _fill_free_memory()
+    _fill_free_memory(start.fill)
     port = free_port()
     command = [part.replace("{port}", str(port)) for part in start.command]
     running = Running(command, log, start.environment)
@@ -147,7 +150,7 @@ def _is_ready(port: int) -> bool:
         connection.close()
 
 
-def _fill_free_memory() -> None:
+def _fill_free_memory(size: int) -> None:
     """In a process of its own, which ends at once."""
     code = (
         "import mmap, sys\n"
@@ -158,7 +161,7 @@ def _fill_free_memory() -> None:
     )
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemFree:"):
-            size = int(line.split()[1]) * 1024 - LEFT
+            size = min(size, int(line.split()[1]) * 1024 - LEFT)
             if size > 0:
                 subprocess.run([sys.executable, "-c", code, str(size)], check=True)
 
@@ -170,11 +173,11 @@ def starts(file: Path, bundled: bool, cache: Path, llama_server: Path) -> list[S
     threads = str(len(os.sched_getaffinity(0)))
     llama = [str(llama_server), "-m", str(file)]
     llama += ["--host", "127.0.0.1", "--port", "{port}", "-t", threads, "-tb", threads]
-    name = file.stem
+    name, fill = file.stem, file.stat().st_size * 3 // 2 + (1 << 30)
     found = [
-        Start("maestrale, the first time", ours, name, fresh=cache),
-        Start("maestrale, again", ours, name),
-        Start("llama.cpp's server", [*llama, "-c", "4096"], "any"),
+        Start("maestrale, the first time", ours, name, fresh=cache, fill=fill),
+        Start("maestrale, again", ours, name, fill=fill),
+        Start("llama.cpp's server", [*llama, "-c", "4096"], "any", fill=fill),
     ]
     if bundled:
         found.append(Start("maestrale, the bundled model, again", launcher, BUNDLED))
@@ -219,6 +222,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-start-") as scratch:
         cache = Path(scratch, "cache")
         cache.mkdir()
+        with suppress(OSError):  # else it is compiled in the first round
+            shutil.copytree(default_cache_dir() / "kernel", cache / "kernel")
         found = starts(file, options.file is None, cache, llama_server)
         for number in range(options.rounds + 1):
             for each in found:
@@ -227,8 +232,8 @@ def main() -> int:
                         pass
                 # The first round makes what is kept, the kernel above all, and asks for memory.
                 first_token(each, Path(scratch, "log"), watched=number == 0)
-                if each.seconds:
-                    _say(f"{each.title}: {each.seconds[-1]:.2f} s")
+                told = f"{each.seconds[-1]:.2f} s" if each.seconds else f"{each.memory >> 20} MiB"
+                _say(f"{each.title}: {told}")
     table = as_markdown(TITLE if options.file is None else file.name, found)
     print(table)
     if options.write:
