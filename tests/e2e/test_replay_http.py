@@ -140,7 +140,7 @@ async def test_killed_twice_within_a_stream(server: Server, client: httpx.AsyncC
 
 
 async def test_killed_three_times_in_a_row(server: Server, client: httpx.AsyncClient) -> None:
-    """Again each time that it is back, before it has given the stream anything new."""
+    """Again each time that it is back: as a rule before it has given the stream anything new."""
     undisturbed = await ask(client, body())
     before = restarts(server)
     asked = asyncio.create_task(ask(client, body(), kill_at(server, 8)))
@@ -148,7 +148,8 @@ async def test_killed_three_times_in_a_row(server: Server, client: httpx.AsyncCl
         await asyncio.to_thread(until, lambda n=number: restarts(server) == before + n)
         kill(server)
     same(await asked, undisturbed)
-    assert restarts(server) == before + 3
+    # A quick engine has given the rest before the last kill: then its successor is still to come.
+    await asyncio.to_thread(until, lambda: restarts(server) == before + 3)
 
 
 async def test_a_long_pause_is_kept_alive(server: Server, client: httpx.AsyncClient) -> None:
