@@ -250,3 +250,21 @@ def check_error(answer: httpx.Response, status: int, param: str | None = None) -
     if param is not None:
         assert error["param"] == param
     return dict(error)
+
+
+def check_error_of_path(answer: httpx.Response) -> None:
+    """An error in the shape of the API whose path was asked: OpenAI's, or Anthropic's."""
+    path = answer.request.url.path
+    if path != "/v1/messages" and not path.startswith("/v1/messages/"):
+        check_error(answer, answer.status_code)
+        return
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert set(body) == {"type", "error", "request_id"}
+    assert body["type"] == "error"
+    assert body["request_id"]
+    assert set(body["error"]) == {"type", "message"}
+    assert all(body["error"].values())
+    assert "Traceback" not in answer.text
+    assert "site-packages" not in answer.text
+    assert len(answer.content) < 5000
