@@ -30,7 +30,7 @@ from benchmarks.peers.peers import BUNDLED
 from benchmarks.peers.processes import Running, free_port, running
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "guide" / "tools.md"
+PAGE = ROOT / "docs" / "reference" / "api.md"
 BEGIN, END = "<!-- json-quality -->", "<!-- /json-quality -->"
 MAX_TOKENS = 300
 SAMPLING = {"temperature": 0.2, "top_p": 0.9}  # what SmolLM2's makers advise
@@ -178,7 +178,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 
 def write_page(table: str) -> None:
-    """Put the table into its place in the guide."""
+    """Put the table into its place in the reference."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")

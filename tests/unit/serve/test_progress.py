@@ -19,13 +19,14 @@ def test_a_pipe_is_told_again_and_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY", 0.02)
-    monkeypatch.setattr(logging.getLogger("maestrale"), "propagate", True)
     caplog.set_level(logging.INFO, "maestrale")
+    messages: list[str] = []
     told: list[str] = []
     told_twice = threading.Event()
 
     class Listen(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
             if "so far" in record.getMessage():
                 told.append(record.getMessage())
             if len(told) == 2:
@@ -43,7 +44,6 @@ def test_a_pipe_is_told_again_and_again(
     finally:
         logging.getLogger("maestrale").removeHandler(listener)
     assert "Fetching: 5 MB (0 s so far)" in told
-    messages = [record.getMessage() for record in caplog.records]
     assert messages.count("Converting") == messages.count("Fetching: 5 MB") == 1
 
 
