@@ -151,7 +151,9 @@ async def test_queue_timeout() -> None:
 
 async def test_full_queue_is_refused_at_once_and_the_admitted_finish() -> None:
     settings = make_settings(max_waiting=2)
-    async with api(settings, options={"length": "20"}, max_num_seqs=2) as server:
+    # Paced, so that all have come before the first answer is whole.
+    options = {"length": "20", "tokens_per_second": "40"}
+    async with api(settings, options=options, max_num_seqs=2) as server:
         answers = await asyncio.gather(*(server.chat() for _ in range(40)))
         good = [answer for answer in answers if answer.status_code == 200]
         refused = [answer for answer in answers if answer.status_code == 503]
