@@ -15,7 +15,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,14 +23,15 @@ from typing import Any
 
 import httpx
 
+from benchmarks.output import say, write_page
 from benchmarks.peers import install
 from benchmarks.peers.__main__ import bundled_gguf
 from benchmarks.peers.peers import BUNDLED
-from benchmarks.peers.processes import Running, free_port, running
+from benchmarks.peers.processes import free_port, running
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reference" / "api.md"
-BEGIN, END = "<!-- json-quality -->", "<!-- /json-quality -->"
+NAME = "json-quality"  # of the table, on its page
 MAX_TOKENS = 300
 SAMPLING = {"temperature": 0.2, "top_p": 0.9}  # what SmolLM2's makers advise
 PATIENCE = 300.0  # seconds
@@ -129,19 +129,6 @@ def ask(url: str, model: str, row: Row, answers: int) -> None:
             each.result()
 
 
-def wait(server: Running, url: str) -> None:
-    """Until it answers. Raises: RuntimeError."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and not server.ended:
-        try:
-            if httpx.get(f"{url}/health", timeout=5).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.2)
-    raise RuntimeError(f"It did not start: {server.last_words()}")
-
-
 def measured(title: str, command: Sequence[str], model: str, answers: int) -> list[Row]:
     """Start one server, and count its answers of both kinds."""
     port = free_port()
@@ -150,10 +137,10 @@ def measured(title: str, command: Sequence[str], model: str, answers: int) -> li
     with tempfile.TemporaryDirectory(prefix="json-quality-") as scratch:
         filled = [part.replace("{port}", str(port)) for part in command]
         with running(filled, Path(scratch, "log"), {}) as server:
-            wait(server, url)
+            server.wait_until_healthy(port, PATIENCE)
             for row in rows:
                 ask(url, model, row, answers)
-                _say(f"{row.title}, {row.kind}: {row.ended} of {row.answers} ended")
+                say(f"{row.title}, {row.kind}: {row.ended} of {row.answers} ended")
     return rows
 
 
@@ -177,13 +164,6 @@ def as_markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def write_page(table: str) -> None:
-    """Put the table into its place in the reference."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser("json-quality", description=__doc__)
     parser.add_argument("--llama-server", type=Path, help="this one; else it is compiled here")
@@ -192,7 +172,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
     peers = options.cache.expanduser()
-    llama_server = options.llama_server or install.llamacpp(peers, _say) / "llama-server"
+    llama_server = options.llama_server or install.llamacpp(peers, say) / "llama-server"
     threads = str(len(os.sched_getaffinity(0)))
     ours = [str(ROOT / "maestrale"), "serve", "--port", "{port}"]
     llama = [str(llama_server), "-m", str(bundled_gguf()), "--host", "127.0.0.1"]
@@ -202,12 +182,8 @@ def main() -> int:
     table = as_markdown(rows)
     print(table)
     if options.write:
-        write_page(table)
+        write_page(PAGE, NAME, table)
     return 0
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

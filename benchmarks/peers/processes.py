@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -46,6 +47,15 @@ class Running:
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return " / ".join(lines[-3:])[-300:] or "it said nothing"
 
+    def wait_until_healthy(self, port: int, seconds: float) -> None:
+        """Until its /health says that it is ready. Raises: RuntimeError."""
+        while not _is_healthy(port, seconds):
+            if self.ended:
+                raise RuntimeError(f"it ended: {self.last_words()}")
+            if time.perf_counter() - self.started > seconds:
+                raise RuntimeError("it was not ready in time")
+            time.sleep(0.01)
+
     def pause(self) -> None:
         """Take the processor away from it, so that others can be measured."""
         self._signal_all(signal.SIGSTOP)
@@ -86,6 +96,17 @@ class Running:
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+
+
+def _is_healthy(port: int, seconds: float) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def descendants(pid: int) -> list[int]:
