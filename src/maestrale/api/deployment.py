@@ -24,9 +24,14 @@ READY_STATES = ("ready", "degraded")  # degraded: the engine restarts, requests 
 STATES = (*READY_STATES, "starting", "draining", "dead")
 
 
+def names_of(settings: Settings, model_name: str) -> tuple[str, ...]:
+    """What a model with these settings is called; `model_name`: by itself."""
+    return settings.served_model_name or (model_name,)
+
+
 def deployment_id(settings: Settings) -> str:
     """The id of the deployment that has these settings."""
-    return settings.served_model_name[0] if settings.served_model_name else settings.model
+    return names_of(settings, settings.model)[0]
 
 
 class Deployment:
@@ -69,14 +74,14 @@ class Deployment:
         """
         if self.settings.generation_config == "auto":
             self.sampling = sampling
-        self.names = self.settings.served_model_name or (model_name,)
+        self.names = names_of(self.settings, model_name)
         self.engine, self._service = engine, service
         self.metrics = self._watch(engine)
         self.history.take()  # what comes from now on is news, also within the first second
 
     def knows(self, name: str) -> bool:
         """Whether requests for `name` are its own, also while it is loaded."""
-        return name in (self.names or self.settings.served_model_name or (self.settings.model,))
+        return name in (self.names or names_of(self.settings, self.settings.model))
 
     @property
     def loaded(self) -> ChatService | None:
@@ -157,7 +162,7 @@ class Deployments:
         self._by_id = {each.id: each for each in self._all}
         seen: set[str] = set()
         for each in self._all:
-            for name in each.settings.served_model_name or (each.settings.model,):
+            for name in names_of(each.settings, each.settings.model):
                 if name in seen:
                     raise _same_name(name)
                 seen.add(name)
@@ -183,7 +188,7 @@ class Deployments:
 
     def check_name(self, deployment: Deployment, model_name: str) -> None:
         """Whether it may be called so, by its own name. Raises: SettingsError."""
-        for name in deployment.settings.served_model_name or (model_name,):
+        for name in names_of(deployment.settings, model_name):
             if any(name in each.names for each in self._all if each is not deployment):
                 raise _same_name(name)
 

@@ -175,11 +175,8 @@ class RayServeEngine:
             raise Unavailable(self._another_model(), retry_after=5)
         entry = self._ledger.open(request)
         try:
-            while True:
-                delta = await entry.mailbox.get()
+            async for delta in entry.mailbox:
                 yield delta
-                if delta.finish_reason is not None:
-                    return
         finally:
             self._ledger.close(entry)
 

@@ -13,9 +13,12 @@ from maestrale.engines.base import TokenDelta
 
 
 class Mailbox:
-    """One producer and one reader, both on the same event loop."""
+    """One producer and one reader, both on the same event loop. Iterated over, it ends with the
+    request's last delta, or raises what was given to `fail`.
+    """
 
     def __init__(self) -> None:
+        self.over = False  # the last delta, or the error, was read
         self._deltas: list[TokenDelta] = []
         self._error: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -36,11 +39,22 @@ class Mailbox:
         """
         while not self._deltas:
             if self._error is not None:
+                self.over = True
                 raise self._error
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
         deltas, self._deltas = self._deltas, []
-        return deltas[0] if len(deltas) == 1 else merge(deltas)
+        delta = deltas[0] if len(deltas) == 1 else merge(deltas)
+        self.over = delta.finish_reason is not None
+        return delta
+
+    def __aiter__(self) -> Mailbox:
+        return self
+
+    async def __anext__(self) -> TokenDelta:
+        if self.over:
+            raise StopAsyncIteration
+        return await self.get()
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

@@ -214,11 +214,8 @@ class ScriptedEngine:
         self._drained.clear()
         self._wake.set()
         try:
-            while True:
-                delta = await sequence.mailbox.get()
+            async for delta in sequence.mailbox:
                 yield delta
-                if delta.finish_reason is not None:
-                    return
         finally:
             for queue in (self._waiting, self._running):
                 if sequence in queue:

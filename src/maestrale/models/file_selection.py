@@ -35,7 +35,7 @@ _WHOLE_TYPES = ("BF16", "F16", "F32")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
 _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 _EXPORTED = re.compile(r"[-_.]?(?:int8|int4|fp16|nf4)?(?:[-_](?:cw|asym|sym))?[-_](?:ov|openvino)$")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # never opened: they can run code
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def _adapter(repo: str) -> str:
 
 
 def _no_weights(repo: str, names: Sequence[str]) -> str:
-    if _matching(names, _PICKLES):
+    if _matching(names, tuple(f"*{suffix}" for suffix in PICKLES)):
         return (
             f"{repo} holds its weights as pickles, which can run code when they are read, so "
             "they are not fetched. Look for one with safetensors or GGUF files; some models "

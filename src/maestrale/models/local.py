@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maestrale.errors import ModelError
-from maestrale.models.file_selection import FileSelection, select_files
-
-_PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+from maestrale.models.file_selection import PICKLES, FileSelection, select_files
 
 
 def refuse_revision(model: str, revision: str | None) -> None:
@@ -44,7 +42,7 @@ def local_path(model: str) -> Path | None:
 
 def refuse_other_files(path: Path) -> None:
     """Raises: ModelError for a file of a kind that is never a model by itself."""
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise ModelError(
             f"{path} is a pickle, which can run code when it is read, so it is not opened. Get the "
             "model as a GGUF file, or as a folder with safetensors."

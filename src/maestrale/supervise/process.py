@@ -169,11 +169,8 @@ class SupervisedEngine:
             raise Unavailable("The engine is still loading the model.", retry_after=2)
         entry = self._ledger.open(request)
         try:
-            while True:
-                delta = await entry.mailbox.get()
+            async for delta in entry.mailbox:
                 yield delta
-                if delta.finish_reason is not None:
-                    return
         finally:
             self._ledger.close(entry)
 

@@ -238,8 +238,7 @@ class CPUEngine:
         self._order("add", generation)
         finished = False
         try:
-            while not finished:
-                delta = await generation.mailbox.get()
+            async for delta in generation.mailbox:
                 finished = delta.finish_reason is not None
                 yield delta
         finally:

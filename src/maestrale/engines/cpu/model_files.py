@@ -7,8 +7,8 @@ from pathlib import Path
 from maestrale.engines.cpu.architectures import Described, describe
 from maestrale.engines.cpu.spec import DecoderSpec
 from maestrale.engines.cpu.weights.gguf import open_gguf
-from maestrale.engines.cpu.weights.safetensors import PICKLES, open_folder
-from maestrale.errors import ModelError
+from maestrale.engines.cpu.weights.safetensors import open_folder
+from maestrale.models.local import refuse_other_files
 
 
 def open_model(path: Path) -> Described:
@@ -18,13 +18,7 @@ def open_model(path: Path) -> Described:
     """
     if path.is_dir():
         return describe(open_folder(path))
-    if path.suffix.lower() in PICKLES:
-        raise ModelError(
-            f"{path} is a pickle, which can run code when it is read, so it is not opened. Get the "
-            "model as safetensors or GGUF."
-        )
-    if path.suffix.lower() == ".safetensors":
-        raise ModelError(f"{path} is one file of a model. Give its folder: {path.parent}")
+    refuse_other_files(path)
     return describe(open_gguf(path))
 
 

@@ -71,6 +71,9 @@ class Shares:
         """What each may spend in the next step."""
         for sequence in running:
             self.settle(sequence)
+        if len({sequence.share for sequence in running}) < 2:
+            self._credit.clear()
+            return Part(None, {}, self)
         wanted: dict[str, float] = {}
         prompts: dict[str, float] = {}
         dearest: dict[str, float] = {}
@@ -83,9 +86,6 @@ class Shares:
             wanted[share] = wanted.get(share, 0.0) + costs
             dearest[share] = max(dearest.get(share, 0.0), row)
             cheapest[share] = min(cheapest.get(share, row), row)
-        if len(wanted) < 2:
-            self._credit.clear()
-            return Part(None, {}, self)
         before = self._credit
         # What is left over is carried on as far as one row needs it.
         credit = {share: min(before.get(share, 0.0), dearest[share]) for share in wanted}

@@ -66,11 +66,6 @@ def user_data(options: SetupOptions, source: str | None) -> str:
     return text
 
 
-def first_boot_script(options: SetupOptions, source: str | None) -> str:
-    """The script alone. Raises: SourceError."""
-    return _script(options, _image_script(source)[0])
-
-
 def _file(path: str, mode: str, content: str) -> str:
     body = textwrap.indent(content.rstrip("\n") + "\n", "      ", lambda line: bool(line.strip()))
     return f"  - path: {path}\n    permissions: '{mode}'\n    content: |\n{body}"

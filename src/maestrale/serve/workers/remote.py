@@ -156,20 +156,13 @@ class RemoteEngine:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Raises: as the parent's engine."""
         mailbox = self._link.streams[request.request_id] = Mailbox()
-        over = False
         try:
             self._link.send(Generate(self._model, request))
-            while not over:
-                try:
-                    delta = await mailbox.get()
-                except MaestraleError:
-                    over = True
-                    raise
-                over = delta.finish_reason is not None
+            async for delta in mailbox:
                 yield delta
         finally:
             del self._link.streams[request.request_id]
-            if not over:
+            if not mailbox.over:
                 self._link.send(Abort(request.request_id))
 
 

@@ -11,13 +11,13 @@ from maestrale.engines.cpu.keys import Keys
 from maestrale.engines.cpu.weights.mapped import MappedTensors
 from maestrale.engines.cpu.weights.source import Source
 from maestrale.errors import ModelError
+from maestrale.models.file_selection import PICKLES
 from maestrale.models.folder_words import read_json
 from maestrale.models.safetensors_file import indexed_files, read_safetensors
 from maestrale.models.tensor_info import TensorInfo
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ADAPTER, CONFIG = "adapter_config.json", "config.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Models whose decoder stands under `text_config`, and how its tensors begin.
 _TEXT_PREFIXES = ("model.language_model.", "language_model.")
 _OTHER_PARTS = (
