@@ -24,6 +24,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 STREAMS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 ENOUGH_TOKENS, ENOUGH_SECONDS = 8_000, 8.0
@@ -35,11 +36,13 @@ def serve(port: str, pace: str, workers: int) -> None:
     from dataclasses import replace
 
     from maestrale.config.reading import load_settings
+    from maestrale.config.settings import Settings
+    from maestrale.engines.base import EngineConfig
     from maestrale.serve import hosting, server
 
     plain = hosting.engine_config
 
-    def scripted(settings, model_dir):
+    def scripted(settings: Settings, model_dir: str) -> EngineConfig:
         from msgspec.structs import replace
 
         options = {"text": " The wind blows from the north along the valley to the sea."}
@@ -71,7 +74,7 @@ def children_of(pid: int, module: str) -> list[int]:
     return [int(child) for child in children if mark in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-async def load(url: str, model: str, streams: int, tokens_each: int):
+async def load(url: str, model: str, streams: int, tokens_each: int) -> tuple[int, int, float]:
     """Gives (tokens by the server's count, events with text, seconds)."""
     import msgspec
 
@@ -99,7 +102,9 @@ async def load(url: str, model: str, streams: int, tokens_each: int):
     return tokens, sum(answer.pieces for answer in answers), seconds
 
 
-def measure(url: str, model: str, parts: dict, streams: int, tokens: int) -> dict:
+def measure(
+    url: str, model: str, parts: dict[str, list[int]], streams: int, tokens: int
+) -> dict[str, Any]:
     """One row: `streams` answers of `tokens` tokens at once, again until there are enough."""
     import uvloop
 
@@ -116,7 +121,7 @@ def measure(url: str, model: str, parts: dict, streams: int, tokens: int) -> dic
     return row | dict(zip((*parts, "generator"), spent, strict=True))
 
 
-def start(port: int, pace: float, workers: int) -> subprocess.Popen:
+def start(port: int, pace: float, workers: int) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-m",
@@ -149,7 +154,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def plot(rows: list[dict], path: Path) -> None:
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from maestrale.bench.plot import Line, chart
 
     total = [(row["streams"], row["api"] / row["tokens"] * 1e6) for row in rows]

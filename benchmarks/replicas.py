@@ -31,6 +31,7 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from benchmarks.front_end import children_of, cpu_seconds, free_port
 
@@ -57,7 +58,9 @@ def serve(port: str, flags: list[str], script: str) -> None:
 class Server:
     """One server with these settings; its processes by what they are."""
 
-    def __init__(self, script: dict | None = None, cores: set[int] | None = None, **flags) -> None:
+    def __init__(
+        self, script: dict[str, Any] | None = None, cores: set[int] | None = None, **flags: Any
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = tempfile.TemporaryDirectory(prefix="mst-bench-")
@@ -102,7 +105,7 @@ class Server:
             time.sleep(0.5)
         raise SystemExit(f"{count} replicas did not come up:\n{self._log.read_text()[-2000:]}")
 
-    def status(self) -> dict:
+    def status(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.url}/status.json", timeout=30) as answer:
             return json.load(answer)
 
@@ -153,7 +156,7 @@ def body(model: str, tokens: int, words: str = "Speak.") -> bytes:
     return json.dumps(request).encode()
 
 
-async def ask(url: str, bodies: list[bytes]) -> list:
+async def ask(url: str, bodies: list[bytes]) -> list[Any]:
     """All at once. Raises: SystemExit for one that failed."""
     from maestrale.bench.client import Client, Target
 
@@ -173,18 +176,18 @@ def various(model: str, tokens: int, count: int) -> list[bytes]:
     return [body(model, tokens, f"{index}: tell me about that.") for index in range(count)]
 
 
-def run(url: str, bodies: list[bytes]) -> list:
+def run(url: str, bodies: list[bytes]) -> list[Any]:
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(ask(url, bodies))
 
 
-def tokens_of(answers: list) -> int:
+def tokens_of(answers: list[Any]) -> int:
     return sum(answer.usage.completion_tokens for answer in answers if answer.usage)
 
 
-def median_ttft(answers: list) -> float:
+def median_ttft(answers: list[Any]) -> float:
     return statistics.median(each.first_token - each.started for each in answers)
 
 
@@ -228,7 +231,11 @@ def scale_to(count: int, speed: float, options: argparse.Namespace) -> None:
 def hop(options: argparse.Namespace) -> None:
     print(f"load average before: {os.getloadavg()[0]:.1f}, cores: {os.cpu_count()}")
     script = {"text": WORDS, "tokens_per_second": "100"}
-    for name, flags in (("no Ray", {}), ("one replica", {"replicas": 1})):
+    hops: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("no Ray", {}),
+        ("one replica", {"replicas": 1}),
+    )
+    for name, flags in hops:
         with Server(script, max_num_seqs=64, **flags) as server:
             model = server.status()["models"][0]
             one = [body(model, 1)]
@@ -286,7 +293,7 @@ def opening(number: int) -> list[dict[str, str]]:
     return [{"role": "system", "content": f"You know the {subject}. {facts}"}]
 
 
-async def converse(client, model: str, number: int, turns: int) -> list[float]:
+async def converse(client: Any, model: str, number: int, turns: int) -> list[float]:
     """One conversation, question after answer; seconds to the first token of each follow-up."""
     messages, waits = opening(number), []
     for turn in range(turns):

@@ -59,7 +59,16 @@ def _compile(folder: Path, library: Path) -> None:
     def one(entry: tuple[Path, str]) -> Path:
         path, level = entry
         made = folder / f"{path.stem}.o"
-        command = ["g++", *flags, *SANITIZE, *compiler.flags(level), "-c", path, "-o", made]
+        command = [
+            "g++",
+            *flags,
+            *SANITIZE,
+            *compiler.flags(level),
+            "-c",
+            str(path),
+            "-o",
+            str(made),
+        ]
         subprocess.run(command, check=True)
         return made
 

@@ -5,6 +5,8 @@ would take it: their variables and pip.conf are read. Prints what a shell has to
 uv goes the same way. Any Python from 3.8 on; the standard library alone.
 """
 
+from __future__ import annotations
+
 import base64
 import configparser
 import hashlib
@@ -23,6 +25,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+from collections.abc import Collection, Mapping
 
 PYPI = "https://pypi.org/simple"
 PAGES = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
@@ -32,7 +35,7 @@ class Unavailable(Exception):
     """Says why."""
 
 
-def pip_settings():
+def pip_settings() -> dict[str, str]:
     """What pip would be told here, by its names; variables go before files, as with pip."""
     home = os.path.expanduser("~")
     config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
@@ -40,7 +43,7 @@ def pip_settings():
     files += [os.path.join(config, "pip/pip.conf"), os.environ.get("PIP_CONFIG_FILE", "")]
     if os.environ.get("PIP_CONFIG_FILE") == os.devnull:
         files = []
-    found = {}
+    found: dict[str, str] = {}
     for file in filter(None, files):
         parser = configparser.RawConfigParser()
         try:
@@ -59,8 +62,8 @@ def pip_settings():
 class Sources:
     """Where packages come from: uv's own settings, and pip's for what they leave open."""
 
-    def __init__(self, pip, environment):
-        def own(*names):
+    def __init__(self, pip: dict[str, str], environment: Mapping[str, str]) -> None:
+        def own(*names: str) -> str:
             return next((environment[name] for name in names if environment.get(name)), "")
 
         self.index = own("UV_DEFAULT_INDEX", "UV_INDEX_URL") or pip.get("index-url", "")
@@ -77,7 +80,7 @@ class Sources:
         self.proxy = pip.get("proxy", "")
         self.timeout = float(pip.get("timeout") or pip.get("default-timeout") or 60)
 
-    def for_uv(self):
+    def for_uv(self) -> dict[str, str]:
         """The same as uv's variables."""
         proxy = self.proxy if "://" in self.proxy or not self.proxy else "http://" + self.proxy
         named = {
@@ -94,19 +97,19 @@ class Sources:
         }
         return {name: value for name, value in named.items() if value}
 
-    def opener(self, url):
+    def opener(self, url: str) -> urllib.request.OpenerDirector:
         context = ssl.create_default_context(cafile=self.certificates or None)
         parts = urllib.parse.urlsplit(url)
         if {parts.hostname, parts.netloc.rpartition("@")[2]}.intersection(self.trusted):
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        handlers = [urllib.request.HTTPSHandler(context=context)]
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context)]
         if self.proxy:
             proxy = self.for_uv()["HTTPS_PROXY"]
             handlers.append(urllib.request.ProxyHandler({"http": proxy, "https": proxy}))
         return urllib.request.build_opener(*handlers)
 
-    def credentials_for(self, parts):
+    def credentials_for(self, parts: urllib.parse.SplitResult) -> str:
         """NAME:PASSWORD, from the address, that of an index on the same host, or ~/.netrc."""
         host = parts.netloc.rpartition("@")[2]
         for known in (parts, *map(urllib.parse.urlsplit, (self.index, *self.more))):
@@ -119,7 +122,7 @@ class Sources:
             return ""
         return f"{found[0]}:{found[2]}" if found else ""
 
-    def get(self, url, accept="*/*"):
+    def get(self, url: str, accept: str = "*/*") -> tuple[str, str, bytes]:
         """(address after redirects, kind of content, content)."""
         parts = urllib.parse.urlsplit(url)
         headers = {"Accept": accept, "User-Agent": "maestrale"}
@@ -138,25 +141,25 @@ class Sources:
 class Links(html.parser.HTMLParser):
     """The addresses that a page links to."""
 
-    def __init__(self, page):
+    def __init__(self, page: str) -> None:
         super().__init__()
-        self.found = []
+        self.found: list[str] = []
         self.feed(page)
 
-    def handle_starttag(self, tag, attributes):
-        address = dict(attributes).get("href")
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        address = dict(attrs).get("href")
         if tag == "a" and address:
             self.found.append(address)
 
 
-def candidates(sources):
+def candidates(sources: Sources) -> tuple[list[str], list[str]]:
     """Addresses of all files of uv that are told of, best source first; and what went wrong."""
-    found, problems = [], []
+    found: list[str] = []
+    problems: list[str] = []
     for place in sources.links:
         folder = pathlib.Path(urllib.parse.urlsplit(place).path if "://" in place else place)
-        if "://" in place and not place.startswith("file:"):
-            folder = None
-        if folder is not None and folder.is_dir():
+        local = "://" not in place or place.startswith("file:")
+        if local and folder.is_dir():
             found += [file.absolute().as_uri() for file in sorted(folder.glob("uv-*.whl"))]
     pages = [] if sources.no_index else [sources.index or PYPI, *sources.more]
     for page in [index.rstrip("/") + "/uv/" for index in pages]:
@@ -173,12 +176,12 @@ def candidates(sources):
     return found, problems
 
 
-def hidden(url):
+def hidden(url: str) -> str:
     """Without the password in it."""
     return re.sub(r"//[^/@]*@", "//", url)
 
 
-def fits(name, version):
+def fits(name: str, version: str) -> bool:
     """Whether the file of that name is of the version, and for this machine."""
     match = re.fullmatch(r"uv-([^-]+)-[^-]+-[^-]+-([^-]+)\.whl", name)
     if match is None or match[1] != version:
@@ -190,7 +193,7 @@ def fits(name, version):
     )
 
 
-def wheel(sources, version, hashes):
+def wheel(sources: Sources, version: str, hashes: Collection[str]) -> bytes:
     """Its content. Raises: Unavailable; OSError."""
     found, problems = candidates(sources)
     addresses = []
@@ -208,7 +211,7 @@ def wheel(sources, version, hashes):
     raise Unavailable(f"{hidden(addresses[0])} has none of the hashes of the lock")
 
 
-def main():
+def main() -> None:
     lock, program = sys.argv[1], pathlib.Path(sys.argv[2])
     text = pathlib.Path(lock).read_text(encoding="utf-8")
     pinned = re.search(r"^uv==(\S+)((?:[ \\\n]+--hash=sha256:[0-9a-f]{64})+)", text, re.M)

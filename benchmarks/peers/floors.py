@@ -60,13 +60,13 @@ class Reached:
 
 def reached(found: Mapping[str, Found], front_end: float | None = None) -> Iterator[Reached]:
     """Every floor. `front_end`: tokens/s that the API process alone streamed to 128 clients."""
-    same = [("llamacpp-q4_1",), SAME_GGUF, "llama.cpp on the same GGUF"]
-    best = [LLAMACPP, AT_ITS_BEST, "llama.cpp's best row"]
+    same = (("llamacpp-q4_1",), SAME_GGUF, "llama.cpp on the same GGUF")
+    best = (LLAMACPP, AT_ITS_BEST, "llama.cpp's best row")
     for others, floors, name in (same, best):
         for (cell, title), floor in zip(CELLS.items(), floors, strict=True):
             value = _ratio(found, others, cell)
             yield Reached(f"{title}, against {name}", floor, value, cell != "article_ttft")
-    beside = [
+    beside: list[tuple[str, str, float, tuple[int, ...]]] = [
         ("vllm", "against vLLM's CPU build", 3.0, (8, 32)),
         ("genai", "over HTTP, against OpenVINO GenAI alone", 0.95, (8, 32)),
     ]

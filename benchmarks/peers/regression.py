@@ -51,7 +51,8 @@ def _by_record(
         before = [recorded.get(key, {}).get("medians", {}).get(column.number) for key in both]
         if None in now or None in before:
             continue
-        lead, recorded_lead = column.lead(*now), column.lead(*before)
+        lead = column.lead(*(number for number in now if number is not None))
+        recorded_lead = column.lead(*before)
         what = f"ours against {reference}, {column.title}"
         yield f"{what}: {lead:.2f}, recorded {recorded_lead:.2f}", lead >= TOLERATED * recorded_lead
 

@@ -217,9 +217,9 @@ class Rounds:
     def _cells(self, asker: cells.Asker, found: Found, peer: Peer, number: int) -> None:
         plan = self._plan
         work: list[Callable[[], Any]] = [
-            *(lambda s=s, t=t: cells.streams(asker, s, t) for s, t in plan.streams),  # type: ignore[misc]
+            *(lambda s=s, t=t: cells.streams(asker, s, t) for s, t in plan.streams),
             # Short times, and so uncertain ones: two readers, one after the other.
-            *(lambda r=r: cells.article(asker, r + number) for r in (1000, 1500)),  # type: ignore[misc]
+            *(lambda r=r: cells.article(asker, r + number) for r in (1000, 1500)),
         ]
         disturbed = plan.is_disturbed(peer, number)
         if disturbed or is_ours(peer):

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def workers(server: Server) -> dict[int, dict[str, Any]]:
 
 def metrics(server: Server) -> dict[str, float]:
     """Sums over all labels, by name."""
-    sums: Counter[str] = Counter()
+    sums: defaultdict[str, float] = defaultdict(float)
     for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text):
         for sample in family.samples:
             sums[sample.name] += sample.value

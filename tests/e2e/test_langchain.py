@@ -103,7 +103,7 @@ async def test_async(chat: BaseChatModel) -> None:
 
 
 def test_batch(chat: BaseChatModel) -> None:
-    questions = [ASK, "What is the sea?", ASK]
+    questions: list[Any] = [ASK, "What is the sea?", ASK]
     first, second, third = (answer.text for answer in chat.batch(questions))
     assert first == third
     assert first != second

@@ -29,7 +29,8 @@ async def stream(client: httpx.AsyncClient, seed: int) -> tuple[str, dict[str, A
         "max_tokens": TOKENS,
         "ignore_eos": True,
     }
-    text, usage, done = "", {}, False
+    usage: dict[str, Any] = {}
+    text, done = "", False
     async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
         assert answer.status_code == 200
         async for line in answer.aiter_lines():

@@ -17,16 +17,17 @@ from serving import serving
 pytestmark = pytest.mark.model
 
 ASK: list[Any] = [{"role": "user", "content": "Name three animals of the savannah."}]
+PARTS: list[Any] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Hello!"}]},
+]
 SEEDED: dict[str, Any] = {"messages": ASK, "random_seed": 5, "temperature": 1.0, "max_tokens": 16}
 
 
 def test_chat(mistral_client: Mistral, model: str) -> None:
     answer = mistral_client.chat.complete(
         model=model,
-        messages=[
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": [{"type": "text", "text": "Hello!"}]},
-        ],
+        messages=PARTS,
         temperature=0.7,
         top_p=1,
         max_tokens=20,
@@ -136,7 +137,7 @@ def test_logprobs(mistral_client: Mistral, model: str) -> None:
     answer = mistral_client.chat.complete(
         model=model, messages=ASK, temperature=0, max_tokens=4, logprobs=True, top_logprobs=2
     )
-    logprobs = answer.choices[0].logprobs
+    logprobs: Any = answer.choices[0].logprobs
     assert logprobs is not None
     assert len(logprobs.content or []) == 4
     for entry in logprobs.content or []:
@@ -166,7 +167,7 @@ def test_response_formats(mistral_client: Mistral, model: str) -> None:
 
 
 def test_models(mistral_client: Mistral, model: str) -> None:
-    listed = mistral_client.models.list().data or []
+    listed: list[Any] = mistral_client.models.list().data or []
     assert [card.id for card in listed] == [model]
     card = mistral_client.models.retrieve(model_id=model)
     assert isinstance(card, BaseModelCard)

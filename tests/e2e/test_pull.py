@@ -123,6 +123,7 @@ def test_serve_fetches_and_then_needs_no_hub(hub: StandInHub, tmp_path: Path) ->
             if start == "first":
                 assert "Downloading TheBloke/Mistral-7B-Instruct-v0.1-GGUF" in server.log()
                 assert "Engine: cpu (" in server.log()
-        asked = len(hub.requests) if start == "first" else asked  # noqa: F821
+        if start == "first":
+            asked = len(hub.requests)
     assert len(hub.requests) == asked
     assert hub.sent > 0

@@ -145,7 +145,8 @@ async def test_killed_three_times_in_a_row(server: Server, client: httpx.AsyncCl
     before = restarts(server)
     asked = asyncio.create_task(ask(client, body(), kill_at(server, 8)))
     for number in range(1, 3):
-        await asyncio.to_thread(until, lambda n=number: restarts(server) == before + n)
+        wanted = before + number
+        await asyncio.to_thread(until, lambda wanted=wanted: restarts(server) == wanted)  # type: ignore[misc]
         kill(server)
     same(await asked, undisturbed)
     # A quick engine has given the rest before the last kill: then its successor is still to come.
@@ -174,7 +175,7 @@ async def test_killed_before_the_first_token(
     server: Server, client: httpx.AsyncClient, stream: bool
 ) -> None:
     """Suspended first, so that it surely has not begun; a long prompt, so that it has to."""
-    fields = {"text": LONG + "What is it about?", "stream": stream}
+    fields: dict[str, Any] = {"text": LONG + "What is it about?", "stream": stream}
     undisturbed = await ask(client, body(**fields))
     replayed = metric(server, "maestrale_replayed_requests_total")
     suspend(server)

@@ -178,7 +178,7 @@ def test_langchain_s_bind_tools(tooled: tuple[Server, str], kind: str) -> None:
 
 
 def test_the_prompt_is_mistral_common_s(mistral: Server) -> None:
-    body = {"messages": ASK, "tools": TOOLS}
+    body: dict[str, Any] = {"messages": ASK, "tools": TOOLS}
     tokens = httpx.post(f"{mistral.url}/tokenize", json=body, timeout=TIMEOUT).json()["tokens"]
     tokenizer = MistralTokenizer.from_file(shipped_file("v3"))
     request = ChatCompletionRequest.from_openai(**body)

@@ -46,7 +46,7 @@ class Package:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
             file.chmod(mode)
-        command = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", root, folder]
+        command = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(root), str(folder)]
         subprocess.run(command, check=True, capture_output=True)
         return folder / f"{self.name}_{self.version}_all.deb"
 

@@ -16,5 +16,9 @@ LIMITS = HttpLimits(
 )
 
 if __name__ == "__main__":
-    listening.protocol_class = lambda dialects: protocol_class(LIMITS, dialects=dialects)
+    setattr(  # noqa: B010 - the name is imported there, not exported
+        listening,
+        "protocol_class",
+        lambda dialects: protocol_class(LIMITS, dialects=dialects),
+    )
     main()

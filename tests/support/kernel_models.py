@@ -319,7 +319,7 @@ class Decoder:
 
         layers = (LayerStruct * spec.layers)()
         for i, layer in enumerate(layers):
-            for name, kind in LayerStruct._fields_:
+            for name, kind, *_ in LayerStruct._fields_:
                 if kind is floats:
                     setattr(layer, name, table(f"{i}.{name}"))
                 elif kind is c_void_p:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 OS = {
     "ubuntu-24.04": 'PRETTY_NAME="Ubuntu 24.04.1 LTS"\nNAME="Ubuntu"\nVERSION_ID="24.04"\n'
@@ -192,12 +193,12 @@ GOOD: dict[str, tuple[str, int]] = {
 
 def recorded(
     *without: str,
-    complete: bool = True,
-    **changed: str | tuple[str, int],
+    complete: object = True,
+    **changed: Any,
 ) -> str:
     """The probe's output on the good machine, with sections left out and others in their place.
 
-    `changed` by the sections' names, with _ for -; a text alone ends with status 0.
+    `changed` by the sections' names, with _ for -: text and status; a text alone ends with 0.
     """
     sections = {name: value for name, value in GOOD.items() if name not in without}
     for name, value in changed.items():

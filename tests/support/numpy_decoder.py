@@ -62,8 +62,9 @@ class NumpyDecoder:
         x = self._norm(x, roles.final_norm)
         head = embedding if roles.logits is None else matrix(self._mapped, roles.logits)
         out = x @ head.T
-        if roles.logits_bias is not None:
-            out = out + vector(self._mapped, roles.logits_bias)
+        bias = vector(self._mapped, roles.logits_bias)
+        if bias is not None:
+            out = out + bias
         out = out * np.float32(spec.logit_scale)
         cap = spec.logit_soft_cap
         return np.float32(cap) * np.tanh(out / np.float32(cap)) if cap else out

@@ -29,11 +29,11 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The series that an instant query gives. Raises: RuntimeError with Prometheus' reason."""
-        return self._get("query", query=expression)["result"]  # type: ignore[no-any-return]
+        return self._get("query", query=expression)["result"]
 
     def label_values(self, label: str, series: str) -> list[str]:
         """What a dashboard's variable would offer."""
-        return self._get(f"label/{label}/values", **{"match[]": series})  # type: ignore[no-any-return]
+        return self._get(f"label/{label}/values", **{"match[]": series})
 
     def until(self, expression: str, timeout: float = 30.0) -> list[dict[str, Any]]:
         """Ask again until there is an answer. Raises: RuntimeError when none comes."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 from msgspec.structs import replace
 
 from maestrale.cli.main import main
+from maestrale.config.settings import Settings
 from maestrale.engines.base import EngineConfig
 from maestrale.serve import hosting
 from maestrale.serve.workers import parent
@@ -19,8 +19,8 @@ from maestrale.serve.workers import parent
 _plain = hosting.engine_config
 
 
-def scripted(*args: Any) -> EngineConfig:
-    return replace(_plain(*args), options=json.loads(os.environ["SCRIPT"]))
+def scripted(settings: Settings, model_dir: str) -> EngineConfig:
+    return replace(_plain(settings, model_dir), options=json.loads(os.environ["SCRIPT"]))
 
 
 if __name__ == "__main__":

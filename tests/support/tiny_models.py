@@ -156,7 +156,9 @@ def encoded(values: NDArray[Any], dtype: str) -> bytes:
     return typed.tobytes()
 
 
-def dense(config: dict[str, Any], *, qkv_bias: bool = False, head_norms: bool = False) -> dict:
+def dense(
+    config: dict[str, Any], *, qkv_bias: bool = False, head_norms: bool = False
+) -> dict[str, Any]:
     """The tensors of a llama-like model."""
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     head = config.get("head_dim") or hidden // config["num_attention_heads"]

@@ -151,7 +151,7 @@ def container(engine: Engine, image: str, publishes: bool) -> Iterator[Container
     port = free_port()
     published = ("--publish", f"127.0.0.1:{port}:8000")
     network, inside = (published, 8000) if publishes else (("--network", "host"), port)
-    locked = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL")
+    locked: tuple[str, ...] = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL")
     locked += ("--security-opt", "no-new-privileges", "--volume", "kept:/data")
     token = ("-e", "HF_TOKEN=hf_unused")
     serve = ("--host", "0.0.0.0", "--port", str(inside), "--served-model-name", gist.NAME)

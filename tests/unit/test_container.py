@@ -11,7 +11,7 @@ import pytest
 
 from maestrale.cli import container
 from maestrale.models import store
-from maestrale.models.prepared import PreparedModel, is_intact, save_prepared
+from maestrale.models.prepared import FORMAT_VERSION, PreparedModel, is_intact, save_prepared
 
 GIST = ["--host", "0.0.0.0", "--model", "mistralai/Mistral-7B-Instruct-v0.2"]
 IN_IMAGE = {"MAESTRALE_HOST": "0.0.0.0", "MAESTRALE_MADE_KEY_FILE": "/data/api-key", "HOME": "/"}
@@ -116,7 +116,7 @@ def test_a_shipped_model_is_linked_not_built(
         raise AssertionError("built, though it is shipped")
 
     monkeypatch.setattr(store, "SHIPPED", tmp_path / "shipped")
-    name = f"{'a' * 32}-{store.FORMAT_VERSION}"
+    name = f"{'a' * 32}-{FORMAT_VERSION}"
     shipped = prepared(tmp_path / "shipped" / name)
     for path in (shipped, shipped.parent):
         path.chmod(0o555)

@@ -17,8 +17,8 @@ from maestrale.logs import (
     TextFormatter,
     Writer,
     configure,
-    one_line,
 )
+from maestrale.printable import one_line
 
 
 def record(message: str, **fields: object) -> logging.LogRecord:

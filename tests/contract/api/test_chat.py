@@ -214,7 +214,7 @@ async def test_safe_prompt_goes_before_the_conversation() -> None:
             seen.append(request)
             return generate(request)
 
-        server.engine.generate = spy  # type: ignore[method-assign, assignment]
+        server.engine.generate = spy  # type: ignore[method-assign]
         await server.chat(safe_prompt=True)
         await server.chat(
             safe_prompt=True,
@@ -234,7 +234,7 @@ async def test_every_sampling_field_reaches_the_engine() -> None:
             seen.append(request)
             return generate(request)
 
-        server.engine.generate = spy  # type: ignore[method-assign, assignment]
+        server.engine.generate = spy  # type: ignore[method-assign]
         await server.chat(
             temperature=0.3,
             top_p=0.9,

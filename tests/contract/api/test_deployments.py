@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,12 +109,12 @@ def streamed(server: Server, model: str, tokens: int) -> str:
     return text
 
 
-def metrics(server: Server, name: str) -> Counter[str]:
+def metrics(server: Server, name: str) -> defaultdict[str, float]:
     """A metric's sum by model."""
     text = httpx.get(f"{server.url}/metrics").text
     helps = [line.split()[2] for line in text.splitlines() if line.startswith("# HELP")]
     assert len(helps) == len(set(helps))  # one family of each name
-    sums: Counter[str] = Counter()
+    sums: defaultdict[str, float] = defaultdict(float)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name == name:

@@ -301,7 +301,7 @@ async def test_the_tokenizer_tells_of_itself() -> None:
 async def test_tokenize_takes_vllms_fields() -> None:
     async with api() as server:
         messages = [{"role": "user", "content": "Hello"}]
-        fields = {"add_generation_prompt": True, "continue_final_message": False,
+        fields: dict[str, Any] = {"add_generation_prompt": True, "continue_final_message": False,
                   "chat_template": None, "chat_template_kwargs": {}}  # fmt: skip
         plain = (await server.client.post("/tokenize", json={"messages": messages})).json()
         answer = await server.client.post("/tokenize", json={"messages": messages, **fields})

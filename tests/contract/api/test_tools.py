@@ -132,7 +132,7 @@ async def test_a_streamed_call_is_whole_in_one_delta() -> None:
         assert choices[-1]["finish_reason"] == "tool_calls"
         assert not any("tool_call" in (delta.get("content") or "") for delta in deltas)
         whole = (await one(server))["message"]["tool_calls"]
-        seed = {"seed": 1, "temperature": 0}
+        seed: dict[str, Any] = {"seed": 1, "temperature": 0}
         whole = (await one(server, **seed))["message"]["tool_calls"]
         streamed = await server.events(tools=TOOLS, **seed)
         sent = [c for e in streamed[:-1] for c in e["choices"][0]["delta"].get("tool_calls", [])]

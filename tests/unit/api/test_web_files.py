@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ OURS = [path for path in FILES if path.parent.name != "vendor"]
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(FOLDER)))
-def test_nothing_comes_from_elsewhere(path: pages.Path) -> None:
+def test_nothing_comes_from_elsewhere(path: Path) -> None:
     text = path.read_text().replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?://[a-z0-9]|//cdn|@import", text)
     assert path.suffix != ".css" or "url(" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ FACTS = {
 }
 
 
-def found() -> dict:
+def found() -> dict[str, Any]:
 
     everyone = {peer.key: Found(peer) for peer in PEERS}
     for speed in (90.0, 100.0, 120.0):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.engines import choose
 from maestrale.engines.choose import choose_engine
 from maestrale.models.gpus import Gpu, nvidia_gpus
 
@@ -26,7 +25,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def has_vllm(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     found = importlib.util.find_spec("json") if there else None
-    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
 
 
 def test_gpus_are_read_from_the_driver(driver: Path) -> None:

@@ -124,7 +124,7 @@ def test_the_kv_cache_fills_and_empties() -> None:
         )
         engine = ScriptedEngine(config)
         await engine.start()
-        async with aclosing(engine.generate(request(max_tokens=80))) as first:
+        async with aclosing(engine.generate(request(max_tokens=80))) as first:  # type: ignore[type-var]
             await anext(first)
             second = asyncio.ensure_future(anext(engine.generate(request(max_tokens=80))))
             await asyncio.sleep(0.1)

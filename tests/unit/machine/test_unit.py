@@ -19,7 +19,7 @@ from maestrale.machine.unit import Container, Program, environment_text, quote, 
 
 SERVE = ["--model", "mistralai/Mistral-7B-Instruct-v0.2", "--max-num-seqs", "8"]
 # An executable that is there, as `systemd-analyze verify` wants it.
-HOWS = {
+HOWS: dict[str, Container | Program] = {
     "container": Container(image="maestrale:0.1.0-cpu", docker="/bin/true"),
     "gpus": Container(image="maestrale:0.1.0-cuda", docker="/bin/true", gpus=True),
     "venv": Program(python=sys.executable),

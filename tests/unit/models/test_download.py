@@ -15,7 +15,7 @@ import pytest
 
 from maestrale.config.hub import HubSettings
 from maestrale.errors import AccessDenied, HubUnreachable, ModelError
-from maestrale.models import download, snapshot, transfer
+from maestrale.models import snapshot, transfer
 from maestrale.models.download import Pulled, pull
 from stand_in_hub import COMMIT, GOOD_TOKEN, STRANGER, Repo, StandInHub, sha256, stand_in_hub
 
@@ -270,7 +270,7 @@ def test_a_storage_out_of_order_is_asked_again(
     hub: StandInHub, tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(transfer.time, "sleep", pauses.append)
+    monkeypatch.setattr("time.sleep", pauses.append)
     hub.faults.statuses = [status, status]
     assert fetch(hub, tmp_path).weights.read_bytes() == WEIGHTS
     asked = [pause for pause in pauses if pause]  # the stand-in sleeps as well, for no time
@@ -308,7 +308,7 @@ def test_space_is_checked_first(
     hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage(10**9, 0, 250 << 20))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 0, 250 << 20))
     with pytest.raises(ModelError, match=r"needs 902\.0 kB more.*are free.*HF_HOME"):
         fetch(hub, tmp_path)
     assert hub.sent == 0

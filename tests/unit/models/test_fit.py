@@ -166,7 +166,7 @@ def test_without_a_size_the_cache_holds_the_whole_context_or_what_fits() -> None
 def test_what_is_asked_for_is_given_or_refused(asked: dict[str, int], says: str) -> None:
     usual = {"context": 32768, "block_bytes": block_bytes(32, 8, 128), "left": 16 << 30}
     with pytest.raises(EngineError, match=says):
-        cache_size(**(usual | asked))  # type: ignore[arg-type]
+        cache_size(**(usual | asked))
 
 
 def test_a_length_that_is_asked_for_gets_the_cache_it_needs() -> None:

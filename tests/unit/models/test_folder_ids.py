@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,7 +15,7 @@ from maestrale.prompt.messages import ChatMessage
 from serving import ROOT
 
 GOLDEN: dict[str, Any] = json.loads((ROOT / "tests/golden/folders.json").read_text())
-MESSAGES = [ChatMessage(role=turn["role"], content=turn["content"]) for turn in TALK]
+MESSAGES = [ChatMessage(**turn) for turn in cast(list[dict[str, Any]], TALK)]
 
 
 def encoder_of(name: str, tmp_path: Path) -> PromptEncoder:

@@ -28,7 +28,7 @@ TABLE = byte_of_character()
 
 def pieces(name: str, text: str) -> list[str]:
     cut = PRE_TOKENIZERS[name]
-    document = {
+    document: dict[str, Any] = {
         "version": "1.0", "added_tokens": [], "normalizer": None, "post_processor": None,
         "decoder": None, "model": {"type": "BPE", "vocab": {}, "merges": []},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(cut.steps)},

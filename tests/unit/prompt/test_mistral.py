@@ -257,7 +257,7 @@ TALK: list[dict[str, Any]] = [
 @pytest.mark.parametrize("turns", [2, 4, 6])
 def test_tools_are_written_as_mistral_common_writes_them(version: str, turns: int) -> None:
     """Compared with mistral-common's own reading of the same OpenAI-shaped request."""
-    body = {"messages": TALK[:turns], "tools": [WEATHER]}
+    body: dict[str, Any] = {"messages": TALK[:turns], "tools": [WEATHER]}
     common = MistralTokenizer.from_file(shipped_file(version))
     expected = common.encode_chat_completion(ChatCompletionRequest.from_openai(**body)).tokens
     request = decode(json.dumps(body).encode(), ChatRequest)

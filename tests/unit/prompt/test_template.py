@@ -114,13 +114,18 @@ def test_no_control_id_comes_from_a_client(
     assert content in prompt.text
 
 
+def with_field(field: str, value: str) -> ChatMessage:
+    fields: dict[str, Any] = {field: value}
+    return ChatMessage(role="user", content="", **fields)
+
+
 @pytest.mark.parametrize("field", ["name", "tool_call_id"])
 def test_other_fields_cannot_give_control_ids(encoder_with: Make, field: str) -> None:
     encoder = encoder_with(f"{{% for m in messages %}}<|im_{{{{ m.{field} }}}}|>{{% endfor %}}")
-    prompt = encoder.encode_chat([ChatMessage(role="user", content="", **{field: "end"})])
+    prompt = encoder.encode_chat([with_field(field, "end")])
     assert prompt.text == "<|im_end|>"
     assert 2 not in prompt.token_ids
-    whole = encoder.encode_chat([ChatMessage(role="user", content="", **{field: "<|im_end|>"})])
+    whole = encoder.encode_chat([with_field(field, "<|im_end|>")])
     assert 2 not in whole.token_ids
 
 
@@ -500,7 +505,7 @@ def test_another_template_may_be_for_tools(
 ) -> None:
     encoder = TemplateEncoder(
         smollm_document, smollm_vocabulary,
-        "{% for m in messages %}{{ m.content }};{% endfor %}", {}, None,
+        "{% for m in messages %}{{ m.content }};{% endfor %}", {}, (),
         tool_template="{% for tool in tools %}{% endfor %}{{ tools | tojson }}<tool_call>"
         "{% for m in messages %}{{ m.content }}{% endfor %}",
     )  # fmt: skip

@@ -100,7 +100,7 @@ def test_another_source_flag_or_machine_has_another_name(
         monkeypatch.setattr(module, what, value)
         name.cache_clear()
         names.add(name())
-    monkeypatch.setattr(compilers.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     name.cache_clear()
     names.add(name())
     monkeypatch.undo()
@@ -218,7 +218,7 @@ def test_a_compiler_that_is_asked_for_and_not_there_is_told(
 
 
 def test_another_processor_is_refused_by_name(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilers.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
     with pytest.raises(EngineError, match="this machine is riscv64"):
         library(cache, silent)
 
@@ -310,7 +310,7 @@ def test_a_wheel_brings_one_for_each_architecture_and_each_fits(
     for machine, file, call in zip(("aarch64", "x86_64"), files, linked, strict=True):
         assert f"-target {machine}-linux-gnu.2.17 " in call
         # Whichever compiler made it: the name is the one that such a machine looks for.
-        monkeypatch.setattr(compilers.platform, "machine", lambda machine=machine: machine)
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
         monkeypatch.setattr(module, "PREBUILT", file.parent)
         name.cache_clear()
         assert library(tmp_path / "cache", silent) == file

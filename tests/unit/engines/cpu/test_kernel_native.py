@@ -59,7 +59,7 @@ def test_vectors_of_every_level_agree(tmp_path: Path) -> None:
 @needs_arm
 def test_vectors_of_arm_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(vectors(tmp_path, "scalar", COMPILER, compilers.Compiler(()).flags("")))
-    monkeypatch.setattr(compilers.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     for level, flags in (("scalar", ""), ("neon", "neon")):
         program = vectors(tmp_path, level, CROSS, compilers.Compiler(()).flags(flags))
         assert run(QEMU, program) == expected, level
@@ -69,12 +69,13 @@ def products(folder: Path, level: str, compiler: str, flags: list[str]) -> str:
     """What products of one level with matrices of every type are."""
     program = folder / f"products-{level}-{Path(compiler).name}"
     names = [f"-DLEVEL={level}", f"-DLEVEL_{level.upper()}"]
-    files = [NATIVE / "products_digest.cpp", *(build.SOURCES / f"{n}.cpp" for n in PACKING)]
+    files: list[str | Path] = [
+        NATIVE / "products_digest.cpp",
+        *(build.SOURCES / f"{n}.cpp" for n in PACKING),
+    ]
     link = ["-static"] if compiler == CROSS else []
-    run(
-        *(compiler, *build.FLAGS, "-O1", *flags, *names, *link, INCLUDE, *files),
-        *("-o", program),
-    )
+    how = [*build.FLAGS, "-O1", *flags, *names, *link, str(INCLUDE)]
+    run(compiler, *how, *files, "-o", program)
     return run(*(QEMU, program) if compiler == CROSS else (program,))
 
 
@@ -83,7 +84,7 @@ def products(folder: Path, level: str, compiler: str, flags: list[str]) -> str:
 def test_products_of_arm_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = products(tmp_path, "scalar", COMPILER, compilers.Compiler(()).flags(""))
     assert len(expected.splitlines()) > 10
-    monkeypatch.setattr(compilers.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     for level in ("neon", "i8mm"):
         flags = compilers.Compiler(()).flags(level)
         assert products(tmp_path, level, CROSS, flags) == expected, level
@@ -112,7 +113,7 @@ def test_whole_models_agree_on_every_level_in_any_cut_with_any_threads(tmp_path:
 )
 def test_whole_models_agree_on_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = stepping(tmp_path)
-    monkeypatch.setattr(compilers.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     flags = compilers.Compiler(()).flags
     files = [*build.sources(compilers.Target.here()), (NATIVE / "step_digest.cpp", "")]
 

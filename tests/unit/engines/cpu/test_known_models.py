@@ -71,7 +71,11 @@ def test_llama_3(tmp_path: Path) -> None:
 
 
 def test_smollm2(tmp_path: Path) -> None:
-    more = {"is_llama_config": True, "rope_interleaved": False, "rope_scaling": None}
+    more: dict[str, Any] = {
+        "is_llama_config": True,
+        "rope_interleaved": False,
+        "rope_scaling": None,
+    }
     more |= {"transformers.js_config": {"dtype": {}}, "tie_word_embeddings": True}
     spec = read(tmp_path, llama(576, 1536, 30, 9, 3, 49152, **more))
     assert spec.parameters == 134_515_008

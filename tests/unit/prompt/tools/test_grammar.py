@@ -92,7 +92,8 @@ def walk(
     draw = random.Random(seed)
     decoder = IncrementalDecoder(vocabulary, shown=form.shown)
     parser = form.parser(use.reader(b""), parallel=use.parallel)
-    text, calls = "", []
+    calls: list[Any] = []
+    text = ""
     compiled = compiled.copy()
     for _ in range(3000):
         allowed = [int(token) for token in compiled.allowed().nonzero()[0]]

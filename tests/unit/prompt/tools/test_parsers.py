@@ -6,6 +6,7 @@ import functools
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -249,7 +250,8 @@ def parse(
 ) -> tuple[str, list[tuple[str, str]], list[str]]:
     """Text, (name, arguments) and ids of an answer that comes in these pieces."""
     parser = make(reader(key, required=required, only=only), parallel=parallel)
-    text, calls, seen, taken = "", [], 0, 0
+    calls: list[Any] = []
+    text, seen, taken = "", 0, 0
     for number, piece in enumerate([*pieces, ""]):
         parsed = parser.push(piece, last=number == len(pieces), cut=cut and number == len(pieces))
         text += parsed.text
@@ -272,7 +274,8 @@ def test_an_answer_in_single_characters(kind: Make, case: Case) -> None:
 
 @given(st.data())
 def test_how_an_answer_is_cut_changes_nothing(data: st.DataObject) -> None:
-    kind, case = data.draw(st.sampled_from([tuple(param.values) for param in ALL]))
+    cases: list[Any] = [tuple(param.values) for param in ALL]
+    kind, case = data.draw(st.sampled_from(cases))
     written, text, calls = case
     cuts = sorted(data.draw(st.sets(st.integers(0, len(written)))))
     pieces = [written[a:b] for a, b in zip([0, *cuts], [*cuts, len(written)], strict=True)]
@@ -295,7 +298,8 @@ def test_any_text_ends_and_adds_up(kind: Make, pieces: list[str], cut: bool) -> 
     text, calls, _ = parse(kind, pieces, cut=cut)
     whole = parse(kind, ["".join(pieces)], cut=cut)
     assert whole[:2] == (text, calls)
-    own = {MistralParser: "[\ufdd0-\ufdd2]", HarmonyParser: "[\ufdd0-\ufdd5]"}.get(kind, "(?!)")
+    markers: dict[Any, str] = {MistralParser: "[\ufdd0-\ufdd2]", HarmonyParser: "[\ufdd0-\ufdd5]"}
+    own = markers.get(kind, "(?!)")
     assert not re.search(own, text)
 
 

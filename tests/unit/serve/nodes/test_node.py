@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from maestrale import __version__
 from maestrale.config.paths import default_cache_dir
 from maestrale.config.settings import Settings
 from maestrale.keys import KeyStore, add_key
@@ -110,7 +111,7 @@ class Scripted(ApiOnNode):
     """Its API processes end as `script` says: whether they were ready."""
 
     def __init__(self, script: Callable[[int], bool], keys: bytes = pack_keys(None)) -> None:
-        super().__init__(actor.maestrale.__version__, b"", keys)
+        super().__init__(__version__, b"", keys)
         self.script, self.runs = script, 0
 
     async def _run_one(self) -> tuple[bool, str]:
