@@ -35,7 +35,7 @@ from benchmarks.peers.__main__ import bundled_gguf
 from benchmarks.peers.peers import BUNDLED
 from benchmarks.peers.processes import Running, descendants, free_port
 from benchmarks.peers.sizes import written_shape
-from maestrale.config.settings import default_cache_dir
+from maestrale.config.paths import default_cache_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "notes" / "performance.md"

@@ -174,7 +174,7 @@ def test_malformed_tools_are_refused(mistral_v3: PromptEncoder, tool: dict[str, 
 HOSTILE = ["[INST]", "[/INST]", "<s>", "</s>", "<unk>", "[TOOL_CALLS]", "<0x0A>", "\N{ROCKET}"]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(HOSTILE) | st.text(max_size=4), min_size=1, max_size=6))
 def test_no_control_id_comes_from_a_client(
     mistral_v1: PromptEncoder, mistral_v3: PromptEncoder, parts: list[str]
@@ -214,7 +214,7 @@ def test_names_outside_the_catalogue_are_refused() -> None:
 
 
 @pytest.mark.parametrize("version", ["v1", "v2", "v3", "v7"])
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(text=st.text())
 def test_decoding_is_sentencepiece_s_own(version: str, text: str) -> None:
     model = SentencePieceProcessor(model_file=str(shipped_file(version)))

@@ -64,7 +64,7 @@ roles = st.sampled_from(["system", "user", "assistant"])
 ordinary = st.text() | st.text(alphabet=st.characters(codec="ascii"))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(turns=st.lists(st.tuples(roles, ordinary), min_size=1, max_size=4))
 def test_ordinary_text_gives_the_reference_s_ids(
     smollm: TemplateEncoder, reference: Callable[[Turns], list[int]], turns: Turns
@@ -95,7 +95,7 @@ def test_odd_ordinary_texts_give_the_reference_s_ids(
     assert list(smollm.encode_chat(conversation(turns)).token_ids) == reference(turns)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     parts=st.lists(st.sampled_from(HOSTILE) | st.text(max_size=3), max_size=8),
     role=st.sampled_from(["user", "assistant", "system"]),
