@@ -106,6 +106,9 @@ class ToySpelling:
     def closing(self) -> bytes:
         return _event("end", {"cost": self._answer.usage.completion_tokens})
 
+    def failure(self, body: bytes) -> bytes:
+        return b"event: oops\ndata: " + body + b"\n\n"
+
     def _told(self, piece: Piece) -> dict[str, Any]:
         uses = [{"called": call.name, "with": call.arguments} for call in piece.calls]
         ends = None if piece.finish_reason is None else ENDS[piece.finish_reason]
@@ -157,9 +160,6 @@ class Toy(Dialect):
         self, error: ApiError, message: str, at: str | None, request_id: str
     ) -> dict[str, Any]:
         return {"oops": {"kind": error.code, "why": message, "spot": at}, "call": request_id}
-
-    def failure(self, body: bytes) -> bytes:
-        return b"event: oops\ndata: " + body + b"\n\n"
 
     def headers(self, request_id: str, levels: Sequence[Level]) -> dict[str, str]:
         left = {f"toy-left-{level.what}": str(level.remaining) for level in levels}

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -53,28 +54,39 @@ def answering(
     """
 
     async def answer(request: Request) -> ASGIApp:
-        context = context_of(request.scope)
         await backend.check_ready()
         body = await backend.bodies.read(request.scope, request.receive, body_type)
-        named = getattr(body, "model", None)
-        deployment = context.deployment = backend.deployments.resolve(named)
-        service = await deployment.service()
-        context.model = deployment.names[0]
-        serving = Serving(max_n=backend.settings.max_n, sampling=deployment.sampling)
-        asked = read(body, serving)
-        context.operation = asked.operation
-        context.rename(asked.renamed)
-        _check_auto(asked.options, deployment.settings.enable_auto_tool_choice)
-        options = structs.replace(asked.options, key=context.key)
-        prompts = len(asked.asked.prompts) if isinstance(asked.asked, Prompts) else 1
-        choices, most = options.n * prompts, service.info.max_num_seqs
-        await deployment.admission.check_room(context.key, choices, most)
-        preparing = service.answer(asked.asked, options)
-        prepared = await while_connected(request.receive, preparing)
-        spelling = asked.spelling(service, prepared, context.model)
-        return AnswerResponse(backend, deployment, prepared, spelling, stream=asked.stream)
+        return await prepare(backend, request, getattr(body, "model", None), partial(read, body))
 
     return answer
+
+
+async def prepare(
+    backend: Backend,
+    request: Request,
+    model: str | None,
+    read: Callable[[Serving], AnswerRequest],
+) -> AnswerResponse:
+    """The answer of this model to what `read` gives: all of it is checked, and nothing runs yet.
+
+    Raises: InvalidRequest and its kin.
+    """
+    context = context_of(request.scope)
+    deployment = context.deployment = backend.deployments.resolve(model)
+    service = await deployment.service()
+    context.model = deployment.names[0]
+    serving = Serving(max_n=backend.settings.max_n, sampling=deployment.sampling)
+    asked = read(serving)
+    context.operation = asked.operation
+    context.rename(asked.renamed)
+    _check_auto(asked.options, deployment.settings.enable_auto_tool_choice)
+    options = structs.replace(asked.options, key=context.key)
+    prompts = len(asked.asked.prompts) if isinstance(asked.asked, Prompts) else 1
+    choices, most = options.n * prompts, service.info.max_num_seqs
+    await deployment.admission.check_room(context.key, choices, most)
+    prepared = await while_connected(request.receive, service.answer(asked.asked, options))
+    spelling = asked.spelling(service, prepared, context.model)
+    return AnswerResponse(backend, deployment, prepared, spelling, stream=asked.stream)
 
 
 def _check_auto(options: Options, enabled: bool) -> None:
@@ -219,7 +231,7 @@ class AnswerResponse:
         """The 200 is out: the error goes into the stream, and ends it."""
         self._answer.failure = error
         told = error_body(as_api_error(error), context)
-        await events.write(context.dialect.failure(told))
+        await events.write(self._spelling.failure(told))
         await events.close()
 
     async def _first(self, piece: Awaitable[Piece]) -> Piece:

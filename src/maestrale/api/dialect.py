@@ -42,6 +42,9 @@ class Spelling(Protocol):
     def closing(self) -> bytes:
         """The events after the last piece."""
 
+    def failure(self, body: bytes) -> bytes:
+        """The events that end a stream by an error, which has this body, at any point of it."""
+
 
 class AnswerRequest(Struct, frozen=True, kw_only=True):
     """A request for an answer, read: what is asked, how to answer, how to spell it.
@@ -104,10 +107,6 @@ class Dialect(ABC):
     def status(self, error: ApiError) -> int:
         """The HTTP status of an error."""
         return error.status
-
-    def failure(self, body: bytes) -> bytes:
-        """The event that ends a stream by an error, which has this body."""
-        return b"data: " + body + b"\n\n"
 
     def spell(self, sent: Sent) -> str:
         """A place of a body, as this dialect's errors write it."""

@@ -5,5 +5,6 @@ from __future__ import annotations
 from maestrale.api.anthropic.dialect import Anthropic
 from maestrale.api.dialect import Dialects
 from maestrale.api.openai.dialect import OpenAI
+from maestrale.api.openai.responses.dialect import Responses
 
-DIALECTS = Dialects(OpenAI(), Anthropic())
+DIALECTS = Dialects(OpenAI(), Responses(), Anthropic())

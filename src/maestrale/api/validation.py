@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import msgspec
+from msgspec import Raw
 
 from maestrale.errors import InvalidRequest, Sent, quoted
 
@@ -34,6 +35,18 @@ def of_validation(error: msgspec.ValidationError, type_: Any) -> InvalidRequest:
     allowed = allowed_at(type_, at) if what.startswith("Invalid enum value") else ()
     choice = f" It can be {', '.join(map(repr, allowed))}." if allowed else ""
     return InvalidRequest(at, f" is not valid: {quoted(what)}.{choice}", at=at)
+
+
+def decoded_part(raw: Raw, type_: Any, at: Sent) -> Any:
+    """A part of a body, which is at `at`, as this type. Raises: InvalidRequest naming the place."""
+    try:
+        return msgspec.json.decode(raw, type=type_)
+    except msgspec.ValidationError as error:
+        inner = of_validation(error, type_)
+        where = at if inner.at is None else at.at(*inner.at)
+        raise InvalidRequest(inner.message, at=where, code=inner.code) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"This is not valid: {quoted(str(error))}.", at=at) from error
 
 
 def _sent(path: str) -> Sent:

@@ -23,11 +23,12 @@ async def still_works(server: Api) -> None:
     assert answer.json()["usage"]["completion_tokens"] == 3
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
 @pytest.mark.parametrize("body", BAD_JSON.values(), ids=BAD_JSON)
-async def test_bad_json(body: bytes) -> None:
+async def test_bad_json(body: bytes, path: str) -> None:
     settings = make_settings(max_body_bytes=32 << 20)
     async with api(settings, options={"length": "9"}) as server:
-        answer = await server.client.post(CHAT, content=body, headers=JSON)
+        answer = await server.client.post(path, content=body, headers=JSON)
         check_error(answer, 400)
         await still_works(server)
 

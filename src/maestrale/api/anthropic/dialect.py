@@ -117,9 +117,6 @@ class Anthropic(Dialect):
             "request_id": request_id,
         }
 
-    def failure(self, body: bytes) -> bytes:
-        return b"event: error\ndata: " + body + b"\n\n"
-
     def headers(self, request_id: str, levels: Sequence[Level]) -> dict[str, str]:
         headers = {"request-id": request_id}
         now = datetime.datetime.now(datetime.UTC)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import msgspec
 from msgspec import Raw
 
 from maestrale.api.answering import Serving
@@ -22,7 +21,7 @@ from maestrale.api.anthropic.schemas import (
 )
 from maestrale.api.anthropic.spelling import MessageSpelling
 from maestrale.api.dialect import AnswerRequest
-from maestrale.api.validation import of_validation
+from maestrale.api.validation import decoded_part
 from maestrale.chat.options import Conversation, Options, schema_constraint
 from maestrale.chat.tools import (
     MAX_TOOLS,
@@ -203,7 +202,7 @@ def _blocks(blocks: list[Raw], at: Sent) -> Iterator[tuple[Raw, str, Sent]]:
     """Each block, its type, and where it is."""
     for index, block in enumerate(blocks):
         place = at.at(index)
-        written = _decoded(block, Any, place)
+        written = decoded_part(block, Any, place)
         kind = written.get("type") if isinstance(written, dict) else None
         if not isinstance(kind, str):
             raise InvalidRequest(
@@ -222,18 +221,7 @@ def _not_text(kind: str, at: Sent) -> UnsupportedParameter:
 
 def _as(type_: type[T], raw: Raw, at: Sent) -> T:
     """A part of the body as this type. Raises: InvalidRequest that names the place."""
-    return _decoded(raw, type_, at)  # type: ignore[no-any-return]
-
-
-def _decoded(raw: Raw, type_: Any, at: Sent) -> Any:
-    try:
-        return msgspec.json.decode(raw, type=type_)
-    except msgspec.ValidationError as error:
-        inner = of_validation(error, type_)
-        where = at if inner.at is None else at.at(*inner.at)
-        raise InvalidRequest(inner.message, at=where, code=inner.code) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"This is not valid: {quoted(str(error))}.", at=at) from error
+    return decoded_part(raw, type_, at)  # type: ignore[no-any-return]
 
 
 # Tools and constraints
@@ -267,7 +255,7 @@ def read_tool_use(body: CountRequest) -> ToolUse | None:
 
 def _tool(index: int, raw: Raw) -> ToolSpec:
     at = Sent("tools", index)
-    written = _decoded(raw, Any, at)
+    written = decoded_part(raw, Any, at)
     kind = written.get("type") if isinstance(written, dict) else None
     if isinstance(kind, str) and kind != "custom":
         raise UnsupportedParameter(

@@ -66,6 +66,9 @@ class MessageSpelling:
         ended = event("message_delta", delta=self._ended, usage=self._usage())
         return ended + event("message_stop")
 
+    def failure(self, body: bytes) -> bytes:
+        return b"event: error\ndata: " + body + b"\n\n"
+
     def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "id": self.id,

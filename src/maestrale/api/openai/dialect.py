@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.routing import Route
 
@@ -83,7 +83,7 @@ TYPES: dict[type[ApiError], str] = {
 class OpenAI(Dialect):
     """OpenAI's dialect. It is spoken wherever no other is."""
 
-    paths = ("/",)
+    paths: ClassVar[tuple[str, ...]] = ("/",)
     exposed_headers = (
         *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"),
         *("x-ratelimit-reset-requests", "x-ratelimit-limit-tokens"),

@@ -60,6 +60,9 @@ class Chunks:
         chunk = {**self._frame, "choices": [], "usage": usage_body(self._answer.usage)}
         return b"data: " + encode(chunk) + b"\n\n" + DONE
 
+    def failure(self, body: bytes) -> bytes:
+        return b"data: " + body + b"\n\n"
+
     def _prompt_logprobs(self, index: int) -> list[dict[str, Any] | None]:
         """vLLM's list: nothing of the prompt's first token; of each other one the likely tokens
         and itself, by id.

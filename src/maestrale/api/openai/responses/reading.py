@@ -1,0 +1,256 @@
+"""A Responses body → what the chat service understands.
+
+What contradicts itself, or asks for what can't be done, is refused by name before anything runs.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from msgspec import Raw
+
+from maestrale.api.answering import Serving
+from maestrale.api.dialect import AnswerRequest
+from maestrale.api.openai.responses.items import Item, messages_of
+from maestrale.api.openai.responses.objects import echoed
+from maestrale.api.openai.responses.schemas import (
+    LOGPROBS,
+    UNSUPPORTED_FIELDS,
+    AllowedTools,
+    FunctionTool,
+    NamedTool,
+    ResponsesRequest,
+)
+from maestrale.api.openai.responses.spelling import ResponseSpelling
+from maestrale.api.validation import decoded_part
+from maestrale.chat.options import ANY_OBJECT, Conversation, Options, schema_constraint
+from maestrale.chat.tools import Choice, check_names, check_tools_size, tool_spec, tool_use
+from maestrale.engines.base import Constraint, Sampling
+from maestrale.errors import InvalidRequest, Location, Sent, UnsupportedParameter, quoted
+from maestrale.prompt.messages import MESSAGES
+from maestrale.prompt.tools.base import ToolSpec, ToolUse
+
+NOTHING = (b"null", b"[]", b"{}", b"false", b'""')
+# What there can be more of in answers with built-in tools, and so never is here.
+HARMLESS_INCLUDES = (
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+)
+BUILT_IN = "the server runs no tools of its own; only functions that the client runs"
+
+
+def read_response(
+    body: ResponsesRequest, items: Sequence[Item], *, store: bool, serving: Serving
+) -> AnswerRequest:
+    """A Response to these items, with those before them. `store`: whether it is kept.
+
+    Raises: InvalidRequest, UnsupportedParameter.
+    """
+    options = response_options(body, serving)
+    conversation, renamed = conversation_of(body, items)
+    return AnswerRequest(
+        asked=conversation,
+        options=options,
+        spelling=partial(ResponseSpelling, asked=echoed(body, options, store=store)),
+        stream=bool(body.stream),
+        renamed=renamed,
+    )
+
+
+def conversation_of(
+    body: ResponsesRequest, items: Sequence[Item]
+) -> tuple[Conversation, dict[Location, Sent]]:
+    """The messages, and what the client calls each. Raises: InvalidRequest where there are none."""
+    if not items:
+        raise InvalidRequest("'input' is required.", at=Sent("input"), code="missing_field")
+    placed = messages_of(body.instructions, items)
+    renamed: dict[Location, Sent] = {MESSAGES.at(index): at for index, (_, at) in enumerate(placed)}
+    return Conversation(messages=tuple(message for message, _ in placed)), renamed
+
+
+def response_options(body: ResponsesRequest, serving: Serving) -> Options:
+    """How to answer. Raises: InvalidRequest, UnsupportedParameter naming the field."""
+    _check_fields(body)
+    defaults = serving.sampling
+    return Options(
+        seed=_seed(body.seed),
+        max_tokens=body.max_output_tokens,
+        sampling=Sampling(
+            temperature=_or(body.temperature, defaults.temperature),
+            top_p=_or(body.top_p, defaults.top_p),
+            top_k=max(0, defaults.top_k if body.top_k is None else body.top_k),
+            min_p=_or(body.min_p, defaults.min_p),
+            presence_penalty=_or(body.presence_penalty, 0.0),
+            frequency_penalty=_or(body.frequency_penalty, 0.0),
+            repetition_penalty=_or(body.repetition_penalty, defaults.repetition_penalty),
+        ),
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        constraint=_constraint(body),
+        logprobs=_logprobs(body),
+        template_variables=template_variables(body),
+        tools=read_tool_use(body),
+    )
+
+
+def template_variables(body: ResponsesRequest) -> tuple[tuple[str, bool], ...]:
+    """What the chat template is told besides."""
+    if body.reasoning is not None and body.reasoning.effort == "none":
+        return (("enable_thinking", False),)
+    return ()
+
+
+def _check_fields(body: ResponsesRequest) -> None:
+    """Refuse by name what can't be done."""
+    for name, reason in UNSUPPORTED_FIELDS.items():
+        if bytes(getattr(body, name)) not in NOTHING:
+            raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
+    if body.text is not None and body.text.verbosity not in (None, "medium"):
+        raise UnsupportedParameter(
+            "'text.verbosity' is not supported: the model has no such mode; ask for it in the "
+            "instructions.",
+            at=Sent("text", "verbosity"),
+        )
+    if body.background and body.store is False:
+        raise InvalidRequest(
+            "'background' needs 'store': a response that nobody waits for must be kept.",
+            at=Sent("store"),
+        )
+
+
+def _logprobs(body: ResponsesRequest) -> int | None:
+    """How many of the likeliest tokens come with each. Raises: InvalidRequest."""
+    for index, name in enumerate(body.include or ()):
+        if name != LOGPROBS and name not in HARMLESS_INCLUDES:
+            known = ", ".join(map(repr, (LOGPROBS, *HARMLESS_INCLUDES)))
+            raise InvalidRequest(
+                f"{quoted(name)!r} can't be included. It can be {known}.",
+                at=Sent("include", index),
+            )
+    if LOGPROBS in (body.include or ()):
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidRequest(
+            f"'top_logprobs' needs '{LOGPROBS}' in 'include'.", at=Sent("top_logprobs")
+        )
+    return None
+
+
+def _seed(seed: int | None) -> int | None:
+    if seed is not None and not -(1 << 63) <= seed < 1 << 64:
+        raise InvalidRequest("'seed' must fit in 64 bits.", at=Sent("seed"))
+    return seed
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _constraint(body: ResponsesRequest) -> Constraint | None:
+    """What `text.format` constrains decoding to. Raises: InvalidRequest."""
+    form = None if body.text is None else body.text.format
+    if form is None:
+        return None
+    at = Sent("text", "format")
+    raw = bytes(form.schema)
+    if form.type != "json_schema":
+        if raw != b"null":
+            raise InvalidRequest(
+                f"'schema' has no effect with type '{form.type}'; for an answer by the schema the "
+                "type is 'json_schema'.",
+                at=at.at("type"),
+            )
+        return ANY_OBJECT if form.type == "json_object" else None
+    for name, given in (("name", form.name), ("schema", None if raw == b"null" else raw)):
+        if given is None:
+            raise InvalidRequest(
+                f"'text.format.{name}' is required.", at=at.at(name), code="missing_field"
+            )
+    return schema_constraint(raw, at.at("schema"))
+
+
+# Tools
+
+
+def read_tool_use(body: ResponsesRequest) -> ToolUse | None:
+    """What the model may do with the tools; None when it may call none. Raises: InvalidRequest."""
+    tools = body.tools or []
+    check_tools_size(sum(len(bytes(tool)) for tool in tools))
+    specs = check_names([_tool(index, raw) for index, raw in enumerate(tools)])
+    parallel = body.parallel_tool_calls is not False
+    return tool_use(specs, _choice(body.tool_choice), parallel=parallel)
+
+
+def _tool(index: int, raw: Raw) -> ToolSpec:
+    at = Sent("tools", index)
+    kind = _type_of(raw, at)
+    if kind not in (None, "function"):
+        raise UnsupportedParameter(
+            f"A tool of type '{quoted(kind)}' is not supported: {BUILT_IN}.", at=at.at("type")
+        )
+    tool: FunctionTool = decoded_part(raw, FunctionTool, at)
+    for name in ("defer_loading", "runs_async"):
+        if getattr(tool, name):
+            field = "async" if name == "runs_async" else name
+            raise UnsupportedParameter(
+                f"'{field}' is not supported: all tools are in the prompt, and called there.",
+                at=at.at(field),
+            )
+    return tool_spec(
+        index,
+        tool.name,
+        bytes(tool.parameters),
+        description=tool.description,
+        strict=bool(tool.strict),
+    )
+
+
+def _type_of(raw: Raw, at: Sent) -> str | None:
+    written = decoded_part(raw, Any, at)
+    kind = written.get("type") if isinstance(written, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _choice(raw: Raw) -> Choice:
+    """What `tool_choice` says. Raises: InvalidRequest, UnsupportedParameter."""
+    at = Sent("tool_choice")
+    said = decoded_part(raw, Any, at)
+    if said in (None, "auto"):
+        return Choice()
+    if said == "none":
+        return Choice(forbidden=True)
+    if said == "required":
+        return Choice(required=True)
+    if not isinstance(said, dict):
+        raise InvalidRequest(
+            "'tool_choice' must be 'none', 'auto', 'required' or an object naming a tool.", at=at
+        )
+    kind = said.get("type")
+    if kind == "function":
+        named: NamedTool = decoded_part(raw, NamedTool, at)
+        # One that is named is called once: a model that likes to repeat itself would go on.
+        return Choice(required=True, names=(named.name,), once=True)
+    if kind == "allowed_tools":
+        for index, tool in enumerate(typing.cast("list[Any]", said.get("tools") or [])):
+            _refuse_built_in(tool, at.at("tools", index))
+        allowed: AllowedTools = decoded_part(raw, AllowedTools, at)
+        names = tuple(tool.name for tool in allowed.tools)
+        return Choice(required=allowed.mode == "required", names=names)
+    _refuse_built_in(said, at)
+    raise InvalidRequest("'tool_choice' is an object with a 'type'.", at=at.at("type"))
+
+
+def _refuse_built_in(named: Any, at: Sent) -> None:
+    """Raises: UnsupportedParameter for a tool of the server's own."""
+    kind = named.get("type") if isinstance(named, dict) else None
+    if isinstance(kind, str) and kind != "function":
+        raise UnsupportedParameter(
+            f"'{at}' asks for '{quoted(kind)}': {BUILT_IN}.", at=at.at("type")
+        )
