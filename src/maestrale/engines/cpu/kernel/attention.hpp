@@ -21,6 +21,7 @@ namespace mst::LEVEL {
 
 constexpr size_t kSpan = 8 * kBlock;    // tokens that are summed up by themselves
 constexpr float kLog2E = 1.44269504f;   // scores are powers of two, which are less work
+constexpr float kSpread = kGroup;       // what the transform of queries and keys makes of their products
 constexpr size_t kWorthThreads = 1 << 17;  // products; fewer are done faster by one thread
 
 static_assert(kBlock == kGroup, "a block of values is one group of the second product's inputs");
@@ -59,6 +60,7 @@ public:
     Attention(Pool& pool, const Heads& heads)
         : m_pool(pool),
           m_heads(heads),
+          m_scale(heads.scale / kSpread),
           m_padded((heads.width + kGroup - 1) / kGroup * kGroup),
           m_layout{m_padded},
           m_scratch(pool.threads()) {}
@@ -91,7 +93,7 @@ public:
             Scratch& scratch = m_scratch[thread];
             for (size_t token = 0; token < piece.tokens; ++token)
                 keep(inputs, piece, token, head, cache, scratch);
-            if (piece.wanted) round_queries(inputs, piece, head, m_queries[i]);
+            if (piece.wanted) round_queries(inputs, piece, head, m_queries[i], scratch);
         });
         for (size_t batch = 0; batch + 1 < plan.batches.size(); ++batch) {
             const auto from = plan.batches[batch], to = plan.batches[batch + 1];
@@ -119,7 +121,7 @@ private:
         std::vector<float> scores;  // [queries, kSpan]
         std::vector<const uint8_t*> places;
         std::vector<float> result;
-        std::vector<float> key;  // filled up with zeros
+        std::vector<float> head;  // filled up with zeros
         Rows odds;
     };
 
@@ -143,17 +145,17 @@ private:
                ((span - piece.first_span) * m_heads.kept + head) * piece.tokens * m_heads.group();
     }
 
-    void round_queries(const HeadInputs& inputs, const Piece& piece, size_t head,
-                       Rows& rows) const {
+    void round_queries(const HeadInputs& inputs, const Piece& piece, size_t head, Rows& rows,
+                       Scratch& scratch) const {
         const size_t group = m_heads.group();
-        rows.resize(piece.tokens * group, m_heads.width);
+        rows.resize(piece.tokens * group, m_padded);
         for (size_t token = 0; token < piece.tokens; ++token)
             for (size_t i = 0; i < group; ++i) {
                 float* const query =
                     inputs.queries + ((piece.row + token) * m_heads.queries + head * group + i) *
                                          m_heads.width;
                 prepare_query(m_heads, inputs, piece.row + token, query);
-                rows.round(query, token * group + i);
+                rows.round(spread(query, scratch), token * group + i);
             }
     }
 
@@ -165,14 +167,27 @@ private:
         uint8_t* const found = place(cache, piece, piece.past + index, head);
         float* const key = inputs.keys + row * width;
         prepare_key(m_heads, inputs, piece.row + index, key);
-        scratch.key.assign(m_padded, 0.0f);
-        std::copy_n(key, width, scratch.key.data());
+        const float* const elements = spread(key, scratch);
         for (size_t group = 0; group < m_padded / kGroup; ++group)
-            keep_key(scratch.key.data() + group * kGroup,
+            keep_key(elements + group * kGroup,
                      found + token / kOutputs * m_layout.key_tile() + group * m_layout.kKeyUnit,
                      token % kOutputs);
-        std::copy_n(inputs.values + row * width, width, scratch.key.data());
-        keep_value(scratch.key.data(), found, token);
+        keep_value(filled_up(inputs.values + row * width, scratch), found, token);
+    }
+
+    // With zeros behind it.
+    float* filled_up(const float* head, Scratch& scratch) const {
+        scratch.head.assign(m_padded, 0.0f);
+        std::copy_n(head, m_heads.width, scratch.head.data());
+        return scratch.head.data();
+    }
+
+    // A query or a key whose elements are each spread over their group: a few are many times as large
+    // as all others, and whole groups would be rounded as coarsely.
+    const float* spread(const float* head, Scratch& scratch) const {
+        float* const filled = filled_up(head, scratch);
+        for (size_t i = 0; i < m_padded; i += kGroup) hadamard(filled + i);
+        return filled;
     }
 
     // A group of a token's key into its lane of a unit.
@@ -260,7 +275,7 @@ private:
             return {0.0f, -std::numeric_limits<float>::infinity()};
         }
         const F8 none = all(-std::numeric_limits<float>::infinity());
-        const F8 factor = all(m_heads.scale * kLog2E);
+        const F8 factor = all(m_scale * kLog2E);
         const auto partly = [&](size_t i) { return i < from || i + kEight > to; };
         const auto seen = [&](F8 x, F8 other, size_t i) {
             return between(x, other, int(from) - int(i), int(to) - int(i));
@@ -269,7 +284,7 @@ private:
         for (size_t i = from / kEight * kEight; i < to; i += kEight) {
             F8 score = load(scores + i);
             if (m_heads.soft_cap > 0)
-                score = soft_cap(score * all(m_heads.scale), m_heads.soft_cap) * all(kLog2E);
+                score = soft_cap(score * all(m_scale), m_heads.soft_cap) * all(kLog2E);
             else
                 score = score * factor;
             store(scores + i, score);
@@ -350,6 +365,7 @@ private:
 
     Pool& m_pool;
     const Heads m_heads;
+    const float m_scale;  // of the products of queries and keys
     const size_t m_padded;
     const CacheLayout m_layout;
     const mst_batch* m_batch = nullptr;

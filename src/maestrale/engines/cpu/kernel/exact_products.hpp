@@ -25,7 +25,7 @@ struct Rows {
     size_t groups = 0;
     std::vector<float> values;  // [count, groups * kGroup]
 
-    void resize(size_t rows, size_t inputs) {
+    void resize(size_t rows, size_t inputs, bool = false) {
         count = rows;
         m_inputs = inputs;
         groups = (inputs + kGroup - 1) / kGroup;

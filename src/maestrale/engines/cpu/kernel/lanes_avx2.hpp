@@ -51,6 +51,11 @@ MST_INLINE Ints load_nibbles(const uint8_t* from, size_t part) {
     const Ints bytes = load_unsigned(from);
     return _mm256_and_si256(part ? _mm256_srli_epi32(bytes, 4) : bytes, _mm256_set1_epi32(15));
 }
+// Byte `index` of each output's four.
+MST_INLINE Ints byte_of(Bytes bytes, size_t index) {
+    const __m128i count = _mm_cvtsi32_si128(int(8 * index));
+    return _mm256_and_si256(_mm256_srl_epi32(bytes, count), splat(255));
+}
 MST_INLINE Floats to_floats(Ints ints) { return _mm256_cvtepi32_ps(ints); }
 MST_INLINE Ints and_(Ints a, int32_t mask) { return _mm256_and_si256(a, splat(mask)); }
 MST_INLINE Ints or_(Ints a, Ints b) { return _mm256_or_si256(a, b); }

@@ -47,6 +47,11 @@ MST_INLINE Ints load_nibbles(const uint8_t* from, size_t) {
     return _mm512_cvtepu8_epi32(
         _mm_and_si128(_mm_unpacklo_epi64(eight, _mm_srli_epi16(eight, 4)), _mm_set1_epi8(15)));
 }
+// Byte `index` of each output's four.
+MST_INLINE Ints byte_of(Bytes bytes, size_t index) {
+    const __m128i count = _mm_cvtsi32_si128(int(8 * index));
+    return _mm512_and_si512(_mm512_srl_epi32(bytes, count), splat(255));
+}
 MST_INLINE Floats to_floats(Ints ints) { return _mm512_cvtepi32_ps(ints); }
 MST_INLINE Ints and_(Ints a, int32_t mask) { return _mm512_and_si512(a, splat(mask)); }
 MST_INLINE Ints or_(Ints a, Ints b) { return _mm512_or_si512(a, b); }

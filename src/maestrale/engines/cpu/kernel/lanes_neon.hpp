@@ -52,6 +52,11 @@ MST_INLINE Ints load_nibbles(const uint8_t* from, size_t high) {
     const Ints bytes = load_unsigned(from);
     return vandq_s32(high ? vshrq_n_s32(bytes, 4) : bytes, vdupq_n_s32(15));
 }
+// Byte `index` of each output's four.
+MST_INLINE Ints byte_of(Bytes bytes, size_t index) {
+    const uint32x4_t first = vshlq_u32(vreinterpretq_u32_u8(bytes), vdupq_n_s32(-8 * int(index)));
+    return vreinterpretq_s32_u32(vandq_u32(first, vdupq_n_u32(255)));
+}
 MST_INLINE Floats to_floats(Ints ints) { return vcvtq_f32_s32(ints); }
 MST_INLINE Ints and_(Ints a, int32_t mask) { return vandq_s32(a, splat(mask)); }
 MST_INLINE Ints or_(Ints a, Ints b) { return vorrq_s32(a, b); }

@@ -99,6 +99,10 @@ MST_INLINE Ints load_signed(const uint8_t* from) {
 MST_INLINE Ints load_nibbles(const uint8_t* from, size_t) {
     return each_int([&](size_t i) { return from[i % 8] >> (i < 8 ? 0 : 4) & 15; });
 }
+// Byte `index` of each output's four.
+MST_INLINE Ints byte_of(const Bytes& bytes, size_t index) {
+    return each_int([&](size_t i) { return bytes.at[4 * i + index]; });
+}
 MST_INLINE Floats to_floats(const Ints& ints) {
     return each_float([&](size_t i) { return float(ints.at[i]); });
 }

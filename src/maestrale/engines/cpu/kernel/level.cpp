@@ -97,7 +97,7 @@ extern "C" {
 
 int32_t mst_abi(void) { return MST_ABI; }
 
-const char* mst_arithmetic(void) { return "1"; }
+const char* mst_arithmetic(void) { return "2"; }
 
 int32_t mst_has_level(int32_t level) { return mst::level_of(level) != nullptr; }
 

@@ -5,13 +5,17 @@
 //   total = fma(scale of the row's 32, round(scale of the weights * sum), total)
 //   total = fma(minimum of the weights, round(scale of the row's 32 * sum of its values), total)
 // from total = 0 on, the second line where there are minimums; `sum` is the whole number of the
-// products of (stored - zero) and the row's values in the group. Then the residual is added.
+// products of (stored - zero) and the row's values in the group. Then the residual is added; then, where
+// rows have outliers:
+//   total = fma(the row's outlier, its weight, total)
+// with weight = round(scale * (stored - zero)), or fma(scale, stored, minimum).
 // So a row's result depends neither on what is computed beside it nor on the number of threads.
 
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "lanes.hpp"
 #include "layout.hpp"
@@ -144,6 +148,7 @@ public:
         m_halves = traits.halves();
         m_groups = rows.groups;
         const size_t count = rows.count * rows.groups;
+        if (rows.has_outliers) note_outliers(rows);
         if (traits.zero && starts) {
             m_starts.reserve(m_halves * count);
             each_block(rows, [&](size_t before, size_t beside) {
@@ -185,7 +190,26 @@ public:
                 starts + half, at.beside};
     }
 
+    // The inputs that are some row's outlier, each once; and which of them each row's is.
+    const std::vector<uint32_t>& outliers() const { return m_outliers; }
+    size_t outlier_of(size_t row) const { return m_outlier_of[row]; }
+
 private:
+    void note_outliers(const Rows& rows) {
+        for (const uint32_t input : m_outliers) m_numbers[input] = 0;
+        m_outliers.clear();
+        m_outlier_of.resize(rows.count);
+        if (m_numbers.size() < rows.inputs) m_numbers.resize(rows.inputs);
+        for (size_t row = 0; row < rows.count; ++row) {
+            const uint32_t input = rows.outlier_of.data()[row];
+            if (!m_numbers[input]) {
+                m_outliers.push_back(input);
+                m_numbers[input] = uint32_t(m_outliers.size());
+            }
+            m_outlier_of[row] = m_numbers[input] - 1;
+        }
+    }
+
     template <typename Work>
     static void each_block(const Rows& rows, const Work& work) {
         for (size_t row = 0; row < rows.count; row += kTogether) {
@@ -199,7 +223,45 @@ private:
     size_t m_groups = 0;
     Buffer<int32_t> m_starts;
     Buffer<float> m_weighted;
+    std::vector<uint32_t> m_outliers, m_outlier_of;
+    std::vector<uint32_t> m_numbers;  // of an input: where it is among the outliers, from 1 on
 };
+
+// Memory of a thread.
+struct Scratch {
+    Buffer<float> columns;  // [outliers, kBlocked]: their weights
+    Buffer<uint8_t> bytes;  // what is unpacked for many rows
+    Buffer<float> scales, minimums;
+    Buffer<float> totals;  // [rows, kBlocked]
+};
+
+// Adds the outliers' part to results of `tiles` tiles, from the one at `source` on. It comes last, as
+// the weights are in the cache then.
+template <typename Source>
+[[gnu::noinline]] void add_outliers(Source source, const Rows& rows, const Prepared& prepared,
+                                    size_t tiles, const Target& target, size_t outputs,
+                                    Scratch& scratch) {
+    const std::vector<uint32_t>& outliers = prepared.outliers();
+    scratch.columns.reserve(outliers.size() * kBlocked);
+    for (size_t i = 0; i < outliers.size(); ++i)
+        source.column(outliers[i], tiles * kRegisters, scratch.columns.data() + i * kBlocked);
+    const size_t columns = outputs < tiles * kOutputs ? outputs : tiles * kOutputs;
+    for (size_t row = 0; row < rows.count; ++row) {
+        const Floats outlier = splat(rows.outliers.data()[row]);
+        const float* const weights = scratch.columns.data() + prepared.outlier_of(row) * kBlocked;
+        float* const out = target.at(row, 0).out;
+        for (size_t i = 0; i < columns; i += kLanes) {
+            if (columns - i >= kLanes) {
+                store_floats(out + i, fma(outlier, load_floats(weights + i), load_floats(out + i)));
+                continue;
+            }
+            float lanes[kLanes] = {};
+            std::memcpy(lanes, out + i, (columns - i) * sizeof(float));
+            store_floats(lanes, fma(outlier, load_floats(weights + i), load_floats(lanes)));
+            std::memcpy(out + i, lanes, (columns - i) * sizeof(float));
+        }
+    }
+}
 
 // All rows times C registers, R rows at a time, then the rest by halves of it.
 template <int R, int C, typename Source>
@@ -230,15 +292,19 @@ void all_rows(const Source& source, const Rows& rows, const Prepared& prepared,
 // `target`; `outputs`: how many columns it has from there on.
 template <typename Source, typename Blocks>
 void few_rows(Source source, const Blocks& blocks, const Rows& rows, const Prepared& prepared,
-              size_t first, size_t last, const Target& target, size_t outputs) {
+              size_t first, size_t last, const Target& target, size_t outputs, Scratch& scratch) {
     for (size_t tile = first; tile < last; ++tile) {
         source.blocks = blocks.at(tile * source.tile_bytes);
+        const size_t begin = (tile - first) * kOutputs;
         for (size_t part = 0; part < kRegisters; part += kColumns) {
-            const size_t column = (tile - first) * kOutputs + part * kLanes;
-            if (column >= outputs) return;
+            const size_t column = begin + part * kLanes;
+            if (column >= outputs) break;
             source.first = part;
             all_rows<kColumns>(source, rows, prepared, target.at(0, column), outputs - column);
         }
+        if constexpr (std::is_same_v<Blocks, Run>)
+            if (rows.has_outliers)
+                add_outliers(source, rows, prepared, 1, target.at(0, begin), outputs - begin, scratch);
     }
 }
 
@@ -281,13 +347,6 @@ struct Unpacked {
 template <Form F>
 using UnpackedOf = Unpacked<kept_most(traits_of(F).most), traits_of(F).group, traits_of(F).minimum,
                             traits_of(F).zero != 0>;
-
-// Memory of a thread for many rows.
-struct Scratch {
-    Buffer<uint8_t> bytes;
-    Buffer<float> scales, minimums;
-    Buffer<float> totals;  // [rows, kBlocked]
-};
 
 // Groups [begin, end) of `tiles` tiles into `scratch`.
 template <Form F, typename Source>
@@ -380,7 +439,7 @@ namespace mst::LEVEL {
 // second cache.
 template <Form F, typename Source, typename Blocks>
 void many_rows(Source source, const Blocks& blocks, const Rows& rows, const Prepared& prepared,
-               size_t first, size_t last, const Target& target, size_t outputs) {
+               size_t first, size_t last, const Target& target, size_t outputs, Scratch& scratch) {
     constexpr Traits traits = traits_of(F);
     constexpr size_t kScales = UnpackedOf<F>::kScales;
 #if defined(LEVEL_AMX)
@@ -390,8 +449,6 @@ void many_rows(Source source, const Blocks& blocks, const Rows& rows, const Prep
 #else
     const auto chunk = many_chunk<UnpackedOf<F>>;
 #endif
-    thread_local Scratch own;
-    Scratch& scratch = own;
     scratch.bytes.reserve(kTiles * kChunk * 8 * kVector);
     scratch.scales.reserve(kTiles * kChunk * kScales);
     if (traits.minimum) scratch.minimums.reserve(kTiles * kChunk * kScales);
@@ -407,6 +464,7 @@ void many_rows(Source source, const Blocks& blocks, const Rows& rows, const Prep
             unpack_chunk<F>(source, tiles, begin, end, scratch);
             chunk(unpacked, tiles, begin, end, rows, prepared, scratch.totals.data(), from, columns);
         }
+        if (rows.has_outliers) add_outliers(source, rows, prepared, tiles, from, columns, scratch);
     }
 }
 
@@ -415,7 +473,9 @@ template <Form F, typename Blocks>
 void products(const Blocks& blocks, size_t tile_bytes, const Rows& rows, size_t first, size_t last,
               const Target& target, size_t outputs, const Matrix* matrix = nullptr) {
     thread_local Prepared kept;
+    thread_local Scratch own;
     Prepared& prepared = kept;
+    Scratch& scratch = own;
     const bool many = std::is_same_v<Blocks, Run> && kBlockRows > 0 && rows.count >= kMany;
     prepared.prepare(traits_of(F), rows, !(many && kSigned));
     Packed<F, Blocks> source{blocks, tile_bytes, 0, {}, 1.0f, kAhead};
@@ -425,8 +485,8 @@ void products(const Blocks& blocks, size_t tile_bytes, const Rows& rows, size_t 
     }
     if constexpr (std::is_same_v<Blocks, Run> && kBlockRows > 0 && F != Form::plain8)
         if (many)
-            return many_rows<F>(source, blocks, rows, prepared, first, last, target, outputs);
-    few_rows(source, blocks, rows, prepared, first, last, target, outputs);
+            return many_rows<F>(source, blocks, rows, prepared, first, last, target, outputs, scratch);
+    few_rows(source, blocks, rows, prepared, first, last, target, outputs, scratch);
 }
 
 // Tiles [first, last) of a matrix, whose columns in `target` are those of the whole matrix. Any cut

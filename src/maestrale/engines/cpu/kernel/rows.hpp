@@ -1,6 +1,10 @@
 // Rows of activations, rounded to 8 bits in groups of 32: q = nearest(x * (127 / largest)), where
 // `largest` is the largest magnitude in the group, and the scale is largest / 127. A group that holds
 // something that is not finite is NaN as a whole.
+//
+// Of rows with outliers the value of the largest magnitude (the first of several) is held apart, in
+// float32, and is 0 in its group: norms leave a few inputs that are many times as large as all others,
+// and whose groups would be rounded as coarsely.
 
 #pragma once
 
@@ -14,6 +18,7 @@
 
 #include "lanes.hpp"
 #include "layout.hpp"
+#include "vectors.hpp"
 
 namespace mst::LEVEL {
 
@@ -79,10 +84,14 @@ struct Rows {
     Buffer<float> scales;     // [groups, rows]
     Buffer<float> weighted;   // the sum of a group's values times its scale, [groups, rows]
     Buffer<int32_t> sums;     // of 16 values, [2 * groups, rows]
+    bool has_outliers = false;
+    Buffer<float> outliers;      // [rows]
+    Buffer<uint32_t> outlier_of;  // [rows]: which input that is
 
     // Before rows are rounded, each time. `width`: of a row; what is missing to a whole group is 0.
-    void resize(size_t rows, size_t width) {
+    void resize(size_t rows, size_t width, bool with_outliers = false) {
         version = ++last_version;
+        has_outliers = with_outliers;
         count = rows;
         m_width = width;
         groups = (width + kGroup - 1) / kGroup;
@@ -91,6 +100,8 @@ struct Rows {
         scales.reserve(rows * groups);
         weighted.reserve(rows * groups);
         sums.reserve(2 * rows * groups);
+        if (has_outliers) outliers.reserve(rows);
+        if (has_outliers) outlier_of.reserve(rows);
     }
 
     // Where a row is: behind the rows before those that it lies together with.
@@ -109,11 +120,17 @@ struct Rows {
     void round(const float* source, size_t row) {
         const Place at = place(row);
         const size_t whole = m_width / kGroup;
-        for (size_t group = 0; group < whole; ++group) put(source + group * kGroup, at, group);
-        if (whole < groups) {
-            float rest[kGroup] = {};
-            std::memcpy(rest, source + whole * kGroup, (m_width % kGroup) * sizeof(float));
-            put(rest, at, whole);
+        const size_t apart = has_outliers ? hold_apart(source, row) : inputs;
+        for (size_t group = 0; group < groups; ++group) {
+            if (group < whole && group != apart / kGroup) {
+                put(source + group * kGroup, at, group);
+                continue;
+            }
+            float part[kGroup] = {};
+            const size_t count = group < whole ? kGroup : m_width % kGroup;
+            std::memcpy(part, source + group * kGroup, count * sizeof(float));
+            if (group == apart / kGroup) part[apart % kGroup] = 0;
+            put(part, at, group);
         }
     }
 
@@ -122,6 +139,25 @@ struct Rows {
 
 private:
     size_t m_width = 0;
+
+    // The input that is a row's outlier; none where one isn't finite.
+    size_t hold_apart(const float* source, size_t row) {
+        float largest = 0;
+        size_t first = m_width;  // of the eight that it is among
+        for_eights(m_width, [&](size_t i, size_t count) {
+            const float most = largest_of(magnitude(load_some(source + i, count)));
+            if (most > largest) {
+                largest = most;
+                first = i;
+            }
+        });
+        size_t index = largest < INFINITY ? first : m_width;
+        while (index < m_width && std::fabs(source[index]) != largest) ++index;
+        const bool found = index < m_width;
+        outliers.data()[row] = found ? source[index] : 0.0f;
+        outlier_of.data()[row] = found ? uint32_t(index) : 0;
+        return found ? index : inputs;
+    }
 
     MST_INLINE int8_t* values_of(const Place& at, size_t group) {
         return values.data() + at.before * inputs + (group * at.beside + at.index) * kGroup;

@@ -251,7 +251,7 @@ private:
     void attend(const mst_layer& layer, const AttentionPlan& plan, uint8_t* cache, bool last,
                 const mst_batch& batch, size_t wanted) {
         const size_t queries = m_heads.queries * m_heads.width, kept = m_heads.kept * m_heads.width;
-        m_activations.resize(m_count, hidden());
+        m_activations.resize(m_count, hidden(), true);
         between_products(layer.attention_norm, [&](size_t row, const float* x, size_t) {
             m_activations.round(x, row);
         });
@@ -311,7 +311,7 @@ private:
     void feed_forward(const mst_layer& layer) {
         const size_t width = hidden();
         const bool experts = m_model.experts > 0;
-        m_activations.resize(m_count, width);
+        m_activations.resize(m_count, width, true);
         if (experts && m_normed.size() < m_count * width) m_normed.resize(m_count * width);
         between_products(layer.mlp_norm, [&](size_t row, const float* x, size_t) {
             if (layer.up) m_activations.round(x, row);
@@ -347,7 +347,7 @@ private:
             const size_t count = m_routing.count(i);
             m_first_result[i] = first;
             if (count == 0) continue;
-            m_expert_rows[i].resize(count, width);
+            m_expert_rows[i].resize(count, width, true);
             const auto bias = [&](const float* all, size_t length) { return all ? all + i * length : nullptr; };
             m_parts.push_back({layer.expert_gate[i], layer.expert_up[i], layer.expert_down[i],
                                bias(layer.expert_gate_bias, inner), bias(layer.expert_up_bias, inner),
@@ -364,7 +364,7 @@ private:
 
     void finish(float* logits, float* hidden_rows) {
         const size_t width = hidden();
-        m_activations.resize(m_count, width);
+        m_activations.resize(m_count, width, true);
         between_products(m_model.final_norm, [&](size_t row, const float* x, size_t) {
             if (hidden_rows) std::copy_n(x, width, hidden_rows + row * width);
             if (logits) m_activations.round(x, row);
@@ -418,7 +418,7 @@ inline std::unique_ptr<Decoder> open_decoder(Pool& pool, const Model& model) {
 inline void multiply_floats(Pool& pool, const mst_matrix& matrix, const float* x, size_t count,
                             float* out) {
     Rows rows;
-    rows.resize(count, matrix.columns);
+    rows.resize(count, matrix.columns, true);
     for (size_t row = 0; row < count; ++row) rows.round(x + row * matrix.columns, row);
     const mst_model none{};
     const Product product{&matrix, &rows, nullptr, {out, nullptr, matrix.rows}};

@@ -92,6 +92,29 @@ struct Packed {
         return bytes;
     }
 
+    // The weights of one of the inputs, of `parts` registers of outputs, as floats.
+    MST_INLINE void column(size_t input, size_t parts, float* to) {
+        const At place = at(input / kGroup);
+        const size_t half = traits.halves() == 2 ? input % kGroup / 16 : 0;
+        const auto with = [&](auto quad) MST_LAMBDA {
+            for (size_t part = 0; part < parts; ++part) {
+                first = part;
+                Floats scale, minimum;
+                scales(place, half, 0, scale, minimum);
+                Floats whole = to_floats(byte_of(values<quad>(place, 0), input % 4));
+                if constexpr (traits.zero != 0) whole = add(whole, splat(-float(traits.zero)));
+                if constexpr (traits.minimum)
+                    store_floats(to + part * kLanes, fma(scale, whole, minimum));
+                else
+                    store_floats(to + part * kLanes, mul(scale, whole));
+            }
+        };
+        const size_t quad = input % kGroup / 4;
+        unrolled<8>([&](auto one) MST_LAMBDA {
+            if (one == quad) with(one);
+        });
+    }
+
     // Of the 16 or 32 inputs `half`.
     MST_INLINE void scales(const At& at, size_t half, size_t index, Floats& scale,
                            Floats& minimum) const {

@@ -57,6 +57,12 @@ inline F8 between(F8 x, F8 y, int first, int last) {
                                                _mm256_cmpgt_epi32(_mm256_set1_epi32(last), lane));
     return {_mm256_blendv_ps(y.v, x.v, _mm256_castsi256_ps(inside))};
 }
+// Lane i is lane i ^ Distance: 1, 2 or 4.
+template <int Distance>
+inline F8 swapped(F8 x) {
+    if constexpr (Distance == 4) return {_mm256_permute2f128_ps(x.v, x.v, 1)};
+    return {_mm256_permute_ps(x.v, Distance == 2 ? 0x4e : 0xb1)};
+}
 inline float sum_of(F8 x) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -124,6 +130,12 @@ inline F8 between(F8 x, F8 y, int first, int last) {
         return vbslq_f32(inside, a, b);
     };
     return {with(x.low, y.low, 0), with(x.high, y.high, 4)};
+}
+template <int Distance>
+inline F8 swapped(F8 x) {
+    if constexpr (Distance == 4) return {x.high, x.low};
+    if constexpr (Distance == 2) return {vextq_f32(x.low, x.low, 2), vextq_f32(x.high, x.high, 2)};
+    return {vrev64q_f32(x.low), vrev64q_f32(x.high)};
 }
 inline float sum_of(F8 x) {
     const float32x4_t four = vaddq_f32(x.low, x.high);
@@ -197,6 +209,11 @@ inline F8 scale_by_power(const F8& x, const F8& power) {
 // Of the lanes from `first` up to `last`, x; of the others, y.
 inline F8 between(const F8& x, const F8& y, int first, int last) {
     return each([&](size_t i) { return int(i) >= first && int(i) < last ? x.v[i] : y.v[i]; });
+}
+// Lane i is lane i ^ Distance: 1, 2 or 4.
+template <int Distance>
+inline F8 swapped(const F8& x) {
+    return each([&](size_t i) { return x.v[i ^ Distance]; });
 }
 inline float sum_of(const F8& x) {
     const float* v = x.v;
@@ -286,6 +303,29 @@ inline void norm(const float* x, const float* gain, float epsilon, size_t width,
         const F8 part = load_some(x + i, count) * factor;
         store_some(result + i, part * load_some(gain + i, count), count);
     });
+}
+
+// The Hadamard transform of 32 elements, not normalised, in place: sums and differences of elements 1,
+// 2, 4, 8, 16 apart. The products of two vectors become 32 times what they were.
+inline void hadamard(float* x) {
+    const auto within = [](F8 part) {
+        const auto turn = [&](F8 other, float second, float third, float fifth) {
+            const float signs[kEight] = {1,     second,         third,         second * third,
+                                         fifth, second * fifth, third * fifth, second * third * fifth};
+            part = fma(part, load(signs), other);
+        };
+        turn(swapped<1>(part), -1, 1, 1);
+        turn(swapped<2>(part), 1, -1, 1);
+        turn(swapped<4>(part), 1, 1, -1);
+        return part;
+    };
+    const F8 a = within(load(x)), b = within(load(x + 8));
+    const F8 c = within(load(x + 16)), d = within(load(x + 24));
+    const F8 ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
+    store(x, ab + cd);
+    store(x + 8, a_b + c_d);
+    store(x + 16, ab - cd);
+    store(x + 24, a_b - c_d);
 }
 
 // Rotary embedding of the first 2 * half elements of a head, in place:
