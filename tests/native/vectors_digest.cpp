@@ -39,13 +39,19 @@ int main() {
                                 power_of_two(all(0.0f) - magnitude(a)), times_sigmoid(a, b),
                                 hyperbolic_tangent(a), soft_cap(a, 30.0f),
                                 between(a, b, turn % 10 - 1, turn % 7 + 2),
-                                load_some(x, size_t(turn % 9))})
+                                load_some(x, size_t(turn % 9)), swapped<1>(a), swapped<2>(a), swapped<4>(a)})
             note_all(result);
         const float sums[] = {sum_of(a), largest_of(a)};
         note(sums, sizeof sums);
         uint8_t bytes[kEight];
         store_bytes(bytes, nearest(c * all(127.0f)));
         note(bytes, sizeof bytes);
+    }
+    for (int turn = 0; turn < 100; ++turn) {
+        float group[32];
+        for (float& x : group) x = random(turn % 2 ? 1.0f : 300.0f);
+        hadamard(group);
+        note(group, sizeof group);
     }
     for (const size_t width : {8, 20, 33, 96}) {
         std::vector<float> row(width), gain(width), result(width, 7.0f);

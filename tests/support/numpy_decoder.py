@@ -52,15 +52,22 @@ class NumpyDecoder:
     def __init__(self, described: Described, context: int | None = None) -> None:
         self.spec = described.spec.serving(context or described.spec.context)
         self._roles, self._mapped = described.roles, described.source.mapped
+        self._kept: dict[Rows, Array] = {}
+
+    def _matrix(self, rows: Rows) -> Array:
+        """Its values, kept."""
+        if rows not in self._kept:
+            self._kept[rows] = matrix(self._mapped, rows)
+        return self._kept[rows]
 
     def logits(self, tokens: list[int]) -> Array:
         spec, roles = self.spec, self._roles
-        embedding = matrix(self._mapped, roles.embedding)
+        embedding = self._matrix(roles.embedding)
         x = embedding[tokens] * np.float32(spec.embedding_scale)
         for number, layer in enumerate(roles.layers):
             x = self._layer(x, number, layer)
         x = self._norm(x, roles.final_norm)
-        head = embedding if roles.logits is None else matrix(self._mapped, roles.logits)
+        head = embedding if roles.logits is None else self._matrix(roles.logits)
         out = x @ head.T
         bias = vector(self._mapped, roles.logits_bias)
         if bias is not None:
@@ -97,9 +104,8 @@ class NumpyDecoder:
             steps = places // spec.temperature_length
             q = q * (1 + spec.temperature_beta * np.log(1 + steps))[:, None, None].astype("f4")
         group = spec.heads // spec.kv_heads
-        scores = np.einsum("qhd,khd->hqk", q, np.repeat(k, group, 1)) * np.float32(
-            spec.attention_scale
-        )
+        keys, values = np.repeat(k, group, 1), np.repeat(v, group, 1)
+        scores = q.swapaxes(0, 1) @ keys.transpose(1, 2, 0) * np.float32(spec.attention_scale)
         if spec.attention_soft_cap:
             cap = np.float32(spec.attention_soft_cap)
             scores = cap * np.tanh(scores / cap)
@@ -112,7 +118,7 @@ class NumpyDecoder:
             extra = np.broadcast_to(sinks[:, None, None], (spec.heads, count, 1))
             scores = np.concatenate([scores, extra], 2)
         shares = softmax(scores)[..., :count]
-        out = np.einsum("hqk,khd->qhd", shares, np.repeat(v, group, 1)).reshape(count, -1)
+        out = (shares @ values.swapaxes(0, 1)).swapaxes(0, 1).reshape(count, -1)
         return self._product(out, layer.output, layer.output_bias)
 
     def _mlp(self, h: Array, layer: LayerRoles) -> Array:
@@ -144,11 +150,11 @@ class NumpyDecoder:
         out = np.zeros_like(h)
         for row in range(len(h)):
             for number, weight in zip(picked[row], weights[row], strict=True):
-                gate = h[row] @ matrix(self._mapped, layer.expert_gate[number]).T
-                up = h[row] @ matrix(self._mapped, layer.expert_up[number]).T
+                gate = h[row] @ self._matrix(layer.expert_gate[number]).T
+                up = h[row] @ self._matrix(layer.expert_up[number]).T
                 gate = gate + biased(layer.expert_gate_bias, number, width)
                 up = up + biased(layer.expert_up_bias, number, width)
-                down = self._gated(gate, up) @ matrix(self._mapped, layer.expert_down[number]).T
+                down = self._gated(gate, up) @ self._matrix(layer.expert_down[number]).T
                 down = down + biased(layer.expert_down_bias, number, hidden)
                 out[row] += np.float32(experts.scale) * weight * down
         return out
@@ -166,7 +172,7 @@ class NumpyDecoder:
 
     def _product(self, x: Array, rows: Rows | None, bias: Vector | None) -> Array:
         assert rows is not None
-        out: Array = x @ matrix(self._mapped, rows).T
+        out: Array = x @ self._matrix(rows).T
         values = vector(self._mapped, bias)
         return out if values is None else out + values
 

@@ -360,6 +360,37 @@ def test_a_product_is_off_by_the_rounding_of_activations_alone(kind: Type) -> No
     assert (np.abs(exact - expected) <= 1e-6 * magnitude).all()
 
 
+@pytest.mark.parametrize("kind", [*EXACT, *ROUNDED], ids=lambda kind: kind.name)
+def test_the_largest_value_of_a_row_is_multiplied_in_float32(kind: Type) -> None:
+    """Of rows that have nothing else, wherever it is: results are its weights, rounded once."""
+    x = np.zeros((256, 256), np.float32)
+    np.fill_diagonal(x, np.linspace(-3, 2, 256, dtype=np.float32))
+    with packed(kind, blocks(kind, 37, 256, 2), 256) as matrix:
+        weights = values(matrix, 37, 256)
+        for level in (SCALAR, *levels()):
+            for rows in (x, x[100:101], x[250:]):
+                np.testing.assert_array_equal(
+                    product(level, matrix, rows, 37), rows @ weights.T, str(level)
+                )
+
+
+@pytest.mark.parametrize("columns", [33, 256])
+@pytest.mark.parametrize("at", [0, 13, 32])
+def test_an_outlier_does_not_coarsen_its_neighbours(columns: int, at: int) -> None:
+    random = np.random.default_rng(at)
+    x = random.normal(0, 1, (40, columns)).astype(np.float32)
+    x[:, at] = 1000
+    plain = x.copy()
+    plain[:, at] = 0
+    raw = written(Type.F32, random.normal(0, 1, (16, columns)).astype(np.float32))
+    with packed(Type.F32, raw, columns) as matrix:
+        weights = values(matrix, 16, columns).astype(np.float64)
+        for level in (SCALAR, *levels()):
+            found = product(level, matrix, x, 16) - 1000 * weights[:, at]
+            expected = plain.astype(np.float64) @ weights.T
+            assert np.abs(found - expected).max() < 0.02 * columns**0.5
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_activations_that_are_not_finite_are_not_hidden(bad: float) -> None:
     x = np.ones((3, 64), np.float32)
