@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peers import install
-from maestrale.config.settings import BUNDLED_MODEL, default_cache_dir
+from maestrale.config.paths import default_cache_dir
+from maestrale.config.settings import BUNDLED_MODEL
 from maestrale.engines.cpu.decoder import Batch, Decoder, load_decoder
 from maestrale.engines.cpu.kernel.build import library
 from maestrale.engines.cpu.kv_cache import BLOCK_SIZE

@@ -388,7 +388,7 @@ def test_an_outlier_does_not_coarsen_its_neighbours(columns: int, at: int) -> No
         for level in (SCALAR, *levels()):
             found = product(level, matrix, x, 16) - 1000 * weights[:, at]
             expected = plain.astype(np.float64) @ weights.T
-            assert np.abs(found - expected).max() < 0.02 * columns**0.5
+            assert np.abs(found - expected).max() < 0.05 * columns**0.5  # 5 standard deviations
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
