@@ -24,7 +24,10 @@ from maestrale.engines.base import EngineConfig
 from maestrale.engines.constraint import compile_constraint
 from maestrale.engines.scripted import BYTE_EOS, ScriptedEngine, byte_vocabulary
 from maestrale.errors import InvalidRequest, Location
+from maestrale.prompt.jinja import TemplateReads
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
+from maestrale.prompt.reasoning.base import ReasoningFormat
+from maestrale.prompt.reasoning.tags import KNOWN, TagFormat
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.prompt.tools.layout import HERMES
 from maestrale.prompt.tools.layout_format import LayoutFormat
@@ -38,8 +41,12 @@ KV_CACHE_BYTES = 64 << 20  # 65,536 tokens of the scripted engine
 class ByteEncoder:
     """Prompts for the scripted engine's vocabulary: one token a byte, messages on lines."""
 
-    def __init__(self, tool_format: ToolFormat | None = None) -> None:
+    def __init__(
+        self, tool_format: ToolFormat | None = None, reasoning: ReasoningFormat | None = None
+    ) -> None:
         self.tool_format = tool_format
+        self.reasoning = reasoning
+        self.reads = TemplateReads()
         self.native_tools = tool_format is not None
 
     def encode_chat(
@@ -127,11 +134,12 @@ async def api(
     over_http: bool = False,
     base_url: str = "http://127.0.0.1:8000",
     tools: bool = False,
+    thinks: bool = False,
     dialects: Dialects = DIALECTS,
 ) -> AsyncIterator[Api]:
     """The app on a started engine; `over_http` puts it behind a real uvicorn on a free port.
 
-    With `tools` the model knows Hermes' format of tool calls.
+    With `tools` the model knows Hermes' format of tool calls; with `thinks` it thinks in tags.
     """
     settings = settings or make_settings()
     engine = ScriptedEngine(
@@ -145,7 +153,11 @@ async def api(
         )
     )
     await engine.start()
-    encoder = ByteEncoder(LayoutFormat(HERMES, byte_vocabulary()) if tools else None)
+    vocabulary = byte_vocabulary()
+    encoder = ByteEncoder(
+        LayoutFormat(HERMES, vocabulary) if tools else None,
+        TagFormat(KNOWN[1], vocabulary) if thinks else None,
+    )
     app = create_app(
         settings,
         engine,

@@ -20,8 +20,9 @@ from maestrale.api.answering import Serving, answering
 from maestrale.api.backend import Backend
 from maestrale.api.dialect import AnswerRequest, Dialect, Operation, Reference
 from maestrale.api.rate import Level
-from maestrale.chat.answer import Answer, Piece
+from maestrale.chat.answer import Answer
 from maestrale.chat.options import CONSTRAINT, Conversation, Options, schema_constraint
+from maestrale.chat.reader import Piece
 from maestrale.chat.service import ChatService
 from maestrale.chat.tools import Choice, check_names, tool_spec, tool_use
 from maestrale.engines.base import Sampling

@@ -27,8 +27,9 @@ from maestrale.api.deployment import Deployment
 from maestrale.api.dialect import AnswerRequest, Spelling
 from maestrale.api.errors import as_api_error, error_body
 from maestrale.api.sse import COMMENT, EventStream, Headers, while_connected
-from maestrale.chat.answer import Answer, Piece
+from maestrale.chat.answer import Answer
 from maestrale.chat.options import Options, Prompts
+from maestrale.chat.reader import Piece
 from maestrale.errors import InvalidRequest, Location, MaestraleError, Unavailable
 from maestrale.logs import LOGGER
 from maestrale.models.sampling_defaults import SamplingDefaults
@@ -168,23 +169,26 @@ class AnswerResponse:
             async for piece in pieces:
                 if self._texts:
                     calls = [f"{call.name}({call.arguments})" for call in piece.calls]
-                    self._texts[piece.index] += [piece.text, *calls]
+                    self._texts[piece.index] += [piece.reasoning, piece.text, *calls]
                 yield piece
 
     async def _collect(self) -> list[Piece]:
         """All pieces of each choice joined into one, by index."""
         texts: list[list[str]] = [[] for _ in self._answer.requests]
+        thoughts: list[list[str]] = [[] for _ in self._answer.requests]
         merged = [Piece(index, "", [], None) for index in range(len(texts))]
         async with contextlib.aclosing(self._pieces()) as pieces:
             first = await self._first(anext(pieces))
             async for piece in _chain(first, pieces):
                 texts[piece.index].append(piece.text)
+                thoughts[piece.index].append(piece.reasoning)
                 merged[piece.index].logprobs += piece.logprobs
                 merged[piece.index].calls += piece.calls
                 merged[piece.index].finish_reason = piece.finish_reason
                 merged[piece.index].stopped_by = piece.stopped_by
         for piece in merged:
             piece.text = "".join(texts[piece.index])
+            piece.reasoning = "".join(thoughts[piece.index])
         return merged
 
     async def _send_events(self, events: EventStream, context: RequestContext) -> None:

@@ -16,8 +16,9 @@ from msgspec import Struct
 from starlette.routing import Route
 
 from maestrale.api.rate import Level
-from maestrale.chat.answer import Answer, Piece
+from maestrale.chat.answer import Answer
 from maestrale.chat.options import Conversation, Options, Prompts
+from maestrale.chat.reader import Piece
 from maestrale.chat.service import ChatService
 from maestrale.errors import ApiError, Location, Sent
 

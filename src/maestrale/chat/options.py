@@ -28,6 +28,7 @@ MAX_SCHEMA_BYTES = 64 * 1024
 PROMPT = Location("prompt")
 TOOLS = Location("tools")
 CONSTRAINT = Location("constraint")
+REASONING = Location("reasoning")
 
 
 class Conversation(Struct, frozen=True, kw_only=True):
@@ -46,10 +47,30 @@ class Prompts(Struct, frozen=True):
     prompts: tuple[str | Sequence[int], ...]
 
 
+class Reasoning(Struct, frozen=True, kw_only=True):
+    """Whether and how much the model shall think before it answers.
+
+    `enabled` None leaves it to the model's chat template. `effort` is a word for the template.
+    `budget`: at most so many tokens of thought, which is then ended; None: what `max_tokens`
+    leaves. A model that can't think refuses a request that wants it, unless it is `optional`.
+    """
+
+    enabled: bool | None = None
+    effort: str | None = None
+    budget: int | None = None
+    optional: bool = False
+
+    @property
+    def wanted(self) -> bool:
+        """It asks for thoughts."""
+        return bool(self.enabled or self.effort or self.budget)
+
+
 class Options(Struct, frozen=True, kw_only=True):
     """How to answer: what the request says beside its prompt, validated and with defaults.
 
-    `max_tokens` None means what remains of the context. With `echo` the answer begins with the
+    `max_tokens` None means what remains of the context; thoughts count. `constraint`, `stop` and
+    `tools` are for what comes after the model's thoughts. With `echo` the answer begins with the
     prompt, and its log-probabilities with those of the prompt's tokens. `seed` None means draw
     one. `template_variables` go to the chat template. `tools` None means that none may be
     called. `key` names who asks: keys take turns.
@@ -66,7 +87,8 @@ class Options(Struct, frozen=True, kw_only=True):
     constraint: Constraint | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    template_variables: tuple[tuple[str, bool], ...] = ()
+    reasoning: Reasoning = Reasoning()
+    template_variables: tuple[tuple[str, bool | int | str], ...] = ()
     echo: bool = False
     add_special_tokens: bool = True
     tools: ToolUse | None = None

@@ -1,18 +1,20 @@
 """READ FIRST. One request for an answer, end to end.
 
     api/<dialect>/ reads the body ──► Conversation or Prompts, and Options ──► ChatService.answer
+        think         what the template is told, if the model thinks    (chat/thinking.py)
         encode        messages → prompt token ids                      (chat/tokenizer, prompt/)
         limits        prompt + max_tokens against the context, before any answer begins
         vet           a JSON schema or grammar is compiled elsewhere first
         expand        n choices → n GenerationRequests, a seed for each
-    Answer.pieces (chat/answer.py) ──► engine.generate(request) ──► token ids
+    Answer.pieces (chat/answer.py, chat/reader.py) ──► engine.generate(request) ──► token ids
         decode        token ids → text, never half a character         (prompt/decode)
+        thoughts      apart from the answer, never half a tag          (prompt/reasoning)
         tool calls    found in the text, each given whole               (prompt/tools)
         stop strings  found in the text; the sequence is left, so the engine aborts it
-        Piece         text, calls, logprobs and finish reason, for the dialect to spell
+        Piece         reasoning, text, calls, logprobs and finish reason, for the dialect to spell
 
 An engine knows tokens only, a dialect words only. Text, stop strings, choices and usage are all
-here and in chat/answer.py; nothing here knows what any API calls them.
+here and in those two; nothing here knows what any API calls them.
 """
 
 from __future__ import annotations
@@ -36,17 +38,17 @@ from maestrale.chat.options import (
     Prompts,
     check_options,
     check_token_ids,
-    require,
     room_for_answer,
 )
+from maestrale.chat.reader import Formats
+from maestrale.chat.thinking import constrained_by, constraint_of, plan
 from maestrale.chat.tokenizer import Tokenizer
 from maestrale.engines.base import Constraint, Engine, EngineInfo, GenerationRequest
 from maestrale.errors import ConstraintError, InvalidRequest, Location, UnsupportedParameter
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.encode import PromptEncoder
 from maestrale.prompt.messages import MESSAGES
-from maestrale.prompt.tools.base import ToolUse
-from maestrale.prompt.tools.grammar import argument_constraints, tool_constraint
+from maestrale.prompt.tools.grammar import argument_constraints
 
 SEED_MASK = (1 << 64) - 1
 
@@ -103,18 +105,31 @@ class ChatService:
 
     async def _chat(self, conversation: Conversation, options: Options) -> Answer:
         """The answer to a conversation."""
-        use, constrained_by = options.tools, CONSTRAINT
-        if use is not None:
-            constrained_by = TOOLS if options.constraint is None else CONSTRAINT
-            constraint = await self._tool_constraint(options, use)
-            options = structs.replace(options, constraint=constraint)
-        token_ids = await self.tokenizer.encode_chat(
+        use, form = options.tools, self.encoder.tool_format
+        if use is not None and form is None:
+            raise UnsupportedParameter(
+                TOOLS,
+                " is not supported by this model: it has no chat template. Give one with "
+                "--chat-template.",
+                at=TOOLS,
+            )
+        thinking = plan(self.encoder, options)
+        prompt = await self.tokenizer.encode_chat(
             conversation,
             tools=use.definitions if use is not None else None,
-            variables=options.template_variables,
+            variables=thinking.variables,
         )
         lead = conversation.messages[-1].text if conversation.continues else ""
-        return await self._prepare([token_ids], options, [lead], MESSAGES, constrained_by)
+        opened = thinking.form is not None and thinking.form.opened_by(prompt.text)
+        constraint = constraint_of(thinking, form, options, opened=opened)
+        held = structs.replace(options, constraint=constraint)
+        at = constrained_by(options, thinking)
+        check_options(held, self.info, at)
+        formats = Formats(form, thinking.form, opened)
+        answer = self._prepare([prompt.token_ids], held, [lead], MESSAGES, formats)
+        if constraint is not None:
+            await self._vet(constraint, options, at)
+        return answer
 
     async def _continue(self, asked: Prompts, options: Options) -> Answer:
         """The continuation of plain prompts: choices of the first come first."""
@@ -127,56 +142,48 @@ class ChatService:
                 prompt if isinstance(prompt, str) else self.tokenizer.plain(ids)
                 for prompt, ids in zip(asked.prompts, encoded, strict=True)
             ]
-        return await self._prepare(encoded, options, leads, PROMPT, CONSTRAINT)
+        check_options(options, self.info, CONSTRAINT)
+        answer = self._prepare(encoded, options, leads, PROMPT, Formats())
+        if options.constraint is not None:
+            await self._vet_alone(options.constraint, options.key, CONSTRAINT)
+        return answer
 
-    async def _tool_constraint(self, options: Options, use: ToolUse) -> Constraint | None:
-        """What the answer is constrained to, vetted. Raises: InvalidRequest naming the tool."""
-        form = self.encoder.tool_format
-        if form is None:
-            raise UnsupportedParameter(
-                TOOLS,
-                " is not supported by this model: it has no chat template. Give one with "
-                "--chat-template.",
-                at=TOOLS,
-            )
-        constraint = tool_constraint(form, use, options.constraint)
-        if constraint is None:
-            return None
-        require(self.info, "grammar", TOOLS)
+    async def _vet(self, constraint: Constraint, asked: Options, at: Location) -> None:
+        """Raises: InvalidRequest for what can't be compiled, naming what of the request it is."""
+        if constraint == asked.constraint:
+            await self._vet_alone(constraint, asked.key, at)
+            return
         try:
-            await self._vetter.vet(constraint, options.key)
+            await self._vetter.vet(constraint, asked.key)
         except ConstraintError as error:
-            for index, alone in argument_constraints(use):
-                await self._vet(alone, options.key, TOOLS.at(index, "parameters"))
-            if options.constraint is None:
-                raise InvalidRequest(str(error), at=TOOLS) from error
-        return constraint
+            for index, alone in argument_constraints(asked.tools) if asked.tools else ():
+                await self._vet_alone(alone, asked.key, TOOLS.at(index, "parameters"))
+            if asked.constraint is not None:
+                await self._vet_alone(asked.constraint, asked.key, CONSTRAINT)
+            raise InvalidRequest(str(error), at=at) from error
 
-    async def _vet(self, constraint: Constraint, key: str, at: Location) -> None:
+    async def _vet_alone(self, constraint: Constraint, key: str, at: Location) -> None:
         """Raises: InvalidRequest for a constraint, from `at`, that can't be compiled."""
         try:
             await self._vetter.vet(constraint, key)
         except ConstraintError as error:
             raise InvalidRequest(str(error), at=at) from error
 
-    async def _prepare(
+    def _prepare(
         self,
         prompts: Sequence[tuple[int, ...]],
         options: Options,
         leads: Sequence[str],
         prompt_at: Location,
-        constrained_by: Location,
+        formats: Formats,
     ) -> Answer:
         """The answer to encoded prompts. Raises: InvalidRequest and its kin."""
-        check_options(options, self.info, constrained_by)
         size = len(self.vocabulary)
         check_token_ids(options.stop_token_ids, size, Location("stop_token_ids"))
         budgets = [
             room_for_answer(len(prompt), options, self.context_length, prompt_at)
             for prompt in prompts
         ]
-        if options.constraint is not None:
-            await self._vet(options.constraint, options.key, constrained_by)
         seed = options.seed if options.seed is not None else self._seeds.getrandbits(48)
         seed &= SEED_MASK
         answer_id = secrets.token_hex(12)
@@ -217,7 +224,7 @@ class ChatService:
             leads=[lead for lead in leads for _ in range(options.n)],
             continues=any(leads) or prompt_at == PROMPT,
             on_gap=self._on_gap,
-            tool_format=self.encoder.tool_format,
+            formats=formats,
         )
 
 

@@ -18,7 +18,7 @@ from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import IncrementalDecoder
 from maestrale.prompt.encode import PromptEncoder
 from maestrale.prompt.jinja import template_variables
-from maestrale.prompt.messages import ChatMessage, Tool
+from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool
 
 LONG_TEXT = 16_384  # characters
 LONG_TEXTS_AT_ONCE = 2
@@ -42,9 +42,9 @@ class Tokenizer:
         conversation: Conversation,
         *,
         tools: Sequence[Tool] | None = None,
-        variables: Sequence[tuple[str, bool]] = (),
-    ) -> tuple[int, ...]:
-        """The prompt's token ids; the template knows `variables`, too.
+        variables: Sequence[tuple[str, bool | int | str]] = (),
+    ) -> EncodedPrompt:
+        """The prompt; the template knows `variables`, too.
 
         Raises: InvalidRequest, ContextLengthExceeded.
         """
@@ -53,11 +53,11 @@ class Tokenizer:
         heavy = sum(map(_size, messages)) > LONG_TEXT or bool(tools)
         limit = self._limit()
 
-        def encode() -> tuple[int, ...]:
+        def encode() -> EncodedPrompt:
             with template_variables(dict(variables)):
                 return self.encoder.encode_chat(
                     messages, tools=tools, continue_final=conversation.continues, max_tokens=limit
-                ).token_ids
+                )
 
         return await self._in_thread(encode, heavy=heavy)
 
@@ -120,4 +120,5 @@ class Tokenizer:
 
 def _size(message: ChatMessage) -> int:
     """The characters of a message."""
-    return len(message.text) + sum(len(call.arguments) for call in message.tool_calls)
+    written = len(message.text) + len(message.reasoning)
+    return written + sum(len(call.arguments) for call in message.tool_calls)

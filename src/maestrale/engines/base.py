@@ -34,12 +34,14 @@ class Constraint(Struct, frozen=True):
 
     `value` is a JSON schema document (`json_schema`), a regular expression (`regex`) or a
     Lark grammar (`grammar`), as text. A grammar may name control tokens by id, `<[5]>`, which
-    are forbidden elsewhere; each of its `schemas`, (rule, JSON schema document), is one more rule.
+    are forbidden elsewhere; each of its `schemas`, (rule, JSON schema document), is one more rule,
+    and so is each of its `nested` constraints, (rule, constraint).
     """
 
     kind: Literal["json_schema", "regex", "grammar"]
     value: str
     schemas: tuple[tuple[str, str], ...] = ()
+    nested: tuple[tuple[str, Constraint], ...] = ()
 
 
 class Sampling(Struct, frozen=True, kw_only=True):

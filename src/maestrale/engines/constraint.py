@@ -150,7 +150,9 @@ def compile_constraint(constraint: Constraint, vocabulary: Vocabulary) -> TokenC
         raise ConstraintError(_explain(label, matcher.get_error()))
     controls = set(vocabulary.control_ids.values()) - set(vocabulary.eos_token_ids)
     if constraint.kind == "grammar":
-        controls -= {int(token) for token in _NAMED_TOKEN.findall(constraint.value)}
+        inner = [each.value for _, each in constraint.nested if each.kind == "grammar"]
+        named = _NAMED_TOKEN.findall("\n".join([constraint.value, *inner]))
+        controls -= set(map(int, named))
     compiled = TokenConstraint(matcher, vocabulary, np.array(sorted(controls), np.int64))
     try:
         compiled.allowed()
@@ -167,7 +169,7 @@ def grammar_text(constraint: Constraint) -> str:
     """
     label = _LABEL[constraint.kind]
     try:
-        texts = (constraint.value, *(schema for _, schema in constraint.schemas))
+        texts = _texts(constraint)
         size = sum(len(text.encode()) for text in texts)
     except UnicodeEncodeError as error:
         raise ConstraintError(f"The {label} contains half a character (a surrogate).") from error
@@ -183,18 +185,35 @@ def grammar_text(constraint: Constraint) -> str:
         raise ConstraintError(f"The {label} can't be used: it is nested too deep.") from error
 
 
+def _texts(constraint: Constraint) -> list[str]:
+    texts = [constraint.value, *(schema for _, schema in constraint.schemas)]
+    return texts + [text for _, inner in constraint.nested for text in _texts(inner)]
+
+
 def _grammar(constraint: Constraint) -> str:
     """llguidance's form of the constraint. Raises: ValueError, RecursionError."""
+    if constraint.kind == "grammar":
+        return _PREAMBLE + _lark(constraint)
+    return _PREAMBLE + _rule("start", constraint)
+
+
+def _rule(name: str, constraint: Constraint) -> str:
+    """Lark rules of which `name` is the constraint. Raises: ValueError, RecursionError."""
     if constraint.kind == "regex":
         # \\d and \\w mean ASCII, as in JSON schema's patterns.
         pattern = regex_to_lark(constraint.value, use_ascii="dw")
-        return f"{_PREAMBLE}start: /{pattern}/"
+        return f"{name}: /{pattern}/"
     if constraint.kind == "grammar":
-        if "%llguidance" in constraint.value:
-            raise ValueError("the directive '%llguidance' is not allowed")
-        written = [rules(name, schema) for name, schema in constraint.schemas]
-        return "\n".join([_PREAMBLE + constraint.value, *written])
-    return _PREAMBLE + rules("start", constraint.value)
+        return f"{name}: %lark {{\n{_lark(constraint)}\n}}"
+    return rules(name, constraint.value)
+
+
+def _lark(constraint: Constraint) -> str:
+    if "%llguidance" in constraint.value:
+        raise ValueError("the directive '%llguidance' is not allowed")
+    written = [rules(name, schema) for name, schema in constraint.schemas]
+    written += [_rule(name, inner) for name, inner in constraint.nested]
+    return "\n".join([constraint.value, *written])
 
 
 def _explain(label: str, reason: str) -> str:

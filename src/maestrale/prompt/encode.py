@@ -11,7 +11,9 @@ from maestrale.errors import ModelError
 from maestrale.models.catalog import CATALOG, find_model
 from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.models.vocabulary import load_vocabulary
+from maestrale.prompt.jinja import TemplateReads
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool
+from maestrale.prompt.reasoning.base import ReasoningFormat
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.text_files import decode_text
 
@@ -20,11 +22,14 @@ class PromptEncoder(Protocol):
     """Turns conversations and plain text into ids, for one model.
 
     `tool_format` is how the model writes tool calls; None without chat. `native_tools` tells that
-    its prompts know tools; others are told of them in plain text.
+    its prompts know tools; others are told of them in plain text. `reasoning` is how the model
+    marks its thoughts; None: it isn't known to think. `reads`: what its template looks at.
     """
 
     tool_format: ToolFormat | None
     native_tools: bool
+    reasoning: ReasoningFormat | None
+    reads: TemplateReads
 
     def encode_chat(
         self,

@@ -14,18 +14,19 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+from msgspec import Struct
 
 from maestrale.errors import ModelError
 
@@ -55,7 +56,7 @@ class TemplateRefuses(jinja2.TemplateError):
 
 
 @contextlib.contextmanager
-def template_variables(variables: Mapping[str, bool]) -> Iterator[None]:
+def template_variables(variables: Mapping[str, bool | int | str]) -> Iterator[None]:
     """Templates rendered within know these, too: enable_thinking, say. Others ignore them."""
     token = _VARIABLES.set(variables)
     try:
@@ -64,7 +65,20 @@ def template_variables(variables: Mapping[str, bool]) -> Iterator[None]:
         _VARIABLES.reset(token)
 
 
-_VARIABLES: ContextVar[Mapping[str, bool]] = ContextVar("template_variables", default={})  # noqa: B039
+_VARIABLES: ContextVar[Mapping[str, bool | int | str]] = ContextVar(
+    "template_variables",
+    default={},  # noqa: B039
+)
+
+
+class TemplateReads(Struct, frozen=True):
+    """What a template's source looks at: `variables` that it is given, `fields` of values, and
+    `words` that it compares something with.
+    """
+
+    variables: frozenset[str] = frozenset()
+    fields: frozenset[str] = frozenset()
+    words: frozenset[str] = frozenset()
 
 
 class ChatTemplate:
@@ -80,8 +94,12 @@ class ChatTemplate:
         environment = _Environment(self._tick)
         try:
             self._template = environment.from_string(source, globals=dict(constants))
+            self.reads = _reads(environment, source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(f"The chat template is not valid Jinja: {error}") from error
+
+    reads: TemplateReads
+    """What its source says of what it is given."""
 
     def render(self, **names: Any) -> str:
         """Raises: jinja2.TemplateError and others of RENDER_ERRORS; TemplateTooSlow."""
@@ -162,6 +180,29 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _reads(environment: jinja2.Environment, source: str) -> TemplateReads:
+    tree = environment.parse(source)
+    fields = {node.attr for node in tree.find_all(nodes.Getattr)}
+    fields |= _texts(node.arg for node in tree.find_all(nodes.Getitem))
+    fields |= _texts(node.expr for node in tree.find_all(nodes.Compare))  # "field" in message
+    words: set[str] = set()
+    for node in tree.find_all(nodes.Compare):
+        words |= _texts(node.expr.find_all(nodes.Const)) | _texts([node.expr])
+        for operand in node.ops:
+            words |= _texts([operand.expr]) | _texts(operand.expr.find_all(nodes.Const))
+    return TemplateReads(
+        frozenset(meta.find_undeclared_variables(tree)), frozenset(fields), frozenset(words)
+    )
+
+
+def _texts(found: Iterable[nodes.Node]) -> set[str]:
+    return {
+        node.value
+        for node in found
+        if isinstance(node, nodes.Const) and isinstance(node.value, str)
+    }
 
 
 def _limited(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,6 +27,7 @@ class ChatMessage(Struct, frozen=True, kw_only=True):
     """One turn. `tool_calls` belong to assistant turns, `tool_call_id` to tool turns.
 
     `content` None: the client said null, which a template may tell from an empty text.
+    `reasoning`: what the assistant thought before it.
     """
 
     role: Role
@@ -34,6 +35,7 @@ class ChatMessage(Struct, frozen=True, kw_only=True):
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    reasoning: str = ""
 
     @property
     def text(self) -> str:

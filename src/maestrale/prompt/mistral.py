@@ -13,6 +13,7 @@ from typing import Any
 
 import pydantic
 from mistral_common.exceptions import MistralCommonException
+from mistral_common.protocol.instruct.chunk import ContentChunk, TextChunk, ThinkChunk
 from mistral_common.protocol.instruct.messages import (
     AssistantMessage,
     SystemMessage,
@@ -29,6 +30,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from maestrale.errors import InvalidRequest, Location
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import spell
+from maestrale.prompt.jinja import TemplateReads
 from maestrale.prompt.messages import (
     MESSAGES,
     ChatMessage,
@@ -37,6 +39,8 @@ from maestrale.prompt.messages import (
     refuse_if_hopeless,
     texts_of,
 )
+from maestrale.prompt.reasoning.base import ReasoningFormat
+from maestrale.prompt.reasoning.pick import reasoning_format
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.prompt.tools.generic import (
     with_calls_as_text,
@@ -62,6 +66,8 @@ class MistralEncoder:
         native = format_of_mistral(self._version.version_num, vocabulary)
         self.native_tools = native is not None
         self.tool_format: ToolFormat | None = native or generic_format(vocabulary)
+        self.reasoning: ReasoningFormat | None = reasoning_format(vocabulary)
+        self.reads = TemplateReads()
 
     def encode_chat(
         self,
@@ -84,7 +90,13 @@ class MistralEncoder:
             )
         refuse_if_hopeless(texts_of(messages, tools), self._longest, max_tokens)
         both = self._version >= TokenizerVersion.v7
-        turns = list(_turns(self._in_order(messages), text_with_calls=both))
+        turns = list(
+            _turns(
+                self._in_order(messages),
+                text_with_calls=both,
+                thoughts=self._version >= TokenizerVersion.v13 and self.reasoning is not None,
+            )
+        )
         if continue_final:
             if not isinstance(turns[-1], AssistantMessage):
                 raise InvalidRequest(
@@ -141,8 +153,13 @@ def _without_empty_answers(
     return kept, continue_final and kept[-1:] == list(messages[-1:])
 
 
-def _turns(messages: Sequence[ChatMessage], *, text_with_calls: bool) -> Iterator[_Message]:
-    """Without `text_with_calls` the format has no place for text beside calls: it is left out."""
+def _turns(
+    messages: Sequence[ChatMessage], *, text_with_calls: bool, thoughts: bool
+) -> Iterator[_Message]:
+    """Without `text_with_calls` the format has no place for text beside calls: it is left out.
+
+    So it is with `thoughts`.
+    """
     for message in messages:
         if message.role == "system":
             yield SystemMessage(content=message.text)
@@ -162,8 +179,12 @@ def _turns(messages: Sequence[ChatMessage], *, text_with_calls: bool) -> Iterato
                 )
                 for call in message.tool_calls
             ]
-            content = message.text if text_with_calls or not calls else ""
-            yield AssistantMessage(content=content or None, tool_calls=calls or None)
+            text = message.text if text_with_calls or not calls else ""
+            content: list[ContentChunk] | str | None = text or None
+            if thoughts and message.reasoning:
+                content = [ThinkChunk(thinking=message.reasoning, closed=True)]
+                content += [TextChunk(text=text)] if text else []
+            yield AssistantMessage(content=content, tool_calls=calls or None)
 
 
 def _call_id(given: str | None) -> str | None:

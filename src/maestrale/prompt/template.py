@@ -15,7 +15,13 @@ import msgspec
 from maestrale.errors import InvalidRequest, ModelError
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import spell
-from maestrale.prompt.jinja import RENDER_ERRORS, ChatTemplate, TemplateRefuses, TemplateTooSlow
+from maestrale.prompt.jinja import (
+    RENDER_ERRORS,
+    ChatTemplate,
+    TemplateReads,
+    TemplateRefuses,
+    TemplateTooSlow,
+)
 from maestrale.prompt.messages import (
     MESSAGES,
     ChatMessage,
@@ -25,10 +31,12 @@ from maestrale.prompt.messages import (
     too_long,
 )
 from maestrale.prompt.plain_text import plain_text
+from maestrale.prompt.reasoning.base import ReasoningFormat
+from maestrale.prompt.reasoning.pick import reasoning_format
 from maestrale.prompt.seal import Seal, unused_marks
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.prompt.tools.probe import TOOL as PROBE
-from maestrale.prompt.turns import TemplateTurns, reshaped
+from maestrale.prompt.turns import TemplateTurns, reshaped, with_end
 
 _SAMPLE_CHARS = 12
 """Characters for each token of the context that are enough to tell a hopelessly long text."""
@@ -79,8 +87,12 @@ class TemplateEncoder:
         self._template = self._with_tools = None
         self.tool_format: ToolFormat | None = None
         self.native_tools = False
+        self.reasoning: ReasoningFormat | None = None
+        self.reads = TemplateReads()
         if template is not None:
             self._template = self._with_tools = self._usable(template, constants, tool_call_parser)
+            self.reasoning = reasoning_format(vocabulary, template)
+            self.reads = self._template[0].reads
         if tool_template is not None:
             self._with_tools = self._usable(
                 tool_template, constants, tool_call_parser, tools=[PROBE]
@@ -214,7 +226,7 @@ class TemplateEncoder:
         ]
         # A space after the end mark tells whether the template trims; then we trim as well.
         if continue_final:
-            turns[-1]["content"] = (turns[-1]["content"] or "") + end + " "
+            with_end(turns[-1], end + " ")
         rendered = template.render(
             messages=turns,
             tools=self._seal.apply_to_json(list(tools), mark) if tools else None,
@@ -256,6 +268,9 @@ class TemplateEncoder:
 
 def _attempts(messages: Sequence[ChatMessage]) -> Iterator[list[ChatMessage]]:
     yield list(messages)
+    if any(message.reasoning for message in messages):
+        messages = [msgspec.structs.replace(message, reasoning="") for message in messages]
+        yield list(messages)
     yield from reshaped(messages)
 
 

@@ -22,6 +22,7 @@ from maestrale.prompt.tools.pick import format_by_name, format_of_probe, generic
 from maestrale.prompt.tools.probe import probe
 from maestrale.prompt.tools.rendering import renderer
 
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # as templates call them
 _BLANK_LINE = "\n\n"
 
 
@@ -54,9 +55,19 @@ def merged(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
         result[-1] = msgspec.structs.replace(
             last,
             content=_BLANK_LINE.join(filter(None, (last.text, message.text))),
+            reasoning=_BLANK_LINE.join(filter(None, (last.reasoning, message.reasoning))),
             tool_calls=last.tool_calls + message.tool_calls,
         )
     return result
+
+
+def with_end(turn: dict[str, Any], end: str) -> None:
+    """Put `end` behind the turn's text."""
+    content = turn["content"]
+    if isinstance(content, list):
+        content.append({"type": "text", "text": end})
+    else:
+        turn["content"] = (content or "") + end
 
 
 class TemplateTurns:
@@ -70,6 +81,9 @@ class TemplateTurns:
     ) -> None:
         """`tool_call_parser` names the format of calls. Raises: ModelError when it can't be."""
         self._probed = probe(renderer(template))
+        reads = template.reads
+        self._thoughts = [name for name in THOUGHTS if name in reads.fields]
+        self._thought_parts = "thinking" in reads.fields and "thinking" in reads.words
         found: ToolFormat | None
         if tool_call_parser is not None:
             found = format_by_name(tool_call_parser, vocabulary)
@@ -104,6 +118,8 @@ class TemplateTurns:
             "role": message.role,
             "content": None if self._is_null(message) else seal.apply(message.text, mark),
         }
+        if message.reasoning:
+            self._add_thought(turn, seal.apply(message.reasoning, mark))
         if message.name is not None:
             turn["name"] = seal.apply(message.name, mark)
         if message.tool_call_id is not None:
@@ -121,6 +137,15 @@ class TemplateTurns:
                 for call in message.tool_calls
             ]
         return turn
+
+    def _add_thought(self, turn: dict[str, Any], thought: str) -> None:
+        """Under the names that the template reads; one that reads none leaves thoughts out."""
+        turn |= dict.fromkeys(self._thoughts, thought)
+        if self._thought_parts:  # Mistral's way
+            text = turn["content"]
+            turn["content"] = [{"type": "thinking", "thinking": thought, "closed": True}]
+            if text:
+                turn["content"].append({"type": "text", "text": text})
 
     def _is_null(self, message: ChatMessage) -> bool:
         if message.role != "assistant" or message.text:

@@ -51,6 +51,7 @@ async def test_the_gists_request() -> None:
             "completion_tokens": generated,
             "total_tokens": prompt + generated,
             "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         }
         assert answer.headers["x-seed"] == "1337"
 

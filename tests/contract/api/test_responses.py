@@ -267,7 +267,7 @@ async def test_answers_by_a_schema() -> None:
 
 
 async def test_what_changes_nothing_is_taken() -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "background": False,
         "conversation": None,
         "context_management": [],

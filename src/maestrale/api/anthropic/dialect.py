@@ -76,12 +76,12 @@ class Anthropic(Dialect):
             service = await backend.deployments.resolve(body.model).service()
             conversation, use, renamed = read_count(body)
             context_of(request.scope).rename(renamed)
-            tokens = await service.tokenizer.encode_chat(
+            prompt = await service.tokenizer.encode_chat(
                 conversation,
                 tools=None if use is None else use.definitions,
                 variables=template_variables(body),
             )
-            return JSONResponse({"input_tokens": len(tokens)})
+            return JSONResponse({"input_tokens": len(prompt.token_ids)})
 
         messages = answering(backend, MessagesRequest, read_messages)
         return [

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from maestrale.chat.answer import Answer, Piece
+from maestrale.chat.answer import Answer
+from maestrale.chat.reader import Piece
 from maestrale.chat.service import ChatService
 from maestrale.prompt.messages import ToolCall
 

@@ -7,6 +7,7 @@ without a word.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -41,18 +42,10 @@ UNSUPPORTED_FIELDS = {
     "web_search_options": "there is no web search",
     "moderation": "there is no moderation model",
     "guardrails": "there are no guardrails",
-    "reasoning_effort": "the model has no reasoning mode",
-    "prompt_mode": "the model has no reasoning mode",
-    "reasoning": "the model has no reasoning mode",
-    "thinking": "the model has no reasoning mode",
-    "include_reasoning": "the model has no reasoning mode",
-    "thinking_token_budget": "the model has no reasoning mode",
     "verbosity": "the model has no such mode; ask for it in the prompt",
     "top_prompt_logprobs": "ask for 'prompt_logprobs'",
     "chat_template": "a template from a request would be code from a stranger; "
     "start the server with --chat-template",
-    "chat_template_kwargs": "of a template's variables, 'enable_thinking' and 'thinking' can be "
-    "set, to true or false",
     "documents": "put them into the messages",
     "mm_processor_kwargs": "the model reads text only",
     "media_io_kwargs": "the model reads text only",
@@ -90,6 +83,14 @@ UNSUPPORTED_FIELDS = {
     "suffix": "the model can't fill in the middle",
 }
 
+_NO_THOUGHTS = "a plain prompt is gone on from, without thoughts; use chat completions"
+# Of chat completions alone: refused in others.
+CHAT_FIELDS = {
+    **dict.fromkeys(("reasoning_effort", "prompt_mode", "reasoning", "thinking"), _NO_THOUGHTS),
+    **dict.fromkeys(("include_reasoning", "thinking_token_budget"), _NO_THOUGHTS),
+    "chat_template_kwargs": "a plain prompt has no template",
+}
+
 # What they say when they ask for what is done anyway, beside null, false and [].
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
@@ -98,9 +99,9 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "thinking": ({"type": "disabled"},),
     "include_reasoning": (True,),
     "thinking_token_budget": (0, -1),
+    "chat_template_kwargs": ({},),
     "verbosity": ("medium",),
     "function_call": ("none",),
-    "chat_template_kwargs": ({},),
     "mm_processor_kwargs": ({},),
     "media_io_kwargs": ({},),
     "add_generation_prompt": (True,),
@@ -118,8 +119,6 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "cache_salt": ("",),
     "priority": (0,),
 }
-# What a request may tell the chat template; one that doesn't ask for them ignores them.
-TEMPLATE_VARIABLES = ("enable_thinking", "thinking")
 # Of these, false would change the answer.
 _TRUE_ALONE = frozenset({"add_generation_prompt", "skip_special_tokens", "detokenize"})
 
@@ -131,9 +130,9 @@ def null() -> Raw:
     return NULL
 
 
-def refuse_unsupported(body: Struct) -> None:
-    """Raises: UnsupportedParameter for a field that asks for what can't be done."""
-    for name, reason in UNSUPPORTED_FIELDS.items():
+def refuse_unsupported(body: Struct, fields: Mapping[str, str] = UNSUPPORTED_FIELDS) -> None:
+    """Raises: UnsupportedParameter for one of these fields that asks for what can't be done."""
+    for name, reason in fields.items():
         value = getattr(body, name, NULL)
         if not is_neutral(name, value):
             raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
@@ -152,13 +151,7 @@ def is_neutral(name: str, value: Raw) -> bool:
         said = msgspec.json.decode(raw)
     except msgspec.DecodeError:
         return False
-    if name == "chat_template_kwargs" and isinstance(said, dict):
-        return all(key in TEMPLATE_VARIABLES and _is_bool(value) for key, value in said.items())
     return any(_same(said, known) for known in NEUTRAL_VALUES[name])
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -15,17 +15,19 @@ from msgspec import Raw, Struct
 from maestrale.api.answering import Serving
 from maestrale.api.dialect import AnswerRequest
 from maestrale.api.openai.foreign_fields import (
+    CHAT_FIELDS,
     IGNORED_FIELDS,
-    NULL,
     is_neutral,
     refuse_unsupported,
 )
+from maestrale.api.openai.reasoning import read_reasoning
 from maestrale.api.openai.schemas import (
     ChatRequest,
     CompletionRequest,
     ContentPart,
     Message,
     SamplingFields,
+    ThoughtChunk,
 )
 from maestrale.api.openai.spelling import ChatSpelling, CompletionSpelling
 from maestrale.api.openai.tools import past_calls, read_tool_use
@@ -57,13 +59,22 @@ _CANONICAL_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 def read_chat(body: ChatRequest, serving: Serving) -> AnswerRequest:
     """A chat completion. Raises: InvalidRequest, UnsupportedParameter."""
-    renamed: dict[Location, Sent] = {}
+    wish = read_reasoning(body)
+    renamed = dict(wish.renamed)
     if body.max_tokens is None:
         renamed[Location("max_tokens")] = Sent("max_completion_tokens")
+    options = chat_options(body, serving)
     return AnswerRequest(
-        options=chat_options(body, serving),
+        options=msgspec.structs.replace(
+            options, reasoning=wish.reasoning, template_variables=wish.variables
+        ),
         asked=read_conversation(body),
-        spelling=partial(ChatSpelling, stream_options=body.stream_options),
+        spelling=partial(
+            ChatSpelling,
+            stream_options=body.stream_options,
+            shows_thoughts=wish.shown,
+            as_chunks=wish.as_chunks,
+        ),
         stream=bool(body.stream),
         renamed=renamed,
     )
@@ -118,7 +129,6 @@ def chat_options(body: ChatRequest, serving: Serving) -> Options:
         max_tokens=None if max_tokens == -1 else max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         tools=tools,
-        template_variables=_template_variables(body),
     )
     prefix_at = Sent("messages", len(body.messages) - 1, "prefix")
     if tools is not None and tools.required and has_prefix(body):
@@ -135,20 +145,13 @@ def chat_options(body: ChatRequest, serving: Serving) -> Options:
     return options
 
 
-def _template_variables(body: ChatRequest) -> tuple[tuple[str, bool], ...]:
-    """What the chat template is told besides; `_check_fields` has looked at it."""
-    told = {"enable_thinking": body.enable_thinking}
-    raw = getattr(body, "chat_template_kwargs", NULL)
-    told |= msgspec.json.decode(raw) or {}
-    return tuple((name, value) for name, value in told.items() if value is not None)
-
-
 def read_completion(body: CompletionRequest, serving: Serving) -> AnswerRequest:
     """A plain completion. Raises: InvalidRequest, UnsupportedParameter.
 
     With `best_of` so many answers are asked for, of which the best `n` are spelled.
     """
     _check_fields(body)
+    refuse_unsupported(body, CHAT_FIELDS)
     chooses = body.best_of is not None and body.best_of != (body.n or 1)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     logprobs = body.logprobs
@@ -351,14 +354,37 @@ def _plain(message: Message, at: Sent, *, is_last: bool) -> ChatMessage:
         )
     if message.content is None and message.role not in ("assistant", "tool"):
         raise InvalidRequest("'content' is required.", at=at.at("content"))
-    role = "system" if message.role == "developer" else message.role
+    thought = message.reasoning_content or message.reasoning or ""
+    content = message.content
+    if isinstance(content, list) and message.role == "assistant":
+        chunks, content = _without_thoughts(content, at.at("content"))
+        thought = thought or chunks
     return ChatMessage(
-        role=role,
-        content=None if message.content is None else _text(message.content, at.at("content")),
+        role="system" if message.role == "developer" else message.role,
+        content=None if content is None else _text(content, at.at("content")),
         name=message.name if message.role == "tool" else None,
         tool_calls=calls,
         tool_call_id=message.tool_call_id if message.role == "tool" else None,
+        reasoning=thought if message.role == "assistant" else "",
     )
+
+
+def _without_thoughts(parts: list[ContentPart], at: Sent) -> tuple[str, list[ContentPart]]:
+    """Mistral's thinking chunks as text, and the other parts. Raises: InvalidRequest."""
+    thoughts, others = [], []
+    for index, part in enumerate(parts):
+        if part.type != "thinking":
+            others.append(part)
+            continue
+        try:
+            chunks = msgspec.json.decode(part.thinking, type=str | list[ThoughtChunk])
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InvalidRequest(
+                "'thinking' is a text, or a list of chunks of type 'text'.",
+                at=at.at(index, "thinking"),
+            ) from error
+        thoughts += [chunks] if isinstance(chunks, str) else [chunk.text for chunk in chunks]
+    return "".join(thoughts), others
 
 
 def _text(content: str | list[ContentPart], at: Sent) -> str:

@@ -10,9 +10,11 @@ from starlette.routing import Route
 
 from maestrale.api.answering import answering
 from maestrale.api.backend import Backend
+from maestrale.api.context import context_of
 from maestrale.api.deployment import Deployment
 from maestrale.api.openai.foreign_fields import refuse_unsupported
 from maestrale.api.openai.reading import plain_messages, read_chat, read_completion
+from maestrale.api.openai.reasoning import template_kwargs
 from maestrale.api.openai.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -22,6 +24,7 @@ from maestrale.api.openai.schemas import (
 from maestrale.api.openai.tools import read_tools
 from maestrale.chat.options import Conversation
 from maestrale.chat.service import ChatService
+from maestrale.chat.thinking import VARIABLES, check_variables
 from maestrale.errors import InvalidRequest, Sent
 
 ROOTS = ("/v1", "")  # some clients' base has no /v1
@@ -112,7 +115,11 @@ def token_routes(backend: Backend) -> list[Route]:
             conversation = Conversation(
                 messages=plain_messages(body.messages), continues=bool(body.messages[-1].prefix)
             )
-            tokens = await service.tokenizer.encode_chat(conversation, tools=tools)
+            told = tuple(template_kwargs(body.chat_template_kwargs).items())
+            context_of(request.scope).rename({VARIABLES: Sent("chat_template_kwargs")})
+            check_variables(told, service.encoder.reads)
+            prompt = await service.tokenizer.encode_chat(conversation, tools=tools, variables=told)
+            tokens = prompt.token_ids
         elif body.tools:
             raise InvalidRequest(
                 "'tools' are for 'messages', not for a 'prompt'.", at=Sent("tools")

@@ -7,12 +7,13 @@ chat service understands.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from maestrale.api.openai.foreign_fields import (
+    CHAT_FIELDS,
     IGNORED_FIELDS,
     UNSUPPORTED_FIELDS,
     null,
@@ -43,6 +44,10 @@ TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenIds = Annotated[list[TokenId], Meta(max_length=MAX_TOKEN_IDS)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Biases = Annotated[dict[str, Bias], Meta(max_length=MAX_BIASES)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORTS = frozenset(get_args(Effort))
+# -1 is vLLM's word for no bound.
+Budget = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 ShortText = Annotated[str, Meta(max_length=MAX_USER_CHARS)]
 
 
@@ -72,6 +77,15 @@ class ContentPart(Body, kw_only=True):
     refusal: Raw = msgspec.field(default_factory=null)
     reference_ids: Raw = msgspec.field(default_factory=null)
     thinking: Raw = msgspec.field(default_factory=null)
+    closed: bool | None = None
+    signature: Raw = msgspec.field(default_factory=null)
+
+
+class ThoughtChunk(Body, kw_only=True):
+    """A part of a thought, as Mistral's clients send an earlier one back."""
+
+    text: str
+    type: Literal["text"] = "text"
 
 
 class Message(Body, kw_only=True):
@@ -87,8 +101,9 @@ class Message(Body, kw_only=True):
     audio: Raw = msgspec.field(default_factory=null)
     refusal: str | None = None
     annotations: Raw = msgspec.field(default_factory=null)
-    reasoning_content: Raw = msgspec.field(default_factory=null)
-    reasoning: Raw = msgspec.field(default_factory=null)
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    reasoning_details: Raw = msgspec.field(default_factory=null)
 
 
 Tools = Annotated[list[Raw], Meta(max_length=MAX_TOOLS)]  # each is read by tools.py
@@ -161,6 +176,22 @@ class SamplingFields(ForeignFields, kw_only=True):
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
 
+class ReasoningBody(Body, kw_only=True):
+    """OpenRouter's `reasoning`."""
+
+    effort: Effort | None = None
+    max_tokens: Budget | None = None
+    enabled: bool | None = None
+    exclude: bool | None = None
+
+
+class ThinkingBody(Body, kw_only=True):
+    """`thinking`, as Anthropic's, DeepSeek's and Z.ai's APIs have it."""
+
+    type: Literal["enabled", "disabled", "adaptive", "auto"]
+    budget_tokens: Budget | None = None
+
+
 class ChatRequest(SamplingFields, kw_only=True):
     """POST /v1/chat/completions."""
 
@@ -169,7 +200,14 @@ class ChatRequest(SamplingFields, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     safe_prompt: bool | None = None
+    reasoning_effort: Effort | None = None
+    prompt_mode: Literal["reasoning"] | None = None
+    reasoning: ReasoningBody | None = None
+    thinking: ThinkingBody | None = None
+    thinking_token_budget: Budget | None = None
     enable_thinking: bool | None = None
+    include_reasoning: bool | None = None
+    chat_template_kwargs: Raw = msgspec.field(default_factory=null)
     add_special_tokens: bool | None = None
     echo: bool | None = None
     tools: Tools | None = None
@@ -178,7 +216,13 @@ class ChatRequest(SamplingFields, kw_only=True):
     modalities: list[str] | None = None
 
 
-class CompletionRequest(SamplingFields, kw_only=True):
+if TYPE_CHECKING:
+    WithChatFields = SamplingFields
+else:
+    WithChatFields = with_fields(SamplingFields, CHAT_FIELDS)
+
+
+class CompletionRequest(WithChatFields, kw_only=True):
     """POST /v1/completions: a prompt as text or token ids, or a list of either."""
 
     prompt: str | Annotated[list[str | TokenId | TokenIds], Meta(max_length=MAX_TOKEN_IDS)]

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from maestrale.api.openai.schemas import StreamOptions
-from maestrale.chat.answer import Answer, AnswerFinish, LogprobEntry, Piece, Usage
+from maestrale.chat.answer import Answer, Usage
+from maestrale.chat.reader import AnswerFinish, LogprobEntry, Piece
 from maestrale.chat.service import ChatService
 from maestrale.prompt.messages import ToolCall
 
@@ -110,8 +111,12 @@ class ChatSpelling(Chunks):
         answer: Answer,
         model: str,
         stream_options: StreamOptions | None,
+        shows_thoughts: bool = True,
+        as_chunks: bool = False,
     ) -> None:
+        """`shows_thoughts`: they are sent. `as_chunks`: as Mistral's API does, in the content."""
         super().__init__(service, answer, model, stream_options)
+        self._shows_thoughts, self._as_chunks = shows_thoughts, as_chunks
         # Nearly every event differs in its text only: the rest is encoded once.
         head = b"data: " + encode(self._frame)[:-1] + b',"choices":[{"index":'
         self._heads = [
@@ -134,6 +139,7 @@ class ChatSpelling(Chunks):
                     "message": {
                         "role": "assistant",
                         "content": piece.text or (None if piece.calls else ""),
+                        **self._thoughts(piece),
                         "refusal": None,
                         "tool_calls": [_call(call) for call in piece.calls] or None,
                     },
@@ -146,6 +152,19 @@ class ChatSpelling(Chunks):
             **self._of_prompt(),
         }
 
+    def _thoughts(self, piece: Piece) -> dict[str, Any]:
+        """A piece's thoughts, under each name that clients know them by, and nothing if it has
+        none; in Mistral's way the content has both.
+        """
+        thought = piece.reasoning
+        if not thought or not self._shows_thoughts:
+            return {}
+        if not self._as_chunks:
+            return {"reasoning_content": thought, "reasoning": thought}
+        chunks = [{"type": "thinking", "thinking": [{"type": "text", "text": thought}]}]
+        text = [{"type": "text", "text": piece.text}] if piece.text else []
+        return {"content": [*chunks, *text]}
+
     def _of_prompt(self) -> dict[str, Any]:
         if self._answer.options.prompt_logprobs is None:
             return {}
@@ -153,7 +172,8 @@ class ChatSpelling(Chunks):
 
     def event(self, piece: Piece, *, is_last: bool) -> bytes:
         index = piece.index
-        plain = piece.finish_reason is None and not piece.logprobs and not piece.calls
+        plain = piece.finish_reason is None and not (piece.logprobs or piece.calls)
+        plain = plain and not piece.reasoning
         if plain and index in self._begun and not self._continuous:
             return self._heads[index] + encode(piece.text) + self._tail
         delta: dict[str, Any] = {}
@@ -163,6 +183,7 @@ class ChatSpelling(Chunks):
             delta["content"] = piece.text
         elif piece.text:
             delta["content"] = piece.text
+        delta |= self._thoughts(piece)
         if piece.calls:  # each whole: clients disagree on how to join parts
             first = self._called[index]
             self._called[index] += len(piece.calls)
@@ -282,6 +303,7 @@ def usage_body(usage: Usage) -> dict[str, object]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 

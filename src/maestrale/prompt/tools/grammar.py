@@ -8,7 +8,14 @@ import msgspec
 
 from maestrale.engines.base import Constraint
 from maestrale.errors import InvalidRequest, Location
-from maestrale.prompt.tools.base import MAX_CALLS, CallSchema, ToolFormat, ToolSpec, ToolUse
+from maestrale.prompt.tools.base import (
+    MAX_CALLS,
+    CallSchema,
+    Rules,
+    ToolFormat,
+    ToolSpec,
+    ToolUse,
+)
 
 _CHILDREN = ("items", "additionalProperties")
 _BESIDE = ("allOf", "anyOf", "oneOf", "$ref")
@@ -23,11 +30,26 @@ def tool_constraint(form: ToolFormat, use: ToolUse, answer: Constraint | None) -
     an answer without calls must satisfy. Raises: InvalidRequest for a schema that is nested too
     deep, or that this format can't be held to.
     """
-    tools = use.candidates
-    if not use.required and answer is None and not any(tool.strict for tool in tools):
+    if not constrains(use, answer):
         return None
-    most = MAX_CALLS if use.parallel else 1
-    free = not use.required and answer is None
+    rules = tool_rules(form, use, answer)
+    text = f"{rules.text}\nstart: answered"
+    nested: tuple[tuple[str, Constraint], ...] = ()
+    if answer is not None:
+        text += "\ncontent: answer"
+        nested = (("answer", answer),)
+    return Constraint("grammar", text, rules.schemas, nested)
+
+
+def constrains(use: ToolUse, answer: Constraint | None) -> bool:
+    """Whether decoding must be constrained: a call must come, or must be valid if one comes."""
+    return use.required or answer is not None or any(tool.strict for tool in use.candidates)
+
+
+def tool_rules(form: ToolFormat, use: ToolUse, answer: Constraint | None) -> Rules:
+    """Rules in which `answered` is an answer with calls, or without where it may be; what
+    `answer` constrains stands in it as `content`. See `tool_constraint`.
+    """
     calls = [
         CallSchema(
             tool.name,
@@ -35,18 +57,13 @@ def tool_constraint(form: ToolFormat, use: ToolUse, answer: Constraint | None) -
             if use.required or tool.strict
             else {"type": "object"},
         )
-        for tool in tools
+        for tool in use.candidates
     ]
+    most = MAX_CALLS if use.parallel else 1
+    free = not use.required and answer is None
     rules = form.rules(calls, most, text=free)
-    text, schemas = rules.text, rules.schemas
-    if use.required:
-        text += "\nstart: calls"
-    elif answer is None:
-        text += "\nstart: free"
-    else:
-        text += "\nstart: answer | calls"
-        schemas += (("answer", answer.value),)
-    return Constraint("grammar", text, schemas)
+    answered = "free" if free else "calls" if use.required else "content | calls"
+    return Rules(f"{rules.text}\nanswered: {answered}", rules.schemas)
 
 
 def argument_constraints(use: ToolUse) -> list[tuple[int, Constraint]]:

@@ -2,7 +2,7 @@
 
 `<|channel|>commentary to=functions.f <|constrain|>json<|message|>{...}<|call|>`, or with ` to=`
 before the channel. Text is what the channel `final` has, and `commentary` to nobody; `analysis`
-are the model's thoughts, which are no part of the answer.
+are the model's thoughts (prompt/reasoning/harmony.py), which are no part of the answer.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from maestrale.prompt.tools.reading import CallReader, ToolCallParser
 CHANNEL, MESSAGE, START = "<|channel|>", "<|message|>", "<|start|>"
 CONSTRAIN, CALL, END = "<|constrain|>", "<|call|>", "<|end|>"
 # Noncharacters stand for the control tokens, so that text that only looks like them stays text.
-_SHOWN = {CHANNEL: "\ufdd0", MESSAGE: "\ufdd1", START: "\ufdd2", CONSTRAIN: "\ufdd3",
-          CALL: "\ufdd4", END: "\ufdd5"}  # fmt: skip
-_MARKS = re.compile("[\ufdd0-\ufdd5]")
-_ENDS = re.compile(f"[{_SHOWN[START]}{_SHOWN[CHANNEL]}{_SHOWN[END]}{_SHOWN[CALL]}]")
-_TO = re.compile(r"to=functions\.([a-zA-Z0-9_-]*)")
-_CHANNEL_NAME = re.compile(f"{_SHOWN[CHANNEL]}\\s*(\\w+)")
+SHOWN = {CHANNEL: "\ufdd0", MESSAGE: "\ufdd1", START: "\ufdd2", CONSTRAIN: "\ufdd3",
+         CALL: "\ufdd4", END: "\ufdd5"}  # fmt: skip
+MARKS = re.compile("[\ufdd0-\ufdd5]")
+ENDS = re.compile(f"[{SHOWN[START]}{SHOWN[CHANNEL]}{SHOWN[END]}{SHOWN[CALL]}]")
+TO = re.compile(r"to=functions\.([a-zA-Z0-9_-]*)")
+CHANNEL_NAME = re.compile(f"{SHOWN[CHANNEL]}\\s*(\\w+)")
 
 
 def is_harmony(rendered: str, vocabulary: Vocabulary) -> bool:
@@ -43,7 +43,7 @@ class HarmonyFormat:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._ids = vocabulary.control_ids
         self.shown: Mapping[int, str] = {
-            self._ids[token]: mark for token, mark in _SHOWN.items() if token in self._ids
+            self._ids[token]: mark for token, mark in SHOWN.items() if token in self._ids
         }
         self._call_ends = self._ids.get(CALL) in vocabulary.eos_token_ids
 
@@ -56,10 +56,7 @@ class HarmonyFormat:
         channel, message = self._token(CHANNEL), self._token(MESSAGE)
         call_end = self._token(CALL) if CALL in self._ids and not self._call_ends else ""
         lines = [
-            f'thought: {channel} "analysis" {message} THOUGHT {self._token(END)} '
-            f'{self._token(START)} "assistant"',
-            "THOUGHT: /(.|\\n)*/",
-            f"calls: thought? call {call_end}",
+            f"calls: call {call_end}",
             alternatives(tools),
         ]
         for index, tool in enumerate(tools):
@@ -71,7 +68,7 @@ class HarmonyFormat:
             )
         if text:
             preamble = f'{channel} ("final" | "commentary") {message} TEXT'
-            lines += [f"free: thought? {preamble} | calls", "TEXT: /(.|\\n)*/"]
+            lines += [f"free: {preamble} | calls", "TEXT: /(.|\\n)*/"]
         return Rules("\n".join(lines), json_arguments(tools))
 
     def _token(self, name: str) -> str:
@@ -99,7 +96,7 @@ class HarmonyParser(ToolCallParser):
         return True
 
     def _in_header(self, last: bool) -> bool:
-        header, found, rest = self._buffer.partition(_SHOWN[MESSAGE])
+        header, found, rest = self._buffer.partition(SHOWN[MESSAGE])
         looks_like_one = re.match(r"\s*(assistant|to=|[\ufdd0-\ufdd5]|$)", header) is not None
         maybe = any(word.startswith(header.strip()) for word in ("assistant", "to="))
         if not found:
@@ -117,7 +114,7 @@ class HarmonyParser(ToolCallParser):
         if not looks_like_one and not maybe:
             self._step = self._in_text
             return True
-        to, channel = _TO.search(header), _CHANNEL_NAME.search(header)
+        to, channel = TO.search(header), CHANNEL_NAME.search(header)
         self._buffer = rest
         self._name = to[1] if to else None
         self._hidden = channel is not None and channel[1] == "analysis" and to is None
@@ -134,20 +131,20 @@ class HarmonyParser(ToolCallParser):
         return self._begin_object(self._after_call) if self._buffer[0] == "{" else self._no_call()
 
     def _in_text(self, last: bool) -> bool:
-        end = _ENDS.search(self._buffer)
+        end = ENDS.search(self._buffer)
         text = self._buffer[: end.start()] if end else self._buffer
         if not self._hidden:
-            self._give(_MARKS.sub("", text))
+            self._give(MARKS.sub("", text))
         self._buffer = self._buffer[len(text) :]
         if end is None:
             return False
-        if end[0] in (_SHOWN[END], _SHOWN[CALL]):
+        if end[0] in (SHOWN[END], SHOWN[CALL]):
             self._buffer = self._buffer[1:]
         self._step = self._in_header
         return True
 
     def _after_call(self, last: bool) -> bool:
-        self._buffer = self._buffer.lstrip().lstrip(_SHOWN[CALL] + _SHOWN[END])
+        self._buffer = self._buffer.lstrip().lstrip(SHOWN[CALL] + SHOWN[END])
         self._step = self._in_header
         return bool(self._buffer)
 
@@ -159,8 +156,8 @@ class HarmonyParser(ToolCallParser):
             return self._name or "", self._buffer
         if self._step == self._at_arguments:
             return self._name or "", ""
-        to = _TO.search(self._buffer)
+        to = TO.search(self._buffer)
         return (to[1] if to else ""), ""
 
     def _give(self, text: str) -> None:
-        super()._give(_MARKS.sub("", text))
+        super()._give(MARKS.sub("", text))

@@ -58,13 +58,13 @@ async def _fitted(
 
     async def fits(left: Sequence[Item]) -> bool:
         try:
-            tokens = await service.tokenizer.encode_chat(
+            prompt = await service.tokenizer.encode_chat(
                 conversation_of(body, left)[0],
                 tools=definitions,
                 variables=template_variables(body),
             )
         except ContextLengthExceeded:
             return False
-        return len(tokens) + room <= limit
+        return len(prompt.token_ids) + room <= limit
 
     return tuple(await truncated(items, fits))

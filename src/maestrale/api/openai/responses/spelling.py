@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from maestrale.api.openai.responses.objects import Body, usage_of
-from maestrale.chat.answer import Answer, AnswerFinish, LogprobEntry, Piece
+from maestrale.chat.answer import Answer
+from maestrale.chat.reader import AnswerFinish, LogprobEntry, Piece
 from maestrale.chat.service import ChatService
 from maestrale.prompt.messages import ToolCall
 

@@ -1,0 +1,64 @@
+"""What a reasoning format is: how a family of models marks its thoughts, apart from its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgspec import Struct
+
+ANSWER = "answer"  # the rule of what a request constrains its answer to
+CONTENT = "content"  # the rule of an answer that is no call of a tool
+ANSWERED = "answered"  # the rule of all that comes after the thought
+TEXT = r"/(.|\n)*/"
+
+
+class Thoughts(Struct, frozen=True):
+    """What some more of an answer turned out to be: `reasoning`, then `text` of the answer itself.
+
+    `taken` counts the characters that are no text: thoughts, their marks, and blanks around them.
+    """
+
+    reasoning: str = ""
+    text: str = ""
+    taken: int = 0
+
+
+class ReasoningParser(Protocol):
+    """Takes an answer's text as it comes, and tells thoughts from the answer."""
+
+    @property
+    def thinking(self) -> bool:
+        """A thought has begun, and its end hasn't come."""
+
+    def push(self, text: str, *, last: bool = False) -> Thoughts:
+        """Take more text; with `last`, nothing may stay held back."""
+
+
+class ReasoningFormat(Protocol):
+    """How a family of models marks thoughts."""
+
+    name: str
+    shown: Mapping[int, str]
+    """Tokens that are marks to the parser, and the text they are spelled as."""
+
+    keeps_budgets: bool
+    """The end of a thought can be forced: it is one token."""
+
+    def opened_by(self, prompt: str) -> bool:
+        """Whether a prompt, as text, ends within a thought: the answer begins with the rest."""
+
+    def parser(self, *, opened: bool, calls: bool) -> ReasoningParser:
+        """`opened`: the prompt began the thought. `calls`: a parser of tool calls comes after it,
+        which wants the marks that it knows.
+        """
+
+    def content(self) -> str:
+        """The Lark rule `content`: an answer that is no call, as this model begins it. What is
+        asked of its text is the rule `answer`.
+        """
+
+    def start(self, *, opened: bool, budget: int | None) -> str:
+        """Lark rules that make `start` of a thought and `answered`. The thought has at most
+        `budget` tokens; None: any number, 0: it is empty, or there is none.
+        """
