@@ -27,8 +27,12 @@ from maestrale.machine.target import Target
 
 GPU_FOLDER = "sys/bus/pci/devices/0000:00:05.0"
 A5000 = "0x2231"
-# Beside the base: an SSH server, what fetches and reads keys, and what reads user-data.
-EXTRAS = ("ca-certificates", "cloud-init", "curl", "gnupg", "openssh-server")
+# Beside the base: an SSH server, what fetches and reads keys, what reads user-data, and what a
+# first boot installs.
+EXTRAS = (
+    *("ca-certificates", "cloud-init", "curl", "gnupg", "openssh-server"),
+    *("git", "python3-venv"),
+)
 
 
 def base() -> Path:
@@ -96,9 +100,9 @@ class DebianMachine:
     def target(self) -> ChrootTarget:
         return ChrootTarget(root=self.root)
 
-    def run(self, script: str) -> str:
+    def run(self, script: str, *, timeout: float = 120.0) -> str:
         """What it prints. Raises: AssertionError when it fails."""
-        done = self.target.run(script, timeout=120.0)
+        done = self.target.run(script, timeout=timeout)
         assert done.ok, done
         return done.stdout
 

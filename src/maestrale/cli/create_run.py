@@ -21,7 +21,8 @@ from maestrale.machine.cloud.flow import Tools
 from maestrale.machine.cloud.machine_spec import MachineSpec
 from maestrale.machine.cloud.providers import CATALOGUE_ROWS, PROVIDERS
 from maestrale.machine.cloud.records import Record
-from maestrale.machine.cloud.steps import serve_domain, start_service, wait_healthy
+from maestrale.machine.cloud.steps import serve_domain, wait_healthy
+from maestrale.machine.setup.service import start_service
 from maestrale.machine.target import Target
 
 QUESTION = "Keep your answers to 20 words or less. What is the plot of movie Lion king ? "

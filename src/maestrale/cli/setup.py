@@ -34,6 +34,7 @@ REBOOT_NEEDED = 3  # exit code
     "tag, or ==VERSION. Default: what this maestrale came from.",
 )
 @click.option("--no-proof", is_flag=True, help="Don't run a container at the end.")
+@click.option("--service", is_flag=True, help="At the end, run the image as a service.")
 @click.option("--cloud-init", is_flag=True, help="Print user-data that does it at first boot.")
 @click.option("-i", "--identity", type=click.Path(path_type=Path), help="SSH: the private key.")
 @click.option("-p", "--port", type=click.IntRange(1, 65535), help="SSH: the port.")
@@ -66,7 +67,7 @@ def command(context: click.Context, /, target: str | None, **given: Any) -> int:
     TARGET is user@host[:port], over SSH; without it, this machine. Ubuntu 22.04, 24.04 and
     Debian 12. A machine without a GPU gets Docker alone. Can be run again at any time: it changes
     nothing where nothing is missing. It ends with proof: a container that sees the GPU, or the
-    cpu image answering.
+    cpu image answering. With --service the image runs from then on, on the machine's loopback.
 
     Ends with code 3 when a reboot is needed first.
     """
@@ -83,10 +84,10 @@ def command(context: click.Context, /, target: str | None, **given: Any) -> int:
         return 0
     if given["verbose"] and not given["dry_run"]:
         raise SettingsError("--verbose goes with --dry-run.")
-    if given["no_proof"] and given["source"] is not None:
+    if given["no_proof"] and given["source"] is not None and not given["service"]:
         raise SettingsError(
             "--source says what the image of the proof is made of, and --no-proof makes none: "
-            "leave one of them out."
+            "leave one of them out, or have the image run as a --service."
         )
     try:
         import pyinfra  # noqa: F401
@@ -137,6 +138,7 @@ def _set_up(machine: Target, given: dict[str, Any], options: Any) -> int:
         dry_run=given["dry_run"],
         reboot=given["reboot"],
         proof=not given["no_proof"],
+        service=given["service"],
         build_arguments=_build_arguments() if machine.local else {},
         resume=_own_command(),
         resume_environment=_own_environment(),

@@ -1,4 +1,4 @@
-"""Which packages and repositories, for each distribution. Read by plan.py and cloud_init.py.
+"""Which packages and repositories, for each distribution. Read by plan.py.
 
 Names may hold `{branch}`, `{kernel}` (uname -r) and `{flavour}` (generic, aws, cloud-amd64 ...).
 """
@@ -127,10 +127,10 @@ CONTRIB = (
 
 
 def cuda_repository(folder: str, arch: str) -> Repository:
-    """NVIDIA's repository with the driver. `arch` is uname's, x86_64 or aarch64, or the folder."""
+    """NVIDIA's repository with the driver. `arch` is uname's: x86_64 or aarch64."""
     uri = (
         "https://developer.download.nvidia.com/compute/cuda/repos/"
-        f"{folder}/{CUDA_ARCHITECTURES.get(arch, arch)}"
+        f"{folder}/{CUDA_ARCHITECTURES[arch]}"
     )
     return Repository(
         "maestrale-nvidia-cuda", f"{uri}/", "/", f"{uri}/3bf863cc.pub", CUDA_FINGERPRINT

@@ -1,4 +1,4 @@
-"""Pieces of POSIX sh that the operations run, and that first boot runs too (cloud_init.py)."""
+"""Pieces of POSIX sh that the operations run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refresh(repositories: Sequence[Repository]) -> str:
     """
     script = f'said=$({APT} update 2>&1); rc=$?; printf "%s\\n" "$said"'
     for each in repositories:
-        where = shlex.quote(re.split("[$@]", each.uri)[0].rstrip("/"))
+        where = shlex.quote(re.split("[$]", each.uri)[0].rstrip("/"))
         file = shlex.quote(each.source_file)
         # What can't be trusted is taken out again: it would spoil every later update.
         script += (

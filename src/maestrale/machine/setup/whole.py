@@ -1,4 +1,4 @@
-"""A whole set-up: look, plan, steps, reboot, proof. `maestrale create` calls this as well."""
+"""A whole set-up: look, plan, steps, reboot, proof, service. `create` calls this as well."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from maestrale.machine.facts import MachineFacts
 from maestrale.machine.probe import gather
 from maestrale.machine.setup import reboot
 from maestrale.machine.setup.plan import Plan, SetupOptions
-from maestrale.machine.setup.proof import prove
+from maestrale.machine.setup.proof import prove, provide_image
 from maestrale.machine.setup.run import Outcome, SetupReport, apply, examine, preview
+from maestrale.machine.setup.service import SERVICE, start_service
 from maestrale.machine.source import Source
 from maestrale.machine.target import Target
 
 
 @dataclass(frozen=True)
 class SetupRequest:
-    """What is asked for. `resume`: the command that goes on after a reboot of this machine."""
+    """What is asked for. `service`: the image runs from then on, and at every boot.
+
+    `resume`: the command that goes on after a reboot of this machine.
+    """
 
     options: SetupOptions = field(default_factory=SetupOptions)
     source: Source | None = None
     dry_run: bool = False
     reboot: bool = False
     proof: bool = True
+    service: bool = False
     build_arguments: dict[str, str] = field(default_factory=dict)
     resume: Sequence[str] = ()
     resume_environment: dict[str, str] = field(default_factory=dict)
@@ -64,17 +69,36 @@ def set_up(target: Target, request: SetupRequest, report: SetupReport) -> SetupR
         report.note("Nothing was missing; nothing was changed.")
     if plan.gpu and not _driver_is_up(target, request, report):
         return SetupResult(outcomes, True, reboot_needed=True)
-    if not request.proof:
-        return SetupResult(outcomes, plan.gpu)
-    proof = prove(
+    source = request.source
+    if request.service:
+        source = Source("image", _image(target, request, plan, report))
+    proof = ""
+    if request.proof:
+        proof = prove(
+            target,
+            source,
+            gpu=plan.gpu,
+            report=report,
+            build_arguments=request.build_arguments,
+        )
+        report.note(f"Proof: {proof}")
+    if request.service and source is not None:
+        started = start_service(target, source.value, gpu=plan.gpu)
+        report.note(
+            f"The service {SERVICE} {'is started' if started else 'runs already'}: "
+            f"'journalctl -u {SERVICE}' there."
+        )
+    return SetupResult(outcomes, plan.gpu, proof=proof)
+
+
+def _image(target: Target, request: SetupRequest, plan: Plan, report: SetupReport) -> str:
+    return provide_image(
         target,
-        request.source,
-        gpu=plan.gpu,
+        request.source or Source.parse(None),
+        "cuda" if plan.gpu else "cpu",
         report=report,
         build_arguments=request.build_arguments,
     )
-    report.note(f"Proof: {proof}")
-    return SetupResult(outcomes, plan.gpu, proof=proof)
 
 
 def headline(target: Target, facts: MachineFacts, plan: Plan) -> str:
