@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "maestrale"
 
 # layer → what of maestrale it may import; a layer may always import itself.
 # `engines.base` holds types only.
-FOUNDATION = {"", "errors", "files", "printable", "processes", "text_files"}
+FOUNDATION = {"", "errors", "files", "nvidia", "printable", "processes", "text_files"}
 SETTINGS = {"config"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),
@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "console": {"printable"},
     "text_files": set(),
     "files": set(),
+    "nvidia": set(),
     "processes": set(),
     "config": FOUNDATION,
     "logs": FOUNDATION | SETTINGS,
