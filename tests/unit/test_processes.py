@@ -1,13 +1,16 @@
-"""A child ends with its parent, also where the parent was gone before it asked."""
+"""A child ends with its parent; folders of processes that ended are removed."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from maestrale.processes import is_alive, private_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone can do it")
 
@@ -37,3 +40,24 @@ def test_it_ends_at_once_without_the_parent_that_it_should_have() -> None:
         [sys.executable, "-c", CHILD.format("2**22 + 1")], stdout=subprocess.PIPE, timeout=60
     )
     assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_a_private_folder_takes_the_place_of_those_of_the_dead(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    dead = tmp_path / f"maestrale-x-{process.pid}-a"
+    others = {tmp_path / "maestrale-x-y", tmp_path / f"maestrale-z-{process.pid}-a"}
+    for folder in (dead, *others):
+        folder.mkdir()
+    first = private_folder("maestrale-x", tmp_path)
+    second = private_folder("maestrale-x", tmp_path)
+    assert set(tmp_path.iterdir()) == {first, second, *others}
+    assert first.stat().st_mode & 0o777 == 0o700
+    assert first.name.startswith(f"maestrale-x-{os.getpid()}-")
+
+
+def test_processes_are_alive_until_they_have_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert is_alive(process.pid)
+    assert not is_alive(process.pid)
+    assert is_alive(1)

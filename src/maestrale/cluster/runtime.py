@@ -10,17 +10,16 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
-import os
 import shutil
 import socket
 import tempfile
 import threading
-from pathlib import Path
 from typing import Any
 
 from maestrale.cluster.environment import set_environment
 from maestrale.cluster.options import ClusterOptions
 from maestrale.errors import EngineError
+from maestrale.processes import private_folder
 
 INSTALL_RAY = (
     "Ray is not installed. It is an extra of maestrale: run\n    scripts/extra ray\nand start "
@@ -101,7 +100,7 @@ class Runtime:
             self._folder = None
 
     def _start(self, ray: Any) -> None:
-        self._folder = private_folder()
+        self._folder = ray_folder()
         options = self._options
         try:
             ray.init(
@@ -135,26 +134,12 @@ class Runtime:
             raise EngineError(_why_not_joined(address, error)) from error
 
 
-def private_folder() -> str:
+def ray_folder() -> str:
     """A new folder for Ray's files; those of servers that were killed are removed."""
     base = tempfile.gettempdir()
     if len(base) > LONGEST_SOCKET_FOLDER:
-        base = "/tmp"  # noqa: S108 - Ray's sockets have long names; mkdtemp makes it private
-    for old in Path(base).glob(f"{PREFIX}-*-*"):
-        number = old.name.split("-")[1]
-        if number.isdigit() and not _alive(int(number)):
-            shutil.rmtree(old, ignore_errors=True)  # another user's stays
-    return tempfile.mkdtemp(prefix=f"{PREFIX}-{os.getpid()}-", dir=base)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        base = "/tmp"  # noqa: S108 - Ray's sockets have long names; the folder is private
+    return str(private_folder(PREFIX, base))
 
 
 def _knock(address: str) -> None:

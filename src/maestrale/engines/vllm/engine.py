@@ -43,7 +43,6 @@ from maestrale.engines.requests import check_request
 from maestrale.engines.vllm.arguments import engine_arguments, read_options
 from maestrale.engines.vllm.environment import (
     actor_environment,
-    make_sockets_folder,
     prepare_environment,
     use_batch_invariant_kernels,
     use_ray,
@@ -53,6 +52,7 @@ from maestrale.errors import EngineDied, EngineError, ModelError
 from maestrale.models.machine_limits import available_cores
 from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.models.vocabulary import Vocabulary, load_vocabulary
+from maestrale.processes import private_folder
 
 COMPILED_CONSTRAINTS = 32  # kept for the next request with the same one
 BATCH_INVARIANT_SINCE = (8, 0)  # compute capability
@@ -103,7 +103,7 @@ class VLLMEngine:
                 "Face's format, or leave --engine vllm out."
             )
         self._vocabulary = load_vocabulary(folder)
-        self._sockets = make_sockets_folder()
+        self._sockets = private_folder("maestrale-vllm")
         prepare_environment(self._sockets, config.threads)
         from vllm.platforms import current_platform
 

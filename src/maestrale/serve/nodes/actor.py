@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 import maestrale
-from maestrale.cluster.runtime import private_folder
+from maestrale.cluster.runtime import ray_folder
 from maestrale.keys import write_keys
 from maestrale.serve.nodes.messages import ChildSpec, NodeSpec, NodeState, Word, unpack_keys
 from maestrale.supervise.process import Restarts
@@ -34,7 +34,7 @@ class ApiOnNode:
         self._keeping: asyncio.Task[None] | None = None
         self._child: asyncio.subprocess.Process | None = None
         self._stopping = False
-        self._folder = Path(private_folder())
+        self._folder = Path(ray_folder())
         self._spec = spec
         self._other_version = version if version != maestrale.__version__ else ""
         self._write(keys)

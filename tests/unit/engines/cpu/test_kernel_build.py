@@ -196,19 +196,6 @@ def running(process: str) -> bool:
         return False
 
 
-def test_what_killed_processes_left_is_removed(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiler(tmp_path, 'echo made >"$out"', monkeypatch)
-    (cache / KEPT).mkdir(mode=0o755)
-    abandoned = cache / KEPT / f"{name()}.4194305"  # above every process's number
-    another = cache / KEPT / f"{name()}.{os.getppid()}"
-    for draft in (abandoned, another):
-        draft.write_text("half")
-    done = library(cache, silent)
-    assert sorted((cache / KEPT).iterdir()) == sorted([done, another])
-
-
 def test_a_compiler_that_is_asked_for_and_not_there_is_told(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

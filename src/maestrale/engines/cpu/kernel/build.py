@@ -22,6 +22,7 @@ from pathlib import Path
 from maestrale.engines.cpu.kernel import compilers
 from maestrale.engines.cpu.kernel.trust import not_only_ours, unfit
 from maestrale.errors import EngineError
+from maestrale.files import replace_file
 
 SOURCES = Path(__file__).parent
 # -ffp-contract=off: a multiplication and an addition become one only where that is written; this
@@ -75,19 +76,15 @@ def prebuilt() -> Path | None:
 def build(folder: Path, compiler: compilers.Compiler, progress: Progress) -> Path:
     """Compile the library into `folder`, whole or not at all. Raises: EngineError."""
     done = folder / name(compiler.target)
-    _remove_abandoned(done)
-    draft = done.with_name(f"{done.name}.{os.getpid()}")
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            _compile(compiler, Path(scratch), draft, progress)
-        draft.chmod(0o755)
-        draft.replace(done)
+            file = Path(scratch, done.name)
+            _compile(compiler, Path(scratch), file, progress)
+            replace_file(done, file.read_bytes(), mode=0o755)
     except OSError as error:
         raise EngineError(
             f"The CPU engine's kernel can't be made in {folder}: {error.strerror or error}."
         ) from error
-    finally:
-        draft.unlink(missing_ok=True)
     return done
 
 
@@ -131,13 +128,6 @@ def usable(file: Path) -> Path | None:
         if not unfit(found.parent) and not not_only_ours(found):
             return found
     return None
-
-
-def _remove_abandoned(done: Path) -> None:
-    """What processes left that were killed: each draft bears its process's number."""
-    for draft in done.parent.glob(f"{done.name}.*"):
-        if not Path("/proc", draft.suffix[1:]).exists():
-            draft.unlink(missing_ok=True)
 
 
 @functools.cache
