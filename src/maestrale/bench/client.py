@@ -18,6 +18,7 @@ import httptools
 
 from maestrale.bench.events import EventLog, Usage, error_of_body
 from maestrale.bounded import Oversized
+from maestrale.config.addresses import server_url
 from maestrale.errors import CannotBench
 
 _MOST_ERROR_BYTES = 64 * 1024
@@ -48,7 +49,7 @@ class Target:
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         """`url` is the server's, with or without /v1. Raises: CannotBench."""
-        url = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1").rstrip("/")
+        url = server_url(url)
         parts = urlsplit(url)
         try:
             self.port = parts.port or (443 if parts.scheme == "https" else 80)

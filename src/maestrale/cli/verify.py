@@ -13,6 +13,7 @@ from rich.text import Text
 from maestrale.cli.api_key import api_key_options
 from maestrale.cli.echo import echo
 from maestrale.cli.parameters import FiniteRange
+from maestrale.config.addresses import server_url
 from maestrale.console import CleanConsole
 from maestrale.errors import CannotVerify, MaestraleError
 from maestrale.verify import report
@@ -127,14 +128,8 @@ def _environment(
     found = Environment("", {}, ()) if environment is None else read_environment(environment)
     given = {"baseUrl": url, "apiKey": api_key, "model": model}
     values = {**found.values, **{key: value for key, value in given.items() if value is not None}}
-    values["baseUrl"] = _without_v1(str(values.get("baseUrl") or DEFAULT_URL))
+    values["baseUrl"] = server_url(str(values.get("baseUrl") or DEFAULT_URL))
     return Environment(found.name, values, found.secrets)
-
-
-def _without_v1(url: str) -> str:
-    """The server's URL as the collection wants it, from what people paste."""
-    url = url if "://" in url else f"http://{url}"
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _check_folder(path: Path | None) -> None:

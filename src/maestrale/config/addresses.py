@@ -1,4 +1,4 @@
-"""Which addresses are this machine's own."""
+"""Addresses: which are this machine's own, and what people write for a server's."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def server_url(text: str) -> str:
+    """A server's URL without a slash or `/v1` at its end, from what people paste: `:8000` too."""
+    url = f"127.0.0.1{text}" if text.startswith(":") else text
+    url = url if "://" in url else f"http://{url}"
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")

@@ -22,7 +22,7 @@ from maestrale.bounded import (
     read_body,
     read_parts,
 )
-from maestrale.config.addresses import is_loopback
+from maestrale.config.addresses import is_loopback, server_url
 from maestrale.errors import CannotChat
 from maestrale.printable import brief
 
@@ -51,9 +51,7 @@ class ChatServer:
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         """Raises: CannotChat for what is no URL or no key."""
-        url = f"127.0.0.1{url}" if url.startswith(":") else url
-        url = url if "://" in url else f"http://{url}"
-        self.url = url.rstrip("/").removesuffix("/v1").rstrip("/")
+        self.url = server_url(url)
         self._key = api_key
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         headers |= UNCOMPRESSED
@@ -67,7 +65,7 @@ class ChatServer:
             )
             self._client.build_request("GET", "/models")
         except (httpx.InvalidURL, ValueError) as error:
-            what = "The key" if isinstance(error, UnicodeError) else url
+            what = "The key" if isinstance(error, UnicodeError) else self.url
             raise CannotChat(f"{what} can't be used: {error}.") from error
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from maestrale.config.addresses import is_loopback
+from maestrale.config.addresses import is_loopback, server_url
 from maestrale.errors import SettingsError
 from maestrale.serve.listening import listen
 
@@ -40,3 +40,17 @@ def test_a_name_of_ours_that_means_another_address_is_refused(
     monkeypatch.setattr(socket, "getaddrinfo", elsewhere)
     with pytest.raises(SettingsError, match=r"a\.localhost.*192\.0\.2\.7"):
         listen("a.localhost", 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("http://h:8000", "http://h:8000"),
+        ("https://h/v1", "https://h"),
+        ("h/v1/", "http://h"),
+        ("h/proxied/v1", "http://h/proxied"),
+        (":8000", "http://127.0.0.1:8000"),
+    ],
+)
+def test_what_people_paste_is_a_url(given: str, url: str) -> None:
+    assert server_url(given) == url
