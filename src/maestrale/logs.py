@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import time
-from typing import Literal
 
 import msgspec
 
@@ -23,8 +22,6 @@ FIELDS = "fields"  # the attribute of a record that carries structured fields
 
 MOST_WAITING = 4 << 20  # characters of lines that wait to be written
 LAST_LINES = 1.0  # seconds that the end of the process waits for its last lines
-
-LogFormat = Literal["text", "json"]
 
 
 def configure(level: str, log_format: str) -> None:

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 
 from maestrale.cluster.prefix import PrefixTable, pick
 
-ROUTING = ("prefix", "round_robin")
-
 
 @dataclass
 class Slot:

@@ -65,7 +65,6 @@ ACTIVATION = 2  # bytes of an activation: bf16 or fp16, also where weights are q
 DEFAULT_UTILIZATION = 0.9
 USERS_AT = (2048, 8192, 32768)  # tokens
 
-_GRAPH_SIZES_STEP = ((8, 256), (16, 512))
 _MIB_PER_PIECE = 0.2
 _NON_TORCH = 256 * MIB
 _SAMPLER_BYTES = 34

@@ -14,7 +14,6 @@ from typing import Any
 from msgspec import structs
 
 from maestrale.errors import ModelError
-from maestrale.models.architecture import gguf_shape
 from maestrale.models.gguf_file import check_is_model, read_gguf_model
 from maestrale.models.gguf_tokenizer import (
     byte_level_tokenizer,
@@ -62,7 +61,6 @@ def write_tokenizer(
         "context_length": _context_length(metadata),
         "vocab_size": vocab_size,
         "sampling": of_gguf(metadata) or sampling,
-        **_kv_size(metadata),
     }
     version = recognise(metadata)
     if version is not None:
@@ -145,14 +143,6 @@ def _special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
     pieces, _ = pieces_of(metadata)
     ids = {name: token_id(metadata, key, len(pieces)) for name, key in _SPECIAL.items()}
     return {f"{name}_token": pieces[id_] for name, id_ in ids.items() if id_ is not None}
-
-
-def _kv_size(metadata: Mapping[str, Any]) -> dict[str, int]:
-    try:
-        shape = gguf_shape(metadata)
-    except ModelError:
-        return {}
-    return {"kv_elements": shape.kv_elements, "head_dim": shape.head_dim}
 
 
 def _context_length(metadata: Mapping[str, Any]) -> int:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from maestrale.errors import ModelError
-from maestrale.models.architecture import from_config
 from maestrale.models.file_selection import OPENVINO_MODEL, FileSelection, select_files
 from maestrale.models.folder_tokenizer import TOKENIZERS, lacking, write_tokenizer
 from maestrale.models.folder_words import TEMPLATE_FOLDER, read_json
@@ -119,7 +117,6 @@ def _fill(folder: Path, source: Path, selection: FileSelection, called: str, dig
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).symlink_to((source / file).resolve())
     fields, vocabulary = write_tokenizer(source, folder, size, (generation, text, config))
-    fields |= _kv_size(config)
     prepared = PreparedModel(
         name=called,
         context_length=context,
@@ -131,11 +128,3 @@ def _fill(folder: Path, source: Path, selection: FileSelection, called: str, dig
     )
     save_vocabulary(vocabulary, folder)
     save_prepared(prepared, folder)
-
-
-def _kv_size(config: Mapping[str, Any]) -> dict[str, int]:
-    try:
-        shape = from_config(config)
-    except ModelError:
-        return {}
-    return {"kv_elements": shape.kv_elements, "head_dim": shape.head_dim}

@@ -24,7 +24,7 @@ from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 METADATA_FILE = "maestrale.json"
 SOURCE_LINK = "source"
 MOST_READ = 64 << 20  # bytes of a file that is read and compared at each start; others by size
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 # A string that is no UTF-8 has an error of its own.
@@ -41,10 +41,8 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     is put between `text_prefix` and `text_suffix`. `named_templates`: further chat templates, such
     as tool_use. `special_tokens`: what templates call bos_token, eos_token and so on. `sizes` holds
     the bytes of each file beside this one, by name: a folder that differs was damaged.
-    `kv_elements`: what one token adds to the KV cache, keys and values in all layers; with
-    `head_dim` it tells beforehand what fits (both None where the source doesn't say). `sampling`:
-    how its makers want it sampled. `digests`: SHA-256 of the files that are read again at each
-    start; `checksum`: of this struct.
+    `sampling`: how its makers want it sampled. `digests`: SHA-256 of the files that are read again
+    at each start; `checksum`: of this struct.
     """
 
     name: str
@@ -61,8 +59,6 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     special_tokens: dict[str, str] = {}
     source: str = ""
     weights_digest: str = ""
-    kv_elements: int | None = None
-    head_dim: int | None = None
     sampling: SamplingDefaults = NEUTRAL
     sizes: dict[str, int] = {}
     digests: dict[str, str] = {}

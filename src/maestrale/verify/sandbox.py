@@ -20,11 +20,6 @@ from maestrale.errors import CannotVerify
 SCRIPT_SECONDS = 10.0
 SCRIPT_BYTES = 512 * 1024 * 1024
 _MOST_PENDING_JOBS = 100_000
-_BEFORE_LIBRARIES = """
-globalThis.global = globalThis;
-globalThis.console = {error() {}, warn() {}, log() {}};
-globalThis.__libraries = {};
-"""
 
 
 @dataclass(frozen=True)

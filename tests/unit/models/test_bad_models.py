@@ -143,8 +143,6 @@ PREPARED = PreparedModel(
     tokenizer_kind="hf",
     tokenizer_file="tokenizer.json",
     weights_digest="",
-    kv_elements=65536,
-    head_dim=128,
 )
 
 

@@ -215,7 +215,6 @@ def test_safetensors_stay_where_they_are(folder: Path, tmp_path: Path) -> None:
     prepared = load_prepared(made)
     assert prepared.source == str(folder)
     assert prepared.eos_token_ids == (258, 257)  # the tokenizer's, then the configuration's
-    assert (prepared.kv_elements, prepared.head_dim) == (128, 32)
     assert not any(path.is_symlink() for path in made.iterdir())
     assert not (made / "model.safetensors").exists()
     shutil.rmtree(folder)

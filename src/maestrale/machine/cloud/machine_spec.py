@@ -9,7 +9,6 @@ from maestrale.errors import SettingsError
 from maestrale.machine.cloud.providers import PROVIDERS, Provider
 
 DEFAULT_DISK = 100  # GB: driver, image and a 7B model take about 60
-DEFAULT_GPU = "A5000"  # the gist's
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,11 @@ import re
 
 from maestrale.errors import ModelError
 from maestrale.models.vocabulary import Vocabulary
-from maestrale.prompt.jinja import ChatTemplate
 from maestrale.prompt.tools import harmony, llama, mistral
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.prompt.tools.layout import GENERIC, LAYOUTS
 from maestrale.prompt.tools.layout_format import LayoutFormat
-from maestrale.prompt.tools.probe import Probed, bare_json_key, layout_of, probe
-from maestrale.prompt.tools.rendering import renderer
+from maestrale.prompt.tools.probe import Probed, bare_json_key, layout_of
 
 PARSERS = (*LAYOUTS, "llama3_json", "mistral", "openai")  # vLLM's names, where it has them
 
@@ -34,12 +32,6 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     (r'"name": ?[^",}]{1,60}, ?"parameters"', "llama3_json"),
 )
 _OWN_TOKENS = (("<|tool_call_start|>", "lfm2"),)
-
-
-def format_of_template(source: str, vocabulary: Vocabulary) -> ToolFormat | None:
-    """The format that a chat template, which knows tools, writes calls in; None when unknown."""
-    template = ChatTemplate(source, {"bos_token": "", "eos_token": ""})
-    return format_of_probe(probe(renderer(template)), vocabulary)
 
 
 def format_of_probe(probed: Probed, vocabulary: Vocabulary) -> ToolFormat | None:

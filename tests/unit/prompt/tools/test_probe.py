@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from maestrale.models.vocabulary import Vocabulary
-from maestrale.prompt.tools.base import ToolSpec, ToolUse
+from maestrale.prompt.jinja import ChatTemplate
+from maestrale.prompt.tools.base import ToolFormat, ToolSpec, ToolUse
 from maestrale.prompt.tools.layout_format import LayoutFormat
-from maestrale.prompt.tools.pick import format_of_template
+from maestrale.prompt.tools.pick import format_of_probe
+from maestrale.prompt.tools.probe import probe
+from maestrale.prompt.tools.rendering import renderer
 
 TOKENS = ["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|channel|>", "<|message|>", "<|start|>",
           "<|call|>", "<|end|>", "<|constrain|>", "<|tool_call_start|>"]  # fmt: skip
@@ -24,6 +27,11 @@ VOCABULARY = Vocabulary(
 )
 PLAIN = Vocabulary(VOCABULARY.token_bytes[:257], {"<eos>": 256}, (256,))
 BAR, LOW = "\uff5c", "\u2581"
+
+
+def format_of_template(source: str, vocabulary: Vocabulary) -> ToolFormat | None:
+    chat_template = ChatTemplate(source, {"bos_token": "", "eos_token": ""})
+    return format_of_probe(probe(renderer(chat_template)), vocabulary)
 
 
 def template(calls: str, *, system: str = "{{ tools | tojson }}", think: str = "") -> str:
@@ -165,8 +173,6 @@ def use() -> ToolUse:
 
 def rendered(source: str, calls: list[tuple[str, Any]]) -> str:
     """What a model trained on the template writes for these calls."""
-    from maestrale.prompt.jinja import ChatTemplate
-
     asked = {"role": "user", "content": "?"}
     made = [
         {"id": "abcdefghi", "type": "function", "function": {"name": name, "arguments": given}}
