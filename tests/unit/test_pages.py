@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from maestrale.cli.main import group
 from serving import ROOT, clean_environment
 
 PAGES = sorted(
@@ -78,6 +81,14 @@ def test_every_path_that_is_named_is_there(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_every_command_that_is_named_is_there() -> None:
+    command = re.compile(r"(?:`|\./|^|sudo )maestrale ([a-z]+)", re.MULTILINE)
+    pages = [page for page in PAGES if page.name != "CHANGELOG.md"]  # it tells of what was
+    named = {name for page in pages for name in command.findall(page.read_text())}
+    assert len(named) > 10
+    assert named - set(group.list_commands(click.Context(group))) == set()
+
+
 def test_every_page_of_the_guide_is_in_the_sites_index() -> None:
     index = (ROOT / "docs/index.md").read_text()
     listed = set(re.findall(r"^(?:guide|reference|notes)/[a-z-]+$", index, re.MULTILINE))
@@ -96,6 +107,42 @@ def test_every_metric_is_in_the_reference() -> None:
     assert len(names) > 40
     missing = {name for name in names if name not in page}
     assert missing == set()
+
+
+FLAG = re.compile(r"(?<![\w-])--(?:\[no-\])?([a-z][a-z0-9-]+)")
+# Of Docker, Compose, Ray, kubectl, SkyPilot, the clouds' tools, pip and uv, in examples.
+OF_OTHERS = {
+    *("from", "now", "homepath"),
+    *("cap-drop", "ipc", "profile", "security-opt", "stop-timeout"),
+    *("address", "generate", "head", "include-dashboard", "node-ip-address"),
+    *("from-literal", "secret", "instance-id", "snapshot-name", "source-disk", "source-disk-zone"),
+}
+
+
+def our_flags() -> set[str]:
+    """Of every command, every setting and every script."""
+
+    def of(command: click.Command) -> Iterator[str]:
+        for each in command.params:
+            yield from (name for name in (*each.opts, *each.secondary_opts) if name[:2] == "--")
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                below = command.get_command(context, name)
+                assert below is not None
+                yield from of(below)
+
+    files = [path for path in (ROOT / "scripts").iterdir() if path.is_file()]
+    files += (ROOT / "benchmarks").rglob("*.py")
+    literals = "".join(path.read_text() for path in files)
+    return {*(name[2:] for name in of(group)), *re.findall(r"[\s\"]--([a-z][a-z-]+)", literals)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_flag_that_is_named_is_there(page: Path) -> None:
+    if page.name in ("CHANGELOG.md", "benchmarks.md"):  # they tell of what was
+        return
+    assert set(FLAG.findall(page.read_text())) - our_flags() - OF_OTHERS == set()
 
 
 @pytest.mark.slow
