@@ -242,7 +242,7 @@ def api_in_thread(**options: Any) -> Iterator[str]:
 
 
 def make_settings(**fields: Any) -> Settings:
-    return Settings(**{"cache_dir": Path("/nonexistent"), **fields})
+    return Settings(**{"cache_dir": Path("/nonexistent"), "store": False, **fields})
 
 
 def check_error(answer: httpx.Response, status: int, param: str | None = None) -> dict[str, Any]:

@@ -134,7 +134,12 @@ def serving(
                 cwd=folder,
                 # With its own home for settings: the developer's keys are not the test's.
                 env=clean_environment(
-                    **{"XDG_CONFIG_HOME": folder, **(environment or {}), MARK: mark}
+                    **{
+                        "XDG_CONFIG_HOME": folder,
+                        "XDG_STATE_HOME": folder,
+                        **(environment or {}),
+                        MARK: mark,
+                    }
                 ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -115,10 +115,12 @@ class AnswerResponse:
         *,
         stream: bool,
     ) -> None:
+        self.spelling = spelling
+        self.keep: Callable[[], Awaitable[None]] | None = None
+        """Called at the answer's end, before its client is told of it."""
         self._backend = backend
         self._deployment = deployment
         self._answer = answer
-        self._spelling = spelling
         self._stream = stream
         self._key = "-"
         self._settled = False
@@ -128,9 +130,9 @@ class AnswerResponse:
         """Raises: ApiError before anything was sent, ClientDisconnected."""
         answer, backend, deployment = self._answer, self._backend, self._deployment
         context = context_of(scope)
-        most = answer.usage.prompt_tokens + sum(each.max_tokens for each in answer.requests)
-        context.reserved = await backend.rates.reserve(context.owner, most)
-        context.answer, context.answer_id = answer, self._spelling.id
+        if context.reserved is None:
+            await self.reserve(context)
+        context.answer, context.answer_id = answer, self.spelling.id
         self._key = context.key
         if backend.settings.log_prompts:
             self._texts = context.texts = [[] for _ in answer.requests]
@@ -142,13 +144,27 @@ class AnswerResponse:
             else:
                 pieces = await while_connected(receive, self._collect())
                 self._settle(context)  # so that the headers tell what is left now
-                await _send_json(send, self._spelling.whole(pieces), headers_of(answer))
+                body = self.spelling.whole(pieces)
+                if self.keep is not None:
+                    await self.keep()
+                await _send_json(send, body, headers_of(answer))
         except MaestraleError as error:
             answer.failure = error
             raise
         finally:
             self._settle(context)
             deployment.observe(answer)
+
+    @property
+    def headers(self) -> Headers:
+        """The headers of its own: its seed, and how long it may be."""
+        return headers_of(self._answer)
+
+    async def reserve(self, context: RequestContext) -> None:
+        """Set aside what it may use of its key's tokens. Raises: RateLimited."""
+        most = self._answer.usage.prompt_tokens
+        most += sum(each.max_tokens for each in self._answer.requests)
+        context.reserved = await self._backend.rates.reserve(context.owner, most)
 
     def _settle(self, context: RequestContext) -> None:
         """Give back what was reserved and not used, once."""
@@ -211,7 +227,7 @@ class AnswerResponse:
                 await asyncio.gather(first, return_exceptions=True)  # and its error was seen
             await events.open()
             try:
-                opening = self._spelling.opening()
+                opening = self.spelling.opening()
                 if opening:
                     await events.write(opening)
                 await self._write_pieces(events, _chain(first.result(), pieces))
@@ -220,12 +236,14 @@ class AnswerResponse:
                     LOGGER.exception("A stream failed")
                 await self._fail(events, error, context)
                 return
-        await events.write(self._spelling.closing())
+        if self.keep is not None:
+            await self.keep()
+        await events.write(self.spelling.closing())
         await events.close()
 
     async def _write_pieces(self, events: EventStream, pieces: AsyncIterator[Piece]) -> None:
         left = len(self._answer.requests)
-        event, write = self._spelling.event, events.write
+        event, write = self.spelling.event, events.write
         async for piece in pieces:
             if piece.finish_reason is not None:
                 left -= 1
@@ -235,7 +253,7 @@ class AnswerResponse:
         """The 200 is out: the error goes into the stream, and ends it."""
         self._answer.failure = error
         told = error_body(as_api_error(error), context)
-        await events.write(self._spelling.failure(told))
+        await events.write(self.spelling.failure(told))
         await events.close()
 
     async def _first(self, piece: Awaitable[Piece]) -> Piece:

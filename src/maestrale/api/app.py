@@ -14,23 +14,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maestrale.api.auth import OPEN_PATHS, Guard
 from maestrale.api.backend import Backend
-from maestrale.api.context import RequestContext, context_of, new_context, request_fields
+from maestrale.api.context import RequestContext, context_of, new_context
 from maestrale.api.dialect import Dialects
 from maestrale.api.dialects import DIALECTS
 from maestrale.api.errors import as_api_error, error_response
 from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.operations import health, openapi, pages, status
 from maestrale.api.operations.history import Event
+from maestrale.api.request_log import tell
 from maestrale.chat.service import ChatService, Vetter
 from maestrale.config.addresses import is_loopback
 from maestrale.config.settings import Settings
 from maestrale.engines.base import Engine
 from maestrale.errors import ApiError, EngineError, PermissionDenied, quoted
-from maestrale.logs import FIELDS, LOGGER, REQUESTS
+from maestrale.logs import LOGGER
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.encode import PromptEncoder
 
-CORS_METHODS = "GET, POST, OPTIONS"
+CORS_METHODS = "GET, POST, DELETE, OPTIONS"
 CORS_EXPOSED = ("x-request-id", "x-seed", "x-max-tokens", "retry-after")
 CORS_MAX_AGE = "600"
 # Asked again and again by machines: not counted as requests.
@@ -87,7 +88,7 @@ def build_app(backend: Backend, dialects: Dialects = DIALECTS) -> ASGIApp:
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
     )
-    return Gate(app, guard, dialects, log_prompts=settings.log_prompts, backend=backend)
+    return Gate(app, guard, dialects, backend)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
@@ -107,14 +108,11 @@ class Gate:
         app: ASGIApp,
         guard: Guard,
         dialects: Dialects,
-        *,
-        log_prompts: bool,
         backend: Backend,
     ) -> None:
         self._app = app
         self._guard = guard
         self._dialects = dialects
-        self._log_prompts = log_prompts
         self._backend = backend
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -217,20 +215,7 @@ class Gate:
         answer = context.answer
         worth_it = answer is not None or context.status >= 400
         level = logging.INFO if worth_it and scope["path"] not in OPEN_PATHS else logging.DEBUG
-        tracer, trace = self._backend.tracer, ""
-        if tracer is not None and level == logging.INFO:
-            trace = tracer.record(scope, context)
-        if not REQUESTS.isEnabledFor(level):
-            return
-        fields = request_fields(context)
-        if trace:
-            fields["trace"] = trace
-        if answer is not None and self._log_prompts:
-            deployment = context.deployment
-            fields["prompt"] = deployment.spell_prompts(answer) if deployment is not None else ""
-            fields["answer"] = " | ".join(map("".join, context.texts))
-        message = f"{scope['method']} {scope['path']}"
-        REQUESTS.log(level, "%s", message, extra={FIELDS: fields})
+        tell(self._backend, scope, context, level)
 
 
 def _header(scope: Scope, name: bytes) -> str:

@@ -50,6 +50,14 @@ def default_history_file(environment: Mapping[str, str] | None = None) -> Path |
         return None
 
 
+def default_store_file(environment: Mapping[str, str] | None = None) -> Path | None:
+    """`$XDG_STATE_HOME/maestrale/responses.db`, or below ~/.local/state; None without a home."""
+    try:
+        return default_machines_dir(environment).with_name("responses.db")
+    except SettingsError:
+        return None
+
+
 def default_machines_dir(environment: Mapping[str, str] | None = None) -> Path:
     """`$XDG_STATE_HOME/maestrale/machines`: what `create` made, and SkyPilot's own records.
 

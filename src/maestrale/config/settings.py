@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maestrale.config.paths import default_cache_dir
+from maestrale.config.paths import default_cache_dir, default_store_file
 from maestrale.config.values import parse_range, parse_size
 
 BUNDLED_MODEL = "smollm2-135m-instruct"
@@ -452,6 +452,42 @@ class Settings:
         group="Files",
         metavar="DIR",
     )
+    store: bool = setting(
+        True,
+        "Keep the answers of /v1/responses, with their prompts, unless a request says store: "
+        "false. Off: none is kept.",
+        group="Files",
+    )
+    store_file: Path | None = setting(
+        None,
+        "Where they are kept, for this user's eyes only. Default: "
+        "$XDG_STATE_HOME/maestrale/responses.db, or below ~/.local/state.",
+        group="Files",
+        metavar="FILE",
+        own=True,
+    )
+    store_days: float = setting(
+        30.0,
+        "How long one is kept after it was last used, in days.",
+        group="Files",
+        metavar="DAYS",
+        minimum=0,
+    )
+    store_size: int = setting(
+        1 << 30,
+        "Most of them together, in bytes or as 2GiB; those unused for longest go first.",
+        group="Files",
+        metavar="SIZE",
+        size=True,
+        minimum=1 << 20,
+    )
+
+    @property
+    def store_path(self) -> Path | None:
+        """The file of kept responses; None: none are kept."""
+        if not self.store:
+            return None
+        return self.store_file if self.store_file is not None else default_store_file()
 
     @property
     def traces_url(self) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ OPERATIONS = (
 )
 """Those of no dialect."""
 
+_NAMED = re.compile(r"\{(\w+)\}")
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
 color:#1b1b1b;background:#fff}
@@ -140,7 +142,8 @@ def _operation(operation: Operation, error: str) -> dict[str, Any]:
     path = operation.path
     told: dict[str, Any] = {
         "summary": operation.summary,
-        "operationId": path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
+        "operationId": f"{operation.method}_"
+        + path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
         "responses": {
             "200": {"description": "Success"},
             "default": {
@@ -149,9 +152,11 @@ def _operation(operation: Operation, error: str) -> dict[str, Any]:
             },
         },
     }
-    if "{model_id}" in path:
+    named = _NAMED.findall(path)
+    if named:
         told["parameters"] = [
-            {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in named
         ]
     if operation.body is not None:
         body = {"$ref": f"#/components/schemas/{operation.body.__name__}"}

@@ -46,6 +46,24 @@ class Responses(OpenAI):
                     "Answer items, whole, as events, or in the background.",
                     ResponsesRequest,
                 ),
+                Operation(
+                    "get",
+                    "/v1/responses/{response_id}",
+                    "A kept response; with stream=true its events, after starting_after.",
+                ),
+                Operation(
+                    "delete", "/v1/responses/{response_id}", "Let it go, with what it answers."
+                ),
+                Operation(
+                    "post",
+                    "/v1/responses/{response_id}/cancel",
+                    "Stop a response that is made in the background.",
+                ),
+                Operation(
+                    "get",
+                    "/v1/responses/{response_id}/input_items",
+                    "The items that it answers: after, limit, order.",
+                ),
             ),
             error_schema=REFERENCE.error_schema,
             notes={

@@ -118,11 +118,6 @@ def _check_fields(body: ResponsesRequest) -> None:
             "instructions.",
             at=Sent("text", "verbosity"),
         )
-    for name in ("background", "previous_response_id"):
-        if getattr(body, name):
-            raise UnsupportedParameter(
-                f"'{name}' is not supported: no response is kept here.", at=Sent(name)
-            )
     if body.background and body.store is False:
         raise InvalidRequest(
             "'background' needs 'store': a response that nobody waits for must be kept.",

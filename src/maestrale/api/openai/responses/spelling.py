@@ -40,6 +40,7 @@ class ResponseSpelling:
         self._head = b""  # of a delta of its text
         self._error: Body | None = None
         self._completed: int | None = None
+        self._told: Body = {}  # the whole, as it is sent
         self._asked = {
             "id": self.id,
             "object": "response",
@@ -51,7 +52,8 @@ class ResponseSpelling:
     def whole(self, pieces: list[Piece]) -> dict[str, Any]:
         for _ in self._events(pieces[0]):
             pass
-        return self.response()
+        self._told = self.response()
+        return self._told
 
     def response(self) -> Body:
         """The Response as it is now."""
@@ -67,11 +69,24 @@ class ResponseSpelling:
             "usage": usage_of(self._answer.usage) if ended else None,
         }
 
+    def not_kept(self) -> None:
+        """It was to be kept, and can't be: so its client is told."""
+        self._asked["store"] = self._told["store"] = False
+
+    def queued(self) -> bytes:
+        """The events of one that waits while nobody waits for it."""
+        self.status = "queued"
+        return self._created() + self._event("response.queued", response=self.response())
+
     def opening(self) -> bytes:
+        self.status = "in_progress"
+        return self._created() + self._event("response.in_progress", response=self.response())
+
+    def _created(self) -> bytes:
+        if self._begun:
+            return b""
         self._begun = True
-        response = self.response()
-        created = self._event("response.created", response=response)
-        return created + self._event("response.in_progress", response=response)
+        return self._event("response.created", response=self.response())
 
     def event(self, piece: Piece, *, is_last: bool) -> bytes:
         plain = piece.text and piece.finish_reason is None and not piece.logprobs
@@ -89,12 +104,11 @@ class ResponseSpelling:
 
     def failure(self, body: bytes) -> bytes:
         error = msgspec.json.decode(body)["error"]
-        told = self._event(
+        told = self._created() + self._event(
             "error", code=error["code"], message=error["message"], param=error["param"]
         )
         self.fail(error)
-        started = b"" if self._begun else self.opening()
-        return started + told + self.closing()
+        return told + self.closing()
 
     def fail(self, error: Body) -> None:
         """Nothing more comes: because of this error, as clients read it."""

@@ -1,0 +1,212 @@
+"""Responses that are made while nobody waits: each a task that writes into the store how far it is.
+
+A run goes through the same answer as a request that is waited for; what it would have sent is kept
+as events, where its client asked for a stream. Whichever process is asked for it reads the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import logging
+
+import msgspec
+from starlette.types import Message, Scope
+
+from maestrale.api.answering import AnswerResponse
+from maestrale.api.backend import Backend
+from maestrale.api.context import SCOPE_KEY, context_of
+from maestrale.api.errors import as_api_error, error_body
+from maestrale.api.http.connections import ClientDisconnected
+from maestrale.api.openai.responses.items import Item
+from maestrale.api.openai.responses.spelling import ResponseSpelling
+from maestrale.api.openai.responses.store import CannotKeep, KeptItem, ResponseStore
+from maestrale.api.request_log import tell
+from maestrale.errors import ServerFailure
+from maestrale.logs import LOGGER
+
+BEAT_SECONDS = 1.0  # at most between two looks whether to go on
+FLUSH_SECONDS = 0.05  # at least between two writes
+
+
+def kept_items(items: tuple[Item, ...], *, given: bool = True) -> list[KeptItem]:
+    """Items of an input as they are kept."""
+    return [KeptItem(item.shown["id"], msgspec.json.encode(item.shown), given) for item in items]
+
+
+def output_items(spelling: ResponseSpelling) -> list[KeptItem]:
+    """The items of an answer as they are kept."""
+    return [KeptItem(item["id"], msgspec.json.encode(item), False) for item in spelling.output]
+
+
+class Run:
+    """One response in the making. `news` is set when more of it is in the store."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: ResponseStore,
+        answer: AnswerResponse,
+        spelling: ResponseSpelling,
+        scope: Scope,
+        *,
+        streams: bool,
+    ) -> None:
+        self.news = asyncio.Event()
+        self._backend = backend
+        self._store = store
+        self._answer = answer
+        self._spelling = spelling
+        self._streams = streams
+        # The request that it comes of has an end, and a line in the log, of its own.
+        self._context = copy.copy(context_of(scope))
+        self._scope = {**scope, SCOPE_KEY: self._context}
+        self._left = asyncio.Event()  # the client wants no more
+        self._fresh = asyncio.Event()
+        self._events: list[tuple[int, bytes]] = []
+        self._count = 0
+
+    async def begin(self, owner: str, previous: str | None, items: tuple[Item, ...]) -> None:
+        """Enter it into the store. Raises: CannotKeep, RateLimited."""
+        await self._answer.reserve(self._context)
+        self._note(self._spelling.queued())
+        await self._store.add(
+            id=self._spelling.id,
+            owner=owner,
+            previous=previous,
+            status=self._spelling.status,
+            body=self._body(),
+            items=kept_items(items),
+            streams=self._streams,
+        )
+        await self._flush()
+
+    def cancel(self) -> None:
+        """Stop, soon."""
+        self._left.set()
+
+    async def run(self) -> None:
+        """Make the response, and keep what comes of it."""
+        beats = asyncio.create_task(self._beat())
+        try:
+            await self._answer(self._scope, self._receive, self._send)
+            self._context.status = 200
+        except ClientDisconnected:
+            self._context.status = 499
+            self._spelling.cancel()
+            self._note(self._spelling.closing())
+        except asyncio.CancelledError:
+            ended = ServerFailure("The server ended while it worked on this response.")
+            self._note(self._failure(ended))
+            raise
+        except Exception as error:
+            told = as_api_error(error)
+            self._context.status, self._context.refused = told.status, told.code
+            if isinstance(told, ServerFailure):
+                LOGGER.exception("The response %s failed", self._spelling.id)
+            self._note(self._failure(error))
+        finally:
+            beats.cancel()
+            await asyncio.gather(beats, return_exceptions=True)
+            await self._end()
+            tell(self._backend, self._scope, self._context, logging.INFO)
+
+    def _failure(self, error: Exception) -> bytes:
+        return self._spelling.failure(error_body(as_api_error(error), self._context))
+
+    async def _receive(self) -> Message:
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        self._note(message.get("body", b""))
+
+    def _note(self, sent: bytes) -> None:
+        """Events that go out; comments, which keep connections alive, are none."""
+        for event in sent.split(b"\n\n"):
+            if event and not event.startswith(b":"):
+                self._events.append((self._count, event + b"\n\n"))
+                self._count += 1
+                self._fresh.set()
+
+    async def _beat(self) -> None:
+        """Write what is new, and stop the run when it is cancelled or deleted elsewhere."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_SECONDS):
+                    await self._fresh.wait()
+            try:
+                if not await self._flush():
+                    self.cancel()
+            except CannotKeep as error:
+                self._store.warn(error)
+            await asyncio.sleep(FLUSH_SECONDS)
+
+    async def _flush(self) -> bool:
+        """Whether to go on. Raises: CannotKeep; nothing is lost then."""
+        self._fresh.clear()
+        events, self._events = self._events, []
+        try:
+            kept = events if self._streams else []
+            return await self._store.update(
+                self._spelling.id, self._spelling.status, self._body(), events=kept
+            )
+        except BaseException:
+            self._events = [*events, *self._events]
+            raise
+        finally:
+            self._told()
+
+    async def _end(self) -> None:
+        """The last words."""
+        events = self._events if self._streams else []
+        items = output_items(self._spelling)
+        spelling = self._spelling
+        try:
+            await self._store.update(
+                spelling.id, spelling.status, self._body(), events=events, items=items
+            )
+        except CannotKeep as error:
+            self._store.warn(error)
+        self._told()
+
+    def _told(self) -> None:
+        """Wake those who wait for more."""
+        self.news.set()
+        self.news = asyncio.Event()
+
+    def _body(self) -> bytes:
+        return msgspec.json.encode(self._spelling.response())
+
+
+class Runs:
+    """The responses that this process makes in the background, by id."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Run] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, id: str, run: Run) -> None:
+        """Let it go on by itself."""
+        self._runs[id] = run
+        task = asyncio.create_task(run.run())
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._runs.pop(id, None)
+
+        task.add_done_callback(done)
+
+    def cancel(self, id: str) -> None:
+        """Stop one, if it runs here; another process learns it from the store."""
+        if id in self._runs:
+            self._runs[id].cancel()
+
+    async def news(self, id: str, seconds: float) -> None:
+        """Wait until more may be in the store, at most so long."""
+        run = self._runs.get(id)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await (run.news.wait() if run is not None else asyncio.sleep(seconds))

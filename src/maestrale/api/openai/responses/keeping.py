@@ -1,0 +1,260 @@
+"""What is kept of responses, as their routes ask for it: conversations, a response, its events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import msgspec
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from maestrale.api.answering import AnswerResponse
+from maestrale.api.backend import Backend
+from maestrale.api.context import RequestContext, context_of
+from maestrale.api.openai.responses.background import Run, Runs, kept_items, output_items
+from maestrale.api.openai.responses.items import Item, read_input, read_kept, references
+from maestrale.api.openai.responses.schemas import ResponsesRequest
+from maestrale.api.openai.responses.spelling import ResponseSpelling
+from maestrale.api.openai.responses.store import (
+    WORKING,
+    CannotKeep,
+    Kept,
+    KeptItem,
+    ResponseStore,
+)
+from maestrale.api.sse import EventStream, Headers, while_connected
+from maestrale.errors import InvalidRequest, NotFound, Sent, UnsupportedParameter, quoted
+
+POLL_SECONDS = 0.25  # between two looks for what another process writes
+CANCEL_SECONDS = 10.0  # that a cancelled response has to end
+EVENTS_AT_ONCE = 256
+PREVIOUS = Sent("previous_response_id")
+LOST = {
+    "code": "server_error",
+    "message": "The server ended while it worked on this response. Ask again.",
+}
+Body = dict[str, Any]
+
+
+def owner_of(context: RequestContext) -> str:
+    """Whose the responses of a request are: its key's; without keys, everybody's."""
+    return "-" if context.owner is None else context.owner.sha256
+
+
+class Keeping:
+    """The kept responses, and those that are made in the background."""
+
+    def __init__(self, backend: Backend) -> None:
+        settings = backend.settings
+        self._backend = backend
+        self._store = ResponseStore(
+            settings.store_path, days=settings.store_days, most_bytes=settings.store_size
+        )
+        self._runs = Runs()
+
+    def keeps(self, body: ResponsesRequest) -> bool:
+        """Whether the response to this body is to be kept. Raises: UnsupportedParameter."""
+        if body.background and not self._store.enabled:
+            raise UnsupportedParameter(
+                "'background' is not supported: this server keeps no responses (--no-store).",
+                at=Sent("background"),
+            )
+        return body.store is not False and self._store.enabled
+
+    async def items(self, body: ResponsesRequest, owner: str) -> tuple[list[Item], list[Item]]:
+        """The items before those of a body, and its own.
+
+        Raises: InvalidRequest where one that it names is not there.
+        """
+        before: list[Item] = []
+        if body.previous_response_id is not None:
+            before = list(await self._conversation(body.previous_response_id, owner))
+        wanted = references(body.input)
+        kept = await self._store.items(wanted, owner) if self._store.enabled else {}
+        return before, list(read_input(body.input, kept))
+
+    async def _conversation(self, id: str, owner: str) -> tuple[Item, ...]:
+        if not self._store.enabled:
+            raise UnsupportedParameter(
+                "'previous_response_id' is not supported: this server keeps no responses "
+                "(--no-store). Send the items.",
+                at=PREVIOUS,
+            )
+        kept = await self._store.get(id, owner)
+        found = await self._store.conversation(id, owner, with_output=True) if kept else None
+        if kept is None or found is None:
+            lost = "" if kept is None else ", or one before it,"
+            raise InvalidRequest(
+                f"There is no response {quoted(id)!r}{lost} here: it was not kept, was deleted, is "
+                "too old, or is another key's. Send the items.",
+                at=PREVIOUS,
+                code="previous_response_not_found",
+            )
+        if kept.status in WORKING and kept.alive:
+            raise InvalidRequest(
+                f"The response {quoted(id)!r} is not at its end.",
+                at=PREVIOUS,
+                code="previous_response_not_ready",
+            )
+        return read_kept([item.body for item in found], PREVIOUS)
+
+    def keep_at_end(
+        self, answer: AnswerResponse, body: ResponsesRequest, items: list[Item], owner: str
+    ) -> None:
+        """Keep the response when it is whole, before its client reads that it is."""
+        spelling = cast(ResponseSpelling, answer.spelling)
+
+        async def keep() -> None:
+            try:
+                await self._store.add(
+                    id=spelling.id,
+                    owner=owner,
+                    previous=body.previous_response_id,
+                    status=spelling.status,
+                    body=msgspec.json.encode(spelling.response()),
+                    items=[*kept_items(tuple(items)), *output_items(spelling)],
+                )
+            except CannotKeep as error:
+                self._store.warn(error)
+                spelling.not_kept()
+
+        answer.keep = keep
+
+    async def run(
+        self,
+        request: Request,
+        answer: AnswerResponse,
+        body: ResponsesRequest,
+        items: list[Item],
+        owner: str,
+    ) -> Body:
+        """Begin a response that goes on by itself: it is queued. Raises: CannotKeep."""
+        spelling = cast(ResponseSpelling, answer.spelling)
+        run = Run(
+            self._backend, self._store, answer, spelling, request.scope, streams=bool(body.stream)
+        )
+        await run.begin(owner, body.previous_response_id, tuple(items))
+        queued = spelling.response()
+        self._runs.start(spelling.id, run)
+        return queued
+
+    async def get(self, id: str, owner: str) -> Kept:
+        """One that is kept. Raises: NotFound."""
+        kept = await self._store.get(id, owner) if self._store.enabled else None
+        if kept is None:
+            raise not_found(id)
+        if kept.alive:
+            return kept
+        return await self._ended(kept, "failed", LOST)
+
+    async def _ended(self, kept: Kept, status: str, error: Mapping[str, Any] | None) -> Kept:
+        """What nobody works on any more has this end."""
+        body = msgspec.json.decode(kept.body)
+        told = msgspec.json.encode({**body, "status": status, "error": error})
+        await self._store.update(kept.id, status, told)
+        return Kept(id=kept.id, status=status, body=told, streams=kept.streams, alive=True)
+
+    async def delete(self, id: str, owner: str) -> None:
+        """Let one go, with its items; one that is made stops. Raises: NotFound."""
+        if not (self._store.enabled and await self._store.delete(id, owner)):
+            raise not_found(id)
+        self._runs.cancel(id)
+
+    async def cancel(self, id: str, owner: str) -> Kept:
+        """Stop one that is made in the background; at its end it stays. Raises: InvalidRequest."""
+        kept = await self.get(id, owner)
+        if not msgspec.json.decode(kept.body)["background"]:
+            raise InvalidRequest(
+                "Only a response that was made with 'background': true can be cancelled.",
+                at=Sent("response_id"),
+            )
+        if kept.status not in WORKING:
+            return kept
+        await self._store.cancel(id, owner)
+        self._runs.cancel(id)
+        for _ in range(int(CANCEL_SECONDS / POLL_SECONDS)):
+            kept = await self.get(id, owner)
+            if kept.status not in WORKING:
+                return kept
+            await self._runs.news(id, POLL_SECONDS)
+        return await self._ended(kept, "cancelled", None)
+
+    async def inputs(self, id: str, owner: str) -> list[KeptItem]:
+        """The items that a response answers. Raises: NotFound."""
+        await self.get(id, owner)
+        found = await self._store.conversation(id, owner, with_output=False)
+        if found is None:
+            raise NotFound(
+                f"An earlier response of the conversation of {quoted(id)!r} is gone.",
+                at=Sent("response_id"),
+                code="response_not_found",
+            )
+        return found
+
+    async def check_stream(self, kept: Kept, after: int) -> None:
+        """Whether its events can be had from there. Raises: InvalidRequest."""
+        if not kept.streams:
+            raise InvalidRequest(
+                "There are events of responses only that were made with 'background' and 'stream'.",
+                at=Sent("stream"),
+            )
+        found, more = await self._store.events(kept.id, after - 1, 1)
+        if after >= 0 and not found:
+            raise InvalidRequest(
+                f"There is no event {after} of this response"
+                f"{' yet' if more else ''}; its first is 0.",
+                at=Sent("starting_after"),
+            )
+
+    def events(self, id: str, after: int, headers: Headers) -> EventsResponse:
+        """A stream of a response's events after number `after`, till its end."""
+        return EventsResponse(self._backend, self._store, self._runs, id, after, headers)
+
+
+class EventsResponse:
+    """Streams events that are kept, and those that still come; leaving it ends nothing."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: ResponseStore,
+        runs: Runs,
+        id: str,
+        after: int,
+        headers: Headers,
+    ) -> None:
+        self._backend = backend
+        self._store = store
+        self._runs = runs
+        self._id = id
+        self._after = after
+        self._headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises: ClientDisconnected."""
+        deployment = context_of(scope).deployment or self._backend.deployments.default
+        events = EventStream(send, self._headers, deployment.paused)
+        await while_connected(receive, self._write(events), events.tend())
+
+    async def _write(self, events: EventStream) -> None:
+        await events.open()
+        more = True
+        while more:
+            found, more = await self._store.events(self._id, self._after, EVENTS_AT_ONCE)
+            if found:
+                await events.write(b"".join(event for _, event in found))
+                self._after = found[-1][0]
+            elif more:
+                await self._runs.news(self._id, POLL_SECONDS)
+        await events.close()
+
+
+def not_found(id: str) -> NotFound:
+    """There is no such response, or none for this key."""
+    return NotFound(
+        f"There is no response {quoted(id)!r} here: it was not kept, was deleted, is too old, or "
+        "is another key's.",
+        at=Sent("response_id"),
+        code="response_not_found",
+    )

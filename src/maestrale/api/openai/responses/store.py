@@ -1,0 +1,365 @@
+"""Responses that are kept: one SQLite file, which several API processes may share.
+
+Each is kept with the items that it answers, for the key that asked, and for nobody else. It is
+kept for so many days after it was last used, as long as all together are no larger than they may
+be; what goes takes its items along. All work is done by one thread, off the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import stat
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from msgspec import Struct
+
+from maestrale.errors import Unavailable
+from maestrale.logs import LOGGER
+
+VERSION = 1
+BUSY_SECONDS = 5.0
+STALE_SECONDS = 30.0  # after which nobody works on a response that is not at its end
+SWEEP_SECONDS = 60.0
+WORKING = ("queued", "in_progress")
+SCHEMA = """
+CREATE TABLE responses (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, previous TEXT, status TEXT NOT NULL,
+    used REAL NOT NULL, beat REAL NOT NULL, cancelled INTEGER NOT NULL DEFAULT 0,
+    streams INTEGER NOT NULL, bytes INTEGER NOT NULL, body BLOB NOT NULL
+);
+CREATE INDEX responses_by_use ON responses (used, bytes);
+CREATE TABLE items (
+    response TEXT NOT NULL REFERENCES responses (id) ON DELETE CASCADE, position INTEGER NOT NULL,
+    given INTEGER NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (response, position)
+) WITHOUT ROWID;
+CREATE INDEX items_by_id ON items (id);
+CREATE TABLE events (
+    response TEXT NOT NULL REFERENCES responses (id) ON DELETE CASCADE, number INTEGER NOT NULL,
+    body BLOB NOT NULL, PRIMARY KEY (response, number)
+) WITHOUT ROWID;
+"""
+_CHAIN = """
+WITH RECURSIVE chain (id, previous, depth) AS (
+    SELECT id, previous, 0 FROM responses WHERE id = ? AND owner = ?
+    UNION ALL
+    SELECT each.id, each.previous, depth + 1 FROM responses AS each
+    JOIN chain ON each.id = chain.previous
+)
+"""
+USE_CHAIN = f"{_CHAIN} UPDATE responses SET used = ? WHERE id IN (SELECT id FROM chain)"  # noqa: S608
+CHAIN_BEGINS = f"{_CHAIN} SELECT previous FROM chain ORDER BY depth DESC LIMIT 1"  # noqa: S608
+CHAIN_ITEMS = f"""{_CHAIN}
+SELECT items.id, items.body, items.given FROM chain JOIN items ON items.response = chain.id
+WHERE given OR depth > 0 OR ? ORDER BY depth DESC, position
+"""  # noqa: S608
+T = TypeVar("T")
+
+
+class CannotKeep(Unavailable):
+    """The file can't be used: the message says why."""
+
+    default_code = "store_unavailable"
+
+
+class Kept(Struct, frozen=True, kw_only=True):
+    """A response as it is kept. `streams`: its events are kept, too. `alive`: its process works."""
+
+    id: str
+    status: str
+    body: bytes
+    streams: bool
+    alive: bool
+
+
+class KeptItem(Struct, frozen=True):
+    """An item of a response: its id, and what is kept of it. `given`: of its input."""
+
+    id: str
+    body: bytes
+    given: bool = True
+
+
+class ResponseStore:
+    """The kept responses of one server. `path` None: none are kept. For one event loop."""
+
+    def __init__(self, path: Path | None, *, days: float, most_bytes: int) -> None:
+        self._path = path
+        self._seconds = days * 86400
+        self._most = most_bytes
+        self._thread = ThreadPoolExecutor(1, "responses")
+        self._open: sqlite3.Connection | None = None
+        self._swept = 0.0
+        self._warned = ""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether responses are kept at all."""
+        return self._path is not None
+
+    async def add(
+        self,
+        *,
+        id: str,
+        owner: str,
+        previous: str | None,
+        status: str,
+        body: bytes,
+        items: Sequence[KeptItem],
+        streams: bool = False,
+    ) -> None:
+        """Keep a response with its items. Raises: CannotKeep."""
+
+        def work(db: sqlite3.Connection) -> None:
+            now = time.time()
+            size = len(body) + sum(len(item.body) for item in items)
+            db.execute(
+                "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
+                (id, owner, previous, status, now, now, streams, size, body),
+            )
+            _put_items(db, id, 0, items)
+            if previous is not None:  # a conversation that goes on is kept from its beginning
+                db.execute(USE_CHAIN, (previous, owner, now))
+            self._sweep(db, now)
+
+        await self._do(work)
+
+    async def update(
+        self,
+        id: str,
+        status: str,
+        body: bytes,
+        *,
+        events: Sequence[tuple[int, bytes]] = (),
+        items: Sequence[KeptItem] = (),
+    ) -> bool:
+        """What has become of a response; `items` and `events` are further ones.
+
+        Whether to go on: it is still there, and was not cancelled. Raises: CannotKeep.
+        """
+
+        def work(db: sqlite3.Connection) -> bool:
+            grown = sum(len(event) for _, event in events) + sum(len(item.body) for item in items)
+            changed = db.execute(
+                "UPDATE responses SET status = ?, body = ?, beat = ?, bytes = bytes + ? "
+                "WHERE id = ? RETURNING cancelled",
+                (status, body, time.time(), grown, id),
+            ).fetchone()
+            if changed is None:
+                return False
+            rows = ((id, number, event) for number, event in events)
+            db.executemany("INSERT INTO events VALUES (?, ?, ?)", rows)
+            [position] = db.execute(
+                "SELECT coalesce(max(position) + 1, 0) FROM items WHERE response = ?", (id,)
+            ).fetchone()
+            _put_items(db, id, position, items)
+            return not changed[0]
+
+        return await self._do(work)
+
+    async def get(self, id: str, owner: str) -> Kept | None:
+        """One of this owner's. Raises: CannotKeep."""
+
+        def work(db: sqlite3.Connection) -> Kept | None:
+            self._sweep(db, time.time())
+            row = db.execute(
+                "SELECT status, body, streams, beat FROM responses WHERE id = ? AND owner = ?",
+                (id, owner),
+            ).fetchone()
+            if row is None:
+                return None
+            status, body, streams, beat = row
+            alive = status not in WORKING or beat > time.time() - STALE_SECONDS
+            return Kept(id=id, status=status, body=body, streams=bool(streams), alive=alive)
+
+        return await self._do(work)
+
+    async def delete(self, id: str, owner: str) -> bool:
+        """Whether there was one. Raises: CannotKeep."""
+
+        def work(db: sqlite3.Connection) -> bool:
+            gone = db.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (id, owner))
+            return gone.rowcount > 0
+
+        return await self._do(work)
+
+    async def cancel(self, id: str, owner: str) -> None:
+        """Whoever works on it shall stop. Raises: CannotKeep."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("UPDATE responses SET cancelled = 1 WHERE id = ? AND owner = ?", (id, owner))
+
+        await self._do(work)
+
+    async def conversation(
+        self, id: str, owner: str, *, with_output: bool
+    ) -> list[KeptItem] | None:
+        """The items of a response and of those before it, in order; None: one is not there.
+
+        Raises: CannotKeep.
+        """
+
+        def work(db: sqlite3.Connection) -> list[KeptItem] | None:
+            first = db.execute(CHAIN_BEGINS, (id, owner)).fetchone()
+            if first is None or first[0] is not None:
+                return None
+            rows = db.execute(CHAIN_ITEMS, (id, owner, with_output))
+            return [KeptItem(item, body, bool(given)) for item, body, given in rows]
+
+        return await self._do(work)
+
+    async def items(self, ids: Sequence[str], owner: str) -> dict[str, bytes]:
+        """Items of this owner's responses, by id; those that there are. Raises: CannotKeep."""
+
+        def work(db: sqlite3.Connection) -> dict[str, bytes]:
+            found = {}
+            for id in dict.fromkeys(ids):
+                row = db.execute(
+                    "SELECT items.body FROM items JOIN responses ON responses.id = response "
+                    "WHERE items.id = ? AND owner = ? ORDER BY used DESC LIMIT 1",
+                    (id, owner),
+                ).fetchone()
+                if row is not None:
+                    found[id] = row[0]
+            return found
+
+        return await self._do(work) if ids else {}
+
+    async def events(self, id: str, after: int, most: int) -> tuple[list[tuple[int, bytes]], bool]:
+        """The next events of a response after number `after`, and whether more may come.
+
+        Raises: CannotKeep.
+        """
+
+        def work(db: sqlite3.Connection) -> tuple[list[tuple[int, bytes]], bool]:
+            row = db.execute("SELECT status, beat FROM responses WHERE id = ?", (id,)).fetchone()
+            found = db.execute(
+                "SELECT number, body FROM events WHERE response = ? AND number > ? "
+                "ORDER BY number LIMIT ?",
+                (id, after, most),
+            ).fetchall()
+            working = row is not None and row[0] in WORKING and row[1] > time.time() - STALE_SECONDS
+            return found, working or len(found) == most
+
+        return await self._do(work)
+
+    def warn(self, error: CannotKeep) -> None:
+        """Tell of a failure in the log, once as long as it stays the same."""
+        if str(error) != self._warned:
+            self._warned = str(error)
+            LOGGER.warning("%s: %s Answers go on, and are not kept.", self._path, error)
+
+    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._work, work)
+
+    def _work(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """In the thread: one transaction. Raises: CannotKeep."""
+        try:
+            db = self._connected()
+            with _transaction(db):
+                return work(db)
+        except (sqlite3.Error, OSError) as error:
+            self._close()  # the file may be another one by the next time
+            raise CannotKeep(f"The kept responses can't be used: {_reason(error)}.") from error
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._open is None:
+            if self._path is None:
+                raise CannotKeep("This server keeps no responses.")
+            self._open = _connect(self._path)
+            weakref.finalize(self, self._open.close)  # or at the end of the process
+        return self._open
+
+    def _close(self) -> None:
+        if self._open is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._open.close()
+            self._open = None
+
+    def _sweep(self, db: sqlite3.Connection, now: float) -> None:
+        """From time to time: let go what is too old, and what is too much."""
+        if now - self._swept < SWEEP_SECONDS:
+            return
+        self._swept = now
+        db.execute("DELETE FROM responses WHERE used < ?", (now - self._seconds,))
+        [size] = db.execute("SELECT coalesce(sum(bytes), 0) FROM responses").fetchone()
+        if size > self._most:
+            gone, ids = 0, []
+            for id, each in db.execute("SELECT id, bytes FROM responses ORDER BY used"):
+                ids.append((id,))
+                gone += each
+                if size - gone <= self._most * 0.9:
+                    break
+            db.executemany("DELETE FROM responses WHERE id = ?", ids)
+        db.execute("PRAGMA incremental_vacuum")
+
+
+def _put_items(
+    db: sqlite3.Connection, response: str, first: int, items: Sequence[KeptItem]
+) -> None:
+    rows = (
+        (response, position, item.given, item.id, item.body)
+        for position, item in enumerate(items, start=first)
+    )
+    db.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?)", rows)
+
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """The file, made where it isn't there: for this user only. Raises: sqlite3.Error, OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(0, "it is no file")
+        os.fchmod(handle, 0o600)  # and SQLite gives its other files the same rights
+    finally:
+        os.close(handle)
+    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA secure_delete = ON")  # what is deleted is not to be found in the file
+        db.execute("PRAGMA journal_size_limit = 16777216")
+        with _transaction(db):
+            [version] = db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in SCHEMA.split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {VERSION}")
+            elif version != VERSION:
+                raise sqlite3.DatabaseError(
+                    f"it is of version {version}, and this program reads version {VERSION}; move "
+                    "it away, or name another with --store-file"
+                )
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
