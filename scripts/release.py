@@ -81,7 +81,7 @@ def release(options: argparse.Namespace) -> None:
     for old in options.out.glob("maestrale-*"):
         old.unlink()
     # The wheel is built from the source package, so that one is complete.
-    run([tool("uv"), "build", "--quiet", "--out-dir", str(options.out), str(ROOT)])
+    run([tool("uv"), "build", "--out-dir", str(options.out), str(ROOT)])
     (wheel,) = options.out.glob("maestrale-*.whl")
     (source,) = options.out.glob("maestrale-*.tar.gz")
     rows = []

@@ -23,6 +23,11 @@ PAGES = sorted(
     ]
     if path.is_file()
 )
+FILES = [
+    path.relative_to(ROOT).as_posix()
+    for folder in ("src", "tests", "scripts", "benchmarks")
+    for path in (ROOT / folder).rglob("*.*")
+]
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -79,6 +84,16 @@ def test_every_path_that_is_named_is_there(page: Path) -> None:
         r"`((?:src|tests|scripts|deploy|docs|benchmarks|postman|locks)/[\w./-]+)", page.read_text()
     )
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_source_file_that_is_named_is_there(page: Path) -> None:
+    if page.name in ("CHANGELOG.md", "benchmarks.md"):  # they tell of what was
+        return
+    named = re.findall(r"`((?:[\w-]+/)*[a-z_]+\.(?:py|cpp|hpp|sh))`", page.read_text())
+    assert [
+        name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in FILES)
+    ] == []
 
 
 def test_every_command_that_is_named_is_there() -> None:

@@ -1,6 +1,6 @@
 """Prometheus metrics under vLLM's names, so that its dashboards work here.
 
-What vLLM has no name for begins with `maestrale_`. docs/guide/metrics.md lists them all.
+What vLLM has no name for begins with `maestrale_`. docs/reference/metrics.md lists them all.
 """
 
 from maestrale.metrics.answers import ModelMetrics
