@@ -78,9 +78,9 @@ async def load(url: str, model: str, streams: int, tokens_each: int) -> tuple[in
     """Gives (tokens by the server's count, events with text, seconds)."""
     import msgspec
 
-    from maestrale.bench.client import Client, Target
+    from maestrale.bench.client import BenchTarget, Client
 
-    client = Client(Target(url), timeout=300)
+    client = Client(BenchTarget(url), timeout=300)
     body = msgspec.json.encode(
         {
             "model": model,

@@ -158,9 +158,9 @@ def body(model: str, tokens: int, words: str = "Speak.") -> bytes:
 
 async def ask(url: str, bodies: list[bytes]) -> list[Any]:
     """All at once. Raises: SystemExit for one that failed."""
-    from maestrale.bench.client import Client, Target
+    from maestrale.bench.client import BenchTarget, Client
 
-    client = Client(Target(url), timeout=300)
+    client = Client(BenchTarget(url), timeout=300)
     try:
         answers = await asyncio.gather(*map(client.ask, bodies))
     finally:
@@ -315,10 +315,10 @@ def converse_all(url: str, model: str, chats: int, turns: int, at_once: int) -> 
     """All conversations, `at_once` at a time."""
     import uvloop
 
-    from maestrale.bench.client import Client, Target
+    from maestrale.bench.client import BenchTarget, Client
 
     async def go() -> list[float]:
-        client, places = Client(Target(url), timeout=300), asyncio.Semaphore(at_once)
+        client, places = Client(BenchTarget(url), timeout=300), asyncio.Semaphore(at_once)
 
         async def one(number: int) -> list[float]:
             async with places:

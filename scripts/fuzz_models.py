@@ -73,7 +73,7 @@ def _compile(folder: Path, library: Path) -> None:
         return made
 
     with ThreadPoolExecutor(os.cpu_count()) as executor:
-        objects = list(executor.map(one, build.sources(compilers.Target.here())))
+        objects = list(executor.map(one, build.sources(compilers.CompileTarget.here())))
     subprocess.run(["g++", *build.LINK_FLAGS, *SANITIZE, "-o", library, *objects], check=True)
 
 

@@ -21,7 +21,7 @@ from benchmarks.peers.limits import model_size
 from benchmarks.peers.peers import ROOT, Context, Peer, Server
 from benchmarks.peers.processes import Running, free_port
 from benchmarks.peers.questions import SETTLING_SECONDS, short
-from maestrale.bench.client import Client, Target
+from maestrale.bench.client import BenchTarget, Client
 
 START_SECONDS = 1200.0
 CELL_SECONDS = 240.0
@@ -186,7 +186,7 @@ class Rounds:
             server, port = self._servers[peer.key], free_port()
             command = [part.replace("{port}", str(port)) for part in server.command]
             running = Running(command, self._logs / f"{peer.key}.log", server.environment)
-        client = Client(Target(f"http://127.0.0.1:{port}"), timeout=CELL_SECONDS)
+        client = Client(BenchTarget(f"http://127.0.0.1:{port}"), timeout=CELL_SECONDS)
         try:
             if peer.key not in self._kept:
                 numbers["cold_start"] = self._first_token(client, peer, running)

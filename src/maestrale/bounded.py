@@ -73,7 +73,7 @@ class Limit:
             raise Oversized(f"the answer did not end within {self._seconds:g} seconds")
 
 
-class Events:
+class EventReader:
     """The data of server-sent events, from bytes that are cut anywhere."""
 
     def __init__(self, most: int = MOST_EVENT) -> None:

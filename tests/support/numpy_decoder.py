@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from maestrale.engines.cpu.architectures import Described
+from maestrale.engines.cpu.architectures import DescribedModel
 from maestrale.engines.cpu.spec import CLIPPED_SWIGLU, SILU, DecoderSpec
 from maestrale.engines.cpu.weights.mapped import MappedTensors
 from maestrale.engines.cpu.weights.packing import interleaved_order, mxfp4_rows
@@ -49,7 +49,7 @@ def vector(mapped: MappedTensors, where: Vector | None) -> Array | None:
 class NumpyDecoder:
     """`logits(tokens)`: float32 [tokens, vocab]."""
 
-    def __init__(self, described: Described, context: int | None = None) -> None:
+    def __init__(self, described: DescribedModel, context: int | None = None) -> None:
         self.spec = described.spec.serving(context or described.spec.context)
         self._roles, self._mapped = described.roles, described.source.mapped
         self._kept: dict[Rows, Array] = {}

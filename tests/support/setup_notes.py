@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from maestrale.machine.setup.run import Outcome
+from maestrale.machine.setup.run import StepOutcome
 
 VERSION = "580.95.05-1"
 DRIVER = {"nvidia-driver-cuda", "nvidia-kernel-open-dkms", "libcuda1"}
@@ -21,7 +21,7 @@ class Notes:
 
     def begin(self, doing: str) -> None: ...
 
-    def end(self, outcome: Outcome) -> None: ...
+    def end(self, outcome: StepOutcome) -> None: ...
 
     @property
     def text(self) -> str:

@@ -22,7 +22,7 @@ import gist
 from docker_engine import Engine, debian, docker_engine
 from maestrale.errors import ProofFailed
 from maestrale.machine.setup.proof import prove
-from maestrale.machine.setup.run import Outcome
+from maestrale.machine.setup.run import StepOutcome
 from maestrale.machine.source import Source, build_command
 from maestrale.machine.target import Target
 from serving import ROOT, clean_environment, free_port
@@ -42,7 +42,7 @@ class Silent:
 
     def begin(self, doing: str) -> None: ...
 
-    def end(self, outcome: Outcome) -> None: ...
+    def end(self, outcome: StepOutcome) -> None: ...
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maestrale.bounded import Events, Oversized, Undecodable, Unpacker, read_body
+from maestrale.bounded import EventReader, Oversized, Undecodable, Unpacker, read_body
 
 ZEROS = 64 << 20
 
@@ -73,7 +73,7 @@ DATA = [b'{"a": 1}', b"two\nlines", b"[DONE]"]
 @given(st.lists(st.integers(1, len(STREAM) - 1), max_size=12), st.booleans())
 def test_events_however_they_are_cut(cuts: list[int], crlf: bool) -> None:
     stream = STREAM.replace(b"\n", b"\r\n") if crlf else STREAM
-    events = Events()
+    events = EventReader()
     edges = [0, *sorted(set(cuts)), len(stream)]
     found = [
         data for one, two in itertools.pairwise(edges) for data in events.feed(stream[one:two])
@@ -83,17 +83,17 @@ def test_events_however_they_are_cut(cuts: list[int], crlf: bool) -> None:
 
 
 def test_the_last_event_may_lack_its_blank_line() -> None:
-    events = Events()
+    events = EventReader()
     assert list(events.feed(b"data: [DONE]\n")) == []
     assert list(events.rest()) == [b"[DONE]"]
-    events = Events()
+    events = EventReader()
     assert list(events.feed(b"data: [DONE]")) == []
     assert list(events.rest()) == [b"[DONE]"]
 
 
 @pytest.mark.parametrize("line", [b"x", b"data: x", b"data: x\n", b"data:\n", b": x", b"\xff"])
 def test_an_event_without_an_end_is_left(line: bytes) -> None:
-    events = Events(most=10_000)
+    events = EventReader(most=10_000)
 
     def feed() -> list[bytes]:
         return [data for _ in range(100_000) for data in events.feed(line)]
@@ -103,5 +103,5 @@ def test_an_event_without_an_end_is_left(line: bytes) -> None:
 
 
 def test_many_short_events_are_no_long_one() -> None:
-    events = Events(most=1000)
+    events = EventReader(most=1000)
     assert sum(len(list(events.feed(b"data: x\n\n: comment\n\n"))) for _ in range(10_000)) == 10_000

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from maestrale.api.admission import Admission
 from maestrale.api.deployment import READY_STATES, Deployment, Deployments, unavailable
 from maestrale.api.http.body import BodyReader
-from maestrale.api.operations.history import STEP, Events
+from maestrale.api.operations.history import STEP, FaultLog
 from maestrale.api.operations.node_status import ApiNodeStatus
 from maestrale.api.rate import Rates
 from maestrale.config.settings import Settings
@@ -61,8 +61,8 @@ class Backend:
         self.metrics.watch_nodes(lambda: [each.state for each in self.node_status()])
         self.deployments = Deployments([self._deploy(each) for each in models or (settings,)])
 
-    def _make_events(self) -> Events:
-        return Events()
+    def _make_events(self) -> FaultLog:
+        return FaultLog()
 
     def _deploy(self, settings: Settings) -> Deployment:
         admission = Admission(settings.max_waiting, lambda: self.keys.several)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from maestrale.api.admission import RETRY_AFTER, Admission
-from maestrale.api.operations.history import Event, Events, History, Sample, read
+from maestrale.api.operations.history import Event, FaultLog, History, Sample, read
 from maestrale.chat.answer import Answer
 from maestrale.chat.service import ChatService
 from maestrale.config.settings import Settings
@@ -38,7 +38,7 @@ class Deployment:
     """One model: `open` puts its engine, and the service that answers on it, behind its names."""
 
     def __init__(
-        self, settings: Settings, admission: Admission, metrics: Metrics, events: Events
+        self, settings: Settings, admission: Admission, metrics: Metrics, events: FaultLog
     ) -> None:
         """`settings`: the server's, with what this model has of its own."""
         self.settings = settings

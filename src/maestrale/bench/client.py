@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from maestrale.bench.events import EventLog, Usage, error_of_body
+from maestrale.bench.events import EventLog, ReportedUsage, error_of_body
 from maestrale.bounded import Oversized
 from maestrale.config.addresses import server_url
 from maestrale.errors import CannotBench
@@ -36,7 +36,7 @@ class Exchange:
     """When text arrived, read by read."""
     pieces: int = 0
     """Events with text."""
-    usage: Usage | None = None
+    usage: ReportedUsage | None = None
     finish_reason: str | None = None
     error: str | None = None
     """A short name of what went wrong; None: nothing."""
@@ -44,7 +44,7 @@ class Exchange:
     """The answer's text, where it was asked for."""
 
 
-class Target:
+class BenchTarget:
     """Where requests go: the server's address and what every request's head says."""
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
@@ -218,7 +218,7 @@ def _no_http(why: object) -> ConnectionError:
 class Client:
     """Asks one server; keeps as many connections as are used at once."""
 
-    def __init__(self, target: Target, *, timeout: float) -> None:
+    def __init__(self, target: BenchTarget, *, timeout: float) -> None:
         """`timeout`: for one request and its whole answer, in seconds."""
         self._target = target
         self._timeout = timeout

@@ -10,7 +10,7 @@ Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Turn:
+class BenchTurn:
     """One request: what is added to the conversation, and the fields beside `messages`."""
 
     label: str
@@ -19,8 +19,8 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Conversation:
-    turns: tuple[Turn, ...]
+class BenchConversation:
+    turns: tuple[BenchTurn, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,4 +36,4 @@ class WorkloadOptions:
     """Answers go on to `max_tokens`. A field of vLLM, llama.cpp and maestrale."""
 
 
-Workload = Callable[[WorkloadOptions], Iterator[Conversation]]
+Workload = Callable[[WorkloadOptions], Iterator[BenchConversation]]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from maestrale.bounded import MOST_EVENT, MOST_STREAM, Events, Limit, Oversized
+from maestrale.bounded import MOST_EVENT, MOST_STREAM, EventReader, Limit, Oversized
 
 MOST_TIMES = 1 << 18  # arrivals of text in one answer
 _TAIL = 1 << 16  # bytes at the end of a stream that hold its last events
@@ -23,7 +23,7 @@ _DONE = b"[DONE]"
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
 
 
-class Usage(msgspec.Struct, frozen=True):
+class ReportedUsage(msgspec.Struct, frozen=True):
     """Token counts as the server gives them."""
 
     prompt_tokens: _Tokens = 0
@@ -49,7 +49,7 @@ class _Choice(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
-    usage: Usage | None = None
+    usage: ReportedUsage | None = None
     error: Any = None
 
 
@@ -65,7 +65,7 @@ class EventLog:
         """When text arrived: one entry for each read that brought some, the first included."""
         self._keep_text = keep_text
         self._limit = Limit(MOST_STREAM)
-        self._begin = Events()  # before the first token
+        self._begin = EventReader()  # before the first token
         self._parts: list[bytes] = []
         self._length = 0  # of the parts
         self._pieces = 0
@@ -132,7 +132,7 @@ class EventLog:
 class Ending(msgspec.Struct):
     """What the last events said."""
 
-    usage: Usage | None = None
+    usage: ReportedUsage | None = None
     finish_reason: str | None = None
     error: str | None = None
     done: bool = False

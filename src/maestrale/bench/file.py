@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maestrale.bench.conversation import Conversation, Message, Turn, WorkloadOptions
+from maestrale.bench.conversation import BenchConversation, BenchTurn, Message, WorkloadOptions
 from maestrale.errors import CannotBench
 
 _HUMAN = ("human", "user")
@@ -22,7 +22,7 @@ _SHAREGPT_FIELDS = {"max_tokens": 256, "temperature": 0}
 _OURS = ("stream", "stream_options", "model")
 
 
-def from_file(path: Path, options: WorkloadOptions) -> Iterator[Conversation]:
+def from_file(path: Path, options: WorkloadOptions) -> Iterator[BenchConversation]:
     """The file's conversations in random order, again and again. Raises: CannotBench."""
     entries = [_conversation(entry, where) for entry, where in _entries(path)]
     if not entries:
@@ -30,7 +30,9 @@ def from_file(path: Path, options: WorkloadOptions) -> Iterator[Conversation]:
     return _endless(entries, options)
 
 
-def _endless(entries: list[Conversation], options: WorkloadOptions) -> Iterator[Conversation]:
+def _endless(
+    entries: list[BenchConversation], options: WorkloadOptions
+) -> Iterator[BenchConversation]:
     draw = random.Random(f"file {options.seed}")  # noqa: S311 - repeatable, no secret
     while True:
         yield from draw.sample(entries, len(entries))
@@ -56,21 +58,21 @@ def _entries(path: Path) -> list[tuple[Any, str]]:
         ) from error
 
 
-def _conversation(entry: Any, where: str) -> Conversation:
+def _conversation(entry: Any, where: str) -> BenchConversation:
     if isinstance(entry, dict) and isinstance(entry.get("messages"), list) and entry["messages"]:
         fields = {key: value for key, value in entry.items() if key not in ("messages", *_OURS)}
-        return Conversation((Turn("request", tuple(entry["messages"]), fields),))
+        return BenchConversation((BenchTurn("request", tuple(entry["messages"]), fields),))
     if isinstance(entry, dict) and isinstance(entry.get("conversations"), list):
         turns = tuple(_turns(entry["conversations"], where))
         if turns:
-            return Conversation(turns)
+            return BenchConversation(turns)
     raise CannotBench(
         f"{where}: neither 'messages' nor 'conversations' with a human's words. "
         'Write {"messages": [{"role": "user", "content": "..."}]}.'
     )
 
 
-def _turns(said: list[Any], where: str) -> Iterator[Turn]:
+def _turns(said: list[Any], where: str) -> Iterator[BenchTurn]:
     waiting: list[Message] = []
     asked = 0
     for one in said:
@@ -82,7 +84,7 @@ def _turns(said: list[Any], where: str) -> Iterator[Turn]:
         elif who in _HUMAN:
             waiting.append({"role": "user", "content": value})
             asked += 1
-            yield Turn(
+            yield BenchTurn(
                 "first question" if asked == 1 else "follow-up", tuple(waiting), _SHAREGPT_FIELDS
             )
             waiting = []

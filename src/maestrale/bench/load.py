@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from maestrale.bench.client import Client, Exchange
-from maestrale.bench.conversation import Conversation, Message, Turn
+from maestrale.bench.conversation import BenchConversation, BenchTurn, Message
 
 
 def poisson(rate: float, seed: int) -> Iterator[float]:
@@ -39,7 +39,7 @@ _TICK = 0.25  # seconds between calls of `watch`
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class LoadPoint:
     """One load to put on the server: either `concurrency` or `rate` is given.
 
     It ends after `duration` seconds or `requests` requests, whichever comes first; requests in
@@ -59,7 +59,7 @@ class Point:
 
 
 @dataclass
-class Record:
+class RequestRecord:
     """One request of a run."""
 
     label: str
@@ -70,8 +70,8 @@ class Record:
 class Run:
     """What one point gave. `begun` and `ended` bound the window in which tokens count."""
 
-    point: Point
-    records: list[Record] = field(default_factory=list)
+    point: LoadPoint
+    records: list[RequestRecord] = field(default_factory=list)
     begun: float = 0.0
     ended: float = 0.0
     running: int = 0
@@ -90,12 +90,12 @@ class Run:
 class Generator:
     """Puts points of load on one server."""
 
-    def __init__(self, client: Client, model: str, series: Iterator[Conversation]) -> None:
+    def __init__(self, client: Client, model: str, series: Iterator[BenchConversation]) -> None:
         self._client = client
         self._model = model
         self._series = series
 
-    async def run(self, point: Point, watch: Callable[[Run], None] = lambda _: None) -> Run:
+    async def run(self, point: LoadPoint, watch: Callable[[Run], None] = lambda _: None) -> Run:
         """Load the server with one point; `watch` sees the run a few times a second."""
         run = Run(point, begun=time.perf_counter())
         cpu = time.process_time()
@@ -117,7 +117,9 @@ class Generator:
 
     async def warm_up(self, conversations: int, concurrency: int) -> Run:
         """A short closed loop whose result nobody counts."""
-        point = Point(concurrency=max(1, min(concurrency, conversations)), requests=conversations)
+        point = LoadPoint(
+            concurrency=max(1, min(concurrency, conversations)), requests=conversations
+        )
         return await self.run(point)
 
     @staticmethod
@@ -150,7 +152,7 @@ class Generator:
                 group.create_task(self._converse(run, next(self._series), due))
 
     async def _converse(
-        self, run: Run, conversation: Conversation, due: float | None = None
+        self, run: Run, conversation: BenchConversation, due: float | None = None
     ) -> None:
         """Ask turn after turn; a turn that fails ends the conversation."""
         history: list[Message] = []
@@ -168,14 +170,14 @@ class Generator:
                 )
             finally:
                 run.running -= 1
-            run.records.append(Record(turn.label, exchange))
+            run.records.append(RequestRecord(turn.label, exchange))
             if exchange.error is not None:
                 # Who is refused comes back soon, not at once.
                 await asyncio.sleep(0.05)
                 return
             history.append({"role": "assistant", "content": exchange.text})
 
-    def _body(self, turn: Turn, history: list[Message]) -> bytes:
+    def _body(self, turn: BenchTurn, history: list[Message]) -> bytes:
         body: dict[str, Any] = {
             "model": self._model,
             "messages": history,
@@ -199,11 +201,13 @@ def points(
     duration: float | None,
     requests: int | None,
     seed: int,
-) -> list[Point]:
+) -> list[LoadPoint]:
     """A point for each concurrency and each rate, in the order given."""
     closed = (
-        Point(concurrency=each, duration=duration, requests=requests, seed=seed)
+        LoadPoint(concurrency=each, duration=duration, requests=requests, seed=seed)
         for each in concurrency
     )
-    opened = (Point(rate=each, duration=duration, requests=requests, seed=seed) for each in rates)
+    opened = (
+        LoadPoint(rate=each, duration=duration, requests=requests, seed=seed) for each in rates
+    )
     return list(itertools.chain(closed, opened))

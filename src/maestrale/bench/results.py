@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import msgspec
 
-from maestrale.bench.load import Record, Run
+from maestrale.bench.load import RequestRecord, Run
 from maestrale.bench.statistics import Bounds, Latency, Summary, latency, summarise, tokens_within
 
 BUSY_GENERATOR = 0.85
@@ -24,7 +24,7 @@ class Latencies(msgspec.Struct, frozen=True):
     e2e: Summary
 
 
-class Kind(msgspec.Struct, frozen=True):
+class LabelResults(msgspec.Struct, frozen=True):
     """The requests of one label within a workload."""
 
     label: str
@@ -55,7 +55,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """Answers a second within the bounds; None where none were given."""
     good_share: float | None
     latencies: Latencies
-    kinds: list[Kind]
+    kinds: list[LabelResults]
     tokens_each_second: list[float]
     ttft_sample: list[float]
     """Quantiles of the time to first token at 0, 1, 2 ... 100 %."""
@@ -131,15 +131,15 @@ def _latencies(found: list[Latency]) -> Latencies:
     )
 
 
-def _kinds(good: list[tuple[Record, Latency]]) -> list[Kind]:
-    by_label: defaultdict[str, list[tuple[Record, Latency]]] = defaultdict(list)
+def _kinds(good: list[tuple[RequestRecord, Latency]]) -> list[LabelResults]:
+    by_label: defaultdict[str, list[tuple[RequestRecord, Latency]]] = defaultdict(list)
     for record, found in good:
         by_label[record.label].append((record, found))
     kinds = []
     for label, members in by_label.items():
         usages = [record.exchange.usage for record, _ in members if record.exchange.usage]
         kinds.append(
-            Kind(
+            LabelResults(
                 label=label,
                 requests=len(members),
                 prompt_tokens=sum(one.prompt_tokens for one in usages) / len(members),
@@ -151,7 +151,7 @@ def _kinds(good: list[tuple[Record, Latency]]) -> list[Kind]:
     return kinds
 
 
-def _each_second(run: Run, records: list[Record]) -> list[float]:
+def _each_second(run: Run, records: list[RequestRecord]) -> list[float]:
     """Tokens that arrived in each second of the window."""
     buckets = [0.0] * max(1, int(run.ended - run.begun))
     for record in records:

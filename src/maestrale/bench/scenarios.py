@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from maestrale.bench.conversation import Conversation, Message, Turn, WorkloadOptions
+from maestrale.bench.conversation import BenchConversation, BenchTurn, Message, WorkloadOptions
 from maestrale.errors import CannotBench, CannotVerify
 from maestrale.verify.collection import (
     Collection,
@@ -41,17 +41,17 @@ def article() -> str:
     return text
 
 
-def questions(options: WorkloadOptions) -> Iterator[Conversation]:
+def questions(options: WorkloadOptions) -> Iterator[BenchConversation]:
     """The short questions, in random order, each a conversation of its own."""
-    return _shuffled([Conversation((turn,)) for turn in turns_of(QUESTIONS)], options)
+    return _shuffled([BenchConversation((turn,)) for turn in turns_of(QUESTIONS)], options)
 
 
-def json_only(options: WorkloadOptions) -> Iterator[Conversation]:
+def json_only(options: WorkloadOptions) -> Iterator[BenchConversation]:
     """The requests for JSON, in random order, each a conversation of its own."""
-    return _shuffled([Conversation((turn,)) for turn in turns_of(JSON_ONLY)], options)
+    return _shuffled([BenchConversation((turn,)) for turn in turns_of(JSON_ONLY)], options)
 
 
-def article_and_follow_ups(options: WorkloadOptions) -> Iterator[Conversation]:
+def article_and_follow_ups(options: WorkloadOptions) -> Iterator[BenchConversation]:
     """The article with its summary, then the questions about it, in one conversation.
 
     Each conversation begins with a line of its own. Otherwise all but the first would find the
@@ -62,19 +62,21 @@ def article_and_follow_ups(options: WorkloadOptions) -> Iterator[Conversation]:
     for number in itertools.count(1):
         line = f"Reader {options.seed}-{number}.\n\n"
         opening = {**first.messages[0], "content": line + first.messages[0]["content"]}
-        yield Conversation(
-            (Turn(first.label, (opening, *first.messages[1:]), first.fields), *turns[1:])
+        yield BenchConversation(
+            (BenchTurn(first.label, (opening, *first.messages[1:]), first.fields), *turns[1:])
         )
 
 
-def _shuffled(series: list[Conversation], options: WorkloadOptions) -> Iterator[Conversation]:
+def _shuffled(
+    series: list[BenchConversation], options: WorkloadOptions
+) -> Iterator[BenchConversation]:
     draw = random.Random(f"order {options.seed}")  # noqa: S311 - repeatable, no secret
     while True:
         yield from draw.sample(series, len(series))
 
 
 @cache
-def turns_of(folder: str) -> tuple[Turn, ...]:
+def turns_of(folder: str) -> tuple[BenchTurn, ...]:
     """The requests of a folder; what they send back of earlier answers is left out."""
     collection = _collection()
     found = [one for one in collection.requests if one.location[0] == folder and one.body]
@@ -83,7 +85,7 @@ def turns_of(folder: str) -> tuple[Turn, ...]:
     return tuple(_turn(request, collection.variables) for request in found)
 
 
-def _turn(request: CollectionRequest, variables: Mapping[str, Any]) -> Turn:
+def _turn(request: CollectionRequest, variables: Mapping[str, Any]) -> BenchTurn:
     filled = replace(request.body or "", [variables])
     # What is left are answers of this run: whole JSON strings, as {{summary}}.
     body = json.loads(
@@ -94,4 +96,4 @@ def _turn(request: CollectionRequest, variables: Mapping[str, Any]) -> Turn:
         answers = [at for at, one in enumerate(messages) if one["role"] == "assistant"]
         messages = messages[answers[-1] + 1 :]
     fields = {key: value for key, value in body.items() if key not in ("model", "stream")}
-    return Turn(request.name, tuple(messages), fields)
+    return BenchTurn(request.name, tuple(messages), fields)

@@ -12,7 +12,13 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from maestrale.bench.conversation import Conversation, Message, Turn, Workload, WorkloadOptions
+from maestrale.bench.conversation import (
+    BenchConversation,
+    BenchTurn,
+    Message,
+    Workload,
+    WorkloadOptions,
+)
 from maestrale.errors import CannotBench
 
 TOPICS = (
@@ -46,7 +52,7 @@ WORDS = [
 ]
 
 
-def chat(options: WorkloadOptions) -> Iterator[Conversation]:
+def chat(options: WorkloadOptions) -> Iterator[BenchConversation]:
     """Conversations of three turns between people and an assistant."""
     draw = random.Random(f"chat {options.seed}")  # noqa: S311
     fields = {"max_tokens": 128, "temperature": 0}
@@ -54,15 +60,15 @@ def chat(options: WorkloadOptions) -> Iterator[Conversation]:
         question = draw.choice(QUESTIONS).format(topic=draw.choice(TOPICS))
         opening = _user(f"{question} (I am visitor {number}.)")
         follow_ups = [_user(text) for text in draw.sample(FOLLOW_UPS, 2)]
-        yield Conversation(
+        yield BenchConversation(
             (
-                Turn("first question", (opening,), fields),
-                *(Turn("follow-up", (message,), fields) for message in follow_ups),
+                BenchTurn("first question", (opening,), fields),
+                *(BenchTurn("follow-up", (message,), fields) for message in follow_ups),
             )
         )
 
 
-def shared_prefix(options: WorkloadOptions) -> Iterator[Conversation]:
+def shared_prefix(options: WorkloadOptions) -> Iterator[BenchConversation]:
     """One long system prompt for everybody, and a short question each."""
     from maestrale.bench.scenarios import article
 
@@ -75,10 +81,10 @@ def shared_prefix(options: WorkloadOptions) -> Iterator[Conversation]:
     while True:
         topic = draw.choice(TOPICS)
         ask = f"Does the text say anything about {topic}? What would it say?"
-        yield Conversation((Turn("question", (system, _user(ask)), fields),))
+        yield BenchConversation((BenchTurn("question", (system, _user(ask)), fields),))
 
 
-def random_lengths(options: WorkloadOptions) -> Iterator[Conversation]:
+def random_lengths(options: WorkloadOptions) -> Iterator[BenchConversation]:
     """Prompts and answers of random lengths, evenly spread on a logarithmic scale."""
     draw = random.Random(f"random {options.seed}")  # noqa: S311
     while True:
@@ -86,7 +92,7 @@ def random_lengths(options: WorkloadOptions) -> Iterator[Conversation]:
         tokens = _log_uniform(draw, options.output_tokens)
         text = " ".join(draw.choices(WORDS, k=words))
         fields = {"max_tokens": tokens, "temperature": 0}
-        yield Conversation((Turn("random", (_user(text),), fields),))
+        yield BenchConversation((BenchTurn("random", (_user(text),), fields),))
 
 
 def _log_uniform(draw: random.Random, bounds: tuple[int, int]) -> int:
@@ -116,7 +122,7 @@ def known() -> dict[str, Workload]:
 NAMES = ("chat", "questions", "article", "json", "shared-prefix", "random")
 
 
-def conversations(name: str, options: WorkloadOptions) -> Iterator[Conversation]:
+def conversations(name: str, options: WorkloadOptions) -> Iterator[BenchConversation]:
     """The series that `name` means, with what the options change in each request.
 
     Raises: CannotBench for a name that there is not.
@@ -127,7 +133,9 @@ def conversations(name: str, options: WorkloadOptions) -> Iterator[Conversation]
     return adjusted(workload(options), options)
 
 
-def adjusted(series: Iterator[Conversation], options: WorkloadOptions) -> Iterator[Conversation]:
+def adjusted(
+    series: Iterator[BenchConversation], options: WorkloadOptions
+) -> Iterator[BenchConversation]:
     """The same series with `max_tokens` and `ignore_eos` put into each request."""
     extra: dict[str, Any] = {}
     if options.max_tokens is not None:
@@ -135,9 +143,9 @@ def adjusted(series: Iterator[Conversation], options: WorkloadOptions) -> Iterat
     if options.ignore_eos:
         extra["ignore_eos"] = True
     for conversation in series:
-        yield Conversation(
+        yield BenchConversation(
             tuple(
-                Turn(turn.label, turn.messages, {**turn.fields, **extra})
+                BenchTurn(turn.label, turn.messages, {**turn.fields, **extra})
                 for turn in conversation.turns
             )
         )

@@ -19,10 +19,10 @@ from rich.text import Text
 
 from maestrale import __version__
 from maestrale.bench import report as reports
-from maestrale.bench.client import Client, Target
-from maestrale.bench.conversation import Conversation, WorkloadOptions
+from maestrale.bench.client import BenchTarget, Client
+from maestrale.bench.conversation import BenchConversation, WorkloadOptions
 from maestrale.bench.file import from_file
-from maestrale.bench.load import Generator, Point, points
+from maestrale.bench.load import Generator, LoadPoint, points
 from maestrale.bench.progress import BenchProgress
 from maestrale.bench.results import BenchReport, measure
 from maestrale.bench.statistics import Bounds, parse_bounds
@@ -42,7 +42,7 @@ T = TypeVar("T")
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-class Numbers(click.ParamType[Any]):
+class NumberList(click.ParamType[Any]):
     """Numbers with commas between them: `1,8,32`."""
 
     name = "numbers"
@@ -96,13 +96,13 @@ class Range(click.ParamType[Any]):
 @click.option("--file", "file", type=_FILE, help="Ask what is in this file (JSONL) instead.")
 @click.option(
     "--concurrency",
-    type=Numbers(int),
+    type=NumberList(int),
     metavar="N,...",
     help="Closed loop: so many requests at once, one load after the other. [1,8,32]",
 )
 @click.option(
     "--rate",
-    type=Numbers(float),
+    type=NumberList(float),
     metavar="R,...",
     help="Open loop: so many conversations a second, at random times (Poisson).",
 )
@@ -190,7 +190,7 @@ def command(
         for path in (html, None if printed else to_json):
             _check_folder(path)
         bounds = parse_bounds(slo) if slo else None
-        target = Target(
+        target = BenchTarget(
             url or DEFAULT_URL, {"Authorization": f"Bearer {api_key}"} if api_key else {}
         )
         options = WorkloadOptions(
@@ -237,8 +237,8 @@ def command(
 async def _bench(
     client: Client,
     found: BenchReport,
-    series: Iterator[Conversation],
-    loads: list[Point],
+    series: Iterator[BenchConversation],
+    loads: list[LoadPoint],
     warm_up: int,
     bounds: Bounds | None,
     out: Console,

@@ -51,10 +51,10 @@ def command(
     error ends it with exit code 1.
     """
     from maestrale.terminal.commands import chosen_model
-    from maestrale.terminal.conversation import Conversation, read_schema
+    from maestrale.terminal.conversation import TerminalConversation, read_schema
     from maestrale.terminal.screen import Screen
     from maestrale.terminal.server import ChatServer
-    from maestrale.terminal.session import Session
+    from maestrale.terminal.session import ChatSession
 
     wanted = None
     if schema is not None:
@@ -64,7 +64,7 @@ def command(
     try:
         models = server.models(screen.waiting)
         screen.waited()
-        conversation = Conversation(
+        conversation = TerminalConversation(
             model=chosen_model(model, models) if model is not None else models[0],
             system=system,
             schema=wanted,
@@ -72,7 +72,7 @@ def command(
             temperature=temperature,
             max_tokens=max_tokens,
         )
-        session = Session(server, conversation, models, screen)
+        session = ChatSession(server, conversation, models, screen)
         if message is None:
             return session.talk(None if no_history else default_history_file())
         piped = "" if screen.typed else sys.stdin.read().strip()

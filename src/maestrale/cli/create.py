@@ -15,7 +15,7 @@ from maestrale.config.paths import default_data_dir, default_machines_dir
 from maestrale.errors import SettingsError
 
 if TYPE_CHECKING:
-    from maestrale.machine.cloud.flow import Tools
+    from maestrale.machine.cloud.flow import CloudTools
     from maestrale.machine.cloud.machine_spec import MachineSpec
 
 DEFAULT_NAME = "maestrale"
@@ -159,10 +159,10 @@ def _given(context: click.Context) -> set[str]:
     return given
 
 
-def _tools(spec: MachineSpec | None, name: str, *, ask: bool = False) -> Tools:
+def _tools(spec: MachineSpec | None, name: str, *, ask: bool = False) -> CloudTools:
     from maestrale.cli.create_run import CloudSteps
     from maestrale.machine.cloud import environment, paperspace
-    from maestrale.machine.cloud.flow import Tools
+    from maestrale.machine.cloud.flow import CloudTools
     from maestrale.machine.cloud.machine_spec import possible
     from maestrale.machine.cloud.pilot import Pilot
     from maestrale.machine.cloud.providers import PROVIDERS
@@ -183,7 +183,7 @@ def _tools(spec: MachineSpec | None, name: str, *, ask: bool = False) -> Tools:
     url = os.environ.get("MAESTRALE_PAPERSPACE_URL", paperspace.URL)
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
     steps = CloudSteps(_say, token)
-    return Tools(
+    return CloudTools(
         pilot=Pilot(python, book.folder / "skypilot", log, os.environ),
         book=book,
         steps=steps,

@@ -17,10 +17,10 @@ from maestrale.config.hub import hub_settings
 from maestrale.config.reading import load_settings
 from maestrale.errors import MachineError, ModelError, NoSuchOffer, SettingsError
 from maestrale.machine.cloud import after, flow, offers, task
-from maestrale.machine.cloud.flow import Tools
+from maestrale.machine.cloud.flow import CloudTools
 from maestrale.machine.cloud.machine_spec import MachineSpec
 from maestrale.machine.cloud.providers import CATALOGUE_ROWS, PROVIDERS
-from maestrale.machine.cloud.records import Record
+from maestrale.machine.cloud.records import MachineRecord
 from maestrale.machine.cloud.steps import serve_domain, wait_healthy
 from maestrale.machine.setup.service import start_service
 from maestrale.machine.target import Target
@@ -66,7 +66,7 @@ class CloudSteps:
         if spec.domain:
             serve_domain(target, spec.domain, self._say)
 
-    def prove(self, target: Target, record: Record) -> None:
+    def prove(self, target: Target, record: MachineRecord) -> None:
         container = PROVIDERS[record.cloud].container
         with target.forward(0, task.PORT) as port:
             url = f"http://127.0.0.1:{port}"
@@ -104,7 +104,7 @@ def check_source(spec: MachineSpec) -> None:
         Source.parse(spec.source or None)
 
 
-def dry_run(spec: MachineSpec, tools: Tools) -> int:
+def dry_run(spec: MachineSpec, tools: CloudTools) -> int:
     """Print the task file that SkyPilot would get, after its own parser took it."""
     with tools.pilot:
         check_model(spec, tools.say, refuse=False)
@@ -127,7 +127,7 @@ def dry_run(spec: MachineSpec, tools: Tools) -> int:
     return 0
 
 
-def _market(spec: MachineSpec, tools: Tools) -> offers.Market:
+def _market(spec: MachineSpec, tools: CloudTools) -> offers.Market:
     """The offers; of Kubernetes, without a cluster, one that a cluster could make."""
     try:
         return offers.ask(tools.pilot, spec)
@@ -166,7 +166,7 @@ def check_model(spec: MachineSpec, say: Callable[[str], None], *, refuse: bool) 
         say(f"The model: {found.what} {found.remedy}".strip())
 
 
-def create(spec: MachineSpec, tools: Tools, port: int) -> int:
+def create(spec: MachineSpec, tools: CloudTools, port: int) -> int:
     """Make it, prove it, print how to use it."""
     check_model(spec, tools.say, refuse=True)
     with tools.pilot:
@@ -178,7 +178,7 @@ def create(spec: MachineSpec, tools: Tools, port: int) -> int:
     return 0
 
 
-def summary(record: Record, tools: Tools, port: int) -> str:
+def summary(record: MachineRecord, tools: CloudTools, port: int) -> str:
     """What a person needs from now on."""
     port = port or task.PORT
     login = record.login
@@ -211,7 +211,7 @@ def summary(record: Record, tools: Tools, port: int) -> str:
     return "\n".join(lines)
 
 
-def address(record: Record) -> str:
+def address(record: MachineRecord) -> str:
     """The machine's address, and whether it stays."""
     login = record.login
     host = login.host if login is not None else "none yet"
@@ -234,7 +234,7 @@ def curl(url: str, key: str, model: str) -> str:
     )
 
 
-def connect(name: str, tools: Tools, port: int) -> int:
+def connect(name: str, tools: CloudTools, port: int) -> int:
     """Hold the tunnel until Ctrl-C or until it breaks."""
     with tools.pilot, after.connected(name, tools, port) as (record, there):
         url = f"http://127.0.0.1:{there}"
@@ -256,7 +256,7 @@ def connect(name: str, tools: Tools, port: int) -> int:
             ) from error
 
 
-def show_list(tools: Tools) -> int:
+def show_list(tools: CloudTools) -> int:
     """One line for each machine made here."""
     with tools.pilot:
         found = after.states(tools)
@@ -270,7 +270,7 @@ def show_list(tools: Tools) -> int:
     return 0
 
 
-def delete(name: str, tools: Tools, yes: bool) -> int:
+def delete(name: str, tools: CloudTools, yes: bool) -> int:
     """Delete it with all that costs."""
     record = after.find(tools.book, name)
     question = f"Delete {name} on {PROVIDERS[record.cloud].title} with its disk?"
@@ -282,14 +282,14 @@ def delete(name: str, tools: Tools, yes: bool) -> int:
     return 0
 
 
-def stop(name: str, tools: Tools) -> int:
+def stop(name: str, tools: CloudTools) -> int:
     """Stop it."""
     with tools.pilot:
         echo(after.stop(name, tools))
     return 0
 
 
-def start(name: str, tools: Tools, port: int) -> int:
+def start(name: str, tools: CloudTools, port: int) -> int:
     """Start it again, prove it, and print how to use it."""
     with tools.pilot:
         record = after.start(name, tools)

@@ -17,8 +17,8 @@ from maestrale.errors import ModelDoesNotFit, SettingsError
 
 if TYPE_CHECKING:
     from maestrale.engines.cpu.spec import DecoderSpec
-    from maestrale.models.describe import Described
-    from maestrale.models.fit import Plan
+    from maestrale.models.describe import HubDescription
+    from maestrale.models.fit import FitPlan
     from maestrale.models.gpus import Gpu
 
 WEIGHT_TYPES = ("bf16", "fp8", "int8", "int4")
@@ -159,7 +159,7 @@ def _spec_here(model: str) -> DecoderSpec | None:
     return spec_of(path / found.weights if found is not None else path)
 
 
-def _on_cpu(described: Described, spec: DecoderSpec) -> tuple[Described, int]:
+def _on_cpu(described: HubDescription, spec: DecoderSpec) -> tuple[HubDescription, int]:
     """What the CPU engine takes of a model, and what its weights take packed."""
     from dataclasses import replace
 
@@ -178,12 +178,12 @@ def _on_cpu(described: Described, spec: DecoderSpec) -> tuple[Described, int]:
 
 
 def _plans(
-    described: Described,
+    described: HubDescription,
     packed: int | None,
     gpu: Gpu | None,
     given: dict[str, Any],
     settings: config.Settings,
-) -> dict[str, Plan]:
+) -> dict[str, FitPlan]:
     """The plan for each type of weights; the files' sizes count where they are known."""
     from maestrale.models.architecture import CPU_TYPES, VLLM_TYPES
     from maestrale.models.fit import GpuOptions, plan_gpu
@@ -227,7 +227,7 @@ def _plans(
     }
 
 
-def _stated(described: Described) -> str | None:
+def _stated(described: HubDescription) -> str | None:
     """The type that the model's files have, when their size is known."""
     if described.weights is None:
         return None
@@ -238,7 +238,7 @@ def _stated(described: Described) -> str | None:
     return nearest[min(nearest, key=lambda each: abs(each - bits))]
 
 
-def _weight_type(described: Described, gpu: Gpu | None, wanted: str | None) -> str:
+def _weight_type(described: HubDescription, gpu: Gpu | None, wanted: str | None) -> str:
     if wanted is not None:
         if gpu is None and wanted == "fp8":
             raise SettingsError("--dtype fp8 is for GPUs; on the CPU: bf16, int8, int4.")
@@ -249,10 +249,12 @@ def _weight_type(described: Described, gpu: Gpu | None, wanted: str | None) -> s
     return "bf16" if gpu is not None else "int4"
 
 
-def _document(plan: Plan, plans: dict[str, Plan], described: Described) -> dict[str, Any]:
+def _document(
+    plan: FitPlan, plans: dict[str, FitPlan], described: HubDescription
+) -> dict[str, Any]:
     from maestrale.models.fit import USERS_AT, advice
 
-    def figures(one: Plan) -> dict[str, Any]:
+    def figures(one: FitPlan) -> dict[str, Any]:
         return {
             "weights_bytes": -next(term.size for term in one.terms if term.name == "weights"),
             "kv_bytes_per_token": one.kv_bytes_per_token,

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from maestrale.console import CleanConsole
-from maestrale.models.describe import Described
-from maestrale.models.fit import USERS_AT, Plan, advice
+from maestrale.models.describe import HubDescription
+from maestrale.models.fit import USERS_AT, FitPlan, advice
 
 PIPE_WIDTH = 160  # columns where there is no terminal to ask
 
 
-def show(plan: Plan, plans: Mapping[str, Plan], described: Described) -> None:
+def show(plan: FitPlan, plans: Mapping[str, FitPlan], described: HubDescription) -> None:
     """Print the account, then what fits for each type of weights, then what could be changed."""
     console = CleanConsole(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     shape = described.shape
@@ -33,7 +33,7 @@ def show(plan: Plan, plans: Mapping[str, Plan], described: Described) -> None:
             console.print(f"  - {way}")
 
 
-def _account(plan: Plan) -> Table:
+def _account(plan: FitPlan) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right", no_wrap=True)
@@ -56,7 +56,7 @@ def _account(plan: Plan) -> Table:
     return table
 
 
-def _verdict(plan: Plan) -> str:
+def _verdict(plan: FitPlan) -> str:
     if not plan.fits:
         return "\n[bold]It doesn't fit.[/bold]"
     whole = "the model's whole" if plan.max_context_tokens >= plan.context else "the longest"
@@ -66,7 +66,7 @@ def _verdict(plan: Plan) -> str:
     )
 
 
-def _types(plan: Plan, plans: Mapping[str, Plan]) -> Table:
+def _types(plan: FitPlan, plans: Mapping[str, FitPlan]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("weights as")
     for title in ("weights", "tokens in cache", "longest context"):
@@ -91,7 +91,7 @@ def _types(plan: Plan, plans: Mapping[str, Plan]) -> Table:
     return table
 
 
-def _users(plan: Plan, tokens: int) -> str:
+def _users(plan: FitPlan, tokens: int) -> str:
     if tokens > plan.context:
         return "-"
     return f"{int(plan.users_at(tokens)):,}"

@@ -41,7 +41,7 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
     from maestrale.models.prepared import METADATA_FILE
     from maestrale.models.resolve import CPU_ENGINE, prepare, remote_source
     from maestrale.models.transfer import shown_bytes
-    from maestrale.serve.progress import Progress
+    from maestrale.serve.progress import StartProgress
 
     settings = load_settings({"model": model, "revision": revision}, os.environ)
     logs.configure(settings.log_level, settings.log_format)
@@ -66,7 +66,7 @@ def command(model: str, revision: str | None, engine: str, no_convert: bool) -> 
         return
     hub = hub_settings(os.environ)
     repo, variant = remote_source(model, known, choice.name)
-    with Progress(lambda text: None) as progress:
+    with StartProgress(lambda text: None) as progress:
         from maestrale.models.download import pull
 
         pulled = pull(

@@ -16,7 +16,7 @@ from maestrale.errors import SettingsError
 from maestrale.printable import printable
 
 if TYPE_CHECKING:
-    from maestrale.machine.setup.run import Outcome
+    from maestrale.machine.setup.run import StepOutcome
     from maestrale.machine.target import Target
 
 REBOOT_NEEDED = 3  # exit code
@@ -165,7 +165,7 @@ class Terminal:
         self._doing = doing
         self._show()
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: StepOutcome) -> None:
         self._clear()
         self._doing = ""
         took = f" ({outcome.seconds:.0f} s)" if outcome.seconds >= 1 else ""
@@ -176,7 +176,7 @@ class Terminal:
         else:
             click.echo(f"  {click.style('as it was', dim=True)}  {printable(outcome.doing)}")
 
-    def preview(self, outcomes: list[Outcome], *, verbose: bool) -> None:
+    def preview(self, outcomes: list[StepOutcome], *, verbose: bool) -> None:
         from maestrale.machine.setup import scripts
 
         for each in outcomes:

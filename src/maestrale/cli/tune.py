@@ -35,9 +35,9 @@ def command(model: str, threads: int | None, as_json: bool, cache_dir: Path | No
     from maestrale.engines.base import EngineConfig
     from maestrale.engines.cpu.tuning import NOTES, tune
     from maestrale.models.resolve import prepare
-    from maestrale.serve.progress import Progress
+    from maestrale.serve.progress import StartProgress
 
-    with Progress(lambda phase: None) as progress:
+    with StartProgress(lambda phase: None) as progress:
         folder = prepare(model, cache_dir or default_cache_dir(), progress.update)
         config = EngineConfig(engine="cpu", model_dir=str(folder), threads=threads)
         result, kept = tune(config, progress.update)

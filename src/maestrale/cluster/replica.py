@@ -20,7 +20,7 @@ from ray import serve
 from maestrale.cluster.environment import with_level_here
 from maestrale.cluster.loopback import bind_to_node
 from maestrale.cluster.node import check_version, model_folder
-from maestrale.cluster.session import Session, api_of
+from maestrale.cluster.session import StreamSession, api_of
 from maestrale.cluster.stages import check_model_elsewhere, reserved_here
 from maestrale.cluster.wire import Beat, Bye, Hello, Lost, ReplicaSpec, pack, to_replica
 from maestrale.engines.base import EngineConfig, GenerationRequest
@@ -50,8 +50,8 @@ class EngineReplica:
 
     async def __init__(self, spec: bytes) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         """Prepare the model, start the engine. Raises: StartFailed."""
-        self._sessions: dict[str, Session] = {}  # by API process
-        self._owner: dict[str, Session] = {}  # by wire id
+        self._sessions: dict[str, StreamSession] = {}  # by API process
+        self._owner: dict[str, StreamSession] = {}  # by wire id
         try:
             decoded = msgspec.msgpack.decode(spec, type=ReplicaSpec)
             self._model, self._deployed_by = decoded.model, decoded.deployed_by
@@ -113,7 +113,7 @@ class EngineReplica:
         older = self._sessions.get(api_of(session))
         if older is not None:  # its stream broke: nobody waits for those requests any more
             self._drop(older)
-        mine = self._sessions[api_of(session)] = Session(session)
+        mine = self._sessions[api_of(session)] = StreamSession(session)
         try:
             yield pack([self._hello()])
             next_beat = 0.0
@@ -143,7 +143,7 @@ class EngineReplica:
             self._deployed_by,
         )
 
-    def _drop(self, session: Session) -> None:
+    def _drop(self, session: StreamSession) -> None:
         if self._sessions.get(api_of(session.name)) is session:
             del self._sessions[api_of(session.name)]
         for wire_id in tuple(session.held):

@@ -18,7 +18,7 @@ def api_of(session: str) -> str:
     return session.rpartition("/")[0]
 
 
-class Session:
+class StreamSession:
     """Messages wait here until the stream takes them, all that there are at once."""
 
     def __init__(self, name: str) -> None:

@@ -29,7 +29,7 @@ from maestrale.engines.base import ReservedGpus
 from maestrale.errors import EngineError
 
 STRATEGY = "PACK"
-Node = Mapping[str, float]
+NodeResources = Mapping[str, float]
 """What a node has of each resource, used or not."""
 
 
@@ -38,7 +38,7 @@ def bundles(options: ClusterOptions) -> list[dict[str, float]]:
     return [{"CPU": options.cpus, "GPU": 1.0}, *({"GPU": 1.0} for _ in range(options.gpus - 1))]
 
 
-def span_nodes(options: ClusterOptions, nodes: Sequence[Node]) -> bool:
+def span_nodes(options: ClusterOptions, nodes: Sequence[NodeResources]) -> bool:
     """Whether the GPUs of a replica shall lie on several nodes: where not all replicas find a node
     each that has all of theirs, and more of them find room so.
 
@@ -50,7 +50,7 @@ def span_nodes(options: ClusterOptions, nodes: Sequence[Node]) -> bool:
     return whole < options.most and spread > whole
 
 
-def rooms(options: ClusterOptions, nodes: Sequence[Node]) -> tuple[int, int]:
+def rooms(options: ClusterOptions, nodes: Sequence[NodeResources]) -> tuple[int, int]:
     """How many replicas these nodes hold: each on one node, and with stages on any of them."""
     whole = sum(_fit(node, options.cpus, options.gpus) for node in nodes)
     if options.stages == 1:
@@ -60,12 +60,12 @@ def rooms(options: ClusterOptions, nodes: Sequence[Node]) -> tuple[int, int]:
     return whole, min(stages // options.stages, actors)
 
 
-def _fit(node: Node, cpus: float, gpus: int) -> int:
+def _fit(node: NodeResources, cpus: float, gpus: int) -> int:
     asked = {"CPU": cpus, "GPU": float(gpus)}
     return int(min(node.get(name, 0.0) // each for name, each in asked.items() if each))
 
 
-def _no_room(options: ClusterOptions, nodes: Sequence[Node]) -> str:
+def _no_room(options: ClusterOptions, nodes: Sequence[NodeResources]) -> str:
     asked = f"{options.cpus:g} CPU" + (f", {options.gpus} GPU" if options.gpus else "")
     said = [f"No node of the cluster has room for a replica, which takes {asked}."]
     if options.stages > 1:
@@ -81,7 +81,7 @@ def _no_room(options: ClusterOptions, nodes: Sequence[Node]) -> str:
     return " ".join(said)
 
 
-def waits_for(message: str, free: Sequence[Node]) -> str:
+def waits_for(message: str, free: Sequence[NodeResources]) -> str:
     """What Ray Serve says of a replica that waits for room, with where there is how much; "" for
     other messages. `free`: of each node.
     """
@@ -96,7 +96,7 @@ def waits_for(message: str, free: Sequence[Node]) -> str:
     return f"It waits for room. A replica takes {wanted}; free on the nodes: {_listed(free)}."
 
 
-def _listed(nodes: Sequence[Node]) -> str:
+def _listed(nodes: Sequence[NodeResources]) -> str:
     return "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
 
 

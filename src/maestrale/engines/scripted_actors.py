@@ -13,7 +13,7 @@ from maestrale.engines.base import ReservedGpus
 from maestrale.engines.ray_group import placement_group
 
 
-class Place:
+class GpuActor:
     """On one GPU."""
 
     def ready(self) -> None:
@@ -34,7 +34,7 @@ def hold(reserved: ReservedGpus, on_loss: Callable[[], None]) -> None:
 
     ray.init(address=reserved.address, configure_logging=False, log_to_driver=False)
     group = placement_group(reserved)
-    kind = ray.remote(num_cpus=0, num_gpus=1, max_concurrency=2)(Place)
+    kind = ray.remote(num_cpus=0, num_gpus=1, max_concurrency=2)(GpuActor)
     places = [
         kind.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, number)).remote()
         for number in range(len(reserved.bundles))

@@ -29,8 +29,8 @@ from typing import Literal
 
 from maestrale.errors import BadSource, SourceError
 
-Kind = Literal["checkout", "wheel", "git", "image", "published"]
-Target = Literal["cpu", "cuda"]
+SourceKind = Literal["checkout", "wheel", "git", "image", "published"]
+ImageTarget = Literal["cpu", "cuda"]
 
 PROJECT = "maestrale"
 WHAT_WORKS = (
@@ -59,7 +59,7 @@ class Staged:
     context: Path | None = None
     version: str = ""  # of what the context builds
 
-    def tag(self, target: Target) -> str:
+    def tag(self, target: ImageTarget) -> str:
         """The name for the image: the one given, or that of the build, `maestrale:0.1.0-cpu`."""
         # A local version (0.1.0+dirty) has a sign that no tag may have.
         return self.image or f"{PROJECT}:{self.version.replace('+', '_')}-{target}"
@@ -69,7 +69,7 @@ class Staged:
 class Source:
     """Where a machine's maestrale comes from. `value`: a path, URL, reference or version."""
 
-    kind: Kind
+    kind: SourceKind
     value: str
 
     @classmethod
@@ -135,7 +135,7 @@ class Source:
 
 
 def build_command(
-    context: Path | str, target: Target, tag: str, *, arguments: dict[str, str] | None = None
+    context: Path | str, target: ImageTarget, tag: str, *, arguments: dict[str, str] | None = None
 ) -> list[str]:
     """The `docker build` for a staged context; works with BuildKit and the builder before it.
 

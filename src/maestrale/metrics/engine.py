@@ -20,8 +20,8 @@ from maestrale.engines.base import Engine, EngineStats, StepTokens, replicas_of
 from maestrale.metrics.names import LABELS
 
 REPLICA_STATES = ("joining", "up", "draining", "lost")
-Value = Callable[[EngineStats], float]
-REPLICA_GAUGES: tuple[tuple[str, str, Value], ...] = (
+GaugeValue = Callable[[EngineStats], float]
+REPLICA_GAUGES: tuple[tuple[str, str, GaugeValue], ...] = (
     (
         "maestrale_replica_requests_running",
         "Sequences being decoded by a replica.",
@@ -38,7 +38,7 @@ REPLICA_GAUGES: tuple[tuple[str, str, Value], ...] = (
         lambda stats: stats.kv_cache_usage,
     ),
 )
-REPLICA_COUNTERS: tuple[tuple[str, str, Value], ...] = (
+REPLICA_COUNTERS: tuple[tuple[str, str, GaugeValue], ...] = (
     (
         "maestrale_replica_prompt_tokens",
         "Prompt tokens of a replica.",

@@ -23,7 +23,7 @@ LARGEST = ("process_max_fds",)
 Labels = tuple[tuple[str, str], ...]
 
 
-class Family(Struct, array_like=True, frozen=True):
+class MetricFamily(Struct, array_like=True, frozen=True):
     """One metric of one process. A sample is (name, sorted labels, value)."""
 
     name: str
@@ -32,9 +32,9 @@ class Family(Struct, array_like=True, frozen=True):
     samples: list[tuple[str, Labels, float]]
 
 
-def families(metrics: Iterable[Metric]) -> list[Family]:
+def families(metrics: Iterable[Metric]) -> list[MetricFamily]:
     return [
-        Family(
+        MetricFamily(
             metric.name,
             metric.documentation,
             metric.type,
@@ -47,9 +47,9 @@ def families(metrics: Iterable[Metric]) -> list[Family]:
     ]
 
 
-def merge(sources: Iterable[Iterable[Family]]) -> list[Family]:
+def merge(sources: Iterable[Iterable[MetricFamily]]) -> list[MetricFamily]:
     """The same metrics of several processes as one: in the order in which they first appear."""
-    first: dict[str, Family] = {}
+    first: dict[str, MetricFamily] = {}
     values: dict[str, dict[tuple[str, Labels], float]] = {}
     for source in sources:
         for family in source:
@@ -59,7 +59,7 @@ def merge(sources: Iterable[Iterable[Family]]) -> list[Family]:
                 known = into.get((name, labels))
                 into[name, labels] = value if known is None else _both(name, known, value)
     return [
-        Family(
+        MetricFamily(
             name,
             family.documentation,
             family.type,
@@ -69,7 +69,7 @@ def merge(sources: Iterable[Iterable[Family]]) -> list[Family]:
     ]
 
 
-def lasting(source: Iterable[Family]) -> list[Family]:
+def lasting(source: Iterable[MetricFamily]) -> list[MetricFamily]:
     """What stays of a process that is gone: all but its gauges."""
     return [family for family in source if family.type != "gauge"]
 
@@ -86,14 +86,14 @@ class MergedMetrics(Metrics):
     `workers` gives what each living one reported last; `leave` takes in one that is gone.
     """
 
-    def __init__(self, workers: Callable[[], Iterable[list[Family]]]) -> None:
+    def __init__(self, workers: Callable[[], Iterable[list[MetricFamily]]]) -> None:
         super().__init__()
         self._workers = workers
-        self._gone: list[Family] = []
+        self._gone: list[MetricFamily] = []
         self.restarts = 0
         self._registry.register(_Workers(self))
 
-    def leave(self, last: list[Family]) -> None:
+    def leave(self, last: list[MetricFamily]) -> None:
         """A worker ended: what it counted stays."""
         self._gone = merge([self._gone, lasting(last)])
 

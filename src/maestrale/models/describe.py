@@ -69,7 +69,7 @@ _BITS = {"fp8": "fp8", "awq": "int4", "gptq": "int4", "compressed-tensors": None
 
 
 @dataclass(frozen=True)
-class Described:
+class HubDescription:
     """`weights` in bytes, where files tell it; `weight_type` where the model comes in one."""
 
     name: str
@@ -79,14 +79,14 @@ class Described:
     weight_type: str | None = None
 
 
-def describe(model: str, hub: HubSettings, revision: str | None = None) -> Described:
+def describe(model: str, hub: HubSettings, revision: str | None = None) -> HubDescription:
     """What is known of `model`. For one on the hub its config.json is fetched, no more.
 
     Raises: ModelError, HubUnreachable, AccessDenied.
     """
     known = find_model(model)
     if known is not None:
-        return Described(known.name, known.architecture, "the catalogue")
+        return HubDescription(known.name, known.architecture, "the catalogue")
     path = local_path(model)
     if path is not None:
         if not path.is_dir() and not path.is_file():
@@ -101,7 +101,7 @@ def describe(model: str, hub: HubSettings, revision: str | None = None) -> Descr
     return _describe_remote(*found, revision or DEFAULT_REVISION, hub)
 
 
-def describe_folder(path: Path) -> Described:
+def describe_folder(path: Path) -> HubDescription:
     """From a folder's config.json, and the sizes of its weights."""
     from maestrale.models.folder_words import read_json
 
@@ -114,27 +114,27 @@ def describe_folder(path: Path) -> Described:
     files = [*path.glob("*.safetensors")]
     files = [file for file in files if not file.name.startswith("consolidated")] or files
     size = sum(file.stat().st_size for file in files) or None
-    return Described(
+    return HubDescription(
         path.resolve().name, from_config(config), "config.json", size, _quantised(config)
     )
 
 
-def _describe_picked(folder: Path, selection: FileSelection) -> Described:
+def _describe_picked(folder: Path, selection: FileSelection) -> HubDescription:
     found = describe_gguf(folder / selection.weights, folder.resolve().name)
     others = f"; others: {', '.join(selection.others)}" if selection.others else ""
     return replace(found, source=f"the metadata of {selection.weights}{others}")
 
 
-def describe_gguf(path: Path, name: str | None = None) -> Described:
+def describe_gguf(path: Path, name: str | None = None) -> HubDescription:
     """From the metadata of a GGUF file, or of all parts of a split one."""
     from maestrale.models.gguf_file import gguf_parts, read_gguf_model
 
     metadata = read_gguf_model(path).metadata
     size = sum(part.stat().st_size for part in gguf_parts(path) if part.is_file())
-    return Described(name or path.stem, gguf_shape(metadata), "its metadata", size, "GGUF")
+    return HubDescription(name or path.stem, gguf_shape(metadata), "its metadata", size, "GGUF")
 
 
-def _describe_remote(repo: str, variant: str, revision: str, hub: HubSettings) -> Described:
+def _describe_remote(repo: str, variant: str, revision: str, hub: HubSettings) -> HubDescription:
     from maestrale.models.access import explain
     from maestrale.models.download import NoSuchFile, fetch_small
     from maestrale.models.snapshot import cached_file, cached_files
@@ -163,16 +163,16 @@ def _describe_remote(repo: str, variant: str, revision: str, hub: HubSettings) -
             raise
         except Exception as error:
             raise explain(error, hub, repo, revision) from error
-    return Described(repo, from_config(config), "config.json", None, _quantised(config))
+    return HubDescription(repo, from_config(config), "config.json", None, _quantised(config))
 
 
-def _describe_remote_gguf(repo: str, variant: str, revision: str, hub: HubSettings) -> Described:
-    from maestrale.models.describe import remote_metadata
-
+def _describe_remote_gguf(
+    repo: str, variant: str, revision: str, hub: HubSettings
+) -> HubDescription:
     metadata, size, selection = remote_metadata(hub, repo, revision, variant)
     others = f"; others: {', '.join(selection.others)}" if selection.others else ""
     source = f"the head of {selection.weights}{others}"
-    return Described(repo, gguf_shape(metadata), source, size, "GGUF")
+    return HubDescription(repo, gguf_shape(metadata), source, size, "GGUF")
 
 
 def _quantised(config: Mapping[str, Any]) -> str | None:

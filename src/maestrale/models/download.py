@@ -13,7 +13,7 @@ from maestrale.bounded import read_body
 from maestrale.config.hub import HubSettings
 from maestrale.errors import HubUnreachable, ModelError
 from maestrale.models.access import check_access, explain
-from maestrale.models.file_selection import FileSelection, Kind, picked, select_files
+from maestrale.models.file_selection import FileSelection, WeightsKind, picked, select_files
 from maestrale.models.hub import DEFAULT_REVISION, Hub, Listing, RemoteFile
 from maestrale.models.snapshot import CheckedFiles, RepoCache, cached_files, damaged_files
 from maestrale.models.store import Progress, locked
@@ -31,7 +31,7 @@ class Pulled:
     """A model on this machine. `snapshot` is its folder, `weights` its first file of weights."""
 
     snapshot: Path
-    kind: Kind
+    kind: WeightsKind
     names: tuple[str, ...]
     weights: Path
     commit: str

@@ -11,7 +11,7 @@ from typing import Literal
 from maestrale.errors import ModelError
 from maestrale.models.catalog import find_model
 
-Kind = Literal["safetensors", "gguf"]
+WeightsKind = Literal["safetensors", "gguf"]
 
 OPENVINO_MODEL = ("openvino_model.xml", "openvino_model.bin")
 _SMALL = (
@@ -46,7 +46,7 @@ class FileSelection:
     `chosen_by`: how one of them is named instead.
     """
 
-    kind: Kind
+    kind: WeightsKind
     names: tuple[str, ...]
     weights: str
     others: tuple[str, ...] = ()
@@ -190,7 +190,9 @@ def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     ]
 
 
-def _ordered(kind: Kind, names: Sequence[str], kept: Iterable[str], weights: str) -> FileSelection:
+def _ordered(
+    kind: WeightsKind, names: Sequence[str], kept: Iterable[str], weights: str
+) -> FileSelection:
     chosen = set(kept)
     return FileSelection(kind, tuple(name for name in names if name in chosen), weights)
 

@@ -16,7 +16,7 @@ from maestrale.models.architecture import VLLM_TYPES, Architecture, WeightType
 from maestrale.models.gpus import MIB, Gpu
 
 
-def advice(plan: Plan, plans: Mapping[str, Plan]) -> list[str]:
+def advice(plan: FitPlan, plans: Mapping[str, FitPlan]) -> list[str]:
     """One sentence for each way out; none where the whole context fits."""
     if plan.max_context_tokens >= plan.context:
         return []
@@ -48,7 +48,7 @@ def advice(plan: Plan, plans: Mapping[str, Plan]) -> list[str]:
     return ways
 
 
-def _more_gpus(plan: Plan) -> str:
+def _more_gpus(plan: FitPlan) -> str:
     """How many GPUs hold the weights, with a tenth of each left for the cache."""
     weights = next(-term.size for term in plan.terms if term.name == "weights")
     room = (sum(term.size for term in plan.terms) + weights) * 0.9
@@ -80,7 +80,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FitPlan:
     """What fits. Lengths in tokens, sizes in bytes.
 
     `kv_capacity_tokens` counts the tokens that all sequences together may have in the cache, each
@@ -134,7 +134,7 @@ def plan_gpu(
     options: GpuOptions = GpuOptions(),
     weight_type: WeightType = VLLM_TYPES["bf16"],
     weights: int | None = None,
-) -> Plan:
+) -> FitPlan:
     """The account of one GPU of `options.tensor_parallel`; `weights`: their bytes, where known."""
     split = options.tensor_parallel
     tokens = options.max_num_batched_tokens or default_batched_tokens(gpu)
@@ -178,13 +178,13 @@ def _plan(
     kv_element: float,
     split: int,
     block: int,
-) -> Plan:
+) -> FitPlan:
     left = sum(term.size for term in terms) * split  # of all GPUs: each holds its heads
     per_token = round(shape.kv_elements * kv_element)
     room = max(left, 0)
     capacity = room // per_token // block * block
     longest = _longest(shape, room, kv_element, block)
-    return Plan(
+    return FitPlan(
         model=model,
         engine=engine,
         machine=machine,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from maestrale.errors import EngineError, ModelDoesNotFit
 from maestrale.models.architecture import CPU_TYPES, Architecture, WeightType
-from maestrale.models.fit import Plan, Term
+from maestrale.models.fit import FitPlan, Term
 from maestrale.models.machine_limits import available_memory, own_memory
 from maestrale.models.prepared import PreparedModel
 
@@ -116,7 +116,7 @@ def plan_cpu(
     *,
     weight_type: WeightType = CPU_TYPES["int4"],
     weights: int | None = None,
-) -> Plan:
+) -> FitPlan:
     """The account of `memory` bytes, of which the KV cache gets `cache_bytes` where that is given.
 
     `weights`: what they take once packed, where it is known.
@@ -138,7 +138,7 @@ def plan_cpu(
         )
         why = "what --kv-cache-memory says" if cache_bytes else "what the context needs, or 1 GiB"
         terms.append(Term("not used", found.blocks * block - left, f"the KV cache takes {why}"))
-    return Plan(
+    return FitPlan(
         model=model,
         engine="cpu",
         machine="this machine's CPU",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-Step = dict[str, Any]
+PreTokenizerStep = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class PreTokenizer:
     does.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[PreTokenizerStep, ...]
     whole_words: bool = False
     composed: bool = False
     add_bos: bool = False
     escaped: bool = False
 
 
-def byte_level(*, use_regex: bool) -> Step:
+def byte_level(*, use_regex: bool) -> PreTokenizerStep:
     """GPT-2's way to write bytes as characters, with or without its cut into words."""
     return {
         "type": "ByteLevel",
@@ -40,7 +40,7 @@ def byte_level(*, use_regex: bool) -> Step:
     }
 
 
-def _split(pattern: str) -> Step:
+def _split(pattern: str) -> PreTokenizerStep:
     return {
         "type": "Split",
         "pattern": {"Regex": pattern},
@@ -49,11 +49,11 @@ def _split(pattern: str) -> Step:
     }
 
 
-def _cut(*patterns: str) -> tuple[Step, ...]:
+def _cut(*patterns: str) -> tuple[PreTokenizerStep, ...]:
     return (*(_split(pattern) for pattern in patterns), byte_level(use_regex=False))
 
 
-_ONE_DIGIT: Step = {"type": "Digits", "individual_digits": True}
+_ONE_DIGIT: PreTokenizerStep = {"type": "Digits", "individual_digits": True}
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"

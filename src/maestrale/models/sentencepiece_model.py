@@ -40,7 +40,7 @@ _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5  # how a value is written
 _Value = int | bytes
 
 
-class Piece(NamedTuple):
+class VocabularyPiece(NamedTuple):
     text: str
     score: float
     kind: int
@@ -50,7 +50,7 @@ class Piece(NamedTuple):
 class SentencePieceModel:
     """`trainer` and `normalizer` are messages as they stand in the file."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[VocabularyPiece, ...]
     trainer: bytes
     normalizer: bytes
     rest: bytes = field(default=b"", repr=False)
@@ -77,10 +77,10 @@ class SentencePieceModel:
         pieces = dict(enumerate(self.pieces))
         for token in added:
             kind = CONTROL if token["special"] else USER_DEFINED
-            pieces[token["id"]] = Piece(token["content"], 0.0, kind)
+            pieces[token["id"]] = VocabularyPiece(token["content"], 0.0, kind)
         count = max(len(self.pieces), *(token["id"] + 1 for token in added), 0) if added else 0
         count = min(max(count, len(self.pieces)), max(size, len(self.pieces)))
-        unused = Piece("", 0.0, UNUSED)
+        unused = VocabularyPiece("", 0.0, UNUSED)
         return replace(self, pieces=tuple(pieces.get(token, unused) for token in range(count)))
 
     def added_tokens(self) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ def save_model(
 
 def read_model(path: Path) -> SentencePieceModel:
     """The model in a tokenizer.model. Raises: ModelError when it is none, or damaged."""
-    pieces: list[Piece] = []
+    pieces: list[VocabularyPiece] = []
     specs = {_TRAINER: b"", _NORMALIZER: b""}
     rest = b""
     try:
@@ -174,7 +174,7 @@ def read_model(path: Path) -> SentencePieceModel:
 
 
 def new_model(
-    pieces: tuple[Piece, ...],
+    pieces: tuple[VocabularyPiece, ...],
     *,
     kind: int,
     dummy_prefix: bool,
@@ -193,7 +193,7 @@ def new_model(
     return SentencePieceModel(pieces, trainer, normalizer)
 
 
-def _piece(message: bytes) -> Piece:
+def _piece(message: bytes) -> VocabularyPiece:
     text, score, kind = "", 0.0, NORMAL
     for number, value in _fields(message):
         if number == 1 and isinstance(value, bytes):
@@ -202,7 +202,7 @@ def _piece(message: bytes) -> Piece:
             score = struct.unpack("<f", value)[0]
         elif number == 3 and isinstance(value, int):
             kind = value
-    return Piece(text, score, kind)
+    return VocabularyPiece(text, score, kind)
 
 
 def _last(message: bytes, wanted: int, default: int) -> int:
@@ -301,9 +301,9 @@ def sentencepiece_model(metadata: Mapping[str, Any]) -> SentencePieceModel:
         if not text or text in seen:  # what the library doesn't take; no text gives it either way
             text, kind = f"\ufdd0{token}", UNUSED
         seen.add(text)
-        built.append(Piece(text, score, kind))
+        built.append(VocabularyPiece(text, score, kind))
     if unknown is None:
-        built.append(Piece("\ufdd0unknown", 0.0, UNKNOWN))
+        built.append(VocabularyPiece("\ufdd0unknown", 0.0, UNKNOWN))
     normal = (piece.score for piece in built if piece.kind == NORMAL)
     charsmap = metadata.get("tokenizer.ggml.precompiled_charsmap")
     return new_model(

@@ -20,7 +20,7 @@ from maestrale.logs import LOGGER
 from maestrale.models.prepared import PreparedModel
 from maestrale.serve import hosting
 from maestrale.serve.hosting import in_thread
-from maestrale.serve.progress import Progress
+from maestrale.serve.progress import StartProgress
 from maestrale.supervise.process import Restarts, SupervisedEngine
 from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
 
@@ -46,7 +46,7 @@ class DeploymentHost:
         """How far it is, for /health."""
         self.deployment.phase = phase
 
-    async def prepare(self, progress: Progress) -> tuple[Path, PreparedModel, EngineConfig]:
+    async def prepare(self, progress: StartProgress) -> tuple[Path, PreparedModel, EngineConfig]:
         """The model's prepared folder, what is known of it, and what its engine shall be.
 
         Raises: ModelError, SettingsError.

@@ -14,7 +14,7 @@ from maestrale.serve.deployment import DeploymentHost, load_text
 from maestrale.serve.hosting import in_thread
 from maestrale.serve.lifecycle import Front
 from maestrale.serve.listening import LAST_WORDS, HttpServer, uvicorn_config
-from maestrale.serve.progress import Progress
+from maestrale.serve.progress import StartProgress
 
 
 class InProcess(Front):
@@ -31,7 +31,7 @@ class InProcess(Front):
         """See `Front.run`."""
         await self._server.serve(sockets=[self._sock])
 
-    async def load(self, host: DeploymentHost, progress: Progress) -> None:
+    async def load(self, host: DeploymentHost, progress: StartProgress) -> None:
         """See `Front.load`."""
         deployment, settings = host.deployment, host.deployment.settings
         folder, prepared, config = await host.prepare(progress)

@@ -22,7 +22,7 @@ from maestrale.errors import MaestraleError
 from maestrale.logs import LOGGER
 from maestrale.serve.deployment import DeploymentHost
 from maestrale.serve.listening import LAST_WORDS
-from maestrale.serve.progress import Progress
+from maestrale.serve.progress import StartProgress
 
 if TYPE_CHECKING:
     from maestrale.serve.nodes.keeper import ApiNodes
@@ -40,7 +40,7 @@ class Front(ABC):
         """Listen at once, and take requests until `end`. Raises: what ends the server."""
 
     @abstractmethod
-    async def load(self, host: DeploymentHost, progress: Progress) -> None:
+    async def load(self, host: DeploymentHost, progress: StartProgress) -> None:
         """Load this deployment, and let its requests in. Raises: ModelError, EngineError, ..."""
 
     @abstractmethod
@@ -137,7 +137,7 @@ class Lifecycle:
         failures = []
         for host in self._hosts:
             try:
-                with Progress(host.tell) as progress:
+                with StartProgress(host.tell) as progress:
                     await self._front.load(host, progress)
             except MaestraleError as error:
                 failures.append(error)

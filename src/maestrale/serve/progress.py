@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LINE_EVERY = 10.0  # seconds between two lines of one phase
 
 
-class Progress:
+class StartProgress:
     """`update` may be called from any thread. `tell` gets each phase, for /health."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
@@ -35,7 +35,7 @@ class Progress:
         self._since = time.monotonic()
         self._over = threading.Event()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> StartProgress:
         if sys.stderr.isatty():
             from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar

@@ -122,7 +122,7 @@ class Link:
             os._exit(0)  # the parent is gone
 
 
-class Worker:
+class EngineWorker:
     """Runs requests on the engine and sends on what comes out."""
 
     def __init__(self, engine: Engine, link: Link) -> None:
@@ -224,7 +224,7 @@ async def serve(sock: socket.socket) -> None:
         logger.exception("The engine could not start.")
         link.send(Failed(f"{type(error).__name__}: {error}"))
         link.leave(1)
-    worker = Worker(engine, link)
+    worker = EngineWorker(engine, link)
     take = worker.take
     link.stats = engine.stats
     link.send(Ready(engine.describe(), step_seconds, engine.stats()))

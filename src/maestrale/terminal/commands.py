@@ -10,14 +10,14 @@ from typing import TypeVar
 
 from maestrale.errors import CannotChat
 from maestrale.printable import brief
-from maestrale.terminal.conversation import Conversation, read_schema
+from maestrale.terminal.conversation import TerminalConversation, read_schema
 
 N = TypeVar("N", int, float)
 OFF = ("off", "none", "-")
 MOST_NAMES = 100  # of models that are listed
 
 
-class Leave(Exception):
+class LeaveChat(Exception):
     """The user wants to go."""
 
 
@@ -28,7 +28,7 @@ class Again(Exception):
 class Commands:
     """The commands of one conversation. `run` gives what to tell the user."""
 
-    def __init__(self, conversation: Conversation, models: list[str]) -> None:
+    def __init__(self, conversation: TerminalConversation, models: list[str]) -> None:
         self._conversation = conversation
         self._models = models
         self._commands: dict[str, Callable[[str], str]] = {
@@ -157,7 +157,7 @@ class Commands:
 
     def _do_quit(self, arguments: str) -> str:
         """|leave (or Ctrl-D)"""
-        raise Leave
+        raise LeaveChat
 
 
 def chosen_model(name: str, models: list[str]) -> str:

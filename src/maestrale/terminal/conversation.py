@@ -13,7 +13,7 @@ ROLES = ("user", "assistant")
 
 
 @dataclass
-class Conversation:
+class TerminalConversation:
     """Messages so far, and the parameters of the next request; None: the server's default.
 
     `schema` is what answers must fit; {} stands for any JSON object.

@@ -16,7 +16,7 @@ from maestrale.bounded import (
     MOST_LIST,
     MOST_STREAM,
     UNCOMPRESSED,
-    Events,
+    EventReader,
     Oversized,
     Undecodable,
     read_body,
@@ -34,7 +34,7 @@ MOST_ANSWER = 16 << 20  # characters of one answer
 
 
 @dataclass
-class Outcome:
+class AnswerOutcome:
     """How an answer ended. Times in seconds; `finish_reason` "" when it was left."""
 
     finish_reason: str = ""
@@ -95,7 +95,7 @@ class ChatServer:
                     f"{self.url} answers, but not as a chat API: {_quoted(body)}. Is the URL right?"
                 ) from error
 
-    def stream(self, body: dict[str, Any], outcome: Outcome) -> Iterator[str]:
+    def stream(self, body: dict[str, Any], outcome: AnswerOutcome) -> Iterator[str]:
         """The pieces of an answer as they come; `outcome` is filled in meanwhile.
 
         Leaving the iterator closes the connection, which makes the server stop.
@@ -173,13 +173,13 @@ def _events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
 
 
 def _data(answer: httpx.Response) -> Iterator[bytes]:
-    events = Events()
+    events = EventReader()
     for part in read_parts(answer, MOST_STREAM):
         yield from events.feed(part)
     yield from events.rest()
 
 
-def _note(event: dict[str, Any], outcome: Outcome) -> str:
+def _note(event: dict[str, Any], outcome: AnswerOutcome) -> str:
     """The text of an event; the rest goes to `outcome`. Raises: CannotChat for another shape."""
     try:
         usage = event.get("usage")

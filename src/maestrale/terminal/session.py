@@ -7,17 +7,21 @@ from pathlib import Path
 
 from maestrale.errors import CannotChat
 from maestrale.printable import brief
-from maestrale.terminal.commands import Again, Commands, Leave
-from maestrale.terminal.conversation import Conversation
+from maestrale.terminal.commands import Again, Commands, LeaveChat
+from maestrale.terminal.conversation import TerminalConversation
 from maestrale.terminal.screen import Screen, line_editing
-from maestrale.terminal.server import ChatServer, Outcome
+from maestrale.terminal.server import AnswerOutcome, ChatServer
 
 
-class Session:
+class ChatSession:
     """One conversation on one screen with one server."""
 
     def __init__(
-        self, server: ChatServer, conversation: Conversation, models: list[str], screen: Screen
+        self,
+        server: ChatServer,
+        conversation: TerminalConversation,
+        models: list[str],
+        screen: Screen,
     ) -> None:
         self._server = server
         self._conversation = conversation
@@ -40,7 +44,7 @@ class Session:
             try:
                 if not self._take(text) and not self._screen.typed:
                     return 1
-            except Leave:
+            except LeaveChat:
                 return 0
             except KeyboardInterrupt:  # twice in a row, or between two pieces
                 self._screen.end_answer()
@@ -49,7 +53,7 @@ class Session:
     def ask(self, text: str) -> bool:
         """Send a message and show the answer. Returns whether that went well."""
         self._conversation.ask(text)
-        outcome = Outcome()
+        outcome = AnswerOutcome()
         stopped, failure = False, ""
         pieces = self._server.stream(self._conversation.body(), outcome)
         try:
@@ -95,7 +99,7 @@ class Session:
         return True
 
 
-def _summary(outcome: Outcome, max_tokens: int | None, *, stopped: bool) -> str:
+def _summary(outcome: AnswerOutcome, max_tokens: int | None, *, stopped: bool) -> str:
     """One line below the answer: how it ended, how fast it came."""
     parts = []
     if stopped:

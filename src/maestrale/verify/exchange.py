@@ -38,7 +38,7 @@ class NoAnswer(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """A whole answer. Times are in seconds from when the request was sent."""
 
     status: int
@@ -63,7 +63,7 @@ async def exchange(
     *,
     seconds: float,
     connect_seconds: float,
-) -> Answer:
+) -> HttpAnswer:
     """Send one request and read the whole answer.
 
     `seconds` bounds the whole exchange, `connect_seconds` the connecting. Raises NoAnswer, and
@@ -142,7 +142,7 @@ def _following(
     return client.build_request(method, url, headers=headers)
 
 
-async def _read(response: httpx.Response, start: float) -> Answer:
+async def _read(response: httpx.Response, start: float) -> HttpAnswer:
     body = bytearray()
     first_token = None
     stream = response.headers.get("content-type", "").startswith("text/event-stream")
@@ -151,7 +151,7 @@ async def _read(response: httpx.Response, start: float) -> Answer:
         body += part
         if stream and first_token is None and _FIRST_TOKEN.search(body, looked):
             first_token = time.perf_counter() - start
-    return Answer(
+    return HttpAnswer(
         status=response.status_code,
         reason=brief(response.reason_phrase, 80),
         headers=tuple(response.headers.multi_items()),

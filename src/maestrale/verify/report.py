@@ -107,18 +107,18 @@ def _clean(text: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
+class ShownMessage:
     """One message of a conversation, as the HTML report shows it."""
 
     role: str
     text: str
 
 
-def conversation(result: RequestResult) -> tuple[list[Turn], str | None]:
+def conversation(result: RequestResult) -> tuple[list[ShownMessage], str | None]:
     """(the messages sent, the answer's text); empty where the request is no chat."""
     try:
         sent = json.loads(result.sent_body or "")
-        turns = [Turn(str(one["role"]), str(one["content"])) for one in sent["messages"]]
+        turns = [ShownMessage(str(one["role"]), str(one["content"])) for one in sent["messages"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         return [], None
     return turns, _answer_text(result)

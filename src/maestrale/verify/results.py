@@ -7,7 +7,7 @@ from typing import Literal
 
 from maestrale.verify.sandbox import Assertion
 
-Verdict = Literal["pass", "fail", "could not run"]
+CheckVerdict = Literal["pass", "fail", "could not run"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class RunResult:
         return sum(one.skips + one.skipped for one in self.requests)
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> CheckVerdict:
         if self.could_not_run is not None:
             return "could not run"
         return "fail" if self.failed else "pass"

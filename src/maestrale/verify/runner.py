@@ -19,7 +19,7 @@ from urllib.parse import quote
 from maestrale.errors import CannotVerify
 from maestrale.verify import variables
 from maestrale.verify.collection import Auth, Collection, CollectionRequest, Environment
-from maestrale.verify.exchange import Answer, NoAnswer, exchange
+from maestrale.verify.exchange import HttpAnswer, NoAnswer, exchange
 from maestrale.verify.results import RequestResult, RunResult
 from maestrale.verify.sandbox import Assertion, Failure, Scopes, ScriptRun, run_scripts
 
@@ -281,7 +281,7 @@ def _hide_assertion(assertion: Assertion, secrets: _Secrets) -> Assertion:
     )
 
 
-def _measure(answer: Answer) -> dict[str, Any]:
+def _measure(answer: HttpAnswer) -> dict[str, Any]:
     """Token counts from the answer's usage, and the speed that follows from them.
 
     A stream's speed counts the tokens after the first, over the time after the first; any other
@@ -310,7 +310,7 @@ def _count(usage: dict[str, Any], name: str) -> int | None:
     return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
-def _usage(answer: Answer) -> dict[str, Any]:
+def _usage(answer: HttpAnswer) -> dict[str, Any]:
     text = answer.text()
     if "text/event-stream" in answer.header("content-type"):
         lines = (line for line in text.splitlines() if line.startswith("data:"))

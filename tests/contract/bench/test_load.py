@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from api_app import CHAT, MODEL, api, make_settings
 from fake_chat_server import fake_chat_server
-from maestrale.bench.client import Client, Target
-from maestrale.bench.conversation import Conversation, Turn, WorkloadOptions
-from maestrale.bench.load import Generator, Point, Run
+from maestrale.bench.client import BenchTarget, Client
+from maestrale.bench.conversation import BenchConversation, BenchTurn, WorkloadOptions
+from maestrale.bench.load import Generator, LoadPoint, Run
 from maestrale.bench.results import measure
 from maestrale.bench.workloads import conversations
 from maestrale.cli.bench import command
@@ -26,16 +26,18 @@ from maestrale.cli.bench import command
 pytestmark = pytest.mark.anyio
 
 
-def series(*turns: Turn) -> Iterator[Conversation]:
-    return itertools.repeat(Conversation(turns))
+def series(*turns: BenchTurn) -> Iterator[BenchConversation]:
+    return itertools.repeat(BenchConversation(turns))
 
 
-def turn(text: str = "Hello", label: str = "one", **fields: Any) -> Turn:
-    return Turn(label, ({"role": "user", "content": text},), fields)
+def turn(text: str = "Hello", label: str = "one", **fields: Any) -> BenchTurn:
+    return BenchTurn(label, ({"role": "user", "content": text},), fields)
 
 
-async def load(url: str, work: Iterator[Conversation], point: Point, timeout: float = 30) -> Run:
-    client = Client(Target(url), timeout=timeout)
+async def load(
+    url: str, work: Iterator[BenchConversation], point: LoadPoint, timeout: float = 30
+) -> Run:
+    client = Client(BenchTarget(url), timeout=timeout)
     try:
         return await Generator(client, MODEL, work).run(point)
     finally:
@@ -49,7 +51,7 @@ def url_of(client: httpx.AsyncClient) -> str:
 async def test_tokens_are_the_servers_own_count() -> None:
     async with api(over_http=True, options={"tokens_per_step": "3"}) as running:
         work = conversations("chat", WorkloadOptions(max_tokens=40, ignore_eos=True))
-        run = await load(url_of(running.client), work, Point(concurrency=4, requests=24))
+        run = await load(url_of(running.client), work, LoadPoint(concurrency=4, requests=24))
         stats = running.engine.stats()
     found = measure(run)
     assert found.errors == {}
@@ -64,7 +66,7 @@ async def test_tokens_are_the_servers_own_count() -> None:
 async def test_as_many_at_once_as_asked_for() -> None:
     async with api(over_http=True, options={"tokens_per_second": "100"}) as running:
         work = series(turn(max_tokens=20, ignore_eos=True))
-        run = await load(url_of(running.client), work, Point(concurrency=6, duration=0.5))
+        run = await load(url_of(running.client), work, LoadPoint(concurrency=6, duration=0.5))
     spans = [(record.exchange.started, record.exchange.ended) for record in run.records]
     assert max(sum(begin <= at < end for begin, end in spans) for at, _ in spans) == 6
     assert run.running == 0
@@ -74,7 +76,7 @@ async def test_a_follow_up_sends_back_what_was_said() -> None:
     seen = []
     with fake_chat_server("accepts all") as fake:
         turns = (turn("What is the opposite of hot?"), turn("And why?", "two"))
-        run = await load(fake.url, series(*turns), Point(concurrency=1, requests=2))
+        run = await load(fake.url, series(*turns), LoadPoint(concurrency=1, requests=2))
         seen = fake.seen
     assert [record.label for record in run.records] == ["one", "two"]
     assert [record.exchange.error for record in run.records] == [None, None]
@@ -87,7 +89,7 @@ async def test_an_open_loop_keeps_its_rate_however_slow_the_server() -> None:
     """Each answer takes 0.4 s: a closed loop of one would send 5 in 2 s, not a hundred."""
     async with api(over_http=True, options={"tokens_per_second": "20"}) as running:
         work = series(turn(max_tokens=8, ignore_eos=True))
-        point = Point(rate=50, duration=2.0, seed=1)
+        point = LoadPoint(rate=50, duration=2.0, seed=1)
         run = await load(url_of(running.client), work, point)
     expected = list(itertools.takewhile(lambda at: at < 2.0, arrivals(50, 1)))
     assert len(run.records) == len(expected)
@@ -109,11 +111,11 @@ async def test_errors_are_counted_by_kind() -> None:
     async with api(settings, over_http=True, options=options, max_num_seqs=2) as running:
         work = itertools.cycle(
             [
-                Conversation((turn(max_tokens=10, ignore_eos=True),)),
-                Conversation((turn(temperature="hot"),)),
+                BenchConversation((turn(max_tokens=10, ignore_eos=True),)),
+                BenchConversation((turn(temperature="hot"),)),
             ]
         )
-        run = await load(url_of(running.client), work, Point(concurrency=8, requests=40))
+        run = await load(url_of(running.client), work, LoadPoint(concurrency=8, requests=40))
     found = measure(run)
     assert found.succeeded > 0
     assert found.errors["HTTP 503 queue_full"] > 0
@@ -123,7 +125,7 @@ async def test_errors_are_counted_by_kind() -> None:
 
 async def test_a_stream_that_is_cut_off_is_no_success() -> None:
     with fake_chat_server("no [DONE]", "accepts all") as fake:
-        run = await load(fake.url, series(turn()), Point(concurrency=1, requests=1))
+        run = await load(fake.url, series(turn()), LoadPoint(concurrency=1, requests=1))
     assert [record.exchange.error for record in run.records] == ["cut off before [DONE]"]
 
 
@@ -131,9 +133,9 @@ async def test_nobody_there_and_nobody_answering() -> None:
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{mute.getsockname()[1]}"
-        refused = await load(url, series(turn()), Point(concurrency=1, requests=1))
+        refused = await load(url, series(turn()), LoadPoint(concurrency=1, requests=1))
         mute.listen()
-        silent = await load(url, series(turn()), Point(concurrency=1, requests=1), timeout=0.3)
+        silent = await load(url, series(turn()), LoadPoint(concurrency=1, requests=1), timeout=0.3)
     assert [record.exchange.error for record in refused.records] == ["connection refused"]
     assert [record.exchange.error for record in silent.records] == ["no end within 0.3 s"]
 
@@ -153,7 +155,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_no_error() -> No
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        run = await load(url, series(turn()), Point(concurrency=2, requests=20))
+        run = await load(url, series(turn()), LoadPoint(concurrency=2, requests=20))
     assert {record.exchange.error for record in run.records} == {None}
 
 
@@ -205,4 +207,6 @@ async def test_nothing_there_is_code_2() -> None:
 
 
 async def test_the_path_is_the_chat_route() -> None:
-    assert Target("http://a/v1").request(b"{}").startswith(f"POST {CHAT} HTTP/1.1\r\n".encode())
+    assert (
+        BenchTarget("http://a/v1").request(b"{}").startswith(f"POST {CHAT} HTTP/1.1\r\n".encode())
+    )

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from maestrale.bench.client import Exchange
-from maestrale.bench.events import Usage
-from maestrale.bench.load import Point, Record, Run
+from maestrale.bench.events import ReportedUsage
+from maestrale.bench.load import LoadPoint, RequestRecord, Run
 from maestrale.bench.plot import Line, chart, nice_step, spelled
 from maestrale.bench.report import as_html, as_json, print_report
 from maestrale.bench.results import BenchReport, measure
@@ -21,19 +21,19 @@ from maestrale.bench.statistics import parse_bounds
 NASTY = "<script>alert('x')</script>"
 
 
-def run_of(point: Point, pace: float) -> Run:
+def run_of(point: LoadPoint, pace: float) -> Run:
     run = Run(point, begun=0.0, ended=8.0)
     for number in range(6):
         times = [number + pace * (step + 1) for step in range(10)]
-        usage = Usage(prompt_tokens=100, completion_tokens=10)
+        usage = ReportedUsage(prompt_tokens=100, completion_tokens=10)
         label = "first question" if number % 2 else "follow-up"
         answer = Exchange(float(number), times[-1], times[0], times, usage=usage)
-        run.records.append(Record(label, answer))
-    run.records.append(Record("follow-up", Exchange(0.0, 1.0, error=f"HTTP 500 {NASTY}")))
+        run.records.append(RequestRecord(label, answer))
+    run.records.append(RequestRecord("follow-up", Exchange(0.0, 1.0, error=f"HTTP 500 {NASTY}")))
     return run
 
 
-def report(*points: Point) -> BenchReport:
+def report(*points: LoadPoint) -> BenchReport:
     found = BenchReport(
         maestrale="0.1.0",
         started="2026-01-01 00:00 UTC",
@@ -52,7 +52,7 @@ def report(*points: Point) -> BenchReport:
     return found
 
 
-POINTS = (Point(concurrency=1), Point(concurrency=8), Point(concurrency=32))
+POINTS = (LoadPoint(concurrency=1), LoadPoint(concurrency=8), LoadPoint(concurrency=32))
 
 
 def test_json_holds_everything() -> None:
@@ -65,8 +65,8 @@ def test_json_holds_everything() -> None:
     assert [kind["label"] for kind in first["kinds"]] == ["follow-up", "first question"]
 
 
-@pytest.mark.parametrize("points", [POINTS, POINTS[:1], (Point(rate=0.5), Point(rate=2.0))])
-def test_html_is_one_page_without_hosts_or_scripts(points: tuple[Point, ...]) -> None:
+@pytest.mark.parametrize("points", [POINTS, POINTS[:1], (LoadPoint(rate=0.5), LoadPoint(rate=2.0))])
+def test_html_is_one_page_without_hosts_or_scripts(points: tuple[LoadPoint, ...]) -> None:
     page = as_html(report(*points))
     assert "<script" not in page
     assert NASTY not in page
@@ -79,8 +79,8 @@ def test_html_is_one_page_without_hosts_or_scripts(points: tuple[Point, ...]) ->
 
 def test_an_empty_measurement_has_a_page_too() -> None:
     found = report()
-    run = Run(Point(concurrency=1), begun=0.0, ended=1.0)
-    run.records.append(Record("a", Exchange(0.0, 1.0, error="connection refused")))
+    run = Run(LoadPoint(concurrency=1), begun=0.0, ended=1.0)
+    run.records.append(RequestRecord("a", Exchange(0.0, 1.0, error="connection refused")))
     found.measurements = [measure(run)]
     assert "connection refused" in as_html(found)
     assert "nan" not in as_json(found).lower()

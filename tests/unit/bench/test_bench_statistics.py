@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maestrale.bench.client import Exchange
-from maestrale.bench.events import Usage
-from maestrale.bench.load import Point, Record, Run
+from maestrale.bench.events import ReportedUsage
+from maestrale.bench.load import LoadPoint, RequestRecord, Run
 from maestrale.bench.results import measure
 from maestrale.bench.statistics import (
     Latency,
@@ -30,7 +30,7 @@ def exchange(started: float, *times: float, tokens: int, error: str | None = Non
         ended=times[-1] if times else started,
         first_token=times[0] if times else None,
         times=list(times),
-        usage=Usage(prompt_tokens=10, completion_tokens=tokens),
+        usage=ReportedUsage(prompt_tokens=10, completion_tokens=tokens),
         error=error,
     )
 
@@ -94,8 +94,8 @@ def test_what_is_no_bound(text: str) -> None:
 
 
 def run_of(*exchanges: Exchange, ended: float) -> Run:
-    run = Run(Point(concurrency=2, duration=ended), begun=0.0)
-    run.records = [Record("one", each) for each in exchanges]
+    run = Run(LoadPoint(concurrency=2, duration=ended), begun=0.0)
+    run.records = [RequestRecord("one", each) for each in exchanges]
     run.ended = ended
     return run
 

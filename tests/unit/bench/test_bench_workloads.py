@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.bench.conversation import Conversation, WorkloadOptions
+from maestrale.bench.conversation import BenchConversation, WorkloadOptions
 from maestrale.bench.file import from_file
 from maestrale.bench.load import poisson
 from maestrale.bench.workloads import NAMES, conversations, known
@@ -19,7 +19,7 @@ from serving import ROOT
 COLLECTION = (ROOT / "postman" / "maestrale.postman_collection.json").read_text()
 
 
-def some(name: str, count: int = 20, **options: object) -> list[Conversation]:
+def some(name: str, count: int = 20, **options: object) -> list[BenchConversation]:
     series = conversations(name, WorkloadOptions(**options))  # type: ignore[arg-type]
     return list(itertools.islice(series, count))
 

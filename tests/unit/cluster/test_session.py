@@ -7,13 +7,13 @@ import asyncio
 import pytest
 
 from maestrale.cluster import session as session_module
-from maestrale.cluster.session import ABORTS_REMEMBERED, Session, api_of
+from maestrale.cluster.session import ABORTS_REMEMBERED, StreamSession, api_of
 from maestrale.supervise.messages import Abort
 
 
 def test_a_session_gives_all_that_came_at_once_and_wakes_its_reader() -> None:
     async def go() -> tuple[int, int, int]:
-        session = Session("api/1")
+        session = StreamSession("api/1")
         session.put(Abort("a"))
         session.put(Abort("b"))
         both = await session.take(10)
@@ -27,7 +27,7 @@ def test_a_session_gives_all_that_came_at_once_and_wakes_its_reader() -> None:
 
 def test_closing_a_session_ends_what_it_holds_and_its_reader() -> None:
     async def go() -> None:
-        session = Session("api/1")
+        session = StreamSession("api/1")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         session.held["w"] = done
         reader = asyncio.create_task(session.take(60))
@@ -41,7 +41,7 @@ def test_closing_a_session_ends_what_it_holds_and_its_reader() -> None:
 
 def test_aborts_are_remembered_up_to_a_bound() -> None:
     async def go() -> None:
-        session = Session("api/1")
+        session = StreamSession("api/1")
         for number in range(ABORTS_REMEMBERED + 1):
             session.note_abort(str(number))
         assert not session.was_aborted("0")
@@ -52,7 +52,7 @@ def test_aborts_are_remembered_up_to_a_bound() -> None:
 
 def test_a_session_expires_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     async def go() -> tuple[bool, bool]:
-        session = Session("api/1")
+        session = StreamSession("api/1")
         fresh = session.expired
         monkeypatch.setattr(session_module, "LEASE", 0.0)
         await asyncio.sleep(0.01)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from maestrale.errors import EngineError
 from maestrale.models.architecture import CPU_TYPES, VLLM_TYPES, Architecture, from_config
 from maestrale.models.catalog import find_model
-from maestrale.models.fit import GpuOptions, Plan, advice, plan_gpu, sequence_bytes
+from maestrale.models.fit import FitPlan, GpuOptions, advice, plan_gpu, sequence_bytes
 from maestrale.models.fit_cpu import BLOCK, block_bytes, cache_size, plan_cpu
 from maestrale.models.gpus import MIB, TABLE, Gpu, find_gpu
 
@@ -26,7 +26,7 @@ MISTRAL = shape_of("mistralai/Mistral-7B-Instruct-v0.2")
 TODAY = GpuOptions()
 
 
-def a5000(options: GpuOptions = TODAY, dtype: str = "bf16") -> Plan:
+def a5000(options: GpuOptions = TODAY, dtype: str = "bf16") -> FitPlan:
     return plan_gpu("m", MISTRAL, TABLE["A5000"], options, VLLM_TYPES[dtype])
 
 

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from maestrale.serve import progress
-from maestrale.serve.progress import Progress
+from maestrale.serve.progress import StartProgress
 from pseudo_terminal import in_terminal
 from serving import clean_environment
 
@@ -34,7 +34,7 @@ def test_a_pipe_is_told_again_and_again(
 
     logging.getLogger("maestrale").addHandler(listener := Listen())
     try:
-        with Progress(lambda phase: None) as shown:
+        with StartProgress(lambda phase: None) as shown:
             shown.update("Converting", None)
             assert told_twice.wait(20)
             told_twice.clear()
@@ -49,8 +49,8 @@ def test_a_pipe_is_told_again_and_again(
 
 CODE = """
 import time
-from maestrale.serve.progress import Progress
-with Progress(lambda phase: None) as shown:
+from maestrale.serve.progress import StartProgress
+with StartProgress(lambda phase: None) as shown:
     shown.update("Converting", None)
     time.sleep(0.5)
     shown.update("Fetching", 0.5)

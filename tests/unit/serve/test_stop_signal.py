@@ -14,7 +14,7 @@ from api_app import make_settings
 from maestrale.api.backend import Backend
 from maestrale.serve.deployment import DeploymentHost
 from maestrale.serve.lifecycle import Front, Lifecycle
-from maestrale.serve.progress import Progress
+from maestrale.serve.progress import StartProgress
 
 
 class _Front(Front):
@@ -29,7 +29,7 @@ class _Front(Front):
     async def run(self) -> None:
         await self.over.wait()
 
-    async def load(self, host: DeploymentHost, progress: Progress) -> None:
+    async def load(self, host: DeploymentHost, progress: StartProgress) -> None:
         self.loading.set()
         await asyncio.Event().wait()
 

@@ -11,8 +11,8 @@ import pytest
 
 from maestrale.errors import CannotChat, ModelError
 from maestrale.prompt.encode import read_template
-from maestrale.terminal.conversation import Conversation, read_schema
-from maestrale.terminal.server import ChatServer, Outcome
+from maestrale.terminal.conversation import TerminalConversation, read_schema
+from maestrale.terminal.server import AnswerOutcome, ChatServer
 
 
 def chat_server(reply: Callable[[httpx.Request], httpx.Response]) -> ChatServer:
@@ -32,14 +32,14 @@ def chat_server(reply: Callable[[httpx.Request], httpx.Response]) -> ChatServer:
 def test_events_of_another_shape(event: str) -> None:
     server = chat_server(lambda request: httpx.Response(200, text=f"data: {event}\n\n"))
     with pytest.raises(CannotChat, match="The answer is broken"):
-        list(server.stream({}, Outcome()))
+        list(server.stream({}, AnswerOutcome()))
 
 
 def test_errors_and_empty_parts_of_other_servers() -> None:
     parts = ['{"choices": null, "usage": null}', '{"choices": [{"delta": null}]}',
              '{"choices": [{"delta": {"content": "a"}}]}', '{"error": "busy"}']  # fmt: skip
     text = "".join(f"data: {part}\n\n" for part in parts)
-    outcome = Outcome()
+    outcome = AnswerOutcome()
     with pytest.raises(CannotChat, match=r"^busy$"):
         list(chat_server(lambda request: httpx.Response(200, text=text)).stream({}, outcome))
     assert outcome.text == ["a"]
@@ -52,7 +52,7 @@ def test_a_server_without_a_model() -> None:
 
 
 def test_files_of_nobody_and_of_nonsense(tmp_path: Path) -> None:
-    conversation = Conversation("m")
+    conversation = TerminalConversation("m")
     half = tmp_path / "half.json"
     half.write_text(json.dumps({"messages": [{"role": "user", "content": "\ud800"}]}))
     binary = tmp_path / "binary"

@@ -67,7 +67,7 @@ class Event:
 
 
 @dataclass(slots=True)
-class Point:
+class HistoryPoint:
     """What the charts show of one sample; None where there was nothing to measure."""
 
     sample: Sample
@@ -77,7 +77,7 @@ class Point:
     gap: dict[str, float | None] = field(default_factory=dict)
 
 
-class Events:
+class FaultLog:
     """The last things that went wrong; what repeats is counted, so that it hides nothing else."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class History:
         """
         self._read = read
         self._on_restart = on_restart
-        self._points: deque[Point] = deque(maxlen=KEPT)
+        self._points: deque[HistoryPoint] = deque(maxlen=KEPT)
 
     def take(self) -> None:
         """Take one sample."""
@@ -119,7 +119,7 @@ class History:
                 self._on_restart(sample.time)
         self._points.append(self._point(sample))
 
-    def newest(self) -> Point | None:
+    def newest(self) -> HistoryPoint | None:
         return self._points[-1] if self._points else None
 
     def latency(self) -> dict[str, Any]:
@@ -151,14 +151,14 @@ class History:
             columns[f"inter_token_{name}"] = [point.gap.get(name) for point in points]
         return columns
 
-    def _point(self, sample: Sample) -> Point:
+    def _point(self, sample: Sample) -> HistoryPoint:
         if not self._points:
-            return Point(sample)
+            return HistoryPoint(sample)
         old = self._back(RATE_OVER - 1)
         seconds = max(sample.clock - old.clock, 1e-6)
         minute = self._back(POINT_OVER - 1)
         stats, before = sample.stats, old.stats
-        return Point(
+        return HistoryPoint(
             sample,
             max(0.0, (stats.prompt_tokens - before.prompt_tokens) / seconds),
             max(0.0, (stats.generation_tokens - before.generation_tokens) / seconds),

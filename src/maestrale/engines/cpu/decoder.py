@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maestrale.engines.cpu.architectures import Described
+from maestrale.engines.cpu.architectures import DescribedModel
 from maestrale.engines.cpu.library import (
     ACTIVATIONS,
     ERROR_SIZE,
@@ -33,8 +33,8 @@ from maestrale.engines.cpu.weights.packing import Packer
 from maestrale.engines.cpu.weights.roles import LayerRoles
 from maestrale.errors import EngineError
 
-Progress = Callable[[float], None]
-Numbers = NDArray[np.int32]
+LoadProgress = Callable[[float], None]
+Int32Array = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Batch:
     wanted.
     """
 
-    token_ids: Numbers
-    past: Numbers
-    begins: Numbers
-    blocks: Numbers
-    block_begins: Numbers
-    logit_rows: Numbers
+    token_ids: Int32Array
+    past: Int32Array
+    begins: Int32Array
+    blocks: Int32Array
+    block_begins: Int32Array
+    logit_rows: Int32Array
 
 
 class Decoder:
@@ -63,14 +63,14 @@ class Decoder:
 
     def __init__(
         self,
-        described: Described,
+        described: DescribedModel,
         library: Library,
         *,
         context: int,
         threads: int,
         level: str | None,
         exact: bool,
-        progress: Progress | None,
+        progress: LoadProgress | None,
     ) -> None:
         """Raises: ModelError, EngineError."""
         self.spec = described.spec.serving(context)
@@ -144,7 +144,7 @@ class Decoder:
         self._pool = None
         self._kept.clear()
 
-    def _model(self, described: Described, progress: Progress | None) -> ModelStruct:
+    def _model(self, described: DescribedModel, progress: LoadProgress | None) -> ModelStruct:
         spec, roles = self.spec, described.roles
         sizes = [rows.rows * rows.columns for rows in roles.matrices()]
         total, behind, mapped = max(sum(sizes), 1), 0, described.source.mapped
@@ -259,7 +259,7 @@ def load_decoder(
     threads: int,
     level: str | None = None,
     exact: bool = False,
-    progress: Progress | None = None,
+    progress: LoadProgress | None = None,
 ) -> Decoder:
     """The decoder of a GGUF file or a folder of safetensors, its weights packed.
 

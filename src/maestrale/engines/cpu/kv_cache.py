@@ -19,18 +19,18 @@ from maestrale.models.fit_cpu import BLOCK
 
 BLOCK_SIZE = BLOCK  # tokens
 
-Digest = bytes
-_ROOT: Digest = b"maestrale-kv-1"
+BlockDigest = bytes
+_ROOT: BlockDigest = b"maestrale-kv-1"
 
 
-def block_digest(parent: Digest | None, tokens: Sequence[int]) -> Digest:
+def block_digest(parent: BlockDigest | None, tokens: Sequence[int]) -> BlockDigest:
     """The name of a full block: its tokens, and by way of `parent` all tokens before it."""
     return hashlib.blake2b(
         (parent or _ROOT) + array("i", tokens).tobytes(), digest_size=16
     ).digest()
 
 
-def extend_digests(digests: list[Digest], tokens: Sequence[int], count: int) -> None:
+def extend_digests(digests: list[BlockDigest], tokens: Sequence[int], count: int) -> None:
     """Append to the `digests` of a sequence's first blocks until there are `count` of them."""
     for index in range(len(digests), count):
         start = index * BLOCK_SIZE
@@ -45,10 +45,10 @@ class BlockManager:
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._references = [0] * num_blocks
-        self._digests: list[Digest | None] = [None] * num_blocks
-        self._cached: dict[Digest, int] = {}
+        self._digests: list[BlockDigest | None] = [None] * num_blocks
+        self._cached: dict[BlockDigest, int] = {}
         self._partial = PartialBlocks()
-        self._partial_of: list[tuple[Digest, Tokens] | None] = [None] * num_blocks
+        self._partial_of: list[tuple[BlockDigest, Tokens] | None] = [None] * num_blocks
         self._unused: OrderedDict[int, None] = OrderedDict()  # cached, no references; LRU first
 
     @property
@@ -73,7 +73,7 @@ class BlockManager:
         self._references[block] = 1
         return block
 
-    def lookup(self, digests: Sequence[Digest]) -> list[int]:
+    def lookup(self, digests: Sequence[BlockDigest]) -> list[int]:
         """The cached blocks for the longest known beginning of `digests`; takes no reference."""
         blocks = []
         for digest in digests:
@@ -105,13 +105,15 @@ class BlockManager:
             else:
                 self._unused[block] = None
 
-    def publish(self, block: int, digest: Digest) -> None:
+    def publish(self, block: int, digest: BlockDigest) -> None:
         """Enter a full, computed block in the prefix cache; the first of equals stays."""
         if digest not in self._cached:
             self._cached[digest] = block
             self._digests[block] = digest
 
-    def publish_partial(self, block: int, before: Digest | None, tokens: Sequence[int]) -> None:
+    def publish_partial(
+        self, block: int, before: BlockDigest | None, tokens: Sequence[int]
+    ) -> None:
         """Say that a block begins with `tokens` [1 to BLOCK_SIZE], after the block `before`.
 
         What follows these in the block may change.
@@ -123,7 +125,7 @@ class BlockManager:
         self._partial_of[block] = entry
         self._partial.add(*entry, block)
 
-    def partial(self, before: Digest | None, tokens: Sequence[int]) -> tuple[int, int]:
+    def partial(self, before: BlockDigest | None, tokens: Sequence[int]) -> tuple[int, int]:
         """(block, how many of `tokens` it begins with) after `before`; takes no reference."""
         return self._partial.longest(before or _ROOT, tuple(tokens))
 

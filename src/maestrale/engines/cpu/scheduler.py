@@ -18,7 +18,7 @@ import bisect
 import time
 from collections.abc import Sequence as SequenceOf
 
-from maestrale.engines.cpu.kv_cache import BLOCK_SIZE, BlockManager, Digest, extend_digests
+from maestrale.engines.cpu.kv_cache import BLOCK_SIZE, BlockDigest, BlockManager, extend_digests
 from maestrale.engines.cpu.prompt_lookup import MAX_DRAFT, ROWS_TOGETHER
 from maestrale.engines.cpu.sequence import Chunk, ScheduledSequence
 from maestrale.engines.cpu.shares import Part, Shares, StepCost
@@ -48,7 +48,7 @@ class Scheduler:
         self.cost = StepCost()
         self._shares = Shares(self.cost)
         self._steps = 0
-        self._claims: dict[Digest, ScheduledSequence] = {}  # blocks being prefilled, by whom
+        self._claims: dict[BlockDigest, ScheduledSequence] = {}  # blocks being prefilled, by whom
         self._copies: list[tuple[int, int]] = []
         self._arrivals = 0
         self.preemptions = 0
@@ -223,7 +223,9 @@ class Scheduler:
             self._start(sequence, shared, digests)
             outstanding += needed
 
-    def _start(self, sequence: ScheduledSequence, shared: list[int], digests: list[Digest]) -> None:
+    def _start(
+        self, sequence: ScheduledSequence, shared: list[int], digests: list[BlockDigest]
+    ) -> None:
         self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=lambda s: s.rank)
         for block in shared:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from maestrale.engines.cpu.kv_cache import Digest
+from maestrale.engines.cpu.kv_cache import BlockDigest
 
 
 @dataclass(eq=False)
@@ -24,9 +24,9 @@ class ScheduledSequence:
     arrived: float = field(default_factory=time.monotonic)
     waited: float = 0.0  # seconds until the first admission
     blocks: list[int] = field(default_factory=list)
-    digests: list[Digest] = field(default_factory=list)
+    digests: list[BlockDigest] = field(default_factory=list)
     published: int = 0  # blocks entered in the prefix cache (or taken from it)
-    claimed: list[Digest] = field(default_factory=list)
+    claimed: list[BlockDigest] = field(default_factory=list)
     scoring: bool = False  # the logits of all its prompt's tokens are wanted
     scored: int = 0  # tokens of the prompt whose logits were computed
     stepped: int = 0  # the number of the last step that it had a part in

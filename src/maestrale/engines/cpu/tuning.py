@@ -31,8 +31,7 @@ from maestrale.engines.cpu.load import (
 from maestrale.engines.cpu.model_files import spec_of
 from maestrale.engines.cpu.notes import note_key, recall, remember
 from maestrale.models.machine_limits import available_cores
-
-Progress = Callable[[str, float | None], None]
+from maestrale.models.store import Progress
 
 NOTES = "tuning.json"
 DEFAULT_STEP_TOKENS = 256
@@ -45,7 +44,7 @@ SECONDS = 0.3  # how long one thing is measured in each round, at least
 FEWEST = 3  # steps
 
 
-class Choice(Struct, frozen=True, kw_only=True):
+class TunedValues(Struct, frozen=True, kw_only=True):
     """A value for each setting that is tuned. `step_tokens`: the most tokens in a step."""
 
     threads: int
@@ -55,7 +54,7 @@ class Choice(Struct, frozen=True, kw_only=True):
 class Measured(Struct, frozen=True, kw_only=True):
     """What a choice gave, in tokens/s: decode with 1, 8 and 32 sequences, and prefill."""
 
-    choice: Choice
+    choice: TunedValues
     decode_1: float
     decode_8: float
     decode_32: float
@@ -71,7 +70,7 @@ class Tuning(Struct, frozen=True, kw_only=True):
     """All that was measured, the default first, and what was chosen."""
 
     measured: tuple[Measured, ...]
-    best: Choice
+    best: TunedValues
 
     @property
     def gain(self) -> float:
@@ -96,10 +95,10 @@ def tuned(config: EngineConfig, progress: Progress) -> EngineConfig:
     return replace(config, threads=choice.threads, max_num_batched_tokens=choice.step_tokens)
 
 
-def chosen(config: EngineConfig, tuning: Tuning | None = None) -> Choice:
+def chosen(config: EngineConfig, tuning: Tuning | None = None) -> TunedValues:
     """What `config` says; where it leaves something open what was found, or the default."""
     best = tuning.best if tuning else None
-    return Choice(
+    return TunedValues(
         threads=config.threads or (best.threads if best else available_cores()),
         step_tokens=config.max_num_batched_tokens
         or (best.step_tokens if best else DEFAULT_STEP_TOKENS),
@@ -112,7 +111,7 @@ def tune(config: EngineConfig, progress: Progress, rounds: int = 5) -> tuple[Tun
     Raises: EngineError, ModelError when the model can't be run.
     """
     choices = _choices(config)
-    rates: dict[Choice, dict[str, list[float]]] = {choice: {} for choice in choices}
+    rates: dict[TunedValues, dict[str, list[float]]] = {choice: {} for choice in choices}
     for threads in dict.fromkeys(choice.threads for choice in choices):
         those = [choice for choice in choices if choice.threads == threads]
         progress(f"Loading the model for {threads} threads", None)
@@ -136,13 +135,13 @@ def tune(config: EngineConfig, progress: Progress, rounds: int = 5) -> tuple[Tun
     return result, remember(_file(config), _key(config), msgspec.to_builtins(result))
 
 
-def _choices(config: EngineConfig) -> list[Choice]:
+def _choices(config: EngineConfig) -> list[TunedValues]:
     """All that is to be tried, the default first."""
     cores = available_cores()
     threads = [config.threads] if config.threads else [cores, cores - 1, cores // 2]
     steps = [config.max_num_batched_tokens] if config.max_num_batched_tokens else STEP_TOKENS
     return [
-        Choice(threads=count, step_tokens=step)
+        TunedValues(threads=count, step_tokens=step)
         for count in dict.fromkeys(threads)
         if count
         for step in steps
@@ -162,7 +161,7 @@ def _best_of(measured: tuple[Measured, ...]) -> Tuning:
     return Tuning(measured=measured, best=next(as_good))
 
 
-def _rates(decoder: Decoder, choice: Choice) -> list[tuple[str, float]]:
+def _rates(decoder: Decoder, choice: TunedValues) -> list[tuple[str, float]]:
     """Tokens/s of each kind of step."""
     rates = []
     for count in (1, 8, 32):

@@ -48,7 +48,7 @@ _ELSEWHERE = ("$defs", "definitions", "oneOf", "type", "title", "description")
 _APPLIED = ("$ref", "allOf", "anyOf")
 
 
-class Source(Protocol):
+class ShapeSource(Protocol):
     """Where the shapes of other schemas come from."""
 
     def conjunction(self, schema: object, base: str, keyword: str) -> Conjunction: ...
@@ -62,7 +62,7 @@ class Source(Protocol):
 class Keywords:
     """One schema's keywords, read with the help of what finds the shapes of the schemas in it."""
 
-    def __init__(self, reader: Source, schema: dict[str, Any], base: str) -> None:
+    def __init__(self, reader: ShapeSource, schema: dict[str, Any], base: str) -> None:
         self._reader = reader
         self._schema = schema
         self._base = base

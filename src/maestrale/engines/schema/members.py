@@ -11,7 +11,7 @@ from dataclasses import dataclass
 _COUNT = "[16:32]"  # of the rules' parameter: how many members there are so far
 _MOST_COUNTED = 2**16 - 2
 
-Rules = list[tuple[str, list[str]]]
+GrammarRules = list[tuple[str, list[str]]]
 """Names, each with the ways that lead on from it."""
 
 
@@ -29,7 +29,7 @@ class Members:
         return f"{self.rule}_{index}"
 
 
-def free_rules(members: Members) -> Rules:
+def free_rules(members: Members) -> GrammarRules:
     """Any number of those that aren't required may be left out."""
     named, other, separator = members.named, members.other, members.separator
     tail = f"({separator} {other})*" if other else ""
@@ -55,7 +55,7 @@ def free_rules(members: Members) -> Rules:
     return [(f"{members.rule}_in", ways), *rules]
 
 
-def counted_rules(members: Members, low: int, high: int | None) -> Rules:
+def counted_rules(members: Members, low: int, high: int | None) -> GrammarRules:
     """From `low` to `high` of them. Raises: ValueError where so many can't be made sure of."""
     named, other, separator = members.named, members.other, members.separator
     low = max(low, 1)
@@ -68,7 +68,7 @@ def counted_rules(members: Members, low: int, high: int | None) -> Rules:
     if high is not None and high > _MOST_COUNTED:
         high = None
     more = f"incr({_COUNT})"
-    rules: Rules = []
+    rules: GrammarRules = []
     for index, (text, must) in enumerate(named):
         still = sum(later for _, later in named[index + 1 :])
         most = None if high is None else high - still

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from maestrale.errors import CloudError, MachineError, MaestraleError, SettingsError
 from maestrale.machine.cloud import task
-from maestrale.machine.cloud.flow import Tools, machine
+from maestrale.machine.cloud.flow import CloudTools, machine
 from maestrale.machine.cloud.machine_spec import is_name
 from maestrale.machine.cloud.providers import PROVIDERS
-from maestrale.machine.cloud.records import STOPPED, UP, Book, Login, Record
+from maestrale.machine.cloud.records import STOPPED, UP, Book, Login, MachineRecord
 
 
-def find(book: Book, name: str) -> Record:
+def find(book: Book, name: str) -> MachineRecord:
     """The record. Raises: SettingsError, naming those there are."""
     record = book.find(name) if is_name(name) else None
     if record is None:
@@ -25,7 +25,7 @@ def find(book: Book, name: str) -> Record:
     return record
 
 
-def down(name: str, tools: Tools) -> str:
+def down(name: str, tools: CloudTools) -> str:
     """Delete the machine, its disk and its static address. What it says is what is gone.
 
     Raises: CloudError and its kinds; then the record stays, and this can be run again.
@@ -56,7 +56,7 @@ def down(name: str, tools: Tools) -> str:
     return "; ".join(gone) + ". Nothing of it costs money now."
 
 
-def stop(name: str, tools: Tools) -> str:
+def stop(name: str, tools: CloudTools) -> str:
     """Stop it; the disk stays and costs. Raises: SettingsError where that can't be, CloudError."""
     record = find(tools.book, name)
     cloud = PROVIDERS[record.cloud]
@@ -70,7 +70,7 @@ def stop(name: str, tools: Tools) -> str:
     return f"{name} is stopped. Its {kept} still cost. Start it: maestrale create --start {name}"
 
 
-def start(name: str, tools: Tools) -> Record:
+def start(name: str, tools: CloudTools) -> MachineRecord:
     """Start it again; the service comes by itself. Raises: CloudError."""
     record = find(tools.book, name)
     made = tools.pilot.call("start", name=name)
@@ -85,7 +85,7 @@ def start(name: str, tools: Tools) -> Record:
     return record
 
 
-def states(tools: Tools) -> list[tuple[Record, str]]:
+def states(tools: CloudTools) -> list[tuple[MachineRecord, str]]:
     """Every machine made here, with what its cloud says of it now."""
     records = list(tools.book.all())
     try:
@@ -101,14 +101,14 @@ def states(tools: Tools) -> list[tuple[Record, str]]:
 
 
 @contextmanager
-def connected(name: str, tools: Tools, port: int) -> Iterator[tuple[Record, int]]:
+def connected(name: str, tools: CloudTools, port: int) -> Iterator[tuple[MachineRecord, int]]:
     """The tunnel to the service, for as long as the block runs. Raises: as Target.forward."""
     record = find(tools.book, name)
     with machine(record, tools.book) as target, target.forward(port, task.PORT) as there:
         yield record, there
 
 
-def ssh_line(record: Record, book: Book, port: int) -> str:
+def ssh_line(record: MachineRecord, book: Book, port: int) -> str:
     """The command that opens the same tunnel by hand."""
     login = record.login
     if login is None:

@@ -31,7 +31,7 @@ from maestrale.machine.cloud.offers import Market, Offer
 from maestrale.machine.cloud.paperspace import Paperspace
 from maestrale.machine.cloud.pilot import Pilot
 from maestrale.machine.cloud.providers import CATALOGUE_ROWS, PROVIDERS
-from maestrale.machine.cloud.records import SERVING, UP, Book, Login, Record
+from maestrale.machine.cloud.records import SERVING, UP, Book, Login, MachineRecord
 from maestrale.machine.target import Target
 
 Say = Callable[[str], None]
@@ -46,12 +46,12 @@ class Steps(Protocol):
     def start(self, target: Target, spec: MachineSpec, key: str) -> None:
         """The service with its key, on the machine's loopback; with a domain also HTTPS."""
 
-    def prove(self, target: Target, record: Record) -> None:
+    def prove(self, target: Target, record: MachineRecord) -> None:
         """Wait until it is healthy, then verify it through a tunnel."""
 
 
 @dataclass(frozen=True)
-class Tools:
+class CloudTools:
     """What a run works with. `paperspace` gives a client of its API, when one is needed."""
 
     pilot: Pilot
@@ -65,7 +65,7 @@ class Tools:
     ssh_seconds: float = 300.0  # from the cloud's "it runs" to the first login
 
 
-def create(spec: MachineSpec, tools: Tools) -> Record | None:
+def create(spec: MachineSpec, tools: CloudTools) -> MachineRecord | None:
     """Make the machine, or go on with it. None when the user says no.
 
     Raises: SettingsError, CloudError and its kinds; HalfMade when the machine is left behind.
@@ -90,7 +90,7 @@ def create(spec: MachineSpec, tools: Tools) -> Record | None:
         return tools.book.write(replace(record, phase=SERVING))
 
 
-def choose(market: Market, spec: MachineSpec, tools: Tools) -> Offer:
+def choose(market: Market, spec: MachineSpec, tools: CloudTools) -> Offer:
     """The cheapest offer of a cloud that takes our credentials. Raises: NoCredentials."""
     clouds = list(dict.fromkeys(offer.cloud for offer in market.offers))
     answers = tools.pilot.call("credentials", clouds=clouds)
@@ -108,7 +108,7 @@ def choose(market: Market, spec: MachineSpec, tools: Tools) -> Offer:
     )
 
 
-def _begin(spec: MachineSpec, tools: Tools) -> Record | None:
+def _begin(spec: MachineSpec, tools: CloudTools) -> MachineRecord | None:
     market = offers.ask(tools.pilot, spec)
     show(market, tools.say)
     offer = choose(market, spec, tools)
@@ -120,7 +120,7 @@ def _begin(spec: MachineSpec, tools: Tools) -> Record | None:
         return None
     tools.book.write_text(tools.book.task_path(spec.name), text)
     return tools.book.write(
-        Record(
+        MachineRecord(
             name=spec.name,
             cloud=offer.cloud,
             region=offer.region,
@@ -177,7 +177,7 @@ def costs(spec: MachineSpec, offer: Offer) -> list[str]:
     return lines
 
 
-def check_same(spec: MachineSpec, record: Record) -> None:
+def check_same(spec: MachineSpec, record: MachineRecord) -> None:
     """Raises: SettingsError when the name is taken by a machine of another kind."""
     clouds = {one.name for one in spec.clouds}
     same_gpu = record.gpu.lower() == spec.gpu.lower() and record.count == spec.count
@@ -204,7 +204,7 @@ def check_same(spec: MachineSpec, record: Record) -> None:
             )
 
 
-def _launch(spec: MachineSpec, record: Record, tools: Tools) -> Record:
+def _launch(spec: MachineSpec, record: MachineRecord, tools: CloudTools) -> MachineRecord:
     template, address = "", "static"
     if record.cloud == "paperspace" and record.login is None:
         client = tools.paperspace()
@@ -231,7 +231,7 @@ def _launch(spec: MachineSpec, record: Record, tools: Tools) -> Record:
     return tools.book.write(replace(record, phase=UP, login=login, static=static))
 
 
-def _static(address: str, tools: Tools) -> str:
+def _static(address: str, tools: CloudTools) -> str:
     client = tools.paperspace()
     try:
         if client.is_static(address):
@@ -243,7 +243,7 @@ def _static(address: str, tools: Tools) -> str:
 
 
 @contextmanager
-def machine(record: Record, book: Book) -> Iterator[Target]:
+def machine(record: MachineRecord, book: Book) -> Iterator[Target]:
     """The machine over SSH. Its key is taken at the first login and held to from then on."""
     login = record.login
     if login is None:
@@ -276,7 +276,7 @@ def reach(target: Target, limit: float, say: Say) -> None:
 
 
 @contextmanager
-def leaving_behind(record: Record, tools: Tools) -> Iterator[None]:
+def leaving_behind(record: MachineRecord, tools: CloudTools) -> Iterator[None]:
     """Turns a failure into one that says what is left and costs."""
     try:
         yield
@@ -287,7 +287,7 @@ def leaving_behind(record: Record, tools: Tools) -> Iterator[None]:
         raise HalfMade(f"{error}\n\n{whats_left(record, tools)}") from error
 
 
-def whats_left(record: Record, tools: Tools) -> str:
+def whats_left(record: MachineRecord, tools: CloudTools) -> str:
     """One sentence on what is in the cloud now; forgets a machine that never was."""
     now = tools.book.find(record.name) or record
     there = (

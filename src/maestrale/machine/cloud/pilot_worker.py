@@ -20,7 +20,7 @@ from typing import Any
 Request = dict[str, Any]
 
 
-class Failed(Exception):
+class CallFailed(Exception):
     """An answer that is a failure: its kind, and why."""
 
     def __init__(self, kind: str, why: str) -> None:
@@ -55,7 +55,7 @@ def offers(request: Request) -> object:
     for cloud in request["clouds"]:
         try:
             found += _offers_of(cloud, request)
-        except Failed as error:
+        except CallFailed as error:
             problems[cloud] = {"kind": error.kind, "why": error.why}
         except (Exception, SystemExit) as error:
             failed = classify(error)
@@ -80,7 +80,7 @@ def _offers_of(cloud: str, request: Request) -> list[dict[str, Any]]:
     if not feasible.resources_list:
         close = ", ".join(feasible.fuzzy_candidate_list)
         hint = f" {feasible.hint}" if feasible.hint else ""
-        raise Failed("no-offer", (f"close to it: {close}." if close else "") + hint)
+        raise CallFailed("no-offer", (f"close to it: {close}." if close else "") + hint)
     rows = []
     for kind in feasible.resources_list:
         for one in resources_utils.make_launchables_for_valid_region_zones(kind):
@@ -162,11 +162,11 @@ def launch(request: Request) -> object:
     except SystemExit:
         enabled = {}
     if not any(enabled.values() if isinstance(enabled, dict) else enabled):
-        raise Failed("credentials", credentials({"clouds": [cloud]})[cloud] or "not enabled")
+        raise CallFailed("credentials", credentials({"clouds": [cloud]})[cloud] or "not enabled")
     task = read_task(request)
     _, handle = execution.launch(task, cluster_name=name, stream_logs=False, _quiet_optimizer=True)
     if handle is None:
-        raise Failed("other", "SkyPilot gave no machine back.")
+        raise CallFailed("other", "SkyPilot gave no machine back.")
     return describe(handle)
 
 
@@ -277,29 +277,29 @@ def _plain(text: str) -> str:
     return re.sub(r"\s+", " ", _COLOURS.sub("", text)).strip()
 
 
-def classify(error: BaseException) -> Failed:
+def classify(error: BaseException) -> CallFailed:
     """SkyPilot's exception as one of our kinds."""
-    if isinstance(error, Failed):
+    if isinstance(error, CallFailed):
         return error
     name = type(error).__name__
     history = [str(one) for one in getattr(error, "failover_history", None) or ()]
     text = _plain("; ".join([str(error), *history]))
     if name == "NoCloudAccessError":
-        return Failed("credentials", text)
+        return CallFailed("credentials", text)
     if name == "ResourcesUnavailableError" and not history:
-        return Failed("no-offer", text)
+        return CallFailed("no-offer", text)
     if name == "ResourcesMismatchError":
-        return Failed("mismatch", text)
+        return CallFailed("mismatch", text)
     if isinstance(error, ImportError):
-        return Failed("missing", f"the module {error.name} is not installed")
+        return CallFailed("missing", f"the module {error.name} is not installed")
     if name in ("InvalidSkyPilotConfigError", "InvalidTaskYAMLError", "ValueError"):
-        return Failed("invalid", text)
+        return CallFailed("invalid", text)
     for kind, pattern in _SAID:
         if re.search(pattern, f"{name} {text}", re.IGNORECASE):
-            return Failed(kind, text)
+            return CallFailed(kind, text)
     if name == "ResourcesUnavailableError":
-        return Failed("capacity", text)
-    return Failed("other", f"{name}: {text}")
+        return CallFailed("capacity", text)
+    return CallFailed("other", f"{name}: {text}")
 
 
 ACTIONS: dict[str, Callable[[Request], object]] = {

@@ -29,7 +29,7 @@ class Login:
 
 
 @dataclass(frozen=True)
-class Record:
+class MachineRecord:
     """One machine. `phase`: launching, up (it is there), serving (proved), stopped."""
 
     name: str
@@ -71,7 +71,7 @@ class Book:
     def known_hosts(self, name: str) -> Path:
         return self.folder / f"{name}.known_hosts"
 
-    def find(self, name: str) -> Record | None:
+    def find(self, name: str) -> MachineRecord | None:
         """The record, or None. Raises: MachineError when its file is broken."""
         path = self.path(name)
         try:
@@ -82,18 +82,18 @@ class Book:
             raise MachineError(
                 f"{path} can't be read ({error}). Is the machine still up?"
             ) from error
-        known = {one.name for one in fields(Record)}
+        known = {one.name for one in fields(MachineRecord)}
         login = values.get("login")
         values["login"] = Login(**login) if login else None
-        return Record(**{name: value for name, value in values.items() if name in known})
+        return MachineRecord(**{name: value for name, value in values.items() if name in known})
 
-    def all(self) -> Iterator[Record]:
+    def all(self) -> Iterator[MachineRecord]:
         for path in sorted(self.folder.glob("*.json")):
             record = self.find(path.stem)
             if record is not None:
                 yield record
 
-    def write(self, record: Record) -> Record:
+    def write(self, record: MachineRecord) -> MachineRecord:
         """Keep it, whole or not at all."""
         self.write_text(self.path(record.name), json.dumps(asdict(record), indent=2) + "\n")
         return record

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from maestrale.machine.doctor import containers, gpu, resources, system
 from maestrale.machine.doctor.asked import Asked
-from maestrale.machine.doctor.findings import Finding, State, verdict
+from maestrale.machine.doctor.findings import Finding, verdict
 from maestrale.machine.facts import MachineFacts
 
-__all__ = ["Asked", "Finding", "State", "examine", "verdict"]
+__all__ = ["Asked", "Finding", "examine", "verdict"]
 
 # In the order in which things are put right.
 _CHECKS: tuple[Callable[[MachineFacts, Asked], Finding], ...] = (

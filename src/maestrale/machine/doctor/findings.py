@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-State = Literal["ok", "warning", "problem"]
+FindingState = Literal["ok", "warning", "problem"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Finding:
     """
 
     check: str
-    state: State
+    state: FindingState
     what: str
     remedy: str = ""
     command: str = ""
@@ -26,7 +26,7 @@ class Finding:
         assert (self.state == "ok") == (not self.remedy), f"{self.check}: one remedy, or none"
 
 
-def verdict(findings: Sequence[Finding]) -> State:
+def verdict(findings: Sequence[Finding]) -> FindingState:
     """The worst state of all."""
     states = {finding.state for finding in findings}
     return "problem" if "problem" in states else "warning" if "warning" in states else "ok"

@@ -10,11 +10,11 @@ from pyinfra.operations import systemd as units
 
 from maestrale.machine.setup import operations as ops
 from maestrale.machine.setup.packages import CONTRIB, CONTRIB_FILE, PREFERENCES_FILE
-from maestrale.machine.setup.plan import Plan
+from maestrale.machine.setup.plan import SetupPlan
 
 
 @dataclass(frozen=True)
-class Step:
+class SetupStep:
     """One operation. `doing`: what a person reads."""
 
     doing: str
@@ -22,12 +22,12 @@ class Step:
     arguments: dict[str, Any]
 
 
-def steps(plan: Plan, *, systemd: bool) -> list[Step]:
+def steps(plan: SetupPlan, *, systemd: bool) -> list[SetupStep]:
     """All steps, in order. `systemd`: whether it runs on the machine."""
-    found: list[Step] = []
+    found: list[SetupStep] = []
 
     def step(doing: str, operation: Callable[..., Any], **arguments: Any) -> None:
-        found.append(Step(doing, operation, arguments))
+        found.append(SetupStep(doing, operation, arguments))
 
     step("Packages are whole", ops.repair_packages)
     if plan.key_tools:

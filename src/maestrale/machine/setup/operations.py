@@ -19,13 +19,13 @@ from maestrale.machine.setup.machine_facts import (
     OtherSources,
     PackageFaults,
 )
-from maestrale.machine.setup.packages import Choice, Repository
+from maestrale.machine.setup.packages import PackageChoice, Repository
 
-Commands = Generator[StringCommand, None, None]
+ShellCommands = Generator[StringCommand, None, None]
 
 
 @operation()
-def repair_packages() -> Commands:
+def repair_packages() -> ShellCommands:
     """Finish what dpkg left half done."""
     if not host.get_fact(PackageFaults):
         host.noop("packages are whole")
@@ -34,7 +34,7 @@ def repair_packages() -> Commands:
 
 
 @operation()
-def text_file(path: str, text: str) -> Commands:
+def text_file(path: str, text: str) -> ShellCommands:
     """A file with exactly this text."""
     now = host.get_fact(FileText, path=path)
     if now is not None and now.strip() == text.strip():
@@ -44,7 +44,7 @@ def text_file(path: str, text: str) -> Commands:
 
 
 @operation()
-def repository_key(repository: Repository) -> Commands:
+def repository_key(repository: Repository) -> ShellCommands:
     """The key of a repository that has one to be fetched."""
     found = host.get_fact(KeyFingerprints, path=repository.key_file)
     if found == [repository.fingerprint]:
@@ -54,7 +54,7 @@ def repository_key(repository: Repository) -> Commands:
 
 
 @operation()
-def repository_source(repository: Repository) -> Commands:
+def repository_source(repository: Repository) -> ShellCommands:
     """A repository in apt's sources, unless another file there names it already.
 
     Two files that name one repository with two keys would stop apt altogether.
@@ -67,8 +67,8 @@ def repository_source(repository: Repository) -> Commands:
 
 @operation()
 def package_lists(
-    names: Sequence[str], choices: Sequence[Choice], repositories: Sequence[Repository]
-) -> Commands:
+    names: Sequence[str], choices: Sequence[PackageChoice], repositories: Sequence[Repository]
+) -> ShellCommands:
     """Newest lists of packages, where a package is missing."""
     names, choices = missing(names, choices)
     if not (names or choices):
@@ -78,7 +78,7 @@ def package_lists(
 
 
 @operation()
-def packages(names: Sequence[str], choices: Sequence[Choice] = ()) -> Commands:
+def packages(names: Sequence[str], choices: Sequence[PackageChoice] = ()) -> ShellCommands:
     """These packages, and one set of each choice."""
     names, choices = missing(names, choices)
     if not names and not choices:
@@ -88,8 +88,8 @@ def packages(names: Sequence[str], choices: Sequence[Choice] = ()) -> Commands:
 
 
 def missing(
-    names: Sequence[str], choices: Sequence[Choice]
-) -> tuple[Sequence[str], Sequence[Choice]]:
+    names: Sequence[str], choices: Sequence[PackageChoice]
+) -> tuple[Sequence[str], Sequence[PackageChoice]]:
     """Of these, what is not installed whole."""
     installed = host.get_fact(DebPackages)
     absent = [name for name in names if name not in installed]
@@ -102,7 +102,7 @@ def missing(
 
 
 @operation()
-def docker_runtime(systemd: bool) -> Commands:
+def docker_runtime(systemd: bool) -> ShellCommands:
     """NVIDIA's runtime in Docker's settings. Docker looks for it only when it starts."""
     if "nvidia" in host.get_fact(DockerRuntimes):
         host.noop("Docker knows NVIDIA's runtime")

@@ -45,7 +45,7 @@ class Repository:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PackageChoice:
     """Packages that are tried in this order: the first set that apt knows whole is installed."""
 
     sets: tuple[tuple[str, ...], ...]
@@ -58,9 +58,9 @@ class Recipe:
     `signed_modules`: they load with secure boot on. `own_repository`: NVIDIA's is needed.
     """
 
-    modules: Choice
+    modules: PackageChoice
     user_space: tuple[str, ...]
-    fabric_manager: Choice
+    fabric_manager: PackageChoice
     signed_modules: bool
     cuda_repository: str = ""  # the folder below compute/cuda/repos
 
@@ -74,7 +74,7 @@ KEY_TOOLS = ("ca-certificates", "curl", "gnupg")
 # Ubuntu builds and signs the open modules for each of its kernels: no compiler, and secure boot
 # may stay on. Where there is none for this kernel, DKMS builds them.
 UBUNTU = Recipe(
-    modules=Choice(
+    modules=PackageChoice(
         (
             ("linux-modules-nvidia-{branch}-server-open-{flavour}",),
             ("linux-modules-nvidia-{branch}-server-open-{kernel}",),
@@ -85,21 +85,21 @@ UBUNTU = Recipe(
         "nvidia-headless-no-dkms-{branch}-server-open",
         "nvidia-utils-{branch}-server",
     ),
-    fabric_manager=Choice((("nvidia-fabricmanager-{branch}",),)),
+    fabric_manager=PackageChoice((("nvidia-fabricmanager-{branch}",),)),
     signed_modules=True,
 )
 
 # Debian 12 has branch 535 only, so the driver is NVIDIA's, built here. The headers of a kernel
 # that left the mirrors can't be had: then the newest kernel comes with its own.
 DEBIAN = Recipe(
-    modules=Choice(
+    modules=PackageChoice(
         (
             ("nvidia-kernel-open-dkms", "linux-headers-{kernel}", "linux-headers-{flavour}"),
             ("nvidia-kernel-open-dkms", "linux-image-{flavour}", "linux-headers-{flavour}"),
         )
     ),
     user_space=("nvidia-driver-cuda",),
-    fabric_manager=Choice((("nvidia-fabricmanager-{branch}",), ("nvidia-fabricmanager",))),
+    fabric_manager=PackageChoice((("nvidia-fabricmanager-{branch}",), ("nvidia-fabricmanager",))),
     signed_modules=False,
     cuda_repository="debian12",
 )

@@ -20,7 +20,7 @@ from maestrale.errors import (
 from maestrale.machine import requirements as needs
 from maestrale.machine.facts import MachineFacts
 from maestrale.machine.setup import packages as known
-from maestrale.machine.setup.packages import Choice, Repository
+from maestrale.machine.setup.packages import PackageChoice, Repository
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SetupOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SetupPlan:
     """What should be there. Empty tuples: nothing of that kind, or what is there stays.
 
     `runtime`: Docker's daemon.json has to name NVIDIA's runtime. `notes` are lines for a person.
@@ -52,7 +52,7 @@ class Plan:
     contrib: bool = False
     preferences: str = ""
     driver: tuple[str, ...] = ()
-    driver_modules: tuple[Choice, ...] = ()
+    driver_modules: tuple[PackageChoice, ...] = ()
     toolkit: tuple[str, ...] = ()
     runtime: bool = False
     notes: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Plan:
         return bool(self.gpus)
 
 
-def make_plan(facts: MachineFacts, options: SetupOptions) -> Plan:
+def make_plan(facts: MachineFacts, options: SetupOptions) -> SetupPlan:
     """Raises: UnsupportedMachine, GpuTooOld, SecureBootOn, DiskFull, SetupRefused."""
     distribution = _distribution(facts, options.cpu)
     _check_disk(facts, options.cpu)
@@ -71,13 +71,13 @@ def make_plan(facts: MachineFacts, options: SetupOptions) -> Plan:
         notes += (f"This looks like a container ({facts.container}): Docker may not start in it.",)
     gpus = () if options.cpu else _usable_gpus(facts)
     if not gpus:
-        return Plan(distribution, (), docker, notes=notes)
+        return SetupPlan(distribution, (), docker, notes=notes)
     recipe = known.RECIPES[(facts.os.id, facts.os.version)]
     words = _words(facts)
     user_space = tuple(each.format(**words) for each in recipe.user_space)
     installs, more = _driver_is_due(facts, user_space)
     driver: tuple[str, ...] = ()
-    modules: tuple[Choice, ...] = ()
+    modules: tuple[PackageChoice, ...] = ()
     if installs:
         if facts.secure_boot and not recipe.signed_modules:
             raise SecureBootOn(
@@ -92,7 +92,7 @@ def make_plan(facts: MachineFacts, options: SetupOptions) -> Plan:
             modules += (_filled(recipe.fabric_manager, words, facts),)
     repositories = _repositories(facts, options, recipe.cuda_repository if installs else "")
     mirrored = bool(options.nvidia_repository)
-    return Plan(
+    return SetupPlan(
         distribution,
         gpus,
         docker,
@@ -263,10 +263,12 @@ def kernel_flavour(distribution: str, version: str, kernel: str) -> str:
     return flavour
 
 
-def _filled(choice: Choice, words: dict[str, str], facts: MachineFacts) -> Choice:
+def _filled(choice: PackageChoice, words: dict[str, str], facts: MachineFacts) -> PackageChoice:
     """With names in place. A kernel that is not the distribution's must bring its own headers."""
     if words["flavour"]:
-        return Choice(tuple(tuple(name.format(**words) for name in names) for names in choice.sets))
+        return PackageChoice(
+            tuple(tuple(name.format(**words) for name in names) for names in choice.sets)
+        )
     if not facts.headers:
         raise SetupRefused(
             f"The kernel {facts.kernel} is not one of the distribution's, and its headers are not "
@@ -275,7 +277,7 @@ def _filled(choice: Choice, words: dict[str, str], facts: MachineFacts) -> Choic
         )
     last = choice.sets[-1]
     kept = (name for name in last if "{flavour}" not in name and "{kernel}" not in name)
-    return Choice((tuple(name.format(**words) for name in kept),))
+    return PackageChoice((tuple(name.format(**words) for name in kept),))
 
 
 def _repositories(

@@ -58,7 +58,7 @@ def prove(
     if gpu and source is None:
         image = BASE_IMAGE
     else:
-        kind: sources.Target = "cuda" if gpu else "cpu"
+        kind: sources.ImageTarget = "cuda" if gpu else "cpu"
         image = provide_image(
             target,
             source if source is not None else Source.parse(None),
@@ -72,7 +72,7 @@ def prove(
 def provide_image(
     target: Target,
     source: Source,
-    kind: sources.Target,
+    kind: sources.ImageTarget,
     *,
     report: SetupReport,
     build_arguments: dict[str, str] | None = None,
@@ -98,7 +98,7 @@ def provide_image(
 def _build(
     target: Target,
     staged: Staged,
-    kind: sources.Target,
+    kind: sources.ImageTarget,
     report: SetupReport,
     build_arguments: dict[str, str] | None,
 ) -> str:

@@ -18,14 +18,14 @@ from maestrale.errors import PackagesLocked, SetupError
 from maestrale.machine.facts import MachineFacts
 from maestrale.machine.probe import gather
 from maestrale.machine.setup.connector import TargetConnector, connect
-from maestrale.machine.setup.deploy import Step, steps
+from maestrale.machine.setup.deploy import SetupStep, steps
 from maestrale.machine.setup.failures import explain
-from maestrale.machine.setup.plan import Plan, SetupOptions, make_plan
+from maestrale.machine.setup.plan import SetupOptions, SetupPlan, make_plan
 from maestrale.machine.target import Target
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """What became of a step. `changed`: it did, or would do, something: `commands`."""
 
     doing: str
@@ -41,10 +41,10 @@ class SetupReport(Protocol):
 
     def begin(self, doing: str) -> None: ...
 
-    def end(self, outcome: Outcome) -> None: ...
+    def end(self, outcome: StepOutcome) -> None: ...
 
 
-def examine(target: Target, options: SetupOptions) -> tuple[MachineFacts, Plan]:
+def examine(target: Target, options: SetupOptions) -> tuple[MachineFacts, SetupPlan]:
     """Look at the machine and decide; changes nothing. Raises: as make_plan, Target.run; NoSudo."""
     facts = gather(target)
     plan = make_plan(facts, options)
@@ -54,18 +54,18 @@ def examine(target: Target, options: SetupOptions) -> tuple[MachineFacts, Plan]:
     return facts, plan
 
 
-def preview(target: Target, facts: MachineFacts, plan: Plan) -> list[Outcome]:
+def preview(target: Target, facts: MachineFacts, plan: SetupPlan) -> list[StepOutcome]:
     """What a set-up would change. Raises: SetupError when a fact can't be read."""
     with _prepared(target, facts, plan) as run:
         return [
-            Outcome(step.doing, run.changes(meta), 0.0, run.commands(meta))
+            StepOutcome(step.doing, run.changes(meta), 0.0, run.commands(meta))
             for step, meta in run.operations
         ]
 
 
 def apply(
-    target: Target, facts: MachineFacts, plan: Plan, options: SetupOptions, report: SetupReport
-) -> list[Outcome]:
+    target: Target, facts: MachineFacts, plan: SetupPlan, options: SetupOptions, report: SetupReport
+) -> list[StepOutcome]:
     """Do what is missing. Raises: SetupError and its kinds, after which it can be run again."""
     outcomes = []
     with _prepared(target, facts, plan) as run:
@@ -75,7 +75,7 @@ def apply(
             report.begin(step.doing)
             began = time.monotonic()
             changed = run.execute(step, meta)
-            outcomes.append(Outcome(step.doing, changed, time.monotonic() - began))
+            outcomes.append(StepOutcome(step.doing, changed, time.monotonic() - began))
             report.end(outcomes[-1])
     return outcomes
 
@@ -98,14 +98,14 @@ def wait_for_apt(target: Target, facts: MachineFacts, limit: float, report: Setu
         holder = gather(target).apt_lock
 
 
-class _Run:
+class _PreparedSteps:
     """A pyinfra state with all steps prepared: each operation has looked at its facts."""
 
-    def __init__(self, target: Target, facts: MachineFacts, plan: Plan) -> None:
+    def __init__(self, target: Target, facts: MachineFacts, plan: SetupPlan) -> None:
         self.target = target
         self.state, self.host, connector = connect(target, sudo=not facts.is_root)
         self.connector: TargetConnector = connector
-        self.operations: list[tuple[Step, OperationMeta]] = []
+        self.operations: list[tuple[SetupStep, OperationMeta]] = []
         self.state.set_stage(StateStage.Prepare)
         for step in steps(plan, systemd=facts.systemd):
             try:
@@ -122,7 +122,7 @@ class _Run:
         data = self.state.get_op_data_for_host(self.host, meta._hash)
         return tuple(str(command) for command in data.command_generator())
 
-    def execute(self, step: Step, meta: OperationMeta) -> bool:
+    def execute(self, step: SetupStep, meta: OperationMeta) -> bool:
         """Whether anything was done. Raises: SetupError."""
         self.state.is_executing = True
         try:
@@ -133,16 +133,16 @@ class _Run:
             raise self._explained(step)
         return meta.did_change()
 
-    def _explained(self, step: Step) -> SetupError:
+    def _explained(self, step: SetupStep) -> SetupError:
         last = self.connector.last
         return explain(step.doing, self.target.name, f"{last.stdout}\n{last.stderr}")
 
 
 @contextmanager
-def _prepared(target: Target, facts: MachineFacts, plan: Plan) -> Iterator[_Run]:
+def _prepared(target: Target, facts: MachineFacts, plan: SetupPlan) -> Iterator[_PreparedSteps]:
     state = None
     try:
-        run = _Run(target, facts, plan)
+        run = _PreparedSteps(target, facts, plan)
         state = run.state
         with ctx_state.use(run.state), ctx_host.use(run.host):
             yield run

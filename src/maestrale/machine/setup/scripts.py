@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from maestrale.machine.setup.packages import KEY_FOLDER, Choice, Repository
+from maestrale.machine.setup.packages import KEY_FOLDER, PackageChoice, Repository
 
 # Nobody is there to answer; what the administrator changed in a file of a package stays. Retries
 # without pauses: with them apt 2.6 never ends when one repository refuses and another answers.
@@ -46,7 +46,7 @@ def refresh(repositories: Sequence[Repository]) -> str:
     return f"{script}; exit $rc"
 
 
-def install(names: Sequence[str], choices: Sequence[Choice] = ()) -> str:
+def install(names: Sequence[str], choices: Sequence[PackageChoice] = ()) -> str:
     """apt-get install of all names, and of the first set of each choice that apt can install."""
     words = " ".join(shlex.quote(name) for name in names)
     script = f"set -- {words}"

@@ -9,9 +9,9 @@ from pathlib import Path
 from maestrale.machine.facts import MachineFacts
 from maestrale.machine.probe import gather
 from maestrale.machine.setup import reboot
-from maestrale.machine.setup.plan import Plan, SetupOptions
+from maestrale.machine.setup.plan import SetupOptions, SetupPlan
 from maestrale.machine.setup.proof import prove, provide_image
-from maestrale.machine.setup.run import Outcome, SetupReport, apply, examine, preview
+from maestrale.machine.setup.run import SetupReport, StepOutcome, apply, examine, preview
 from maestrale.machine.setup.service import SERVICE, start_service
 from maestrale.machine.source import Source
 from maestrale.machine.target import Target
@@ -39,7 +39,7 @@ class SetupRequest:
 class SetupResult:
     """What became of it. `proof`: what the container showed; empty when none was run."""
 
-    outcomes: list[Outcome]
+    outcomes: list[StepOutcome]
     gpu: bool
     reboot_needed: bool = False
     proof: str = ""
@@ -91,7 +91,7 @@ def set_up(target: Target, request: SetupRequest, report: SetupReport) -> SetupR
     return SetupResult(outcomes, plan.gpu, proof=proof)
 
 
-def _image(target: Target, request: SetupRequest, plan: Plan, report: SetupReport) -> str:
+def _image(target: Target, request: SetupRequest, plan: SetupPlan, report: SetupReport) -> str:
     return provide_image(
         target,
         request.source or Source.parse(None),
@@ -101,13 +101,13 @@ def _image(target: Target, request: SetupRequest, plan: Plan, report: SetupRepor
     )
 
 
-def headline(target: Target, facts: MachineFacts, plan: Plan) -> str:
+def headline(target: Target, facts: MachineFacts, plan: SetupPlan) -> str:
     """`root@host: Ubuntu 22.04, NVIDIA RTX A5000`"""
     gpus = ", ".join(plan.gpus) or "no GPU to set up: Docker alone"
     return f"{target.name}: {plan.distribution} on {facts.arch}, {gpus}"
 
 
-def _tell_preview(outcomes: list[Outcome], report: SetupReport) -> None:
+def _tell_preview(outcomes: list[StepOutcome], report: SetupReport) -> None:
     changes = sum(each.changed for each in outcomes)
     if changes:
         report.note(f"{changes} of {len(outcomes)} steps would change something:")

@@ -19,21 +19,21 @@ from maestrale.api.rate import RateLimiter
 from maestrale.engines.base import GenerationRequest
 from maestrale.errors import EngineError, MaestraleError
 from maestrale.logs import LOGGER
-from maestrale.metrics.merged import Family
+from maestrale.metrics.merged import MetricFamily
 from maestrale.serve.deployment import DeploymentHost
 from maestrale.serve.workers.messages import (
     Ask,
+    AskForPlaces,
     Attach,
     Attached,
     Check,
     Ended,
     FromApiWorker,
     Generate,
+    GiveBack,
     Granted,
-    Leave,
     Levels,
     Noted,
-    Place,
     Refused,
     Reply,
     Report,
@@ -108,7 +108,7 @@ class WorkerHandle:
         return self._retiring
 
     @property
-    def families(self) -> list[Family]:
+    def families(self) -> list[MetricFamily]:
         return self.snapshot.families
 
     async def spawn(self, first: msgspec.Struct) -> None:
@@ -157,9 +157,9 @@ class WorkerHandle:
             case Abort(request_id):
                 if request_id in self._running:
                     self._running[request_id].cancel()
-            case Place(number):
+            case AskForPlaces(number):
                 self._keep(self._asked, number, self._hold(message))
-            case Leave(number):
+            case GiveBack(number):
                 if number in self._asked:
                     self._asked[number].cancel()
             case Room():
@@ -211,7 +211,7 @@ class WorkerHandle:
             LOGGER.exception("A request failed")
             self.send(Ended(request.request_id, fault_of(EngineError("The engine failed."))))
 
-    async def _hold(self, place: Place) -> None:
+    async def _hold(self, place: AskForPlaces) -> None:
         """Places for one request, until it leaves."""
         deployment, number = self._parent.host(place.model).deployment, place.number
         slot = deployment.admission.slot(place.key, place.sequences, deployment.max_num_seqs)

@@ -16,7 +16,7 @@ from maestrale.config.settings import Settings
 from maestrale.engines.base import Constraint, EngineInfo, GenerationRequest
 from maestrale.errors import ApiError, EngineError, Location, MaestraleError
 from maestrale.keys import Key
-from maestrale.metrics.merged import Family
+from maestrale.metrics.merged import MetricFamily
 from maestrale.models.sampling_defaults import SamplingDefaults
 from maestrale.supervise.messages import Abort, Delta, Failed
 
@@ -81,7 +81,7 @@ class Attach(Struct, tag=True, frozen=True):
     sampling: SamplingDefaults
 
 
-class State(Struct, tag=True, frozen=True):
+class ServerState(Struct, tag=True, frozen=True):
     """The deployment's state as /health reports it, and what its engine is now."""
 
     model: str
@@ -139,8 +139,8 @@ class Generate(Struct, tag=True, frozen=True):
     request: GenerationRequest
 
 
-class Place(Struct, tag=True, frozen=True):
-    """Wait for places for so many sequences of this key; `Leave` gives them back."""
+class AskForPlaces(Struct, tag=True, frozen=True):
+    """Wait for places for so many sequences of this key, until `GiveBack`."""
 
     number: int
     model: str
@@ -148,12 +148,12 @@ class Place(Struct, tag=True, frozen=True):
     sequences: int
 
 
-class Leave(Struct, tag=True, frozen=True):
+class GiveBack(Struct, tag=True, frozen=True):
     number: int
 
 
 class Room(Struct, tag=True, frozen=True):
-    """Would such a Place be refused now?"""
+    """Would such places be refused now?"""
 
     number: int
     model: str
@@ -218,19 +218,21 @@ class Noted(Struct, tag=True, frozen=True):
 class Snapshot(Struct, tag=True, frozen=True):
     """The worker's metrics, all of them; sent every `SNAPSHOT_SECONDS`, and when asked for."""
 
-    families: list[Family]
+    families: list[MetricFamily]
     requests: int  # in work
 
 
 SNAPSHOT_SECONDS = 2.0
 
-ToApiWorker = Begin | Attach | State | Delta | Ended | Granted | Refused | Reply | Report | Retire
+ToApiWorker = (
+    Begin | Attach | ServerState | Delta | Ended | Granted | Refused | Reply | Report | Retire
+)
 FromApiWorker = (
     Attached
     | Generate
     | Abort
-    | Place
-    | Leave
+    | AskForPlaces
+    | GiveBack
     | Room
     | Take
     | Reserve

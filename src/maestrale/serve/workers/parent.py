@@ -33,9 +33,9 @@ from maestrale.metrics.merged import MergedMetrics
 from maestrale.serve.deployment import DeploymentHost
 from maestrale.serve.lifecycle import Front
 from maestrale.serve.listening import BACKLOG, LAST_WORDS, uvicorn_config
-from maestrale.serve.progress import Progress
+from maestrale.serve.progress import StartProgress
 from maestrale.serve.workers.handle import WorkerHandle
-from maestrale.serve.workers.messages import Attach, Begin, State, pack_settings
+from maestrale.serve.workers.messages import Attach, Begin, ServerState, pack_settings
 from maestrale.supervise.process import Restarts
 
 TELL_SECONDS = 0.2  # between two looks at the engines' states, for the workers
@@ -90,7 +90,7 @@ class Parent(Front):
         self._deaths: list[float] = []
         self._answered = False  # a worker has come so far
         self._attaches: dict[str, Attach] = {}  # of the deployments that are loaded
-        self._states: dict[str, State] = {}  # as the workers were told
+        self._states: dict[str, ServerState] = {}  # as the workers were told
         self._keepers: set[asyncio.Task[None]] = set()
         self._reloading: asyncio.Task[None] | None = None
         self._draining = False
@@ -144,7 +144,7 @@ class Parent(Front):
         finally:
             watching.cancel()
 
-    async def load(self, host: DeploymentHost, progress: Progress) -> None:
+    async def load(self, host: DeploymentHost, progress: StartProgress) -> None:
         """See `Front.load`."""
         await self._hired.wait()
         deployment = host.deployment
@@ -297,7 +297,7 @@ class Parent(Front):
             health = await deployment.health()
             engine = deployment.engine
             info = engine.describe() if engine is not None else None
-            state = State(deployment.id, health.state, health.detail, info)
+            state = ServerState(deployment.id, health.state, health.detail, info)
             if state != self._states.get(deployment.id):
                 self._states[deployment.id] = state
                 for handle in self.handles:

@@ -13,7 +13,7 @@ import msgspec
 from maestrale.api.admission import Admission
 from maestrale.api.backend import About, Backend
 from maestrale.api.deployment import READY_STATES, Deployment, deployment_id
-from maestrale.api.operations.history import Event, Events
+from maestrale.api.operations.history import Event, FaultLog
 from maestrale.api.rate import Level, Rates
 from maestrale.config.settings import Settings
 from maestrale.engines.base import (
@@ -32,20 +32,20 @@ from maestrale.keys import Key
 from maestrale.metrics import ModelMetrics
 from maestrale.serve.workers.messages import (
     Ask,
+    AskForPlaces,
     Check,
     Ended,
     Generate,
+    GiveBack,
     Granted,
-    Leave,
     Levels,
     Noted,
-    Place,
     Refused,
     Reply,
     Reserve,
     Room,
+    ServerState,
     Settle,
-    State,
     Take,
     ToApiWorker,
     error_of,
@@ -91,7 +91,7 @@ class ParentLink:
         finally:
             del self._asked[number]
             if not future.done() or future.cancelled():
-                self.send(Leave(number))  # nobody waits for it any more
+                self.send(GiveBack(number))  # nobody waits for it any more
 
     def end_all(self, error: MaestraleError) -> None:
         """Whatever still waits for the parent ends with `error`, which its clients are told."""
@@ -199,10 +199,10 @@ class RemoteAdmission(Admission):
         self.requests += 1
         self.idle.clear()
         try:
-            await self._link.ask(number, Place(number, self._model, key, sequences))
+            await self._link.ask(number, AskForPlaces(number, self._model, key, sequences))
             yield
         finally:
-            self._link.send(Leave(number))
+            self._link.send(GiveBack(number))
             self.requests -= 1
             if not self.requests:
                 self.idle.set()
@@ -243,7 +243,7 @@ class RemoteRates(Rates):
         return msgspec.msgpack.decode(body, type=list[Level])
 
 
-class ForwardedEvents(Events):
+class ForwardedEvents(FaultLog):
     """What goes wrong here is told to the parent, whose status page shows it."""
 
     def __init__(self, link: ParentLink) -> None:
@@ -259,7 +259,7 @@ class WorkerDeployment(Deployment):
 
     told = EngineHealth("starting", "The server is starting.")
 
-    def take(self, state: State) -> None:
+    def take(self, state: ServerState) -> None:
         """What the parent says of it now."""
         self.told = EngineHealth(_state(state.state), state.detail)
         if isinstance(self.engine, RemoteEngine):
@@ -291,7 +291,7 @@ class WorkerBackend(Backend):
         super().__init__(settings, models)
         self.rates = RemoteRates(link)
 
-    def take(self, state: State) -> None:
+    def take(self, state: ServerState) -> None:
         """What the parent says of one deployment."""
         deployment = self.deployments[state.model]
         assert isinstance(deployment, WorkerDeployment)
@@ -302,7 +302,7 @@ class WorkerBackend(Backend):
         number = self._link.number()
         return await self._link.ask(number, Ask(number, about, model))
 
-    def _make_events(self) -> Events:
+    def _make_events(self) -> FaultLog:
         return ForwardedEvents(self._link)
 
     def _deploy(self, settings: Settings) -> Deployment:

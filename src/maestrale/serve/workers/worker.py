@@ -36,8 +36,8 @@ from maestrale.serve.workers.messages import (
     Begin,
     Report,
     Retire,
+    ServerState,
     Snapshot,
-    State,
     unpack_settings,
 )
 from maestrale.serve.workers.remote import ParentLink, RemoteEngine, RemoteVetter, WorkerBackend
@@ -51,7 +51,7 @@ LAST_WORDS = 0.2  # seconds for the last messages to reach the parent
 LAST_EVENTS = 1  # second for the ends of streams to reach their clients
 
 
-class Worker:
+class ApiWorker:
     """One API process, from its first message to its end."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Worker:
         self._loaded: set[str] = set()  # those that it must answer for before it lets anybody in
         self._backend: WorkerBackend | None = None
         self._server: HttpServer | None = None
-        self._states: dict[str, State] = {}
+        self._states: dict[str, ServerState] = {}
         self._made = asyncio.Event()
         self._ready = asyncio.Event()
 
@@ -105,7 +105,7 @@ class Worker:
         match message:
             case Begin():
                 self._begun.set_result(message)
-            case State():
+            case ServerState():
                 self._states[message.model] = message
                 if self._backend is not None:
                     self._backend.take(message)
@@ -174,7 +174,7 @@ class Worker:
 
 
 async def _main(sock: socket.socket) -> None:
-    await Worker().run(sock)
+    await ApiWorker().run(sock)
 
 
 def main() -> None:

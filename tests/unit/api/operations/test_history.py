@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry, Histogram
 from maestrale.api.operations import history
 from maestrale.api.operations.history import (
     Event,
-    Events,
+    FaultLog,
     History,
-    Point,
+    HistoryPoint,
     Sample,
     difference,
     percentile,
@@ -95,7 +95,7 @@ def test_a_death_is_told_once(server: _Server) -> None:
     assert server.deaths == [4.0, 8.0]
 
 
-def advance(server: _Server, recorder: History, **stats: Any) -> Point:
+def advance(server: _Server, recorder: History, **stats: Any) -> HistoryPoint:
     """Two seconds later, with these counters."""
     old = server.sample
     moved = EngineStats(**{**{name: getattr(old.stats, name) for name in stats}, **stats})
@@ -147,7 +147,7 @@ def test_no_engine_no_sample() -> None:
 
 
 def test_repeated_errors_are_counted_and_hide_no_other() -> None:
-    events = Events()
+    events = FaultLog()
     events.add(Event("error", "queue_full", 1.0, 503, "/v1/chat/completions"))
     for second in range(1000):
         events.add(Event("error", "invalid_api_key", second, 401, "/v1/models"))

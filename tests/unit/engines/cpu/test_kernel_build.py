@@ -18,7 +18,7 @@ from maestrale.engines.cpu.kernel import build as module
 from maestrale.engines.cpu.kernel import compilers
 from maestrale.engines.cpu.kernel import wheel as wheel_module
 from maestrale.engines.cpu.kernel.build import KEPT, library, name, prebuilt, sources
-from maestrale.engines.cpu.kernel.compilers import Target
+from maestrale.engines.cpu.kernel.compilers import CompileTarget
 from maestrale.errors import EngineError
 from maestrale.models.wheels import Wheel
 
@@ -60,7 +60,7 @@ def test_it_is_made_once(cache: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     phases: list[float] = []
     done = library(cache, lambda phase, fraction: phases.append(fraction or 0.0))
     assert [done] == list((cache / KEPT).iterdir())
-    assert (tmp_path / "calls").read_text() == ".\n" * (len(sources(Target.here())) + 1)
+    assert (tmp_path / "calls").read_text() == ".\n" * (len(sources(CompileTarget.here())) + 1)
     assert phases[0] == 0.0
     assert phases == sorted(phases)
     # It goes on to be used where the compiler is gone.
@@ -76,14 +76,14 @@ def test_every_file_is_compiled_for_its_level_alone(
     library(cache, silent)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert all("-ffp-contract=off" in call for call in calls[:-1])
-    for path, level in sources(Target.here()):
+    for path, level in sources(CompileTarget.here()):
         call = next(call for call in calls if f" {path} " in call)
         assert ("avx2" in call or "dotprod" in call) == bool(level)
     linked = [Path(word).stem for word in calls[-1].split() if word.endswith(".o")]
-    assert linked == [path.stem for path, _ in sources(Target.here())]
-    assert list(dict.fromkeys(level for _, level in sources(Target.here()))) == [
+    assert linked == [path.stem for path, _ in sources(CompileTarget.here())]
+    assert list(dict.fromkeys(level for _, level in sources(CompileTarget.here()))) == [
         "",
-        *Target.here().levels(),
+        *CompileTarget.here().levels(),
     ]
 
 

@@ -115,7 +115,7 @@ def test_whole_models_agree_on_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     expected = stepping(tmp_path)
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     flags = compilers.Compiler(()).flags
-    files = [*build.sources(compilers.Target.here()), (NATIVE / "step_digest.cpp", "")]
+    files = [*build.sources(compilers.CompileTarget.here()), (NATIVE / "step_digest.cpp", "")]
 
     def compile_one(entry: tuple[Path, str]) -> Path:
         path, level = entry

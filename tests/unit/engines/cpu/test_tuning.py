@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.cpu.tuning import (
     NOTES,
-    Choice,
     Measured,
+    TunedValues,
     Tuning,
     _best_of,
     _choices,
@@ -29,7 +29,7 @@ def ignore(phase: str, fraction: float | None) -> None:
 
 
 def measured(step: int, speed: float, threads: int = 1) -> Measured:
-    choice = Choice(threads=threads, step_tokens=step)
+    choice = TunedValues(threads=threads, step_tokens=step)
     return Measured(
         choice=choice, decode_1=speed, decode_8=speed, decode_32=speed, prefill=2 * speed
     )
@@ -47,19 +47,19 @@ def test_a_step_that_is_hardly_faster_does_not_replace_the_default() -> None:
 
 
 def test_what_is_open_has_defaults() -> None:
-    assert chosen(OPEN) == Choice(threads=available_cores(), step_tokens=256)
+    assert chosen(OPEN) == TunedValues(threads=available_cores(), step_tokens=256)
 
 
 def test_what_the_user_set_goes_before_what_was_found() -> None:
     fast = measured(64, 15.0)
     found = Tuning(measured=(fast,), best=fast.choice)
-    assert chosen(replace(OPEN, threads=7), found) == Choice(threads=7, step_tokens=64)
+    assert chosen(replace(OPEN, threads=7), found) == TunedValues(threads=7, step_tokens=64)
     assert chosen(replace(OPEN, max_num_batched_tokens=99), found).step_tokens == 99
 
 
 def test_only_what_is_open_is_tried() -> None:
     given = replace(OPEN, threads=3, max_num_batched_tokens=99)
-    assert _choices(given) == [Choice(threads=3, step_tokens=99)]
+    assert _choices(given) == [TunedValues(threads=3, step_tokens=99)]
     every = _choices(OPEN)
     assert every[0] == chosen(OPEN)
     assert len(set(every)) == len(every) > 3

@@ -10,9 +10,9 @@ from maestrale.errors import SettingsError
 from maestrale.machine.cloud.flow import check_same
 from maestrale.machine.cloud.machine_spec import MachineSpec
 from maestrale.machine.cloud.providers import find_provider
-from maestrale.machine.cloud.records import Record
+from maestrale.machine.cloud.records import MachineRecord
 
-RECORD = Record(
+RECORD = MachineRecord(
     "box",
     "aws",
     "us-east-1",

@@ -22,7 +22,7 @@ from maestrale.machine.source import Source
 IMAGE = "registry.example.org/maestrale:0.1.0-cuda"
 
 
-def from_(monkeypatch: pytest.MonkeyPatch, kind: sources.Kind, value: str) -> None:
+def from_(monkeypatch: pytest.MonkeyPatch, kind: sources.SourceKind, value: str) -> None:
     for module in (cloud_init, sources):
         monkeypatch.setattr(module, "installed_from", lambda: Source(kind, value))
 

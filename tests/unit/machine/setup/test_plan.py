@@ -18,7 +18,13 @@ from maestrale.errors import (
 )
 from maestrale.machine.probe import read_facts
 from maestrale.machine.setup.packages import CUDA_FINGERPRINT, TOOLKIT_FINGERPRINT
-from maestrale.machine.setup.plan import Plan, SetupOptions, kernel_flavour, make_plan, read_options
+from maestrale.machine.setup.plan import (
+    SetupOptions,
+    SetupPlan,
+    kernel_flavour,
+    make_plan,
+    read_options,
+)
 from maestrale.machine.setup.reboot import reboot_to_come
 
 PCI = "0000:00:05.0 0x10de {} 0x030200 -"
@@ -31,11 +37,11 @@ JAMMY: dict[str, Any] = {"os": OS["ubuntu-22.04"], "kernel": "Linux\n5.15.0-1053
 SECURE = "efi\n   6   0   0   0   1"
 
 
-def plan(*without: str, options: SetupOptions | None = None, **changed: Any) -> Plan:
+def plan(*without: str, options: SetupOptions | None = None, **changed: Any) -> SetupPlan:
     return make_plan(read_facts(recorded(*without, **changed)), options or SetupOptions())
 
 
-def fresh(**changed: Any) -> Plan:
+def fresh(**changed: Any) -> SetupPlan:
     """A machine as a cloud gives it: an A5000, and nothing installed."""
     return plan(*NO_DRIVER, *NO_DOCKER, "toolkit", **{**FRESH, **changed})
 
@@ -212,5 +218,5 @@ def test_the_mirrors_options(tmp_path: Path) -> None:
         read_options(False, "http://m", key, 1.0)
 
 
-def fresh_with(options: SetupOptions) -> Plan:
+def fresh_with(options: SetupOptions) -> SetupPlan:
     return plan(*NO_DRIVER, *NO_DOCKER, "toolkit", options=options, **{**FRESH, **DEBIAN})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from maestrale.metrics.merged import Family, MergedMetrics, families
+from maestrale.metrics.merged import MergedMetrics, MetricFamily, families
 
 
-def reported(count: int, seconds: float, memory: float) -> list[Family]:
+def reported(count: int, seconds: float, memory: float) -> list[MetricFamily]:
     """What a worker that answered so many requests says."""
     registry = CollectorRegistry()
     answers = Counter("answers", "Answers.", ("reason",), registry=registry)

@@ -24,7 +24,7 @@ from maestrale.engines.cpu.architectures.refused import refusal
 from maestrale.engines.cpu.architectures.smollm3 import SMOLLM3
 from maestrale.engines.cpu.spec import DecoderSpec, MatrixShape
 from maestrale.engines.cpu.weights.roles import Roles, Rows
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 from maestrale.errors import ModelError
 
 FAMILIES: tuple[Family, ...] = (
@@ -45,12 +45,12 @@ _FOLDER = {name: family.folder for family in FAMILIES for name in family.folder.
 
 
 @dataclass(frozen=True)
-class Described:
+class DescribedModel:
     """A model that can be loaded: what it computes, and where its weights lie."""
 
     spec: DecoderSpec
     roles: Roles
-    source: Source
+    source: WeightSource
 
 
 def form_of(kind: str, architecture: str, where: str) -> Form:
@@ -62,7 +62,7 @@ def form_of(kind: str, architecture: str, where: str) -> Form:
     return form
 
 
-def describe(source: Source) -> Described:
+def describe(source: WeightSource) -> DescribedModel:
     """Read a model's metadata and tensor table to the end.
 
     Raises: ModelError for what is missing, damaged, unknown or not served, by name.
@@ -91,10 +91,10 @@ def describe(source: Source) -> Described:
         vector_elements=sum(vector.size for vector in roles.vectors()),
         notes=tuple(source.notes),
     )
-    return Described(complete, roles, source)
+    return DescribedModel(complete, roles, source)
 
 
-def _check(source: Source, spec: DecoderSpec) -> None:
+def _check(source: WeightSource, spec: DecoderSpec) -> None:
     """Refuse shapes that no decoder has, before anything is computed with them."""
     if spec.heads % spec.kv_heads:
         raise ModelError(
@@ -109,14 +109,14 @@ def _check(source: Source, spec: DecoderSpec) -> None:
         raise _impossible(source)
 
 
-def _impossible(source: Source) -> ModelError:
+def _impossible(source: WeightSource) -> ModelError:
     return ModelError(
         f"{source.path}: what it says of its scales, or of the rotary embedding (rope), gives "
         "numbers that can't be. The file is damaged; download it again."
     )
 
 
-def _shapes(source: Source, roles: Roles) -> tuple[MatrixShape, ...]:
+def _shapes(source: WeightSource, roles: Roles) -> tuple[MatrixShape, ...]:
     def shape(rows: Rows) -> MatrixShape:
         kind = "MXFP4" if rows.scales else source.tensors[rows.tensor].type
         return MatrixShape(kind, rows.rows, rows.columns)

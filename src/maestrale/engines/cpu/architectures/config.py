@@ -8,7 +8,7 @@ from typing import Any
 from maestrale.engines.cpu.architectures import rope
 from maestrale.engines.cpu.keys import MAX_LAYERS, Keys
 from maestrale.engines.cpu.spec import GELU_TANH, SILU, DecoderSpec, Experts, Rope
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 
 EMBEDDING = "model.embed_tokens.weight"
 ACTIVATIONS = {"silu": SILU, "swish": SILU, "gelu_pytorch_tanh": GELU_TANH, "gelu_tanh": GELU_TANH}
@@ -47,7 +47,10 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def base_spec(
-    source: Source, *, windows: Callable[[int, int], int] | None = None, embedding: str = EMBEDDING
+    source: WeightSource,
+    *,
+    windows: Callable[[int, int], int] | None = None,
+    embedding: str = EMBEDDING,
 ) -> DecoderSpec:
     """The decoder as far as families have it in common.
 

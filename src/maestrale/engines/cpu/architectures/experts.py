@@ -7,13 +7,15 @@ from typing import Any
 from maestrale.engines.cpu.architectures.names import Naming
 from maestrale.engines.cpu.spec import DecoderSpec, Experts
 from maestrale.engines.cpu.weights.roles import Rows, Vector
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 from maestrale.errors import ModelError
 
 BLOCKS, SCALES = "_blocks", "_scales"  # of MXFP4 in safetensors
 
 
-def find_experts(source: Source, spec: DecoderSpec, naming: Naming, prefix: str) -> dict[str, Any]:
+def find_experts(
+    source: WeightSource, spec: DecoderSpec, naming: Naming, prefix: str
+) -> dict[str, Any]:
     """The fields of a layer's roles that are about experts. Raises: ModelError."""
     experts = spec.experts
     assert experts is not None
@@ -22,7 +24,7 @@ def find_experts(source: Source, spec: DecoderSpec, naming: Naming, prefix: str)
 
 class _Experts:
     def __init__(
-        self, source: Source, spec: DecoderSpec, naming: Naming, prefix: str, experts: Experts
+        self, source: WeightSource, spec: DecoderSpec, naming: Naming, prefix: str, experts: Experts
     ) -> None:
         self._source, self._naming, self._prefix = source, naming, prefix
         self._count, self._width, self._hidden = experts.count, experts.width, spec.hidden

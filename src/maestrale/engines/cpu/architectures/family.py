@@ -8,7 +8,7 @@ from typing import Any
 
 from maestrale.engines.cpu.architectures.names import Naming
 from maestrale.engines.cpu.spec import DecoderSpec
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Form:
     """
 
     names: tuple[str, ...]
-    spec: Callable[[Source], DecoderSpec]
-    naming: Callable[[Source, DecoderSpec], Naming]
+    spec: Callable[[WeightSource], DecoderSpec]
+    naming: Callable[[WeightSource, DecoderSpec], Naming]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
 
@@ -34,6 +34,6 @@ class Family:
     folder: Form
 
 
-def always(naming: Naming) -> Callable[[Source, DecoderSpec], Naming]:
+def always(naming: Naming) -> Callable[[WeightSource, DecoderSpec], Naming]:
     """The same naming for every model of a family."""
     return lambda source, spec: naming

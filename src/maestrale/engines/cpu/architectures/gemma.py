@@ -8,7 +8,7 @@ from maestrale.engines.cpu.architectures import config, gguf, rope
 from maestrale.engines.cpu.architectures.family import Family, Form, always
 from maestrale.engines.cpu.architectures.names import HEAD_NORMS, NORMS, folder_naming, gguf_naming
 from maestrale.engines.cpu.spec import GELU_TANH, DecoderSpec
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 
 POST_NORMS = ("post_attention_norm", "post_mlp_norm")
 LOCAL_THETA = 10000.0
@@ -21,7 +21,7 @@ _FOLDER_NAMES = {
 }
 
 
-def gemma2_gguf(source: Source) -> DecoderSpec:
+def gemma2_gguf(source: WeightSource) -> DecoderSpec:
     """Of the keys below `gemma2.`: every other layer has a window, from the first on."""
     keys = source.keys
     spec = gguf.base_spec(source, windows=lambda layer, width: 0 if layer % 2 else width)
@@ -34,7 +34,7 @@ def gemma2_gguf(source: Source) -> DecoderSpec:
     )
 
 
-def gemma3_gguf(source: Source) -> DecoderSpec:
+def gemma3_gguf(source: WeightSource) -> DecoderSpec:
     """Of the keys below `gemma3.`: five of six layers have a window, and a theta of their own."""
     keys = source.keys
     spec = gguf.base_spec(source, windows=lambda layer, width: width if (layer + 1) % 6 else 0)
@@ -45,13 +45,13 @@ def gemma3_gguf(source: Source) -> DecoderSpec:
     )
 
 
-def gemma2_folder(source: Source) -> DecoderSpec:
+def gemma2_folder(source: WeightSource) -> DecoderSpec:
     """Of a config.json."""
     spec = config.base_spec(source, windows=lambda layer, width: 0 if layer % 2 else width)
     return _folder(source, spec)
 
 
-def gemma3_folder(source: Source) -> DecoderSpec:
+def gemma3_folder(source: WeightSource) -> DecoderSpec:
     """Of a config.json, whose layers with a window have a rotary embedding of their own."""
     keys = source.keys
     every = keys.whole("sliding_window_pattern", "_sliding_window_pattern", default=6)
@@ -65,7 +65,7 @@ def gemma3_folder(source: Source) -> DecoderSpec:
     return _folder(source, spec)
 
 
-def _folder(source: Source, spec: DecoderSpec) -> DecoderSpec:
+def _folder(source: WeightSource, spec: DecoderSpec) -> DecoderSpec:
     keys = source.keys
     keys.must_be("attention_bias", False)
     return replace(
@@ -77,7 +77,7 @@ def _folder(source: Source, spec: DecoderSpec) -> DecoderSpec:
     )
 
 
-def _scaled(source: Source, spec: DecoderSpec) -> DecoderSpec:
+def _scaled(source: WeightSource, spec: DecoderSpec) -> DecoderSpec:
     width = spec.head_dim
     if spec.layers == _LARGE[source.architecture]:
         width = spec.hidden // spec.heads

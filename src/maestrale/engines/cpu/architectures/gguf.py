@@ -8,7 +8,7 @@ from dataclasses import replace
 from maestrale.engines.cpu.architectures import rope
 from maestrale.engines.cpu.keys import MAX_LAYERS, Keys
 from maestrale.engines.cpu.spec import DecoderSpec, Experts, Rope
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 
 EMBEDDING = "token_embd.weight"
 SOFTMAX_GATING = 1
@@ -36,7 +36,7 @@ _NEUTRAL = {
 
 
 def base_spec(
-    source: Source, *, windows: Callable[[int, int], int] | None = None, truncate: bool = True
+    source: WeightSource, *, windows: Callable[[int, int], int] | None = None, truncate: bool = True
 ) -> DecoderSpec:
     """The decoder as far as families have it in common.
 
@@ -75,7 +75,7 @@ def base_spec(
     )
 
 
-def _rope(source: Source, head_dim: int, context: int, *, truncate: bool) -> tuple[Rope, int]:
+def _rope(source: WeightSource, head_dim: int, context: int, *, truncate: bool) -> tuple[Rope, int]:
     """The rotary embedding that the file asks for, and the context it was made for."""
     keys = source.keys
     dims = keys.whole("rope.dimension_count", default=head_dim)

@@ -8,7 +8,7 @@ from maestrale.engines.cpu.architectures import config, gguf
 from maestrale.engines.cpu.architectures.family import Family, Form, always
 from maestrale.engines.cpu.architectures.names import QKV_BIASES, folder_naming, gguf_naming
 from maestrale.engines.cpu.spec import CLIPPED_SWIGLU, DecoderSpec
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 
 ALPHA, LIMIT = 1.702, 7.0
 
@@ -17,13 +17,13 @@ def _windows(layer: int, width: int) -> int:
     return 0 if layer % 2 else width
 
 
-def of_gguf(source: Source) -> DecoderSpec:
+def of_gguf(source: WeightSource) -> DecoderSpec:
     """Of the keys below `gpt-oss.`."""
     spec = gguf.base_spec(source, windows=_windows, truncate=False)
     return _clipped(spec, ALPHA, LIMIT)
 
 
-def of_folder(source: Source) -> DecoderSpec:
+def of_folder(source: WeightSource) -> DecoderSpec:
     """Of a config.json."""
     keys = source.keys
     keys.must_be("attention_bias", True)

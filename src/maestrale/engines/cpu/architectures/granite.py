@@ -8,10 +8,10 @@ from maestrale.engines.cpu.architectures import config, gguf
 from maestrale.engines.cpu.architectures.family import Family, Form, always
 from maestrale.engines.cpu.architectures.names import QKV_BIASES, folder_naming, gguf_naming
 from maestrale.engines.cpu.spec import DecoderSpec
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 
 
-def of_gguf(source: Source) -> DecoderSpec:
+def of_gguf(source: WeightSource) -> DecoderSpec:
     """Of the keys below `granite.`; `rope.scaling.finetuned` false: no rotary embedding."""
     keys = source.keys
     spec = gguf.base_spec(source)
@@ -25,7 +25,7 @@ def of_gguf(source: Source) -> DecoderSpec:
     )
 
 
-def of_folder(source: Source) -> DecoderSpec:
+def of_folder(source: WeightSource) -> DecoderSpec:
     """Of a config.json."""
     keys = source.keys
     keys.ignore("attention_bias", "mlp_bias")  # the tensors tell

@@ -12,10 +12,10 @@ from maestrale.engines.cpu.architectures.experts import find_experts
 from maestrale.engines.cpu.architectures.names import HEAD_NORMS, Naming
 from maestrale.engines.cpu.spec import DecoderSpec
 from maestrale.engines.cpu.weights.roles import LayerRoles, Roles, Rows, Vector
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 
 
-def find_roles(source: Source, spec: DecoderSpec, naming: Naming) -> Roles:
+def find_roles(source: WeightSource, spec: DecoderSpec, naming: Naming) -> Roles:
     """Where each weight lies, having checked its shape. Raises: ModelError."""
     top = {role: f"{name}.weight" for role, name in naming.top.items()}
     table = (spec.vocab, spec.hidden)
@@ -44,7 +44,9 @@ def find_roles(source: Source, spec: DecoderSpec, naming: Naming) -> Roles:
 class _Layer:
     """One layer's roles."""
 
-    def __init__(self, source: Source, spec: DecoderSpec, naming: Naming, number: int) -> None:
+    def __init__(
+        self, source: WeightSource, spec: DecoderSpec, naming: Naming, number: int
+    ) -> None:
         self._source, self._spec, self._naming = source, spec, naming
         self._prefix = naming.layer.format(number)
 
@@ -136,7 +138,7 @@ class _Layer:
         return self._prefix + self._naming.names[role]
 
 
-def left_over(source: Source, naming: Naming) -> list[str]:
+def left_over(source: WeightSource, naming: Naming) -> list[str]:
     """The tensors that nothing uses and that nobody said may be left out."""
     return sorted(
         name

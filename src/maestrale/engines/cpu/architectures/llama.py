@@ -11,13 +11,13 @@ from maestrale.engines.cpu.architectures import config, gguf
 from maestrale.engines.cpu.architectures.family import Family, Form, always
 from maestrale.engines.cpu.architectures.names import folder_naming, gguf_naming
 from maestrale.engines.cpu.spec import DecoderSpec
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 
 BIASES = ("query", "key", "value", "output", "gate", "up", "down")
 V01_WINDOW = 4096
 
 
-def of_gguf(source: Source) -> DecoderSpec:
+def of_gguf(source: WeightSource) -> DecoderSpec:
     """Of the keys below `llama.` or `mistral3.`."""
     spec = gguf.base_spec(source)
     if source.keys.number("attention.temperature_scale", default=0.0):
@@ -34,14 +34,14 @@ def of_gguf(source: Source) -> DecoderSpec:
     return spec
 
 
-def _is_mistral_v01(source: Source, spec: DecoderSpec) -> bool:
+def _is_mistral_v01(source: WeightSource, spec: DecoderSpec) -> bool:
     """Whether it is Mistral 7B v0.1 or made from it: v0.2 and Llama 3 have another theta."""
     shape = (spec.hidden, spec.mlp, spec.layers, spec.heads, spec.kv_heads, spec.context)
     theta = source.keys.number("rope.freq_base", default=10000.0)
     return shape == (4096, 14336, 32, 32, 8, 32768) and theta == 10000.0 and not spec.experts
 
 
-def of_folder(source: Source) -> DecoderSpec:
+def of_folder(source: WeightSource) -> DecoderSpec:
     """Of a config.json."""
     keys = source.keys
     keys.ignore("attention_bias", "mlp_bias")  # the tensors tell

@@ -8,7 +8,7 @@ from maestrale.engines.cpu.architectures import config, gguf, rope
 from maestrale.engines.cpu.architectures.family import Family, Form, always
 from maestrale.engines.cpu.architectures.names import HEAD_NORMS, folder_naming, gguf_naming
 from maestrale.engines.cpu.spec import DecoderSpec, Rope
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 
 _NORMS = ("post_attention_norm", "post_mlp_norm", *HEAD_NORMS)
 _FOLDER_NAMES = {
@@ -23,7 +23,7 @@ def _windows(layer: int, width: int) -> int:
     return width if (layer + 1) % 4 else 0
 
 
-def of_gguf(source: Source) -> DecoderSpec:
+def of_gguf(source: WeightSource) -> DecoderSpec:
     """Of the keys below `olmo2.`; layers with a window have no scaling of the rotary embedding."""
     spec = gguf.base_spec(source, windows=_windows)
     keys = source.keys
@@ -34,7 +34,7 @@ def of_gguf(source: Source) -> DecoderSpec:
     return replace(spec, whole_head_norm=True)
 
 
-def of_folder(source: Source) -> DecoderSpec:
+def of_folder(source: WeightSource) -> DecoderSpec:
     """Of a config.json."""
     keys = source.keys
     keys.must_be("attention_bias", False)
@@ -44,7 +44,7 @@ def of_folder(source: Source) -> DecoderSpec:
     return replace(spec, whole_head_norm=True)
 
 
-def _windowed(source: Source, spec: DecoderSpec) -> Rope:
+def _windowed(source: WeightSource, spec: DecoderSpec) -> Rope:
     """What layers with a window turn by: unscaled, unless the config says something of them."""
     keys = source.keys
     given = keys.below("rope_parameters") or keys.below("rope_scaling")

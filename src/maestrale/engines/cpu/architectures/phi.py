@@ -6,10 +6,10 @@ from maestrale.engines.cpu.architectures import config, gguf
 from maestrale.engines.cpu.architectures.family import Family, Form, always
 from maestrale.engines.cpu.architectures.names import folder_naming, gguf_naming
 from maestrale.engines.cpu.spec import DecoderSpec
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 
 
-def of_folder(source: Source) -> DecoderSpec:
+def of_folder(source: WeightSource) -> DecoderSpec:
     """Of a config.json."""
     for flag in ("attention_bias", "mlp_bias", "lm_head_bias"):
         source.keys.must_be(flag, False)

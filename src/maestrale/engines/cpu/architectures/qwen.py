@@ -12,10 +12,10 @@ from maestrale.engines.cpu.architectures.names import (
     gguf_naming,
 )
 from maestrale.engines.cpu.spec import DecoderSpec
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 
 
-def of_folder(source: Source) -> DecoderSpec:
+def of_folder(source: WeightSource) -> DecoderSpec:
     """Of a config.json; the first `max_window_layers` layers see everything."""
     keys = source.keys
     keys.ignore("attention_bias")  # the tensors tell

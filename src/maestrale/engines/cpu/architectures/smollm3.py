@@ -8,18 +8,18 @@ from maestrale.engines.cpu.architectures import config, gguf
 from maestrale.engines.cpu.architectures.family import Family, Form, always
 from maestrale.engines.cpu.architectures.names import QKV_BIASES, folder_naming, gguf_naming
 from maestrale.engines.cpu.spec import DecoderSpec
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 
 EVERY = 4  # layers, of which the last has none
 
 
-def of_gguf(source: Source) -> DecoderSpec:
+def of_gguf(source: WeightSource) -> DecoderSpec:
     """Of the keys below `smollm3.`, which don't say which layers."""
     spec = gguf.base_spec(source)
     return replace(spec, layer_ropes=_without(spec.layers, EVERY))
 
 
-def of_folder(source: Source) -> DecoderSpec:
+def of_folder(source: WeightSource) -> DecoderSpec:
     """Of a config.json."""
     keys = source.keys
     keys.ignore("attention_bias", "mlp_bias")  # the tensors tell

@@ -37,11 +37,11 @@ SECONDS = 600.0  # to compile one file; some seconds each
 PREBUILT = SOURCES  # where a wheel brings the libraries of all targets (hatch_build.py)
 KEPT = "kernel"  # the folder of the cache
 
-Progress = Callable[[str, float | None], None]
+CompileProgress = Callable[[str, float | None], None]
 logger = logging.getLogger(__name__)
 
 
-def library(cache_dir: Path, progress: Progress) -> Path:
+def library(cache_dir: Path, progress: CompileProgress) -> Path:
     """The file to load: prebuilt, or from the cache, or compiled now.
 
     Where the cache can't keep it, it is made for this process alone, and the log says so.
@@ -73,7 +73,7 @@ def prebuilt() -> Path | None:
     return file if may_run else None
 
 
-def build(folder: Path, compiler: compilers.Compiler, progress: Progress) -> Path:
+def build(folder: Path, compiler: compilers.Compiler, progress: CompileProgress) -> Path:
     """Compile the library into `folder`, whole or not at all. Raises: EngineError."""
     done = folder / name(compiler.target)
     try:
@@ -89,9 +89,9 @@ def build(folder: Path, compiler: compilers.Compiler, progress: Progress) -> Pat
 
 
 @functools.cache
-def name(target: compilers.Target | None = None) -> str:
+def name(target: compilers.CompileTarget | None = None) -> str:
     """The library's file name, which names all that it is made from but the compiler."""
-    target = target or compilers.Target.here()
+    target = target or compilers.CompileTarget.here()
     spelled = compilers.Compiler((), target=target)
     parts = [*FLAGS, *LINK_FLAGS, target.machine, target.libc]
     for level in ("", *target.levels()):
@@ -102,7 +102,7 @@ def name(target: compilers.Target | None = None) -> str:
     return f"libmaestrale-{target.machine}-{digest}.so"
 
 
-def sources(target: compilers.Target) -> list[tuple[Path, str]]:
+def sources(target: compilers.CompileTarget) -> list[tuple[Path, str]]:
     """The files to compile and the level of each, in the order in which they are linked: of an
     inline function that several have, the linker keeps the first, which must run everywhere.
     """
@@ -131,7 +131,7 @@ def usable(file: Path) -> Path | None:
 
 
 @functools.cache
-def _in_memory(cache_dir: Path, progress: Progress) -> Path:
+def _in_memory(cache_dir: Path, progress: CompileProgress) -> Path:
     """Compiled for this process alone: nothing is left of it, and no mount forbids to load it."""
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -149,7 +149,9 @@ def _in_memory(cache_dir: Path, progress: Progress) -> Path:
     return Path(f"/proc/self/fd/{number}")
 
 
-def _compile(compiler: compilers.Compiler, scratch: Path, target: Path, progress: Progress) -> None:
+def _compile(
+    compiler: compilers.Compiler, scratch: Path, target: Path, progress: CompileProgress
+) -> None:
     """Each file by itself, as many at once as there are CPUs, the longest first; then linked."""
     files = sources(compiler.target)
     done = 0

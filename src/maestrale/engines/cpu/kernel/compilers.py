@@ -67,14 +67,14 @@ ZIG_GLIBC = "2.17"
 
 
 @dataclass(frozen=True)
-class Target:
+class CompileTarget:
     """What a library is made for."""
 
     machine: str  # the architecture, as compilers call it
     libc: Literal["glibc", "musl"]
 
     @classmethod
-    def here(cls) -> Target:
+    def here(cls) -> CompileTarget:
         """This machine. Raises: EngineError where its architecture is none of ours."""
         machine = MACHINES.get(platform.machine().lower())
         if machine is None:
@@ -96,7 +96,7 @@ class Compiler:
     command: tuple[str, ...]
     zig: bool = False
     cache: Path | None = None  # where Zig keeps what it compiles of its own
-    target: Target = field(default_factory=Target.here)
+    target: CompileTarget = field(default_factory=CompileTarget.here)
 
     def environment(self) -> dict[str, str]:
         """What the command gets."""

@@ -7,17 +7,17 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from maestrale.engines.cpu.kernel.build import Progress, build, name, usable
+from maestrale.engines.cpu.kernel.build import CompileProgress, build, name, usable
 from maestrale.engines.cpu.kernel.compilers import (
     MACHINES,
     ZIG,
     ZIG_GLIBC,
     ZIG_MODULE,
     Compiler,
-    Target,
+    CompileTarget,
 )
 
-TARGETS = [Target(machine, "glibc") for machine in sorted(set(MACHINES.values()))]
+TARGETS = [CompileTarget(machine, "glibc") for machine in sorted(set(MACHINES.values()))]
 
 
 def tag() -> str:
@@ -26,7 +26,7 @@ def tag() -> str:
     return "py3-none-" + ".".join(f"manylinux_{glibc}_{target.machine}" for target in TARGETS)
 
 
-def libraries(cache_dir: Path, progress: Progress) -> list[Path]:
+def libraries(cache_dir: Path, progress: CompileProgress) -> list[Path]:
     """The files, kept below `cache_dir` for the next wheel. Raises: EngineError; OSError."""
     folder = cache_dir / f"wheel-{ZIG.distribution}-{ZIG.version}"
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from maestrale.engines.cpu.keys import Keys
 from maestrale.engines.cpu.weights.mapped import MappedTensors
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 from maestrale.errors import ModelError
 from maestrale.models.gguf_file import read_gguf_model
 
@@ -20,7 +20,7 @@ _OTHER_KINDS = {
 _REFUSED = ("adapter.", "xielu.")
 
 
-def open_gguf(path: Path) -> Source:
+def open_gguf(path: Path) -> WeightSource:
     """The model that a GGUF file is, or is a part of. Raises: ModelError."""
     file = read_gguf_model(path, texts=False)
     architecture = file.metadata.get("general.architecture")
@@ -33,4 +33,4 @@ def open_gguf(path: Path) -> Source:
     if odd is not None:
         raise ModelError(f"{path} says {odd!r}, which changes the model in a way not served here.")
     keys = Keys(str(path), file.metadata, f"{architecture}.")
-    return Source(path, "gguf", architecture, keys, MappedTensors(file.tensors))
+    return WeightSource(path, "gguf", architecture, keys, MappedTensors(file.tensors))

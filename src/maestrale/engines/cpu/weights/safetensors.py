@@ -9,7 +9,7 @@ from typing import Any
 from maestrale.engines.cpu.architectures import form_of
 from maestrale.engines.cpu.keys import Keys
 from maestrale.engines.cpu.weights.mapped import MappedTensors
-from maestrale.engines.cpu.weights.source import Source
+from maestrale.engines.cpu.weights.source import WeightSource
 from maestrale.errors import ModelError
 from maestrale.models.file_selection import PICKLES
 from maestrale.models.folder_words import read_json
@@ -26,7 +26,7 @@ _OTHER_PARTS = (
 )  # fmt: skip
 
 
-def open_folder(folder: Path) -> Source:
+def open_folder(folder: Path) -> WeightSource:
     """The model in a folder. Raises: ModelError for what is missing, damaged or not served."""
     if (folder / ADAPTER).is_file():
         raise ModelError(
@@ -48,7 +48,7 @@ def open_folder(folder: Path) -> Source:
     given = {key: value for key, value in text.items() if key not in _OUTER}
     values = {**form.defaults, **{key: each for key, each in given.items() if each is not None}}
     keys = Keys(f"{folder}/config.json", values)
-    source = Source(folder, "folder", architecture, keys, MappedTensors(tensors))
+    source = WeightSource(folder, "folder", architecture, keys, MappedTensors(tensors))
     if left_out:
         source.notes.append(
             f"{folder} has an image or audio part, which isn't served: the model takes text only."

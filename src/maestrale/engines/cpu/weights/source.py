@@ -18,7 +18,7 @@ from maestrale.models.tensor_info import MATRIX_TYPES, TensorInfo
 
 
 @dataclass
-class Source:
+class WeightSource:
     """`path` is what was given; `architecture` names the family in its format's words.
 
     `keys` and `take` tick off what is used: what is left at the end was not honoured.
