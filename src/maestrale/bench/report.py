@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.resources import files
-
-import jinja2
 import msgspec
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +10,8 @@ from rich.text import Text
 from maestrale.bench.plot import Line, chart
 from maestrale.bench.results import BenchReport, Latencies, Measurement
 from maestrale.bench.statistics import Summary
-from maestrale.printable import printable, printable_json
+from maestrale.printable import printable_json
+from maestrale.verify.report import page_template
 
 MEASURES = (
     ("ttft", "time to first token"),
@@ -124,7 +121,7 @@ def _kind_table(report: BenchReport) -> Table | None:
 
 def as_html(report: BenchReport) -> str:
     """One self-contained page with plots."""
-    return _template().render(
+    return page_template("maestrale.bench").render(
         report=report,
         plots=_plots(report),
         measures=MEASURES,
@@ -186,17 +183,3 @@ def _over_throughput(title: str, found: list[Measurement], measure: str) -> tupl
 def _value(latencies: Latencies, measure: str, percentile: str) -> float:
     value: float = getattr(getattr(latencies, measure), percentile)
     return value
-
-
-def _shown(value: object) -> object:
-    """What the page shows of it: no text from outside may turn the direction of writing."""
-    return printable(value) if type(value) is str else value
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown
-    )
-    source = (files("maestrale.bench") / "assets" / "report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source)

@@ -23,7 +23,6 @@ from maestrale.cluster.options import ClusterOptions
 from maestrale.cluster.replica_pool import ReplicaPool
 from maestrale.cluster.routing_table import RoutingTable, forget_routing_table, routing_table
 from maestrale.cluster.runtime import Runtime
-from maestrale.cluster.status import status_of
 from maestrale.engines.base import (
     EngineConfig,
     EngineHealth,
@@ -213,7 +212,7 @@ class RayServeEngine:
 
     def replicas(self) -> list[ReplicaStatus]:
         """Those known to this process, in no order."""
-        return [status_of(connection) for connection in self._pool.all()]
+        return [connection.status() for connection in self._pool.all()]
 
     # Within
 

@@ -1,10 +1,17 @@
-"""What Ray takes from the environment only, set before it is imported; its processes inherit it."""
+"""What Ray takes from the environment only, set before it is imported, and where it listens.
+
+Ray's processes inherit the environment. They obey the node's address only if that is loopback:
+`RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0` makes Ray take 127.0.0.1 as the machine's address, and bind
+to it; given as an argument, 127.0.0.1 would be replaced by the machine's outer address. One
+server of Ray Serve's replicas binds to every interface whatever the address: `bind_to_node`.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -27,7 +34,7 @@ def set_environment(options: ClusterOptions) -> None:
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     if options.address is None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # see loopback.py
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_enable_metrics_collection"] = "0"  # noqa: SIM112 - Ray's spelling
     elif options.token_file is not None:
         os.environ["RAY_AUTH_TOKEN"] = _read_token(options.token_file)
@@ -41,6 +48,23 @@ def with_level_here(config: EngineConfig) -> EngineConfig:
     if not level or config.engine != "cpu" or LEVEL in config.options:
         return config
     return replace(config, options={**config.options, LEVEL: level})
+
+
+def bind_to_node() -> None:
+    """Make the gRPC server of the replica in this process listen on its node's address only."""
+    from ray.serve._private import replica
+    from ray.util import get_node_ip_address
+
+    original = replica.add_port_to_grpc_server
+
+    def bound(server: Any, address: str) -> int:
+        _, _, port = address.rpartition(":")
+        host = get_node_ip_address()
+        host = f"[{host}]" if ":" in host else host
+        return int(original(server, f"{host}:{port}"))
+
+    if getattr(original, "__name__", "") != "bound":
+        replica.add_port_to_grpc_server = bound
 
 
 def _read_token(path: Path) -> str:

@@ -17,8 +17,7 @@ import msgspec
 import ray
 from ray import serve
 
-from maestrale.cluster.environment import with_level_here
-from maestrale.cluster.loopback import bind_to_node
+from maestrale.cluster.environment import bind_to_node, with_level_here
 from maestrale.cluster.node import check_version, model_folder
 from maestrale.cluster.session import StreamSession, api_of
 from maestrale.cluster.stages import check_model_elsewhere, reserved_here

@@ -11,7 +11,7 @@ import msgspec
 
 from maestrale.cluster.routing_table import RoutingTable
 from maestrale.cluster.wire import Beat, Bye, Hello, Lost, from_replica, pack
-from maestrale.engines.base import EngineStats
+from maestrale.engines.base import EngineStats, ReplicaStatus
 from maestrale.supervise.messages import Abort, Delta, RequestFailed
 from maestrale.supervise.process import sum_stats
 
@@ -58,6 +58,21 @@ class ReplicaConnection:
         self._since_ping = 0.0
         self._aborts: list[str] = []
         self._task = asyncio.create_task(self._listen())
+
+    def status(self) -> ReplicaStatus:
+        """What the status page, the metrics and `doctor` show of the replica."""
+        hello = self.hello
+        return ReplicaStatus(
+            name=self.name,
+            state=self.state,
+            node=hello.node if hello else "",
+            host=hello.host if hello else "",
+            pid=hello.pid if hello else 0,
+            engine_pid=hello.engine_pid if hello else 0,
+            fingerprint=hello.info.fingerprint if hello else "",
+            in_flight=len(self.wires),
+            stats=self.stats,
+        )
 
     @property
     def load(self) -> int:

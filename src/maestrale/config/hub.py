@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from maestrale.config.folders import xdg_folder
+from maestrale.config.paths import xdg_folder
 from maestrale.errors import SettingsError
 
 DEFAULT_ENDPOINT = "https://huggingface.co"

@@ -1,4 +1,7 @@
-"""Where what is kept lies, each below a user's folder of the XDG rules."""
+"""Where what is kept lies, each below a user's folder of the XDG rules.
+
+For any environment, this process's or another's: platformdirs would ask this process's alone.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,33 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from maestrale.config.folders import xdg_folder
 from maestrale.errors import SettingsError
 
 SETTINGS_FILE = "maestrale.toml"
+
+
+_BELOW_HOME = {
+    "XDG_CACHE_HOME": ".cache",
+    "XDG_CONFIG_HOME": ".config",
+    "XDG_DATA_HOME": ".local/share",
+    "XDG_STATE_HOME": ".local/state",
+}
+
+
+def xdg_folder(environment: Mapping[str, str], variable: str, otherwise: str = "") -> Path:
+    """The folder that `variable` names, or its place below the home folder; a relative one is none.
+
+    Raises: SettingsError when this user has no home folder at all; `otherwise` is what to do then.
+    """
+    folder = Path(environment.get(variable, ""))
+    if folder.is_absolute():
+        return folder
+    home = environment.get("HOME", "")
+    try:
+        return (Path(home) if home else Path.home()) / _BELOW_HOME[variable]
+    except RuntimeError as error:
+        remedy = otherwise or f"set {variable}"
+        raise SettingsError(f"This user has no home folder: {remedy}.") from error
 
 
 def _folder(kind: str, environment: Mapping[str, str] | None, advice: str = "") -> Path:

@@ -9,8 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from maestrale.errors import MachineError, TargetTimeout
-from maestrale.machine.facts import Cpu, Disk, Docker, MachineFacts
-from maestrale.machine.pci import pci_gpu
+from maestrale.machine.facts import Cpu, Disk, Docker, MachineFacts, pci_gpu
 from maestrale.machine.probe_driver import read_driver
 from maestrale.machine.probe_system import (
     apt_lock,

@@ -144,17 +144,18 @@ def _shown(value: object) -> object:
 
 
 @cache
-def _template() -> jinja2.Template:
+def page_template(package: str) -> jinja2.Template:
+    """The report's page of a package, whose variables can hold any text."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown
     )
-    source = (files("maestrale.verify") / "assets" / "report.html.j2").read_text(encoding="utf-8")
+    source = (files(package) / "assets" / "report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)
 
 
 def as_html(run: RunResult) -> str:
     """One self-contained page: the verdict, each check, and the answers as a conversation."""
-    return _template().render(
+    return page_template("maestrale.verify").render(
         run=run,
         conversation=conversation,
         cause_of=cause_of,

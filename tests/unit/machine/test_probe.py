@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.machine.pci import pci_gpu
+from maestrale.machine.facts import pci_gpu
 from maestrale.machine.probe import probe_script, read_facts
 from maestrale.machine.sections import split_sections
 from maestrale.machine.target import Target

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from maestrale.machine.doctor import containers, gpu, resources, system
-from maestrale.machine.doctor.asked import Asked
-from maestrale.machine.doctor.findings import Finding, verdict
+from maestrale.machine.doctor.findings import Asked, Finding, verdict
 from maestrale.machine.facts import MachineFacts
 
 __all__ = ["Asked", "Finding", "examine", "verdict"]

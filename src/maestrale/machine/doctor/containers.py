@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from maestrale.machine.doctor.asked import Asked
-from maestrale.machine.doctor.findings import Finding, dotted
+from maestrale.machine.doctor.findings import Asked, Finding, dotted
 from maestrale.machine.doctor.gpu import has_nvidia, too_old
 from maestrale.machine.facts import MachineFacts
 from maestrale.machine.requirements import MIN_DOCKER_VERSION, parse_version

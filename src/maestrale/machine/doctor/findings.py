@@ -1,4 +1,4 @@
-"""What doctor says: one finding for each thing it looked at."""
+"""What doctor is asked about, and what it says: one finding for each thing it looked at."""
 
 from __future__ import annotations
 
@@ -7,6 +7,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 FindingState = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`target`: as it was typed, empty for this machine. `port`: the service's.
+
+    `now`: seconds since 1970 here when the probe began, for the offset of the other clock.
+    """
+
+    target: str = ""
+    port: int = 8000
+    now: float | None = None
+
+    @property
+    def setup(self) -> str:
+        """The command that sets this machine up."""
+        return f"maestrale setup {self.target}".strip()
 
 
 @dataclass(frozen=True)

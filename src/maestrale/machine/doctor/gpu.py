@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from maestrale.machine.doctor.asked import Asked
-from maestrale.machine.doctor.findings import Finding, dotted, shown_size
+from maestrale.machine.doctor.findings import Asked, Finding, dotted, shown_size
 from maestrale.machine.facts import Driver, MachineFacts
 from maestrale.machine.requirements import (
     CUDA_VERSION,

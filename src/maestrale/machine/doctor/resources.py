@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from maestrale.machine.doctor.asked import Asked
-from maestrale.machine.doctor.findings import Finding, shown_size
+from maestrale.machine.doctor.findings import Asked, Finding, shown_size
 from maestrale.machine.doctor.gpu import has_nvidia, too_old
 from maestrale.machine.facts import Disk, MachineFacts
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from maestrale.machine.doctor.asked import Asked
-from maestrale.machine.doctor.findings import Finding
+from maestrale.machine.doctor.findings import Asked, Finding
 from maestrale.machine.facts import MachineFacts
 from maestrale.machine.requirements import SUPPORTED_DISTRIBUTIONS
 
