@@ -22,8 +22,9 @@ from maestrale.api.http.protocol import protocol_class
 from maestrale.config.settings import Settings
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.constraint import compile_constraint
-from maestrale.engines.scripted import BYTE_EOS, ScriptedEngine, byte_vocabulary
+from maestrale.engines.scripted import ScriptedEngine
 from maestrale.errors import InvalidRequest, Location
+from maestrale.models.vocabulary import BYTE_EOS, byte_vocabulary
 from maestrale.prompt.jinja import TemplateReads
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
 from maestrale.prompt.reasoning.base import ReasoningFormat

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from maestrale.api.http.protocol import HttpLimits, protocol_class
+from maestrale.api.http.limits import HttpLimits
+from maestrale.api.http.protocol import protocol_class
 from maestrale.cli.main import main
 from maestrale.serve import listening
 

@@ -10,6 +10,8 @@ import msgspec
 
 from maestrale.errors import ModelError
 
+BYTE_EOS = 256  # of `byte_vocabulary`
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -69,3 +71,9 @@ def load_vocabulary(folder: Path) -> Vocabulary:
             f"{folder} is not a prepared model: its vocabulary can't be read ({error}). "
             "Delete the folder; it will be made anew."
         ) from error
+
+
+def byte_vocabulary() -> Vocabulary:
+    """The vocabulary where there is no model's: 256 bytes, and 256 ends the text."""
+    token_bytes = (*(bytes([value]) for value in range(256)), b"")
+    return Vocabulary(token_bytes, {"</s>": BYTE_EOS}, (BYTE_EOS,))

@@ -19,9 +19,8 @@ import msgspec
 
 from maestrale.engines.base import Constraint
 from maestrale.engines.constraint import compile_constraint
-from maestrale.engines.scripted import byte_vocabulary
 from maestrale.errors import MaestraleError
-from maestrale.models.vocabulary import Vocabulary, load_vocabulary
+from maestrale.models.vocabulary import Vocabulary, byte_vocabulary, load_vocabulary
 from maestrale.supervise.channel import blocking_messages, frames, pack
 from maestrale.supervise.leash import take_leash
 from maestrale.supervise.messages import Failed, Verdict, Vet, VetterReady, VetterStart

@@ -83,6 +83,6 @@ def running(start: Callable[[], RunningEngine]) -> Iterator[RunningEngine]:
 def vocabulary(config: EngineConfig) -> Vocabulary:
     if config.model_dir:
         return load_vocabulary(Path(config.model_dir))
-    from maestrale.engines.scripted import byte_vocabulary
+    from maestrale.models.vocabulary import byte_vocabulary
 
     return byte_vocabulary()

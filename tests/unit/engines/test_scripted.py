@@ -12,8 +12,9 @@ from msgspec.structs import replace
 from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, Sampling, TokenDelta
 from maestrale.engines.mailbox import Mailbox, merge
 from maestrale.engines.registry import build_engine, engine_name
-from maestrale.engines.scripted import BYTE_EOS, ScriptedEngine
+from maestrale.engines.scripted import ScriptedEngine
 from maestrale.errors import EngineDied, EngineError, SettingsError
+from maestrale.models.vocabulary import BYTE_EOS
 
 
 def request(**fields: object) -> GenerationRequest:

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, TokenDelta
 from maestrale.engines.mailbox import merge
-from maestrale.engines.scripted import BYTE_EOS, ScriptedEngine
+from maestrale.engines.scripted import ScriptedEngine
+from maestrale.models.vocabulary import BYTE_EOS
 from maestrale.supervise.process import Restarts, SupervisedEngine
 from maestrale.supervise.watchdog import Patience
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from maestrale.engines.base import GenerationRequest, TokenDelta
-from maestrale.engines.scripted import BYTE_EOS
 from maestrale.errors import EngineError, ReplayMismatch, Unavailable
+from maestrale.models.vocabulary import BYTE_EOS
 from maestrale.supervise.process import Restarts, SupervisedEngine
 from maestrale.supervise.watchdog import Patience
 

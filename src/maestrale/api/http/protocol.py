@@ -14,8 +14,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import socket
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, ClassVar
 
 import httptools
@@ -25,12 +23,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from maestrale.api.dialect import Dialects
-from maestrale.api.errors import spelled
 from maestrale.api.http.connections import ConnectionTable, Outlet, connections_that_fit, is_reset
+from maestrale.api.http.head import check_head, malformed, refusal
+from maestrale.api.http.limits import HttpLimits
 from maestrale.errors import (
     ApiError,
     HeadersTooLarge,
-    InvalidRequest,
     RequestTimeout,
     Unavailable,
 )
@@ -41,46 +39,6 @@ _ASK_EVERY = 10.0
 
 _SLICE = 4096
 """Bytes parsed at once. Small, so that limits hold however much one read brings."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HttpLimits:
-    """Bounds on one connection, and on how many there are. Times in seconds, sizes in bytes."""
-
-    head_timeout: float = 10.0
-    """From the connection, or a request's first byte, to the end of its headers."""
-    body_idle_timeout: float = 15.0
-    """Between two pieces of a body, while the application is reading it."""
-    body_timeout: float = 120.0
-    """For a whole body, while the application is reading it."""
-    max_url_bytes: int = 8 * 1024
-    max_head_bytes: int = 64 * 1024
-    """For the request line and headers, and apart from them for trailers."""
-    max_headers: int = 100
-    max_connections: int = 1024
-    """Fewer where the limit of open files is too low for it."""
-    write_high_water: int = 64 * 1024
-    """Unsent output above which the application waits."""
-    send_buffer: int = 128 * 1024
-    """What the kernel may hold besides; left alone, it grows to megabytes a connection."""
-    stall_timeout: float = 30.0
-    """With output unsent: the longest time in which the client reads nothing."""
-    min_write_rate: float = 64.0
-    """With output unsent: bytes a second that a client reads at least, over `write_window`."""
-    write_window: float = 120.0
-    linger: float = 2.0
-    """After an early answer: how long the rest of the request is waited for and thrown away."""
-    linger_total: float = 30.0
-    """The same for one that goes on sending: many clients read nothing before they have sent all,
-    and a reset would take the answer from them."""
-    linger_bytes: int = 64 * 1024 * 1024
-    """The same, in bytes."""
-    still_there: float = 1.2
-    """A client that has ended its side may have left, or wait for its answer: how long until it
-    is asked for the first time, by a line that only one who is there takes."""
-    last_request: float = 0.5
-    """When the server ends: how long a connection that is owed nothing may still bring a request.
-    One is often on its way, and closing at once would reset it unread."""
 
 
 class _Phase(enum.Enum):
@@ -269,9 +227,9 @@ class BoundedProtocol(HttpToolsProtocol):
             used = int(upgrade.args[0])
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            self._fail(cause if isinstance(cause, ApiError) else _malformed())
+            self._fail(cause if isinstance(cause, ApiError) else malformed())
         except httptools.HttpParserError:
-            self._fail(_malformed())
+            self._fail(malformed())
         if not self._failed:
             self._count_framing(before, used)
         return used
@@ -281,7 +239,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._phase is _Phase.BODY:
             self._framing_bytes = 0 if self._body_came else self._framing_bytes + size
             if self._framing_bytes > self.limits.max_head_bytes:
-                self._fail(_malformed())
+                self._fail(malformed())
         else:
             self._head_bytes = 0 if before is _Phase.BODY else self._head_bytes + size
             if self._head_bytes > self.limits.max_head_bytes + _SLICE:
@@ -314,7 +272,8 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._check_head()
+        upgrade = (self._get_upgrade() or b"") if self.parser.should_upgrade() else None
+        check_head(self.parser.get_http_version(), self.headers, upgrade)
         super().on_headers_complete()
         # An answer that begins before the whole request is here ends the connection. Reading on
         # for the next request would let the client make us read a refused body of any length.
@@ -340,26 +299,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = self._wants_keep_alive
         if not self.cycle.response_complete:
             self.table.set_working(self)
-
-    def _check_head(self) -> None:
-        """Refuse what llhttp lets through."""
-        version = self.parser.get_http_version()
-        names = [name for name, _ in self.headers]
-        if version not in ("1.0", "1.1"):
-            raise InvalidRequest(f"HTTP/{version} isn't spoken here; use HTTP/1.1.")
-        hosts = names.count(b"host")
-        if hosts > 1 or (hosts == 0 and version == "1.1"):
-            raise InvalidRequest(f"A request needs exactly one Host header; this one has {hosts}.")
-        coding = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
-        if coding and (version == "1.0" or coding != [b"chunked"]):
-            raise InvalidRequest("The only Transfer-Encoding spoken here is chunked, in HTTP/1.1.")
-        if self.parser.should_upgrade():
-            if self._get_upgrade() == b"websocket":
-                raise InvalidRequest("There is no WebSocket here; answers stream as SSE.")
-            # llhttp takes the body of such a request for the other protocol's first bytes.
-            lengths = [value for name, value in self.headers if name == b"content-length"]
-            if coding or lengths not in ([], [b"0"]):
-                raise InvalidRequest("A request with a body can't ask for an upgrade.")
 
     def _should_upgrade(self) -> bool:
         return False
@@ -422,21 +361,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: ApiError) -> None:
         dialect = self.dialects.at(self._path())
-        body = spelled(error, dialect, dialect.names({}))
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
-        if error.retry_after is not None:
-            headers.append((b"retry-after", b"%d" % error.retry_after))
-        status = dialect.status(error)
-        head = b"HTTP/1.1 %d %s\r\n" % (status, _phrase(status))
-        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        answer = refusal(error, dialect, self.server_state.default_headers)
         self._pending_error = None
         self.table.set_receiving(self)
-        self.transport.write(head + lines + b"\r\n" + body)
+        self.transport.write(answer)
         self.transport.close()
 
     def _path(self) -> str:
@@ -510,15 +438,3 @@ class _UntilClose(RequestResponseCycle):
         elif self._open_ended and message["type"] == "http.response.body":
             self.expected_content_length = len(message.get("body", b""))
         await super().send(message)
-
-
-def _phrase(status: int) -> bytes:
-    """What HTTP says to a status; some of a dialect's own have no such words."""
-    try:
-        return HTTPStatus(status).phrase.encode()
-    except ValueError:
-        return b"Error"
-
-
-def _malformed() -> InvalidRequest:
-    return InvalidRequest("The request isn't well-formed HTTP/1.1.", code="malformed_http")

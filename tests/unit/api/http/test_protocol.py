@@ -31,7 +31,8 @@ from hostile_http import (
 )
 from maestrale.api.dialects import DIALECTS
 from maestrale.api.http.connections import ConnectionTable, connections_that_fit, raise_file_limit
-from maestrale.api.http.protocol import HttpLimits, protocol_class
+from maestrale.api.http.limits import HttpLimits
+from maestrale.api.http.protocol import protocol_class
 
 LIMITS = HttpLimits(
     head_timeout=0.4,
@@ -535,7 +536,8 @@ OUT_OF_FILES = """
 import os, resource, socket, threading, time
 import uvicorn
 from maestrale.api.dialects import DIALECTS
-from maestrale.api.http.protocol import HttpLimits, protocol_class
+from maestrale.api.http.limits import HttpLimits
+from maestrale.api.http.protocol import protocol_class
 
 async def app(scope, receive, send):
     headers = [(b"content-length", b"0")]
