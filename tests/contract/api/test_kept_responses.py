@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 import stat
@@ -327,16 +328,22 @@ async def test_cancelling(slow: Api) -> None:
     check_error(await slow.client.post(f"{RESPONSES}/resp_nope/cancel"), 404, "response_id")
 
 
-async def test_a_stream_of_one_that_is_cancelled_ends(slow: Api, file: Path) -> None:
+async def test_a_stream_of_one_that_is_cancelled_ends(file: Path) -> None:
     async def cancel() -> None:
-        await asyncio.sleep(0.3)
-        with sqlite3.connect(file) as db:  # as another process would
-            db.execute("UPDATE responses SET cancelled = 1")
+        changed = 0
+        while not changed:
+            await asyncio.sleep(0.05)
+            with contextlib.suppress(sqlite3.OperationalError), sqlite3.connect(file) as db:
+                changed = db.execute(  # as another process would
+                    "UPDATE responses SET cancelled = 1 WHERE status = 'in_progress'"
+                ).rowcount
 
-    got, _ = await asyncio.gather(ask(slow, background=True, stream=True), cancel())
-    last = events_of(got.text)[-1]
-    assert (last["type"], last["response"]["status"]) == ("response.incomplete", "cancelled")
-    await slow.idle()
+    options = {"text": "Good day to you. " * 50, "tokens_per_second": "20"}
+    async with api(keeping(file), options=options) as server:
+        got, _ = await asyncio.gather(ask(server, background=True, stream=True), cancel())
+        last = events_of(got.text)[-1]
+        assert (last["type"], last["response"]["status"]) == ("response.incomplete", "cancelled")
+        await server.idle()
 
 
 async def test_deleting_one_that_is_made_stops_it(slow: Api) -> None:

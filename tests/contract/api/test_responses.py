@@ -338,3 +338,63 @@ async def test_truncation_drops_the_oldest() -> None:
         assert 100 < len(told) <= 160
         whole = await prompt_of(server, input=items[-1:], truncation="auto")
         assert whole == "user: Last\n"
+
+
+THOUGHT = "Hm, 2 < 3."
+THINKS = {"text": f"<think>\n{THOUGHT}\n</think>\n\nFour."}
+
+
+async def test_thoughts_are_items_of_their_own() -> None:
+    async with api(options=THINKS, thinks=True) as server:
+        found = await answer(server, reasoning={"effort": "high", "summary": "auto"})
+        thought, message = found["output"]
+        assert thought["content"] == [{"type": "reasoning_text", "text": THOUGHT}]
+        assert (thought["type"], thought["summary"], thought["status"]) == (
+            *("reasoning", [], "completed"),
+        )
+        assert message["content"][0]["text"] == "Four."
+        assert found["usage"]["output_tokens_details"]["reasoning_tokens"] >= len(THOUGHT)
+        streamed = await events(server)
+        kinds = [each["type"].removeprefix("response.") for each in streamed]
+        assert "".join(
+            each["delta"]
+            for each in streamed
+            if each["type"] == "response.reasoning_text.delta"
+        ) == THOUGHT  # fmt: skip
+        ends = kinds.index("reasoning_text.done")
+        assert kinds[ends : ends + 5] == [
+            *("reasoning_text.done", "content_part.done", "output_item.done"),
+            *("output_item.added", "content_part.added"),
+        ]
+        assert [item["type"] for item in streamed[-1]["response"]["output"]] == [
+            *("reasoning", "message")
+        ]
+        cut = await answer(server, max_output_tokens=12)
+        assert [(item["type"], item["status"]) for item in cut["output"]] == [
+            ("reasoning", "incomplete")
+        ]
+
+
+async def test_thoughts_come_back_with_what_was_said() -> None:
+    async with api(options=THINKS, thinks=True) as server:
+        made = await answer(server)
+        items = [{"role": "user", "content": "Hello"}, *made["output"]]
+        seen = []
+        encode = server.encoder.encode_chat
+
+        def spy(messages: Any, **options: Any) -> Any:
+            seen.append(messages)
+            return encode(messages, **options)
+
+        server.encoder.encode_chat = spy  # type: ignore[method-assign]
+        again = {"role": "user", "content": "Sure?"}
+        await answer(server, input=[*items, again], reasoning={"effort": "none"})
+        assert (seen[0][1].reasoning, seen[0][1].text) == (THOUGHT, "Four.")
+
+
+async def test_the_numbers_of_a_stream_that_fails_have_no_gaps() -> None:
+    async with api(options={"text": "Good day", "lose_at_token": "4"}) as server:
+        found = events_of((await ask(server, stream=True)).text)
+        assert [each["sequence_number"] for each in found] == list(range(len(found)))
+        assert found[-3]["type"] == "response.output_item.done"
+        assert found[-3]["item"]["status"] == "incomplete"

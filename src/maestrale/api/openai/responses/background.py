@@ -94,8 +94,7 @@ class Run:
             self._context.status = 200
         except ClientDisconnected:
             self._context.status = 499
-            self._spelling.cancel()
-            self._note(self._spelling.closing())
+            self._note(self._spelling.cancelled())
         except asyncio.CancelledError:
             ended = ServerFailure("The server ended while it worked on this response.")
             self._note(self._failure(ended))

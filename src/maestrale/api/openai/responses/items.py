@@ -284,5 +284,6 @@ def _turn(items: Sequence[Item]) -> ChatMessage:
     return ChatMessage(
         role="assistant",
         content="".join(item.text for item in items),
+        reasoning="\n".join(item.thought for item in items if item.thought),
         tool_calls=tuple(item.call for item in items if item.call is not None),
     )

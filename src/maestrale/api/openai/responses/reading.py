@@ -26,7 +26,14 @@ from maestrale.api.openai.responses.schemas import (
 )
 from maestrale.api.openai.responses.spelling import ResponseSpelling
 from maestrale.api.validation import decoded_part
-from maestrale.chat.options import ANY_OBJECT, Conversation, Options, schema_constraint
+from maestrale.chat.options import (
+    ANY_OBJECT,
+    REASONING,
+    Conversation,
+    Options,
+    Reasoning,
+    schema_constraint,
+)
 from maestrale.chat.tools import Choice, check_names, check_tools_size, tool_spec, tool_use
 from maestrale.engines.base import Constraint, Sampling
 from maestrale.errors import InvalidRequest, Location, Sent, UnsupportedParameter, quoted
@@ -73,6 +80,7 @@ def conversation_of(
         raise InvalidRequest("'input' is required.", at=Sent("input"), code="missing_field")
     placed = messages_of(body.instructions, items)
     renamed: dict[Location, Sent] = {MESSAGES.at(index): at for index, (_, at) in enumerate(placed)}
+    renamed[REASONING] = Sent("reasoning", "effort")
     return Conversation(messages=tuple(message for message, _ in placed)), renamed
 
 
@@ -95,16 +103,17 @@ def response_options(body: ResponsesRequest, serving: Serving) -> Options:
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         constraint=_constraint(body),
         logprobs=_logprobs(body),
-        template_variables=template_variables(body),
+        reasoning=_reasoning(body),
         tools=read_tool_use(body),
     )
 
 
-def template_variables(body: ResponsesRequest) -> tuple[tuple[str, bool], ...]:
-    """What the chat template is told besides."""
-    if body.reasoning is not None and body.reasoning.effort == "none":
-        return (("enable_thinking", False),)
-    return ()
+def _reasoning(body: ResponsesRequest) -> Reasoning:
+    """How much the model shall think. Clients send an effort to models that don't think, too."""
+    effort = None if body.reasoning is None else body.reasoning.effort
+    if effort == "none":
+        return Reasoning(enabled=False)
+    return Reasoning(effort=effort, optional=True)
 
 
 def _check_fields(body: ResponsesRequest) -> None:

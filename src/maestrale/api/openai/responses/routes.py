@@ -20,11 +20,11 @@ from maestrale.api.openai.responses.keeping import Keeping, owner_of
 from maestrale.api.openai.responses.reading import (
     conversation_of,
     read_response,
-    read_tool_use,
-    template_variables,
+    response_options,
 )
 from maestrale.api.openai.responses.schemas import ResponsesRequest
 from maestrale.api.openai.responses.truncation import truncated
+from maestrale.chat.thinking import plan
 from maestrale.errors import ContextLengthExceeded, InvalidRequest, Sent, quoted
 
 ROOTS = ("/v1", "")  # some clients' base has no /v1
@@ -159,18 +159,20 @@ async def _fitted(
     backend: Backend, body: ResponsesRequest, items: Sequence[Item]
 ) -> Sequence[Item]:
     """The items that the model's context has room for, beside the answer."""
-    service = await backend.deployments.resolve(body.model).service()
-    use = read_tool_use(body)
-    definitions = None if use is None else use.definitions
+    deployment = backend.deployments.resolve(body.model)
+    service = await deployment.service()
+    serving = Serving(max_n=backend.settings.max_n, sampling=deployment.sampling)
+    options = response_options(body, serving)
+    variables = plan(service.encoder, options).variables
+    tools = None if options.tools is None else options.tools.definitions
     limit = service.context_length
     room = min(body.max_output_tokens or LEAST_ROOM, limit // 2)
 
     async def fits(left: Sequence[Item]) -> bool:
+        conversation, _ = conversation_of(body, left)
         try:
             prompt = await service.tokenizer.encode_chat(
-                conversation_of(body, left)[0],
-                tools=definitions,
-                variables=template_variables(body),
+                conversation, tools=tools, variables=variables
             )
         except ContextLengthExceeded:
             return False

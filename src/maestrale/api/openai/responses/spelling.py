@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from maestrale.api.openai.responses.objects import Body, usage_of
 from maestrale.chat.answer import Answer
@@ -22,8 +23,36 @@ LEAST_LOGPROB = -9999.0  # JSON has no minus infinity
 encode = msgspec.json.encode
 
 
+class ItemKind(Struct, frozen=True, kw_only=True):
+    """An item that comes as text: how it, its one part and its events are called."""
+
+    prefix: str
+    type: str
+    part: str
+    events: str
+    fields: Body
+
+
+MESSAGE = ItemKind(
+    prefix="msg",
+    type="message",
+    part="output_text",
+    events="response.output_text",
+    fields={"role": "assistant", "content": []},
+)
+REASONING = ItemKind(
+    prefix="rs",
+    type="reasoning",
+    part="reasoning_text",
+    events="response.reasoning_text",
+    fields={"summary": [], "content": []},
+)
+
+
 class ResponseSpelling:
-    """Spells one answer. Text is one message, until a call comes between; each call is an item."""
+    """Spells one answer. Thoughts are an item, and so is text, until a call comes between, and each
+    call.
+    """
 
     def __init__(self, service: ChatService, answer: Answer, model: str, asked: Body) -> None:
         """`asked`: what the Response repeats of its request."""
@@ -34,9 +63,10 @@ class ResponseSpelling:
         self._answer = answer
         self._number = 0  # of the next event
         self._begun = False
-        self._text: list[str] = []  # of the message that is open
+        self._item: Body | None = None  # that is open, and of this kind
+        self._kind = MESSAGE
+        self._text: list[str] = []
         self._logprobs: list[Body] = []
-        self._message: Body | None = None
         self._head = b""  # of a delta of its text
         self._error: Body | None = None
         self._completed: int | None = None
@@ -90,7 +120,8 @@ class ResponseSpelling:
 
     def event(self, piece: Piece, *, is_last: bool) -> bytes:
         plain = piece.text and piece.finish_reason is None and not piece.logprobs
-        if plain and self._message is not None and not piece.calls:
+        begun = self._item is not None and self._kind is MESSAGE
+        if plain and begun and not piece.calls and not piece.reasoning:
             # Nearly every event differs in its text only: the rest is encoded once.
             self._text.append(piece.text)
             number = b',"sequence_number":%d}\n\n' % self._next()
@@ -104,74 +135,82 @@ class ResponseSpelling:
 
     def failure(self, body: bytes) -> bytes:
         error = msgspec.json.decode(body)["error"]
-        told = self._created() + self._event(
-            "error", code=error["code"], message=error["message"], param=error["param"]
-        )
-        self.fail(error)
-        return told + self.closing()
-
-    def fail(self, error: Body) -> None:
-        """Nothing more comes: because of this error, as clients read it."""
+        ended = self._created() + self._end_item("incomplete")
         code = "invalid_prompt" if error["type"] == "invalid_request_error" else "server_error"
         self._error = {"code": code, "message": error["message"]}
         self.status = "failed"
-        self._end_items("incomplete")
+        told = {name: error[name] for name in ("code", "message", "param")}
+        return ended + self._event("error", **told) + self.closing()
 
-    def cancel(self) -> None:
-        """Nothing more comes, as the client wished."""
+    def cancelled(self) -> bytes:
+        """The events of one that its client wants no more of."""
+        ended = self._end_item("incomplete")
         self.status = "cancelled"
-        self._end_items("incomplete")
+        return ended + self.closing()
 
-    def _end_items(self, status: str) -> None:
-        for _ in self._close_message(status):
-            pass
+    def _end_item(self, status: str) -> bytes:
+        return b"".join(self._close(status))
 
     # Items
 
     def _events(self, piece: Piece) -> Iterator[bytes]:
         finish = piece.finish_reason
+        if piece.reasoning:
+            yield from self._write(REASONING, piece.reasoning, [])
         if piece.text or piece.logprobs:
-            yield from self._write(piece.text, [self._spell(each) for each in piece.logprobs])
+            logprobs = [self._spell(each) for each in piece.logprobs]
+            yield from self._write(MESSAGE, piece.text, logprobs)
         cut = "incomplete" if finish == "length" else "completed"
         for place, call in enumerate(piece.calls):
-            yield from self._close_message("completed")
+            yield from self._close("completed")
             last = place == len(piece.calls) - 1
             yield from self._call(call, cut if last else "completed")
         if finish is not None:
-            if not self.output and self._message is None:  # clients look for a first item
-                yield from self._open_message()
-            yield from self._close_message(cut)
+            if not self.output and self._item is None:  # clients look for a first item
+                yield from self._begin(MESSAGE)
+            yield from self._close(cut)
             self._end(finish)
 
     def _end(self, finish: AnswerFinish) -> None:
         self.status = "incomplete" if finish == "length" else "completed"
         self._completed = int(time.time())
 
-    def _write(self, text: str, logprobs: list[Body]) -> Iterator[bytes]:
-        if self._message is None:
-            yield from self._open_message()
+    def _write(self, kind: ItemKind, text: str, logprobs: list[Body]) -> Iterator[bytes]:
+        """Text that comes of an item of this kind, which is open, or begins."""
+        if self._item is None or self._kind is not kind:
+            yield from self._close("completed")
+            yield from self._begin(kind)
         self._text.append(text)
         self._logprobs += logprobs
-        yield self._of_part("response.output_text.delta", delta=text, logprobs=logprobs)
+        more = {"logprobs": logprobs} if kind is MESSAGE else {}
+        yield self._of_part(f"{kind.events}.delta", delta=text, **more)
 
-    def _open_message(self) -> Iterator[bytes]:
-        self._message = self._new("msg", "message", role="assistant", content=[])
-        yield self._of_item("response.output_item.added", item=self._message)
-        yield self._of_part("response.content_part.added", part=_part("", []))
-        fields = encode({"type": "response.output_text.delta", **self._place, "content_index": 0})
-        self._head = b"event: response.output_text.delta\ndata: " + fields[:-1] + b',"delta":'
+    def _begin(self, kind: ItemKind) -> Iterator[bytes]:
+        self._kind = kind
+        self._item = self._new(kind.prefix, kind.type, **kind.fields)
+        yield self._of_item("response.output_item.added", item=self._item)
+        yield self._of_part("response.content_part.added", part=self._part())
+        name = f"{kind.events}.delta"
+        fields = encode({"type": name, **self._place, "content_index": 0})
+        self._head = b'event: %b\ndata: %b,"delta":' % (name.encode(), fields[:-1])
 
-    def _close_message(self, status: str) -> Iterator[bytes]:
-        if self._message is None:
+    def _close(self, status: str) -> Iterator[bytes]:
+        """End the item that is open, if one is."""
+        if self._item is None:
             return
-        text = "".join(self._text)
-        part = _part(text, self._logprobs)
-        logprobs = self._logprobs
-        yield self._of_part("response.output_text.done", text=text, logprobs=logprobs)
+        part = self._part()
+        done = {name: part[name] for name in ("text", "logprobs") if name in part}
+        yield self._of_part(f"{self._kind.events}.done", **done)
         yield self._of_part("response.content_part.done", part=part)
-        item = {**self._message, "status": status, "content": [part]}
-        yield from self._done(item)
-        self._message, self._text, self._logprobs = None, [], []
+        yield from self._done({**self._item, "status": status, "content": [part]})
+        self._item, self._text, self._logprobs = None, [], []
+
+    def _part(self) -> Body:
+        """The one part of the item that is open."""
+        part: Body = {"type": self._kind.part, "text": "".join(self._text)}
+        if self._kind is MESSAGE:
+            part |= {"annotations": [], "logprobs": self._logprobs}
+        return part
 
     def _call(self, call: ToolCall, status: str) -> Iterator[bytes]:
         item = self._new(
@@ -198,8 +237,8 @@ class ResponseSpelling:
 
     @property
     def _place(self) -> Body:
-        """Where the message is that is open."""
-        item_id = self._message["id"] if self._message is not None else ""
+        """Where the item is that is open."""
+        item_id = self._item["id"] if self._item is not None else ""
         return {"item_id": item_id, "output_index": len(self.output)}
 
     def _of_item(self, name: str, /, **data: Any) -> bytes:
@@ -224,7 +263,3 @@ class ResponseSpelling:
     def _token(self, token_id: int, logprob: float | None) -> Body:
         text, raw = self._service.tokenizer.spell(token_id)
         return {"token": text, "logprob": max(logprob or 0.0, LEAST_LOGPROB), "bytes": list(raw)}
-
-
-def _part(text: str, logprobs: list[Body]) -> Body:
-    return {"type": "output_text", "annotations": [], "logprobs": logprobs, "text": text}
