@@ -9,24 +9,27 @@ likeliest token is the same. The text is cut into windows of 512 tokens, of whic
 count.
 
 --table: the bundled model in every type, requantised by llama.cpp's tool, beside llama.cpp on the
-same files, text and places; written into docs/notes/performance.md. It builds llama.cpp where
-scripts/bench-peers hasn't yet, and takes some ten minutes more.
+same files, text and places; written into docs/notes/performance.md, and as numbers into
+docs/notes/rounding.json, from which the tables of speed have the perplexity of their rows. It
+builds llama.cpp where scripts/bench-peers hasn't yet, and takes some ten minutes more.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers import install
+from benchmarks.peers import install, quality
 from maestrale.config.paths import default_cache_dir
 from maestrale.config.settings import BUNDLED_MODEL
 from maestrale.engines.cpu.decoder import Batch, Decoder, load_decoder
@@ -154,8 +157,34 @@ def windows_of(file: Path) -> Iterator[tuple[list[int], Rows]]:
         yield window.tolist(), values * steps[:, :1] + steps[:, 1:]
 
 
-def row(kind: str, model: Path, cache: Path, most: int) -> str:
-    """A row of the table."""
+class Row(NamedTuple):
+    """A type in the table."""
+
+    kind: str
+    exact: Score
+    ours: Score
+    theirs: Score
+
+    @property
+    def told(self) -> str:
+        ours, theirs = self.ours, self.theirs
+        return (
+            f"| {self.kind} | {self.exact.perplexity:.2f} | {ours.perplexity:.2f} | "
+            f"{ours.kl:.4f} | {ours.alike} | {theirs.perplexity:.2f} | "
+            f"{theirs.kl:.4f} | {theirs.alike} |"
+        )
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        return {
+            "exact": round(self.exact.perplexity, 3),
+            "ours": round(self.ours.perplexity, 3),
+            "llamacpp": round(self.theirs.perplexity, 3),
+        }
+
+
+def row(kind: str, model: Path, cache: Path, most: int) -> Row:
+    """Both sides of a file, measured."""
     page, base = cache / "rounding.md", cache / "rounding.bin"
     page.write_text(text())
     tool = install.llamacpp(cache, print) / "llama-perplexity"
@@ -171,10 +200,7 @@ def row(kind: str, model: Path, cache: Path, most: int) -> str:
         theirs.add(peer, truth, targets)
         reference.add(truth, truth, targets)
     base.unlink()
-    return (
-        f"| {kind} | {reference.perplexity:.2f} | {ours.perplexity:.2f} | {ours.kl:.4f} | "
-        f"{ours.alike} | {theirs.perplexity:.2f} | {theirs.kl:.4f} | {theirs.alike} |"
-    )
+    return Row(kind, reference, ours, theirs)
 
 
 def table(most: int, cache: Path) -> None:
@@ -187,10 +213,14 @@ def table(most: int, cache: Path) -> None:
         "| type | perplexity, exact | here | KL | same token | llama.cpp | KL | same token |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    numbers = {}
     for kind in KINDS:
         model = bundled if kind == OWN else install.requantised(cache, bundled, kind, print)
-        lines.append(row(kind, model, cache, most))
+        found = row(kind, model, cache, most)
+        numbers[kind] = found.numbers
+        lines.append(found.told)
         print(lines[-1], flush=True)
+    quality.FILE.write_text(json.dumps(numbers, indent=1) + "\n")
     page = ROOT / "docs" / "notes" / "performance.md"
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -46,6 +46,8 @@ class Peer:
     title: str
     quantisation: str
     """The form of weights and of the KV cache."""
+    quality: tuple[str, str] | None
+    """The type of its weights and whose arithmetic, as quality.py has them; None: not measured."""
     prepare: Callable[[Context], Server]
     keeps_running: bool = False
     """It starts so slowly that it is stopped (SIGSTOP) between the rounds, not ended."""
@@ -151,34 +153,42 @@ def _vllm(context: Context) -> Server:
 
 
 PEERS = (
-    Peer("ours", "maestrale", "the Q4_1 GGUF, 8-bit KV", ours),
+    Peer("ours", "maestrale", "the Q4_1 GGUF, 8-bit KV", ("Q4_1", "ours"), ours),
     Peer(
         "before",
         "maestrale, the earlier commit",
         "its defaults",
+        None,
         _before,
         learns=True,
     ),
     Peer(
         "genai",
         "OpenVINO GenAI, no server, its defaults",
-        "the Q4_1 GGUF, default KV",
+        "the Q4_1 GGUF, its weights rounded anew, default KV",
+        None,
         _genai,
         in_process=True,
     ),
     Peer(
-        "llamacpp-q4_1", "llama.cpp server, native build", "the Q4_1 GGUF, f16 KV", _llamacpp(None)
+        "llamacpp-q4_1",
+        "llama.cpp server, native build",
+        "the Q4_1 GGUF, f16 KV",
+        ("Q4_1", "llamacpp"),
+        _llamacpp(None),
     ),
     Peer(
         "llamacpp-q4_0",
         "llama.cpp server, native build",
         "Q4_0 requantised (repacked when loaded), f16 KV",
+        ("Q4_0", "llamacpp"),
         _llamacpp("Q4_0"),
     ),
     Peer(
         "xllamacpp",
         "llama.cpp server, xllamacpp's wheel",
         "the Q4_1 GGUF, f16 KV",
+        ("Q4_1", "llamacpp"),
         _xllamacpp,
         rounds=2,
     ),
@@ -186,6 +196,7 @@ PEERS = (
         "vllm",
         "vLLM server, CPU build",
         "float32 safetensors from the GGUF, f32 KV",
+        ("Q4_1", "exact"),
         _vllm,
         keeps_running=True,
         learns=True,

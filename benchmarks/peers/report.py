@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.floors import NO_STALL, ahead, reached
+from benchmarks.peers.quality import perplexity
 from benchmarks.peers.questions import ALONE, READING_SECONDS, SETTLING_SECONDS
 from benchmarks.peers.rounds import Found
 
@@ -143,10 +144,10 @@ def as_markdown(
         "the other, alone, started anew (vLLM, whose start takes a minute, is stopped with SIGSTOP "
         "between its rounds). All get the same requests at temperature 0. Cells are medians over "
         f"the rounds, with the lowest and highest below them. {_fewer(there, told)}\n",
-        "A peer's row names the form of its weights and of its KV cache, each its default. Ours "
-        "multiplies the file's own weights by activations of 8 bits, and keeps its KV cache in 8 "
-        "bits ([performance.md](performance.md) says what that costs in perplexity). llama.cpp "
-        "rounds activations to 8 bits as well.\n",
+        "A peer's row names the form of its weights and of its KV cache, each its default, and the "
+        "perplexity that this gives, by `scripts/perplexity --table` "
+        f"([performance.md](performance.md#what-rounding-costs)); {perplexity('Q4_1', 'exact')} is "
+        "that of the file's own weights in float32, and ? one that was not measured.\n",
         "## What was to be reached\n",
         _reached(found, told),
         "## Speed\n",
@@ -242,9 +243,11 @@ def _row(*cells: str) -> str:
 
 def _table(there: list[Found], columns: tuple[Column, ...]) -> str:
     used = [column for column in columns if any(one.numbers.get(column.number) for one in there)]
-    lines = [_row("", *(column.title for column in used)), _row("---", *(["---:"] * len(used)))]
+    titles = ("perplexity", *(column.title for column in used))
+    lines = [_row("", *titles), _row("---", *(["---:"] * len(titles)))]
     for one in there:
-        lines.append(_row(_name(one), *(_cell(one, column) for column in used)))
+        quality = perplexity(*one.peer.quality) if one.peer.quality else "?"
+        lines.append(_row(_name(one), quality, *(_cell(one, column) for column in used)))
     return "\n".join(lines)
 
 

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from benchmarks.peers.quality import perplexity
+
 HEADING = "## Usual sizes"
 TITLES = {
     "streams_1": "1 stream",
@@ -62,13 +64,14 @@ def section(data: Mapping[str, Any]) -> str:
         "other, on the same file. The files have the shapes and types of tensors of usual ones, "
         "and random weights; prompts are random token ids, sampling is at temperature 1 (at 0 "
         "random weights repeat themselves, and ours would guess it). Both compute with the very "
-        "values of the file and round activations to 8 bits; `scripts/perplexity` has what that "
-        "costs each type in quality.\n",
+        "values of the file and round activations to 8 bits. Random weights have no perplexity "
+        "worth the name: that of a row is the bundled model's in its type, ours : llama.cpp's "
+        "([performance.md](performance.md#what-rounding-costs)).\n",
         "Tokens a second, ours : llama-server's, and the ratio of the medians. A column's title "
         "has its floor. 1 stream and decoding behind a prompt: behind the first token. 8 streams: "
         "from the first request to the last token.\n",
-        _row("", *(f"{title}: ≥ {FLOORS[number]}" for number, title in TITLES.items())),
-        _row("---", *["---:"] * len(TITLES)),
+        _row("", "perplexity", *(f"{title}: ≥ {FLOORS[key]}" for key, title in TITLES.items())),
+        _row("---", *["---:"] * (1 + len(TITLES))),
         *_ratios(rows, data),
         f"\n{kept} of {len(rows)} floors are kept.\n",
         f"What of the machine ours uses. It reads memory at {limits['read_bandwidth'] / 1e9:.1f} "
@@ -96,7 +99,8 @@ def replaced(page: str, written: str) -> str:
 def _ratios(rows: list[Compared], data: Mapping[str, Any]) -> Iterator[str]:
     by_place = {(row.file, row.number): row for row in rows}
     for file in data["files"]:
-        cells = []
+        kind = file.split()[-1]
+        cells = [" : ".join(perplexity(kind, side) for side in ("ours", "llamacpp"))]
         for number in TITLES:
             row = by_place.get((file, number))
             cells.append("-" if row is None else _told(row))

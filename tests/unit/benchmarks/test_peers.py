@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peers import questions
+from benchmarks.peers import quality, questions
 from benchmarks.peers.cells import _gaps
 from benchmarks.peers.floors import ahead, reached
 from benchmarks.peers.limits import model_size
@@ -77,6 +77,20 @@ def test_the_page_has_medians_spread_limits_and_failures() -> None:
     assert data["peers"]["ours"]["medians"]["tokens_per_second_1"] == 100.0
     assert data["peers"]["ours"]["rounds"]["tokens_per_second_1"] == [90.0, 100.0, 120.0]
     assert data["limits"] == LIMITS
+
+
+def test_every_row_of_speed_names_its_perplexity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "FILE", tmp_path / "rounding.json")
+    quality.FILE.write_text('{"Q4_1": {"exact": 14.6, "ours": 14.625, "llamacpp": 14.7}}')
+    page = as_markdown(found(), LIMITS, FACTS)
+    speed = page.partition("## Speed")[2].partition("## Everything else")[0]
+    rows = [line.split("|") for line in speed.splitlines() if line.startswith("| ")]
+    assert rows[0][2].strip() == "perplexity"
+    shown = {row[1].partition(";")[0].strip(): row[2].strip() for row in rows[1:]}
+    assert shown["maestrale"] == "14.62"
+    assert shown["OpenVINO GenAI, no server, its defaults"] == "?"
 
 
 def test_a_fallen_ratio_is_found() -> None:
