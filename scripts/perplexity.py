@@ -51,7 +51,7 @@ PAGES = (
 )  # fmt: skip
 KINDS = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_0", "Q5_1", "Q5_K_S", "Q5_K_M", "Q4_0", "Q4_1",
-    "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS", "MXFP4_MOE", "Q3_K_M", "Q2_K",
+    "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS", "Q3_K_M", "Q2_K",
 )  # fmt: skip
 OWN = "Q4_1"  # the bundled file's
 BEGIN, END = "<!-- rounding: scripts/perplexity --table -->", "<!-- end of rounding -->"
@@ -145,7 +145,7 @@ def windows_of(file: Path) -> Iterator[tuple[list[int], Rows]]:
     """What llama.cpp's tool wrote: for each window its tokens, and log probabilities of the places
     that count."""
     raw = np.memmap(file, np.uint8, "r")
-    length, vocab, count = struct.unpack("<iii", raw[8:20])
+    length, vocab, count = struct.unpack("<iii", raw[8:20].tobytes())
     end = 20 + 4 * length * count
     tokens = np.asarray(raw[20:end]).view(np.int32).reshape(count, length)
     width = (vocab + 1) // 2 * 2 + 4  # of a place: step, least value (float32), then 16 bits each
