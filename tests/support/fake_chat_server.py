@@ -140,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if not self._authorized():
                 raise _Refused(401, "wrong key", "invalid_api_key")
+            if self.path.startswith("/v1/responses"):
+                raise _Refused(404, "there is no such route", "not_found")
             if "server error" in self.server_faults:
                 raise _Refused(500, "it broke", "internal_error")
             self._answer(_checked(raw, "accepts all" in self.server_faults))

@@ -62,6 +62,7 @@ def test_the_bundled_collection_has_the_folders_and_examples_that_it_promises() 
         "Summarise an article, then ask about it",
         "JSON only",
         "Streaming",
+        "Responses",
         "What must fail",
     ]
     requests = [one for folder in data["item"] for one in folder["item"]]

@@ -49,7 +49,10 @@ def test_a_good_server_passes() -> None:
     with fake_chat_server() as fake:
         code, out, _ = verify(fake.url)
     assert code == 0, out
-    assert out.strip().splitlines()[-1].startswith("PASS: 26 requests, ")
+    last = out.strip().splitlines()[-1]
+    assert last.startswith("PASS: 33 requests, ")
+    assert "8 skipped" in last
+    assert "Responses" in out
     follow_up = next(one for one in fake.seen if "build their houses" in str(one["messages"][-1]))
     roles = [one["role"] for one in follow_up["messages"]]
     assert roles == ["user", "assistant"] * 3 + ["user"]

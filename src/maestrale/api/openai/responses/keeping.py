@@ -200,10 +200,9 @@ class Keeping:
                 at=Sent("stream"),
             )
         found, more = await self._store.events(kept.id, after - 1, 1)
-        if after >= 0 and not found:
+        if after >= 0 and not found and not more:
             raise InvalidRequest(
-                f"There is no event {after} of this response"
-                f"{' yet' if more else ''}; its first is 0.",
+                f"There is no event {after} of this response: it ended before.",
                 at=Sent("starting_after"),
             )
 
