@@ -22,9 +22,9 @@ from maestrale.errors import (
     ProofFailed,
     RepositoryRefused,
 )
+from maestrale.machine.setup.flow import SetupRequest, SetupResult, set_up
 from maestrale.machine.setup.packages import PREFERENCES_FILE
 from maestrale.machine.setup.plan import SetupOptions
-from maestrale.machine.setup.whole import SetupRequest, SetupResult, set_up
 from maestrale.machine.target import Target
 from serving import free_port
 from setup_notes import DRIVER, VERSION, Notes

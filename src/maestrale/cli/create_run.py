@@ -39,12 +39,13 @@ class CloudSteps:
 
     def set_up(self, target: Target, spec: MachineSpec) -> None:
         from maestrale.cli.setup import Terminal
-        from maestrale.machine.setup import proof, whole
+        from maestrale.machine.setup import flow as setup_flow
+        from maestrale.machine.setup import proof
         from maestrale.machine.source import Source
 
         show = Terminal()
         self._say(f"Setting up {target.name} ...")
-        done = whole.set_up(target, whole.SetupRequest(reboot=True, proof=False), show)
+        done = setup_flow.set_up(target, setup_flow.SetupRequest(reboot=True, proof=False), show)
         if done.reboot_needed:
             raise MachineError(f"{target.name} was rebooted, and its driver still wants a reboot.")
         self._gpu = done.gpu

@@ -127,12 +127,12 @@ def _only_for_text(context: click.Context) -> None:
 
 
 def _set_up(machine: Target, given: dict[str, Any], options: Any) -> int:
-    from maestrale.machine.setup import whole
+    from maestrale.machine.setup import flow
     from maestrale.machine.source import Source
 
     source = Source.parse(given["source"]) if given["source"] is not None else None
     show = Terminal()
-    request = whole.SetupRequest(
+    request = flow.SetupRequest(
         options,
         source=source,
         dry_run=given["dry_run"],
@@ -143,7 +143,7 @@ def _set_up(machine: Target, given: dict[str, Any], options: Any) -> int:
         resume=_own_command(),
         resume_environment=_own_environment(),
     )
-    result = whole.set_up(machine, request, show)
+    result = flow.set_up(machine, request, show)
     if given["dry_run"]:
         show.preview(result.outcomes, verbose=given["verbose"])
     return REBOOT_NEEDED if result.reboot_needed else 0

@@ -20,7 +20,7 @@ from ray import serve
 from maestrale.cluster.environment import bind_to_node, with_level_here
 from maestrale.cluster.node import check_version, model_folder
 from maestrale.cluster.session import StreamSession, api_of
-from maestrale.cluster.stages import check_model_elsewhere, reserved_here
+from maestrale.cluster.stages import check_model_on_nodes, reserved_here
 from maestrale.cluster.wire import Beat, Bye, Hello, Lost, ReplicaSpec, pack, to_replica
 from maestrale.engines.base import EngineConfig, GenerationRequest
 from maestrale.errors import EngineError, MaestraleError
@@ -175,7 +175,7 @@ def _config_here(spec: ReplicaSpec) -> EngineConfig:
     config = with_level_here(config)
     if spec.stage_gpus:
         config = msgspec.structs.replace(config, reserved=reserved_here(spec.stage_gpus))
-        check_model_elsewhere(spec, config.model_dir)
+        check_model_on_nodes(spec, config.model_dir)
     if spec.tune:
         config = tuned(config, lambda phase, fraction: None)
     if spec.pin and config.threads is not None:

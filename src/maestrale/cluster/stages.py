@@ -133,7 +133,7 @@ def check_whole(nodes: Mapping[int, str], stage_gpus: int) -> None:
         )
 
 
-def check_model_elsewhere(spec: ReplicaSpec, folder: str) -> None:
+def check_model_on_nodes(spec: ReplicaSpec, folder: str) -> None:
     """Have the replica's other nodes prepare the model: vLLM reads it there by the same path.
 
     Blocks for as long as they take.

@@ -59,7 +59,7 @@ LAST_WORDS_SECONDS = 2.0
 logger = logging.getLogger(__name__)
 
 
-class Link:
+class SupervisorConnection:
     """The worker's end of the socket: one thread reads it, one writes and beats."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -125,9 +125,9 @@ class Link:
 class EngineWorker:
     """Runs requests on the engine and sends on what comes out."""
 
-    def __init__(self, engine: Engine, link: Link) -> None:
+    def __init__(self, engine: Engine, connection: SupervisorConnection) -> None:
         self._engine = engine
-        self._link = link
+        self._connection = connection
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending: asyncio.Task[None] | None = None
 
@@ -155,24 +155,24 @@ class EngineWorker:
         try:
             async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
-                    self._link.send(Delta(request.request_id, delta))
+                    self._connection.send(Delta(request.request_id, delta))
         except EngineDied as error:
             self._lost(str(error))
         except MaestraleError as error:
             grammar = isinstance(error, ConstraintError)
-            self._link.send(RequestFailed(request.request_id, str(error), grammar))
+            self._connection.send(RequestFailed(request.request_id, str(error), grammar))
         except Exception as error:
             logger.exception("The engine failed.")
             self._lost(f"{type(error).__name__}: {error}")
 
     def _lost(self, reason: str) -> NoReturn:
-        self._link.send(Failed(reason))
-        self._link.leave(1)
+        self._connection.send(Failed(reason))
+        self._connection.leave(1)
 
     async def _end(self, grace: float) -> None:
         await self._engine.close(grace)
         await asyncio.sleep(0)  # the last deltas reach the outbox
-        self._link.leave(0)
+        self._connection.leave(0)
 
 
 async def calibrate(engine: Engine, info: EngineInfo) -> float:
@@ -209,25 +209,25 @@ async def serve(sock: socket.socket) -> None:
     if first is None:
         return  # the parent is gone
     config = first[0]
-    link = Link(sock)
+    connection = SupervisorConnection(sock)
     pending: list[ToWorker] = []
     take: Callable[[ToWorker], None] = pending.append
-    link.listen(incoming, lambda message: take(message))
+    connection.listen(incoming, lambda message: take(message))
     try:
         engine = build_engine(config)
         await engine.start()
         step_seconds = await calibrate(engine, engine.describe())
     except MaestraleError as error:
-        link.send(Failed(str(error)))
-        link.leave(1)
+        connection.send(Failed(str(error)))
+        connection.leave(1)
     except Exception as error:
         logger.exception("The engine could not start.")
-        link.send(Failed(f"{type(error).__name__}: {error}"))
-        link.leave(1)
-    worker = EngineWorker(engine, link)
+        connection.send(Failed(f"{type(error).__name__}: {error}"))
+        connection.leave(1)
+    worker = EngineWorker(engine, connection)
     take = worker.take
-    link.stats = engine.stats
-    link.send(Ready(engine.describe(), step_seconds, engine.stats()))
+    connection.stats = engine.stats
+    connection.send(Ready(engine.describe(), step_seconds, engine.stats()))
     for message in pending:
         worker.take(message)
     await worker.watch()

@@ -54,7 +54,7 @@ from maestrale.supervise.channel import Channel
 from maestrale.supervise.messages import Abort, Delta
 
 
-class ParentLink:
+class ParentConnection:
     """The worker's end of the socket. When the parent is gone, so is this process."""
 
     def __init__(self, on_other: Callable[[Any], None]) -> None:
@@ -130,9 +130,9 @@ class ParentLink:
 class RemoteEngine:
     """The Engine protocol, by way of the parent, which has the engine and its ledger."""
 
-    def __init__(self, link: ParentLink, model: str, info: EngineInfo) -> None:
+    def __init__(self, connection: ParentConnection, model: str, info: EngineInfo) -> None:
         """`model`: the deployment's id."""
-        self._link = link
+        self._connection = connection
         self._model = model
         self.info = info
         self.state = EngineHealth("ready")
@@ -155,54 +155,54 @@ class RemoteEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Raises: as the parent's engine."""
-        mailbox = self._link.streams[request.request_id] = Mailbox()
+        mailbox = self._connection.streams[request.request_id] = Mailbox()
         try:
-            self._link.send(Generate(self._model, request))
+            self._connection.send(Generate(self._model, request))
             async for delta in mailbox:
                 yield delta
         finally:
-            del self._link.streams[request.request_id]
+            del self._connection.streams[request.request_id]
             if not mailbox.over:
-                self._link.send(Abort(request.request_id))
+                self._connection.send(Abort(request.request_id))
 
 
 class RemoteVetter:
     """The parent's vetting processes: what one worker had vetted, all of them know."""
 
-    def __init__(self, link: ParentLink, model: str) -> None:
-        self._link = link
+    def __init__(self, connection: ParentConnection, model: str) -> None:
+        self._connection = connection
         self._model = model
 
     async def vet(self, constraint: Constraint, key: str = "-") -> None:
         """Raises: as `ConstraintVetter.vet`."""
-        number = self._link.number()
-        await self._link.ask(number, Check(number, self._model, constraint, key))
+        number = self._connection.number()
+        await self._connection.ask(number, Check(number, self._model, constraint, key))
 
 
 class RemoteAdmission(Admission):
     """The parent's queue: exact, and fair between keys whichever worker they reach."""
 
-    def __init__(self, link: ParentLink, model: str) -> None:
+    def __init__(self, connection: ParentConnection, model: str) -> None:
         super().__init__(0)
-        self._link = link
+        self._connection = connection
         self._model = model
 
     async def check_room(self, key: str, sequences: int, max_num_seqs: int) -> None:
         """Whether `slot` would be refused now. Raises: Unavailable."""
-        number = self._link.number()
-        await self._link.ask(number, Room(number, self._model, key, sequences))
+        number = self._connection.number()
+        await self._connection.ask(number, Room(number, self._model, key, sequences))
 
     @contextlib.asynccontextmanager
     async def slot(self, key: str, sequences: int, max_num_seqs: int) -> AsyncIterator[None]:
         """As `Admission.slot`; `max_num_seqs` is known to the parent."""
-        number = self._link.number()
+        number = self._connection.number()
         self.requests += 1
         self.idle.clear()
         try:
-            await self._link.ask(number, AskForPlaces(number, self._model, key, sequences))
+            await self._connection.ask(number, AskForPlaces(number, self._model, key, sequences))
             yield
         finally:
-            self._link.send(GiveBack(number))
+            self._connection.send(GiveBack(number))
             self.requests -= 1
             if not self.requests:
                 self.idle.set()
@@ -211,47 +211,47 @@ class RemoteAdmission(Admission):
 class RemoteRates(Rates):
     """The parent's limits: as exact as one process's. Keys without limits ask for nothing."""
 
-    def __init__(self, link: ParentLink) -> None:
+    def __init__(self, connection: ParentConnection) -> None:
         super().__init__()
-        self._link = link
+        self._connection = connection
 
     async def take_request(self, key: Key | None) -> None:
         """Raises: RateLimited."""
         if key is not None and key.requests_per_minute is not None:
-            number = self._link.number()
-            await self._link.ask(number, Take(number, key))
+            number = self._connection.number()
+            await self._connection.ask(number, Take(number, key))
 
     async def reserve(self, key: Key | None, tokens: int) -> int | None:
         """Raises: RateLimited."""
         if key is None or key.tokens_per_minute is None:
             return None
-        number = self._link.number()
-        body = await self._link.ask(number, Reserve(number, key, tokens))
+        number = self._connection.number()
+        body = await self._connection.ask(number, Reserve(number, key, tokens))
         return msgspec.msgpack.decode(body, type=int)
 
     def settle(self, key: Key | None, reserved: int | None, used: int) -> None:
         """The parent reads messages in order: what is asked for after it knows of it."""
         if key is not None and reserved is not None:
-            self._link.send(Settle(key, reserved, used))
+            self._connection.send(Settle(key, reserved, used))
 
     async def levels(self, key: Key | None, reserved: int | None = None) -> list[Level]:
         """Where the key stands, by the parent."""
         if key is None or (key.requests_per_minute is None and key.tokens_per_minute is None):
             return []
-        number = self._link.number()
-        body = await self._link.ask(number, Levels(number, key, reserved))
+        number = self._connection.number()
+        body = await self._connection.ask(number, Levels(number, key, reserved))
         return msgspec.msgpack.decode(body, type=list[Level])
 
 
 class ForwardedEvents(FaultLog):
     """What goes wrong here is told to the parent, whose status page shows it."""
 
-    def __init__(self, link: ParentLink) -> None:
+    def __init__(self, connection: ParentConnection) -> None:
         super().__init__()
-        self._link = link
+        self._connection = connection
 
     def add(self, event: Event) -> None:
-        self._link.send(Noted(event))
+        self._connection.send(Noted(event))
 
 
 class WorkerDeployment(Deployment):
@@ -285,11 +285,11 @@ class WorkerBackend(Backend):
         self,
         settings: Settings,
         models: Sequence[Settings],
-        link: ParentLink,
+        connection: ParentConnection,
     ) -> None:
-        self._link = link
+        self._connection = connection
         super().__init__(settings, models)
-        self.rates = RemoteRates(link)
+        self.rates = RemoteRates(connection)
 
     def take(self, state: ServerState) -> None:
         """What the parent says of one deployment."""
@@ -299,14 +299,14 @@ class WorkerBackend(Backend):
 
     async def ask_all(self, about: About, model: str = "") -> bytes | None:
         """See `Backend.ask_all`: the parent gathers it."""
-        number = self._link.number()
-        return await self._link.ask(number, Ask(number, about, model))
+        number = self._connection.number()
+        return await self._connection.ask(number, Ask(number, about, model))
 
     def _make_events(self) -> FaultLog:
-        return ForwardedEvents(self._link)
+        return ForwardedEvents(self._connection)
 
     def _deploy(self, settings: Settings) -> Deployment:
-        admission = RemoteAdmission(self._link, deployment_id(settings))
+        admission = RemoteAdmission(self._connection, deployment_id(settings))
         return WorkerDeployment(settings, admission, self.metrics, self.events)
 
 

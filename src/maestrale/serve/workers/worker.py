@@ -40,7 +40,12 @@ from maestrale.serve.workers.messages import (
     Snapshot,
     unpack_settings,
 )
-from maestrale.serve.workers.remote import ParentLink, RemoteEngine, RemoteVetter, WorkerBackend
+from maestrale.serve.workers.remote import (
+    ParentConnection,
+    RemoteEngine,
+    RemoteVetter,
+    WorkerBackend,
+)
 from maestrale.supervise.leash import take_leash
 from maestrale.supervise.messages import Failed
 
@@ -55,7 +60,7 @@ class ApiWorker:
     """One API process, from its first message to its end."""
 
     def __init__(self) -> None:
-        self._link = ParentLink(self._take)
+        self._connection = ParentConnection(self._take)
         self._begun: asyncio.Future[Begin] = asyncio.get_running_loop().create_future()
         self._attaching: set[asyncio.Task[None]] = set()
         self._attached: set[str] = set()  # deployments that it answers for
@@ -68,7 +73,7 @@ class ApiWorker:
 
     async def run(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        await self._link.open(sock)
+        await self._connection.open(sock)
         begin = await self._begun
         settings = unpack_settings(begin.settings)
         logs.configure(settings.log_level, settings.log_format)
@@ -76,7 +81,7 @@ class ApiWorker:
             backend = self._backend = self._make_backend(settings, begin)
             server = self._server = HttpServer(uvicorn_config(settings, backend))
         except MaestraleError as error:
-            self._link.send(Failed(str(error)))
+            self._connection.send(Failed(str(error)))
             await asyncio.sleep(LAST_WORDS)
             return
         for state in self._states.values():
@@ -96,7 +101,7 @@ class ApiWorker:
 
     def _make_backend(self, settings: Settings, begin: Begin) -> WorkerBackend:
         models = [unpack_settings(each) for each in begin.models]
-        backend = WorkerBackend(settings, models, self._link)
+        backend = WorkerBackend(settings, models, self._connection)
         # All workers together hold as much of large bodies as one would.
         backend.bodies = BodyReader(settings.max_body_bytes, BUDGET // begin.workers)
         return backend
@@ -127,20 +132,20 @@ class ApiWorker:
         try:
             text = await load_text(Path(message.folder), deployment.settings)
         except (MaestraleError, OSError) as error:
-            self._link.send(Failed(str(error)))
+            self._connection.send(Failed(str(error)))
             return
-        engine = RemoteEngine(self._link, message.model, message.info)
+        engine = RemoteEngine(self._connection, message.model, message.info)
         service = ChatService(
             engine,
             text.encoder,
             text.vocabulary,
-            RemoteVetter(self._link, message.model),
+            RemoteVetter(self._connection, message.model),
             on_gap=deployment.observe_gap,
         )
         deployment.open(engine, message.model_name, message.sampling, service)
         if message.model in self._states:
             backend.take(self._states[message.model])
-        self._link.send(Attached(message.model))
+        self._connection.send(Attached(message.model))
         self._attached.add(message.model)
         if self._attached >= self._loaded:
             self._ready.set()
@@ -156,7 +161,7 @@ class ApiWorker:
     def _report(self) -> None:
         if self._backend is not None:
             every = families(self._backend.metrics.everything())
-            self._link.send(Snapshot(every, self._backend.requests))
+            self._connection.send(Snapshot(every, self._backend.requests))
 
     def _retire(self, grace: float) -> None:
         if self._server is None or not self._server.started:
@@ -170,7 +175,7 @@ class ApiWorker:
             code="draining",
             retry_after=RETRY_AFTER,
         )
-        asyncio.get_running_loop().call_later(grace, self._link.end_all, error)
+        asyncio.get_running_loop().call_later(grace, self._connection.end_all, error)
 
 
 async def _main(sock: socket.socket) -> None:
