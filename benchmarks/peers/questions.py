@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from maestrale.bench.scenarios import JSON_ONLY, article, turns_of
+from maestrale.bench.scenarios import article, turns_of
+from maestrale.verify.scenarios import JSON_ONLY
 
 Message = dict[str, Any]
 

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "machine": FOUNDATION | SETTINGS | {"bounded"},
 }
 # The chat page's scenarios are those of the collection.
-COMPOSES = {"api.operations.scenarios": {"verify.collection"}}
+COMPOSES = {"api.operations.scenarios": {"verify.scenarios"}}
 EVERYTHING = {"cli", "__main__"}
 
 

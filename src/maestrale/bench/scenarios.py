@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
-from maestrale.bench.conversation import BenchConversation, BenchTurn, Message, WorkloadOptions
+from maestrale.bench.conversation import BenchConversation, BenchTurn, WorkloadOptions
 from maestrale.errors import CannotBench, CannotVerify
-from maestrale.verify.collection import (
-    Collection,
-    CollectionRequest,
-    bundled_collection,
-    read_collection,
-)
-from maestrale.verify.variables import replace
-
-QUESTIONS = "Simple questions"
-ARTICLE = "Summarise an article, then ask about it"
-JSON_ONLY = "JSON only"
-
-_PLACEHOLDER = re.compile(r"\{\{([^{}]+)\}\}")
-
-
-@cache
-def _collection() -> Collection:
-    try:
-        return read_collection(bundled_collection())
-    except CannotVerify as error:
-        raise CannotBench(str(error)) from error
+from maestrale.verify import scenarios
+from maestrale.verify.scenarios import ARTICLE, JSON_ONLY, QUESTIONS
 
 
 def article() -> str:
     """The collection's article, as plain text."""
-    text: str = json.loads(f'"{_collection().variables["article"]}"')
-    return text
+    try:
+        return scenarios.article()
+    except CannotVerify as error:
+        raise CannotBench(str(error)) from error
 
 
 def questions(options: WorkloadOptions) -> Iterator[BenchConversation]:
@@ -77,23 +57,9 @@ def _shuffled(
 
 @cache
 def turns_of(folder: str) -> tuple[BenchTurn, ...]:
-    """The requests of a folder; what they send back of earlier answers is left out."""
-    collection = _collection()
-    found = [one for one in collection.requests if one.location[0] == folder and one.body]
-    if not found:
-        raise CannotBench(f"The collection has no folder {folder!r} with requests.")
-    return tuple(_turn(request, collection.variables) for request in found)
-
-
-def _turn(request: CollectionRequest, variables: Mapping[str, Any]) -> BenchTurn:
-    filled = replace(request.body or "", [variables])
-    # What is left are answers of this run: whole JSON strings, as {{summary}}.
-    body = json.loads(
-        _PLACEHOLDER.sub('"an earlier answer"', filled.replace('"{{model}}"', "null"))
-    )
-    messages: list[Message] = body.pop("messages")
-    if _PLACEHOLDER.search(filled.replace("{{model}}", "")):
-        answers = [at for at, one in enumerate(messages) if one["role"] == "assistant"]
-        messages = messages[answers[-1] + 1 :]
-    fields = {key: value for key, value in body.items() if key not in ("model", "stream")}
-    return BenchTurn(request.name, tuple(messages), fields)
+    """The requests of a folder of the collection. Raises: CannotBench."""
+    try:
+        steps = scenarios.steps_of(folder)
+    except CannotVerify as error:
+        raise CannotBench(str(error)) from error
+    return tuple(BenchTurn(step.title, step.messages, step.fields) for step in steps)

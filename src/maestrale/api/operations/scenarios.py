@@ -1,7 +1,7 @@
-"""The scenarios of the Postman collection, as the chat page offers them: derived, not rewritten.
+"""The scenarios of the Postman collection, as the chat page offers them.
 
-A request whose earlier answers are the server's own (`{{summary}}` in the collection) becomes a
-question that follows the one before; any other begins a conversation.
+A request that goes on from earlier answers becomes a question that follows the one before; any
+other begins a conversation.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ import json
 import re
 from typing import Any
 
-from maestrale.verify.collection import bundled_collection
+from maestrale.verify.scenarios import (
+    ARTICLE,
+    JSON_ONLY,
+    QUESTIONS,
+    ScenarioStep,
+    description_of,
+    steps_of,
+)
 
-FOLDERS = ("Simple questions", "Summarise an article, then ask about it", "JSON only")
+FOLDERS = (QUESTIONS, ARTICLE, JSON_ONLY)
 # Fields that the page has a control for; the others must have their default value.
-SHOWN = {"messages", "temperature", "max_tokens", "seed", "random_seed", "response_format"}
-DEFAULTS = {"model": "", "top_p": 1, "stream": False, "safe_prompt": False}
-_VARIABLE = re.compile(r"\{\{(\w+)\}\}")
-_OWN_ANSWER = re.compile(r"(?<=: )\{\{\w+\}\}")
+SHOWN = {"temperature", "max_tokens", "seed", "random_seed", "response_format"}
+DEFAULTS = {"top_p": 1, "safe_prompt": False}
 
 
 def scenarios_json() -> bytes:
@@ -25,49 +30,39 @@ def scenarios_json() -> bytes:
 
     `settings` has `temperature`, `max_tokens`, `seed` and `response_format` where given.
     """
-    collection = json.loads(bundled_collection().read_text())
-    values = {each["key"]: each["value"] for each in collection.get("variable", [])}
-    folders = {item["name"]: item for item in collection["item"]}
-    return json.dumps([_scenario(folders[name], values) for name in FOLDERS]).encode()
+    return json.dumps([_scenario(folder) for folder in FOLDERS]).encode()
 
 
-def _scenario(folder: dict[str, Any], values: dict[str, str]) -> dict[str, Any]:
+def _scenario(folder: str) -> dict[str, Any]:
     starts: list[dict[str, Any]] = []
-    seen: list[dict[str, Any]] = []
-    for item in folder["item"]:
-        body = _body(item["request"]["body"]["raw"], values)
-        if body in seen:  # the same request again, to see the same answer
+    seen: list[tuple[object, ...]] = []
+    for step in steps_of(folder):
+        asked = (step.messages, step.fields)
+        if asked in seen:  # the same request again, to see the same answer
             continue
-        seen.append(body)
-        messages = body["messages"]
-        step = {"title": item["name"], "settings": _settings(body)}
-        if any(message["content"] is None for message in messages):
-            starts[-1]["follow_ups"].append({**step, "content": messages[-1]["content"]})
+        seen.append(asked)
+        shown = {"title": step.title, "settings": _settings(step)}
+        if step.follows:
+            starts[-1]["follow_ups"].append({**shown, "content": step.messages[-1]["content"]})
         else:
-            starts.append({**step, "messages": messages, "follow_ups": []})
-    return {"title": folder["name"], "text": _first_sentence(folder), "starts": starts}
+            starts.append({**shown, "messages": step.messages, "follow_ups": []})
+    return {"title": folder, "text": _first_sentence(description_of(folder)), "starts": starts}
 
 
-def _first_sentence(folder: dict[str, Any]) -> str:
-    text = re.sub(r" \([^)]*\)", "", folder.get("description", "")).replace("`", "")
+def _first_sentence(description: str) -> str:
+    text = re.sub(r" \([^)]*\)", "", description).replace("`", "")
     return re.split(r"(?<=\.)\s", text)[0]
 
 
-def _body(raw: str, values: dict[str, str]) -> dict[str, Any]:
-    """A request's body, with the collection's variables in it and null for earlier answers."""
-    raw = _OWN_ANSWER.sub("null", raw)
-    body: dict[str, Any] = json.loads(_VARIABLE.sub(lambda found: values.get(found[1], ""), raw))
-    for name, value in body.items():
+def _settings(step: ScenarioStep) -> dict[str, Any]:
+    for name, value in step.fields.items():
         if name not in SHOWN and DEFAULTS.get(name) != value:
             raise ValueError(f"The chat page has no control for '{name}': {value!r}.")
-    return body
-
-
-def _settings(body: dict[str, Any]) -> dict[str, Any]:
+    given = step.fields
     settings = {
-        "temperature": body.get("temperature"),
-        "max_tokens": body.get("max_tokens"),
-        "seed": body.get("seed", body.get("random_seed")),
-        "response_format": body.get("response_format"),
+        "temperature": given.get("temperature"),
+        "max_tokens": given.get("max_tokens"),
+        "seed": given.get("seed", given.get("random_seed")),
+        "response_format": given.get("response_format"),
     }
     return {name: value for name, value in settings.items() if value is not None}
