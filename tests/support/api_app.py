@@ -15,10 +15,12 @@ from typing import Any
 import httpx
 import uvicorn
 
-from maestrale.api.app import create_app
+from maestrale.api.app import build_app
+from maestrale.api.backend import Backend
 from maestrale.api.dialect import Dialects
 from maestrale.api.dialects import DIALECTS
 from maestrale.api.http.protocol import protocol_class
+from maestrale.chat.service import ChatService
 from maestrale.config.settings import Settings
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.constraint import compile_constraint
@@ -159,15 +161,18 @@ async def api(
         LayoutFormat(HERMES, vocabulary) if tools else None,
         TagFormat(KNOWN[1], vocabulary) if thinks else None,
     )
-    app = create_app(
-        settings,
+    backend = Backend(settings)
+    deployment = backend.deployments.default
+    service = ChatService(
         engine,
         encoder,
-        byte_vocabulary(),
+        vocabulary,
         DirectVetter(),
-        model_name=MODEL,
-        dialects=dialects,
+        seed=settings.seed,
+        on_gap=deployment.observe_gap,
     )
+    deployment.open(engine, MODEL, service=service)
+    app = build_app(backend, dialects)
     try:
         if over_http:
             async with (

@@ -22,45 +22,15 @@ from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.operations import health, openapi, pages, status
 from maestrale.api.operations.history import Event
 from maestrale.api.request_log import tell
-from maestrale.chat.service import ChatService, Vetter
 from maestrale.config.addresses import is_loopback
-from maestrale.config.settings import Settings
-from maestrale.engines.base import Engine
 from maestrale.errors import ApiError, EngineError, PermissionDenied, quoted
 from maestrale.logs import LOGGER
-from maestrale.models.vocabulary import Vocabulary
-from maestrale.prompt.encode import PromptEncoder
 
 CORS_METHODS = "GET, POST, DELETE, OPTIONS"
 CORS_EXPOSED = ("x-request-id", "x-seed", "x-max-tokens", "retry-after")
 CORS_MAX_AGE = "600"
 # Asked again and again by machines: not counted as requests.
 PROBES = frozenset({"/health", "/ping", "/version", "/load", "/metrics", "/status.json"})
-
-
-def create_app(
-    settings: Settings,
-    engine: Engine,
-    encoder: PromptEncoder,
-    vocabulary: Vocabulary,
-    vetter: Vetter,
-    *,
-    model_name: str,
-    dialects: Dialects = DIALECTS,
-) -> ASGIApp:
-    """The whole server as one ASGI application, on an engine that has started."""
-    backend = Backend(settings)
-    deployment = backend.deployments.default
-    service = ChatService(
-        engine,
-        encoder,
-        vocabulary,
-        vetter,
-        seed=settings.seed,
-        on_gap=deployment.observe_gap,
-    )
-    deployment.open(engine, model_name, service=service)
-    return build_app(backend, dialects)
 
 
 def build_app(backend: Backend, dialects: Dialects = DIALECTS) -> ASGIApp:
