@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from msgspec import structs
 
 from maestrale.api.app import build_app
 from maestrale.api.backend import Backend
@@ -22,8 +23,8 @@ from maestrale.api.dialects import DIALECTS
 from maestrale.api.http.protocol import protocol_class
 from maestrale.chat.service import ChatService
 from maestrale.config.settings import Settings
-from maestrale.engines.base import EngineConfig
-from maestrale.engines.constraint import compile_constraint
+from maestrale.engines.base import Constraint, EngineConfig
+from maestrale.engines.constraint import compile_constraint, grammar_text
 from maestrale.engines.scripted import ScriptedEngine
 from maestrale.errors import InvalidRequest, Location
 from maestrale.models.vocabulary import BYTE_EOS, byte_vocabulary
@@ -85,8 +86,9 @@ class ByteEncoder:
 class DirectVetter:
     """Compiles in this process; the tests of supervise/ have the one that does not."""
 
-    async def vet(self, constraint: Any, key: str = "-") -> None:
+    async def vet(self, constraint: Constraint, key: str = "-") -> Constraint:
         compile_constraint(constraint, byte_vocabulary())
+        return structs.replace(constraint, written=grammar_text(constraint))
 
 
 @dataclasses.dataclass

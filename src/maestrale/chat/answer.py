@@ -11,11 +11,17 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from maestrale.chat.options import Options
 from maestrale.chat.reader import ChoiceReader, Formats, Piece
-from maestrale.engines.base import Engine, FinishReason, GenerationRequest, TokenLogprob
+from maestrale.engines.base import (
+    Constraint,
+    Engine,
+    FinishReason,
+    GenerationRequest,
+    TokenLogprob,
+)
 from maestrale.errors import EngineError
 from maestrale.models.vocabulary import Vocabulary
 
@@ -118,6 +124,12 @@ class Answer:
     def options(self) -> Options:
         """As asked for."""
         return self._options
+
+    def constrain(self, vetted: Constraint) -> None:
+        """Send what was vetted, as it was written down, with every request."""
+        self.requests = tuple(
+            structs.replace(request, constraint=vetted) for request in self.requests
+        )
 
     @property
     def aborted(self) -> bool:

@@ -54,9 +54,12 @@ SEED_MASK = (1 << 64) - 1
 
 
 class Vetter(Protocol):
-    """Compiles a constraint where it can do no harm. Raises: ConstraintError."""
+    """Compiles a constraint where it can do no harm, and writes it down for the engine.
 
-    def vet(self, constraint: Constraint, key: str = "-") -> Awaitable[object]: ...
+    Raises: ConstraintError.
+    """
+
+    def vet(self, constraint: Constraint, key: str = "-") -> Awaitable[Constraint]: ...
 
 
 class ChatService:
@@ -128,7 +131,7 @@ class ChatService:
         formats = Formats(form, thinking.form, opened)
         answer = self._prepare([prompt.token_ids], held, [lead], MESSAGES, formats)
         if constraint is not None:
-            await self._vet(constraint, options, at)
+            answer.constrain(await self._vet(constraint, options, at))
         return answer
 
     async def _continue(self, asked: Prompts, options: Options) -> Answer:
@@ -145,16 +148,19 @@ class ChatService:
         check_options(options, self.info, CONSTRAINT)
         answer = self._prepare(encoded, options, leads, PROMPT, Formats())
         if options.constraint is not None:
-            await self._vet_alone(options.constraint, options.key, CONSTRAINT)
+            vetted = await self._vet_alone(options.constraint, options.key, CONSTRAINT)
+            answer.constrain(vetted)
         return answer
 
-    async def _vet(self, constraint: Constraint, asked: Options, at: Location) -> None:
-        """Raises: InvalidRequest for what can't be compiled, naming what of the request it is."""
+    async def _vet(self, constraint: Constraint, asked: Options, at: Location) -> Constraint:
+        """The constraint, written down.
+
+        Raises: InvalidRequest for what can't be compiled, naming what of the request it is.
+        """
         if constraint == asked.constraint:
-            await self._vet_alone(constraint, asked.key, at)
-            return
+            return await self._vet_alone(constraint, asked.key, at)
         try:
-            await self._vetter.vet(constraint, asked.key)
+            return await self._vetter.vet(constraint, asked.key)
         except ConstraintError as error:
             for index, alone in argument_constraints(asked.tools) if asked.tools else ():
                 await self._vet_alone(alone, asked.key, TOOLS.at(index, "parameters"))
@@ -162,10 +168,13 @@ class ChatService:
                 await self._vet_alone(asked.constraint, asked.key, CONSTRAINT)
             raise InvalidRequest(str(error), at=at) from error
 
-    async def _vet_alone(self, constraint: Constraint, key: str, at: Location) -> None:
-        """Raises: InvalidRequest for a constraint, from `at`, that can't be compiled."""
+    async def _vet_alone(self, constraint: Constraint, key: str, at: Location) -> Constraint:
+        """The constraint, written down.
+
+        Raises: InvalidRequest for one, from `at`, that can't be compiled.
+        """
         try:
-            await self._vetter.vet(constraint, key)
+            return await self._vetter.vet(constraint, key)
         except ConstraintError as error:
             raise InvalidRequest(str(error), at=at) from error
 

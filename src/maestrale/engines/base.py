@@ -35,13 +35,15 @@ class Constraint(Struct, frozen=True):
     `value` is a JSON schema document (`json_schema`), a regular expression (`regex`) or a
     Lark grammar (`grammar`), as text. A grammar may name control tokens by id, `<[5]>`, which
     are forbidden elsewhere; each of its `schemas`, (rule, JSON schema document), is one more rule,
-    and so is each of its `nested` constraints, (rule, constraint).
+    and so is each of its `nested` constraints, (rule, constraint). `written` is what llguidance
+    reads of all that, once it was vetted: the writing would hold up an engine's steps.
     """
 
     kind: Literal["json_schema", "regex", "grammar"]
     value: str
     schemas: tuple[tuple[str, str], ...] = ()
     nested: tuple[tuple[str, Constraint], ...] = ()
+    written: str = ""
 
 
 class Sampling(Struct, frozen=True, kw_only=True):

@@ -163,10 +163,12 @@ def compile_constraint(constraint: Constraint, vocabulary: Vocabulary) -> TokenC
 
 
 def grammar_text(constraint: Constraint) -> str:
-    """The constraint as a grammar in llguidance's form of Lark.
+    """The constraint as a grammar in llguidance's form of Lark; what is written already, as it is.
 
     Raises: ConstraintError when it is malformed or too large. It is not compiled here.
     """
+    if constraint.written:
+        return constraint.written
     label = _LABEL[constraint.kind]
     try:
         texts = _texts(constraint)

@@ -98,9 +98,10 @@ class Vet(Struct, tag=True, frozen=True):
 
 
 class Verdict(Struct, tag=True, frozen=True):
-    """`fault` says what is wrong with the constraint; None: it compiles."""
+    """`fault` says what is wrong with the constraint; None: it compiles, `written` so."""
 
     fault: str | None
+    written: str = ""
 
 
 FromVetter = VetterReady | Verdict | Failed

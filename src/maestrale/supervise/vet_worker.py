@@ -16,9 +16,10 @@ import socket
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from maestrale.engines.base import Constraint
-from maestrale.engines.constraint import compile_constraint
+from maestrale.engines.constraint import compile_constraint, grammar_text
 from maestrale.errors import MaestraleError
 from maestrale.models.vocabulary import Vocabulary, byte_vocabulary, load_vocabulary
 from maestrale.supervise.channel import blocking_messages, frames, pack
@@ -29,24 +30,25 @@ STEPS_TRIED = 16
 NICENESS = 5  # a flood of schemas takes the cores last of all from those who wait for tokens
 
 
-def find_fault(constraint: Constraint, vocabulary: Vocabulary) -> str | None:
-    """Compile it and follow it for a few steps; returns what is wrong, or None.
+def judge(constraint: Constraint, vocabulary: Vocabulary) -> Verdict:
+    """Write it down, compile it and follow it for a few steps.
 
     Steps take now the lowest and now the highest allowed id, so that they lead into the
     grammar by more than one way.
     """
     try:
-        compiled = compile_constraint(constraint, vocabulary)
+        written = grammar_text(constraint)
+        compiled = compile_constraint(structs.replace(constraint, written=written), vocabulary)
         for step in range(STEPS_TRIED):
             allowed = compiled.allowed().nonzero()[0]
             if compiled.finished or not len(allowed):
-                return None
+                break
             compiled.accept(int(allowed[-1 if step % 2 else 0]))
     except MaestraleError as error:
-        return str(error)
+        return Verdict(str(error))
     except MemoryError:
-        return "This constraint needs too much memory to compile. Simplify it."
-    return None
+        return Verdict("This constraint needs too much memory to compile. Simplify it.")
+    return Verdict(None, written)
 
 
 def limit_memory(more: int) -> None:
@@ -70,7 +72,7 @@ def serve(sock: socket.socket) -> None:
     try:
         folder = start.model_dir
         vocabulary = load_vocabulary(Path(folder)) if folder else byte_vocabulary()
-        find_fault(Constraint("regex", "a"), vocabulary)  # builds what is built once
+        judge(Constraint("regex", "a"), vocabulary)  # builds what is built once
     except MaestraleError as error:
         send(Failed(str(error)))
         return
@@ -79,7 +81,7 @@ def serve(sock: socket.socket) -> None:
     send(VetterReady())
     for messages in incoming:
         for message in messages:
-            send(Verdict(find_fault(message.constraint, vocabulary)))
+            send(judge(message.constraint, vocabulary))
 
 
 def main() -> None:

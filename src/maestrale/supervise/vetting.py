@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from maestrale.engines.base import Constraint
 from maestrale.errors import ConstraintError, EngineError, Unavailable
@@ -48,6 +49,7 @@ class VettingLimits:
     idle: float = 60.0  # after which a process is retired
     start: float = 60.0  # for a process to load its vocabulary
     cached: int = 1024  # verdicts kept
+    cached_text: int = 32 * 1024 * 1024  # characters of what was written, of all that are kept
     # How long a verdict "too slow", or by the death of a process, is believed: load passes, and
     # a process may also die by another's hand.
     slow_cached: float = 60.0
@@ -56,6 +58,7 @@ class VettingLimits:
 @dataclass(frozen=True)
 class _Outcome:
     fault: str | None  # None: it compiles
+    written: str = ""  # so
     expires: float = float("inf")
     fatal: bool = False  # its processes died: the next time it is tried alone
 
@@ -68,6 +71,7 @@ class ConstraintVetter:
         self._model_dir = model_dir
         self._limits = limits or VettingLimits()
         self._known: OrderedDict[bytes, _Outcome] = OrderedDict()
+        self._text = 0  # characters written, of all that are known
         self._under_way: dict[bytes, asyncio.Task[_Outcome]] = {}
         self._wanted: Counter[bytes] = Counter()  # by how many requests
         self._turns = FairTurns(self._limits.processes, self._limits.of_one_key)
@@ -76,8 +80,8 @@ class ConstraintVetter:
         self._all: set[_Process] = set()
         self._closed = False
 
-    async def vet(self, constraint: Constraint, key: str = "-") -> None:
-        """Return when the constraint is known to compile. Keys take turns at it.
+    async def vet(self, constraint: Constraint, key: str = "-") -> Constraint:
+        """The constraint with what is `written` of it, once it compiles. Keys take turns at it.
 
         Raises: ConstraintError when it doesn't, or takes too long or too much memory;
         Unavailable when too many others are being compiled, or no process can be had.
@@ -105,6 +109,7 @@ class ConstraintVetter:
                     del self._wanted[digest]
         if outcome.fault is not None:
             raise ConstraintError(outcome.fault)
+        return structs.replace(constraint, written=outcome.written)
 
     async def close(self) -> None:
         """End all processes."""
@@ -124,10 +129,15 @@ class ConstraintVetter:
             del self._under_way[digest]
         if task.cancelled() or task.exception() is not None:
             return
-        self._known[digest] = task.result()
-        self._known.move_to_end(digest)
-        if len(self._known) > self._limits.cached:
-            self._known.popitem(last=False)
+        outcome = task.result()
+        if before := self._known.pop(digest, None):
+            self._text -= len(before.written)
+        self._known[digest] = outcome
+        self._text += len(outcome.written)
+        limits = self._limits
+        while len(self._known) > limits.cached or self._text > limits.cached_text:
+            _, forgotten = self._known.popitem(last=False)
+            self._text -= len(forgotten.written)
 
     async def _find_out(self, constraint: Constraint, digest: bytes, key: str) -> _Outcome:
         known = self._known.get(digest)
@@ -177,20 +187,20 @@ class ConstraintVetter:
                 seconds = f"{self._limits.time:g} s"
                 return _Outcome(
                     f"This {label} took longer than {seconds} to compile. Simplify it.",
-                    time.monotonic() + self._limits.slow_cached,
+                    expires=time.monotonic() + self._limits.slow_cached,
                 )
             except EngineError as error:
                 return _Outcome(str(error))
             else:
                 if verdict is not None:
-                    return _Outcome(verdict.fault)
+                    return _Outcome(verdict.fault, verdict.written)
                 stalled = False
         if stalled:
             raise Unavailable("Grammars can't be checked at the moment.", retry_after=2)
         return _Outcome(
             f"This {label} can't be compiled: it takes too much memory, or breaks the compiler. "
             "Simplify it.",
-            time.monotonic() + self._limits.slow_cached,
+            expires=time.monotonic() + self._limits.slow_cached,
             fatal=True,
         )
 

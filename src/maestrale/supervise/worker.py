@@ -233,6 +233,10 @@ async def serve(sock: socket.socket) -> None:
     await worker.watch()
 
 
+# A step waits for the interpreter so often that each time must be short, whatever else runs.
+SWITCH_INTERVAL = 0.0005  # seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
@@ -240,6 +244,7 @@ def main() -> None:
     options = parser.parse_args()
     sock = take_leash(options.fd, "maestrale-engine")
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    sys.setswitchinterval(SWITCH_INTERVAL)
     if options.engine is not None:
         with contextlib.suppress(Exception):  # `serve` meets it again, and tells it
             import_engine(options.engine)

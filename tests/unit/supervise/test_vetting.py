@@ -10,8 +10,12 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from maestrale.engines import constraint as constraints
 from maestrale.engines.base import Constraint
+from maestrale.engines.constraint import compile_constraint, grammar_text
+from maestrale.engines.scripted import byte_vocabulary
 from maestrale.errors import ConstraintError, Unavailable
 from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
 
@@ -75,6 +79,34 @@ async def test_the_memory_of_verdicts_is_bounded(start_vetter: StartVetter) -> N
     for count in range(30):
         await vetter.vet(regex(f"a{{{count}}}"))
     assert len(vetter._known) == 8
+
+
+async def test_of_what_is_written_so_much_is_remembered(start_vetter: StartVetter) -> None:
+    vetter = start_vetter(cached_text=400)
+    for count in range(10):
+        vetted = await vetter.vet(regex(f"a{{{count}}}"))
+    length = len(vetted.written)
+    assert length > 40, "a few of them fit"
+    assert len(vetter._known) == 400 // length
+    assert vetter._text == length * len(vetter._known)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [SCHEMA, regex("a+"), Constraint("grammar", "start: <[256]> args", (("args", SCHEMA.value),))],
+)
+async def test_the_engine_is_spared_the_writing(
+    start_vetter: StartVetter, constraint: Constraint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes back compiles to the same, without its schemas being read again."""
+    vetter = start_vetter()
+    for _ in range(2):  # known the second time
+        vetted = await vetter.vet(constraint)
+        assert vetted == structs.replace(constraint, written=grammar_text(constraint))
+    before = compile_constraint(constraint, byte_vocabulary()).allowed()
+    monkeypatch.setattr(constraints, "rules", None)
+    after = compile_constraint(vetted, byte_vocabulary()).allowed()
+    assert (before == after).all()
 
 
 async def test_one_that_takes_too_long_is_refused_and_its_process_gone(

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -54,6 +56,7 @@ from maestrale.models.vocabulary import Vocabulary, load_vocabulary
 DEFAULT_MAX_NUM_SEQS = 64
 INDEX_AFTER = 0.25  # seconds of idleness before what would hold a request up is done
 COMPILED_CONSTRAINTS = 32  # kept for the next request with the same one
+NICENESS = 5  # of the thread that compiles: who waits for tokens goes first
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +83,9 @@ class CPUEngine:
         self._scheduler: Scheduler
         self._loop: asyncio.AbstractEventLoop
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
-        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="constraints")
+        self._compiler = ThreadPoolExecutor(
+            1, thread_name_prefix="constraints", initializer=_give_way
+        )
         self._compiled: collections.OrderedDict[Constraint, TokenConstraint] = (
             collections.OrderedDict()
         )
@@ -391,6 +396,12 @@ class CPUEngine:
             self._dead = reason
         for generation in self._active:
             generation.mailbox.fail(EngineDied(self._dead))
+
+
+def _give_way() -> None:
+    """Let other threads have the cores first."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def _generation(chunk: Chunk) -> Generation:

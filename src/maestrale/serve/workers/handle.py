@@ -176,7 +176,7 @@ class WorkerHandle:
                 vetter = self._parent.host(model).vetter
                 if vetter is not None:
                     vetting = vetter.vet(constraint, key)
-                    self._keep(self._asked, number, self._grant(number, vetting))
+                    self._keep(self._asked, number, self._reply(number, vetting))
             case Ask(number, about, model):
                 self._keep(self._asked, number, self._answer(number, about, model))
             case Noted(event):
@@ -238,13 +238,11 @@ class WorkerHandle:
         except MaestraleError as error:
             self.send(Refused(number, fault_of(error)))
 
-    async def _grant(self, number: int, work: Awaitable[object]) -> None:
+    async def _reply(self, number: int, work: Awaitable[object]) -> None:
         try:
-            await work
+            self.send(Reply(number, msgspec.msgpack.encode(await work)))
         except MaestraleError as error:
             self.send(Refused(number, fault_of(error)))
-        else:
-            self.send(Granted(number))
 
     async def _answer(self, number: int, about: About, model: str) -> None:
         self.send(Reply(number, await self._parent.answer(about, model)))

@@ -193,7 +193,7 @@ class Levels(Struct, tag=True, frozen=True):
 
 
 class Check(Struct, tag=True, frozen=True):
-    """Can this constraint be compiled?"""
+    """Can this constraint be compiled? The `Reply` has it as it is written then."""
 
     number: int
     model: str

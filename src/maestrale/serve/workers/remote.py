@@ -173,10 +173,12 @@ class RemoteVetter:
         self._connection = connection
         self._model = model
 
-    async def vet(self, constraint: Constraint, key: str = "-") -> None:
-        """Raises: as `ConstraintVetter.vet`."""
+    async def vet(self, constraint: Constraint, key: str = "-") -> Constraint:
+        """See `ConstraintVetter.vet`."""
         number = self._connection.number()
-        await self._connection.ask(number, Check(number, self._model, constraint, key))
+        vetted = await self._connection.ask(number, Check(number, self._model, constraint, key))
+        written: Constraint = msgspec.msgpack.decode(vetted, type=Constraint)
+        return written
 
 
 class RemoteAdmission(Admission):
