@@ -206,14 +206,14 @@ def _program(name: str, how: Program, options: Sequence[str]) -> list[str]:
         f"TasksMax={MOST_TASKS}",
         f"RestrictAddressFamilies={families}",
         f"ProtectHome={'read-only' if in_home else 'yes'}",
-        "# No MemoryDenyWriteExecute: the engine compiles the model to machine code.",
     ]
     if how.gpus:
+        lines += ["# No MemoryDenyWriteExecute: on GPUs kernels are compiled while it runs."]
         lines += ["DevicePolicy=closed", "DeviceAllow=char-nvidia-frontend rw"]
         lines += ["DeviceAllow=char-nvidia rw", "DeviceAllow=char-nvidia-uvm rw"]
         lines += ["DeviceAllow=char-nvidia-caps rw"]
     else:
-        lines.append("PrivateDevices=yes")
+        lines += ["PrivateDevices=yes", "MemoryDenyWriteExecute=yes"]
     if how.low_port:
         lines += ["CapabilityBoundingSet=CAP_NET_BIND_SERVICE"]
         lines += ["AmbientCapabilities=CAP_NET_BIND_SERVICE"]

@@ -49,6 +49,11 @@ _OF_CHECKS: tuple[tuple[str, str], ...] = (
         "not see what was asked.",
     ),
     (
+        r"(?i)sense: JSON whose",
+        "The grammar leads the model where it would not go, say by allowing no line break after "
+        "'{'; or wrong or damaged weights.",
+    ),
+    (
         r"(?i)\| sense: ",
         "The answer is off the subject: a wrong chat template, damaged or wrong weights, or "
         "earlier messages that don't reach the model.",
@@ -56,7 +61,7 @@ _OF_CHECKS: tuple[tuple[str, str], ...] = (
     (r"(?i)usage", "The server counts tokens wrongly, or leaves out 'usage'."),
     (r"(?i)finish_reason", "The server gives a finish_reason that clients don't know, or none."),
     (
-        r"(?i)nothing but JSON|valid against its schema",
+        r"(?i)nothing but JSON|valid against its schema|exactly the keys",
         "response_format is ignored, or does not bind the model while it writes.",
     ),
     (

@@ -139,6 +139,9 @@ class ToolCallParser:
     A subclass has one `_step` for each state; the rest is here. Blanks at the end of the text
     are held back, since those between text and a call, or between calls, are dropped. So are
     markers, whether or not a call follows: no part of one is ever text.
+
+    Where calls are required, the grammar lets a model that has none left to make only end, or
+    call again. So a call that it has made already is dropped, and ends the answer.
     """
 
     def __init__(self, reader: CallReader, *, parallel: bool) -> None:
@@ -151,6 +154,7 @@ class ToolCallParser:
         self._blanks = ""
         self._text: list[str] = []
         self._calls: list[ToolCall] = []
+        self._made = set[tuple[str, str]]()  # names and arguments of the calls so far
         self._end = ObjectEnd()
         self._step: Callable[[bool], bool] = self._begin
         self._after: Callable[[bool], bool] = self._begin
@@ -215,10 +219,23 @@ class ToolCallParser:
         if call is None:
             return False
         self._blanks = self._opening = ""
-        self._keep(call)
         self._marked = False
-        self.done = not self._parallel
+        repeated = self._reader.required and self._repeats(call)
+        if not repeated:
+            self._keep(call)
+        self.done = repeated or not self._parallel
         return True
+
+    def _repeats(self, call: ToolCall) -> bool:
+        """Whether this answer has such a call already; it is noted, if not."""
+        try:
+            arguments = json.dumps(json.loads(call.arguments), sort_keys=True)
+        except RecursionError:
+            arguments = call.arguments
+        made = (call.name, arguments)
+        known = made in self._made
+        self._made.add(made)
+        return known
 
     def _keep(self, call: ToolCall | None) -> None:
         if call is not None:

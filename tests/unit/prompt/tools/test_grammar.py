@@ -308,8 +308,8 @@ def test_what_the_format_writes_its_grammar_takes_and_its_parser_reads(
     form = LayoutFormat(LAYOUTS[name], vocabulary)
     wanted = one_tool(PLAIN_TEXTS)
     constraint = tool_constraint(form, wanted, None)
-    call = ToolCall(id="", name="f", arguments=json.dumps(ARGUMENTS))
-    written = form.write([call, call])
+    several = [ARGUMENTS, ARGUMENTS | {"days": [2, 1]}]
+    written = form.write([ToolCall(id="", name="f", arguments=json.dumps(x)) for x in several])
     if name == "pythonic":
         written = written.replace("'New \"York\" <b>, 5'", '"New \\"York\\" <b>, 5"').replace(
             "'F'", '"F"'
@@ -318,7 +318,7 @@ def test_what_the_format_writes_its_grammar_takes_and_its_parser_reads(
         written = written.replace(", 5", "; 5")
     assert accepts(form, vocabulary, constraint, written)
     read = form.parser(wanted.reader(b""), parallel=True).push(written, last=True)
-    assert [json.loads(each.arguments)["days"] for each in read.calls] == [[1, 2]] * 2
+    assert [json.loads(each.arguments)["days"] for each in read.calls] == [[1, 2], [2, 1]]
     one = tool_constraint(form, one_tool(PLAIN_TEXTS, parallel=False), None)
     assert not accepts(form, vocabulary, one, written)
     for wrong in (written.replace("[1, 2]", '["x"]').replace("[1,2]", "[x]"),

@@ -323,6 +323,24 @@ def test_without_parallel_calls_the_first_ends_the_answer() -> None:
     assert parse(HermesParser, list(two), parallel=False)[1] == [("f", "{}")]
 
 
+@pytest.mark.parametrize("name", [name for name in PARSERS if name != "openai"])
+def test_where_calls_are_required_one_that_was_made_ends_the_answer(name: str) -> None:
+    """The model has none left to make, and the grammar lets it say nothing else."""
+    others = [ToolCall(id="2", name="g", arguments='{"a": 1}'), EXAMPLE]
+    form, written = written_by(name, [EXAMPLE, *others])
+    made = [("f", {"a": 1, "s": "x y", "l": [1, 2]}), ("g", {"a": 1})]
+    for required, expected in ((True, made), (False, [*made, made[0]])):
+        for pieces in ([written], list(written)):
+            text, calls, _ = parse(form.parser, pieces, required=required)
+            assert text == ""
+            assert [(each, json.loads(arguments)) for each, arguments in calls] == expected
+    spaced = '<tool_call>{"name": "f", "arguments": {"a": 1, "b": 2}}</tool_call>'
+    again = '<tool_call>{"name": "f", "arguments": {\n  "b": 2, "a": 1}}</tool_call>'
+    parser = HermesParser(reader(required=True), parallel=True)
+    assert [call.name for call in parser.push(spaced + again).calls] == ["f"]
+    assert parser.done
+
+
 def test_ids_are_mistral_s_and_follow_from_the_key() -> None:
     two = CALLS + '[{"name": "f"}, {"name": "g"}]'
     first, second = parse(MistralParser, [two])[2]
