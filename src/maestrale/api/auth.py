@@ -67,11 +67,13 @@ class Guard:
 
     def _check_browser(self, scope: Scope) -> None:
         hosts = _values(scope, b"host")
-        if len(hosts) != 1:
-            raise InvalidRequest("The request must have one Host header.")
-        host = hosts[0].decode("latin-1").lower()
+        if len(hosts) > 1:
+            raise InvalidRequest("The request has more than one Host header.")
+        # HTTP/1.0 needs none: a health check of a proxy, say. Every browser sends one.
+        host = hosts[0].decode("latin-1").lower() if hosts else ""
         name = _without_port(host)
-        if self._loopback and not (is_loopback(name) or name in self._hosts or host in self._hosts):
+        ours = is_loopback(name) or name in self._hosts or host in self._hosts
+        if self._loopback and hosts and not ours:
             raise PermissionDenied(
                 f"Host {quoted(host)!r} is not a name of this machine; "
                 "allow it with --allowed-hosts, or set a key with --api-key."
@@ -91,7 +93,7 @@ class Guard:
         may call us by another name than the operator told us it has.
         """
         scheme, _, authority = origin.partition("://")
-        if scheme not in ("http", "https"):
+        if scheme not in ("http", "https") or not host:
             return False
         port = ":443" if scheme == "https" else ":80"
         authority = authority.removesuffix(port)

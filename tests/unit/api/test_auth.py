@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
 from maestrale.api.auth import Guard
+from maestrale.errors import InvalidRequest, PermissionDenied
 from maestrale.keys import KEY_PREFIX, KeyStore, new_key
 
 
@@ -19,3 +22,17 @@ def test_the_guard_keeps_no_key() -> None:
     assert key is not None
     assert key.name not in secret
     assert guard.check({"path": "/health", "headers": []}) is None
+
+
+def test_without_a_host_no_browser_asks() -> None:
+    """HTTP/1.0 needs none, and health checks of proxies and old tools send none."""
+    guard = Guard(KeyStore([]), loopback=True)
+    scope = {"method": "GET", "path": "/v1/models"}
+    assert guard.check({**scope, "headers": []}) is None
+    for origin in (b"http://", b"https://evil.example", b"null"):
+        with pytest.raises(PermissionDenied, match="may not call"):
+            guard.check({**scope, "headers": [(b"origin", origin)]})
+    with pytest.raises(PermissionDenied, match="no name|not a name"):
+        guard.check({**scope, "headers": [(b"host", b"evil.example")]})
+    with pytest.raises(InvalidRequest, match="more than one"):
+        guard.check({**scope, "headers": [(b"host", b"localhost"), (b"host", b"localhost")]})
