@@ -60,7 +60,8 @@ def load_settings(
                 check_text(values[name])
         except ValueError as error:
             # A key is never repeated, and no value is repeated at any length.
-            came = "" if rules.get("secret") else f", but {str(value)[:60]!r} was given"
+            given = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            came = "" if rules.get("secret") else f", but {given[:60]!r} was given"
             raise SettingsError(f"{source}: {error}{came}.") from error
         sources[name] = source
     if "cache_dir" not in values:

@@ -72,8 +72,11 @@ def prepare(
     except OSError as error:
         if is_full(cache_dir, error):
             raise ModelError(full_message(cache_dir)) from error
-        where = error.filename or model
-        raise ModelError(f"Can't prepare {model}: {where}: {error.strerror}.") from error
+        where = str(error.filename or model)
+        remedy = ""
+        if Path(where).is_relative_to(cache_dir):
+            remedy = " Let this user write there, or choose another cache folder with --cache-dir."
+        raise ModelError(f"Can't prepare {model}: {where}: {error.strerror}.{remedy}") from error
 
 
 def remote_source(model: str, known: KnownModel | None, engine: str) -> tuple[str, str]:
@@ -166,5 +169,6 @@ def _prepare_gguf(
         if is_full(store, error):
             raise ModelError(full_message(store)) from error
         raise ModelError(
-            f"Can't prepare {path} in {store}: {error.filename or ''} {error.strerror}."
+            f"Can't prepare {path} in {store}: {error.filename or ''} {error.strerror}. "
+            "Let this user write there, or choose another cache folder with --cache-dir."
         ) from error

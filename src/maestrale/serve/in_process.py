@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 
 from maestrale.api.backend import Backend
 from maestrale.chat.service import ChatService
@@ -13,7 +12,7 @@ from maestrale.logs import LOGGER
 from maestrale.serve.deployment import DeploymentHost, load_text
 from maestrale.serve.hosting import in_thread
 from maestrale.serve.lifecycle import Front
-from maestrale.serve.listening import LAST_WORDS, HttpServer, uvicorn_config
+from maestrale.serve.listening import LAST_WORDS, HttpServer, uvicorn_config, why
 from maestrale.serve.progress import StartProgress
 
 
@@ -59,8 +58,8 @@ class InProcess(Front):
             return
         try:
             context.load_cert_chain(str(settings.ssl_certfile), settings.ssl_keyfile)
-        except (ssl.SSLError, OSError) as error:
-            LOGGER.error("SIGHUP received: the certificate stays as it was: %s", error)
+        except OSError as error:
+            LOGGER.error("SIGHUP received: the certificate stays as it was: %s", why(error))
         else:
             LOGGER.info("SIGHUP received: new connections get the certificate as it is now")
 

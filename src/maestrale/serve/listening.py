@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import socket
-import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -24,6 +24,8 @@ LAST_WORDS = 2.0  # seconds for the ends of streams to be sent once the engine h
 KEEP_ALIVE = 30
 # Fewer than connections are allowed: a burst must not push out who hasn't been read yet.
 BACKLOG = 512
+# OpenSSL's name and the line of Python that its errors come with.
+_LIBRARY = re.compile(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -96,12 +98,17 @@ def uvicorn_config(settings: Settings, backend: Backend) -> uvicorn.Config:
     )
     try:
         config.load()
-    except (ssl.SSLError, OSError) as error:
+    except OSError as error:
         raise SettingsError(
             f"--ssl-certfile {settings.ssl_certfile} and --ssl-keyfile {settings.ssl_keyfile} "
-            f"can't be used: {error}. Both must be PEM, and belong together."
+            f"can't be used ({why(error)}). Both must be PEM, and belong together."
         ) from error
     return config
+
+
+def why(error: OSError) -> str:
+    """What is wrong with a certificate or its key, without the library's own lines."""
+    return _LIBRARY.sub("", error.strerror or str(error))
 
 
 class HttpServer(uvicorn.Server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from maestrale.bounded import (
 from maestrale.config.addresses import is_loopback, server_url
 from maestrale.errors import CannotChat
 from maestrale.printable import brief
+
+_ERRNO = re.compile(r"\[Errno -?\d+\] ")
 
 CONNECT_SECONDS = 10.0
 START_SECONDS = 900.0  # a first start converts a model; a large one takes minutes
@@ -140,8 +143,8 @@ class ChatServer:
             yield
         except httpx.ConnectError as error:
             raise CannotChat(
-                f"Nothing answers at {self.url} ({error}). Start a server with 'maestrale serve', "
-                "or give the URL of one: maestrale chat URL."
+                f"Nothing answers at {self.url} ({_ERRNO.sub('', str(error))}). "
+                "Start a server with 'maestrale serve', or give the URL of one: maestrale chat URL."
             ) from error
         except httpx.TimeoutException as error:
             what = type(error).__name__

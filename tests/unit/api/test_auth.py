@@ -32,7 +32,7 @@ def test_without_a_host_no_browser_asks() -> None:
     for origin in (b"http://", b"https://evil.example", b"null"):
         with pytest.raises(PermissionDenied, match="may not call"):
             guard.check({**scope, "headers": [(b"origin", origin)]})
-    with pytest.raises(PermissionDenied, match="no name|not a name"):
+    with pytest.raises(PermissionDenied, match="not a name"):
         guard.check({**scope, "headers": [(b"host", b"evil.example")]})
     with pytest.raises(InvalidRequest, match="more than one"):
         guard.check({**scope, "headers": [(b"host", b"localhost"), (b"host", b"localhost")]})

@@ -425,3 +425,8 @@ def test_names_of_files_may_be_any_bytes_and_other_texts_may_not() -> None:
     assert "MAESTRALE_REVISION" in refusal(environment={"MAESTRALE_REVISION": "a\udcff"})
     assert "--cache-dir" in refusal(flags={"cache_dir": "/x\udcff"})
     assert "--cache-dir" in refusal(environment={"HOME": "/home/m\udcfcller"})
+
+
+def test_a_name_that_is_no_utf8_is_told_as_it_was_given() -> None:
+    told = refusal(flags={"served_model_name": ("plain", "caf\udce9")})
+    assert told.endswith("a text in UTF-8 is needed, but 'plain, caf\\udce9' was given.")

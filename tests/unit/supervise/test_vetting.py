@@ -15,8 +15,8 @@ from msgspec import structs
 from maestrale.engines import constraint as constraints
 from maestrale.engines.base import Constraint
 from maestrale.engines.constraint import compile_constraint, grammar_text
-from maestrale.engines.scripted import byte_vocabulary
 from maestrale.errors import ConstraintError, Unavailable
+from maestrale.models.vocabulary import byte_vocabulary
 from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
 
 from .conftest import SCHEMA, alive, until
