@@ -19,3 +19,8 @@ class CleanConsole(Console):
         """The segments of what is to be shown, cleaned. rich calls it for every part."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else printable(text), style, control)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, where rich would end the process as failed."""
+        self.quiet = True
+        raise BrokenPipeError

@@ -146,11 +146,12 @@ def test_interrupted_is_130_and_quiet(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_closed_pipe_is_quiet() -> None:
+@pytest.mark.parametrize("arguments", ["serve --help", "plan smollm2-135m-instruct", "keys list"])
+def test_a_closed_pipe_is_quiet(arguments: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "maestrale", "serve", "--help"],
+        [sys.executable, "-m", "maestrale", *arguments.split()],
         env=clean_environment(),
         stdout=writing,
         stderr=subprocess.PIPE,
@@ -158,6 +159,7 @@ def test_a_closed_pipe_is_quiet() -> None:
     )
     os.close(writing)
     assert done.stderr == b""
+    assert done.returncode == 141, "as a shell tells of others; 1 would be a failure of its own"
 
 
 def test_sources_are_not_taken_from_the_working_folder(tmp_path: Path) -> None:

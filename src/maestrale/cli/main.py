@@ -1,16 +1,17 @@
 """The command line: finds the command, runs it, and turns failures into one clear message.
 
-Exit codes: 0 done, 1 failed, 2 called wrongly, 130 interrupted. A command's module is imported
-only when it runs, so that `--help` is quick.
+Exit codes: 0 done, 1 failed, 2 called wrongly, 130 interrupted, 141 the reader of what it prints is
+gone. A command's module is imported only when it runs, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -57,6 +58,7 @@ COMMANDS = {
 }
 
 
+READER_GONE = 128 + signal.SIGPIPE  # what a shell tells of programs that SIGPIPE ends
 SERVE = "serve"  # has its own signal handlers from the moment there is something to end
 
 
@@ -75,6 +77,13 @@ class LazyGroup(click.Group):
         if cmd_name != SERVE:
             raise_on_ctrl_c()
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # who read the output has seen enough, as `head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return READER_GONE
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
