@@ -19,7 +19,7 @@ from maestrale.errors import Sent, UnsupportedParameter
 IGNORED_FIELDS = {
     "user": "an end user's name, for the provider's records",
     "metadata": "labels for the provider's records",
-    "store": "whether the provider keeps the answer; nothing is kept here",
+    "store": "whether the provider keeps the answer; here only responses are kept",
     "service_tier": "there is one tier",
     "safety_identifier": "an end user's name, for the provider's abuse checks",
     "prompt_cache_key": "the prefix cache finds shared beginnings by itself",

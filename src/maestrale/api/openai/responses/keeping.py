@@ -231,16 +231,23 @@ class EventsResponse:
         self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises: ClientDisconnected."""
+        """Raises: ClientDisconnected, CannotKeep."""
         deployment = context_of(scope).deployment or self._backend.deployments.default
         events = EventStream(send, self._headers, deployment.paused)
         await while_connected(receive, self._write(events), events.tend())
 
     async def _write(self, events: EventStream) -> None:
-        await events.open()
+        """Raises: CannotKeep before anything was sent; later the stream ends, to be taken up."""
         more = True
         while more:
-            found, more = await self._store.events(self._id, self._after, EVENTS_AT_ONCE)
+            try:
+                found, more = await self._store.events(self._id, self._after, EVENTS_AT_ONCE)
+            except CannotKeep as error:
+                if not events.is_open:
+                    raise
+                self._store.warn(error)
+                break
+            await events.open()
             if found:
                 await events.write(b"".join(event for _, event in found))
                 self._after = found[-1][0]
