@@ -70,7 +70,8 @@ class ByteEncoder:
         for message in messages:
             calls = [f"{call.id}={call.name}{call.arguments}" for call in message.tool_calls]
             told = " ".join([message.tool_call_id or "", *calls]).strip()
-            text += f"{message.role}{told and f'({told})'}: {message.text}\n"
+            thought = f"[{message.reasoning}] " if self.reasoning and message.reasoning else ""
+            text += f"{message.role}{told and f'({told})'}: {thought}{message.text}\n"
         return EncodedPrompt(tuple(text.encode()), text)
 
     def encode_text(

@@ -41,13 +41,13 @@ from maestrale.chat.options import (
     room_for_answer,
 )
 from maestrale.chat.reader import Formats
-from maestrale.chat.thinking import constrained_by, constraint_of, plan
+from maestrale.chat.thinking import Thinking, constrained_by, constraint_of, plan
 from maestrale.chat.tokenizer import Tokenizer
 from maestrale.engines.base import Constraint, Engine, EngineInfo, GenerationRequest
 from maestrale.errors import ConstraintError, InvalidRequest, Location, UnsupportedParameter
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.encode import PromptEncoder
-from maestrale.prompt.messages import MESSAGES
+from maestrale.prompt.messages import MESSAGES, EncodedPrompt
 from maestrale.prompt.tools.grammar import argument_constraints
 
 SEED_MASK = (1 << 64) - 1
@@ -117,11 +117,7 @@ class ChatService:
                 at=TOOLS,
             )
         thinking = plan(self.encoder, options)
-        prompt = await self.tokenizer.encode_chat(
-            conversation,
-            tools=use.definitions if use is not None else None,
-            variables=thinking.variables,
-        )
+        prompt = await self._encode(conversation, options, thinking)
         lead = conversation.messages[-1].text if conversation.continues else ""
         opened = thinking.form is not None and thinking.form.opened_by(prompt.text)
         constraint = constraint_of(thinking, form, options, opened=opened)
@@ -133,6 +129,22 @@ class ChatService:
         if constraint is not None:
             answer.constrain(await self._vet(constraint, options, at))
         return answer
+
+    async def prompt(self, conversation: Conversation, options: Options) -> EncodedPrompt:
+        """The prompt that a conversation becomes, as `answer` would make it.
+
+        Raises: InvalidRequest and its kin.
+        """
+        return await self._encode(conversation, options, plan(self.encoder, options))
+
+    async def _encode(
+        self, conversation: Conversation, options: Options, thinking: Thinking
+    ) -> EncodedPrompt:
+        return await self.tokenizer.encode_chat(
+            conversation,
+            tools=None if options.tools is None else options.tools.definitions,
+            variables=thinking.variables,
+        )
 
     async def _continue(self, asked: Prompts, options: Options) -> Answer:
         """The continuation of plain prompts: choices of the first come first."""

@@ -90,6 +90,7 @@ async def test_a_whole_message() -> None:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             "output_tokens": 9,
+            "output_tokens_details": {"thinking_tokens": 0},
         }
 
 
@@ -221,6 +222,59 @@ async def test_what_reaches_the_prompt() -> None:
         assert (await prompt_of(server, system="S")).startswith("system: S\nuser: Hello")
 
 
+THINKS = {"text": "<think>\nHm, ä.\n</think>\n\nGood day"}
+
+
+async def test_thoughts_are_blocks_of_their_own() -> None:
+    async with api(options=THINKS, thinks=True) as server:
+        whole = await answer(server)
+        thinking, text = whole["content"]
+        assert (thinking["type"], thinking["thinking"]) == ("thinking", "Hm, ä.")
+        assert len(thinking["signature"]) >= 32
+        assert text == {"type": "text", "text": "Good day"}
+        assert 0 < whole["usage"]["output_tokens_details"]["thinking_tokens"] < 20
+        found = await events(server)
+        starts = [each["content_block"] for each in found if each["type"] == "content_block_start"]
+        assert starts == [
+            {"type": "thinking", "thinking": "", "signature": ""},
+            {"type": "text", "text": ""},
+        ]
+        deltas = [each for each in found if each["type"] == "content_block_delta"]
+        kinds = [each["delta"]["type"] for each in deltas]
+        of_thought = kinds.index("signature_delta")
+        assert set(kinds[:of_thought]) == {"thinking_delta"}
+        assert set(kinds[of_thought + 1 :]) == {"text_delta"}
+        assert {each["index"] for each in deltas[: of_thought + 1]} == {0}
+        assert "".join(each["delta"]["thinking"] for each in deltas[:of_thought]) == "Hm, ä."
+        assert deltas[of_thought]["delta"]["signature"] == thinking["signature"]
+        # What was given goes back as it is, and the model is shown what it thought.
+        turns = [HELLO, {"role": "assistant", "content": whole["content"]}, HELLO]
+        assert "assistant: [Hm, ä.] Good day\n" in await prompt_of(server, messages=turns)
+
+
+async def test_thoughts_that_are_not_shown() -> None:
+    async with api(options=THINKS, thinks=True) as server:
+        hidden = {"type": "adaptive", "display": "omitted"}
+        thinking, text = (await answer(server, thinking=hidden))["content"]
+        assert (thinking["thinking"], text["text"]) == ("", "Good day")
+        assert thinking["signature"]
+        found = await events(server, thinking=hidden)
+        kinds = [each["delta"]["type"] for each in found if each["type"] == "content_block_delta"]
+        assert kinds == ["signature_delta", *["text_delta"] * (len(kinds) - 1)]
+
+
+async def test_a_thought_that_is_cut_or_forbidden() -> None:
+    async with api(options=THINKS, thinks=True) as server:
+        cut = await answer(server, max_tokens=10)
+        assert [block["type"] for block in cut["content"]] == ["thinking"]
+        assert cut["stop_reason"] == "max_tokens"
+        found = await events(server, max_tokens=10)
+        assert found[-3]["type"] == "content_block_stop"
+        form = {"format": {"type": "json_schema", "schema": {"enum": [7]}}}
+        fields = {"thinking": {"type": "disabled"}, "output_config": form}
+        assert (await answer(server, **fields))["content"] == [{"type": "text", "text": "7"}]
+
+
 async def test_an_answer_that_is_begun() -> None:
     begun = [HELLO, {"role": "assistant", "content": "Good"}]
     async with api(options={"text": " day"}) as server:
@@ -297,7 +351,13 @@ async def test_what_changes_nothing_is_taken() -> None:
         ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "g"}},
          "'tool_choice' names 'g'"),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name: "),
-        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.type: "),
+        ({"thinking": {"type": "enabled", "budget_tokens": 20}},
+         "'thinking.type' is not supported"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 50}}, "thinking.budget_tokens: "),
+        ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens: "),
+        ({"thinking": {"type": "disabled", "budget_tokens": 5}}, "thinking.budget_tokens: "),
+        ({"thinking": {"type": "between_tools"}}, "thinking.type: "),
+        ({"thinking": {"type": "adaptive", "display": "loud"}}, "'thinking.display'"),
         ({"mcp_servers": [{"url": "x"}]}, "'mcp_servers' is not supported"),
         ({"output_config": {"format": {"type": "json_schema", "schema": {"type": "no"}}}},
          "output_config.format.schema: "),

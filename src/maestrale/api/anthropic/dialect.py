@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from maestrale.api.answering import answering
-from maestrale.api.anthropic.reading import read_count, read_messages, template_variables
+from maestrale.api.anthropic.reading import read_count, read_messages
 from maestrale.api.anthropic.schemas import (
     IGNORED_FIELDS,
     UNSUPPORTED_FIELDS,
@@ -36,6 +36,7 @@ TYPES = {
 }
 FIELDS = {
     "constraint": Sent("output_config", "format", "schema"),
+    "reasoning": Sent("thinking", "type"),
     "stop": Sent("stop_sequences"),
 }
 REFERENCE = Reference(
@@ -74,13 +75,9 @@ class Anthropic(Dialect):
             await backend.check_ready()
             body = await backend.bodies.read(request.scope, request.receive, CountRequest)
             service = await backend.deployments.resolve(body.model).service()
-            conversation, use, renamed = read_count(body)
+            conversation, options, renamed = read_count(body)
             context_of(request.scope).rename(renamed)
-            prompt = await service.tokenizer.encode_chat(
-                conversation,
-                tools=None if use is None else use.definitions,
-                variables=template_variables(body),
-            )
+            prompt = await service.prompt(conversation, options)
             return JSONResponse({"input_tokens": len(prompt.token_ids)})
 
         messages = answering(backend, MessagesRequest, read_messages)
@@ -93,6 +90,8 @@ class Anthropic(Dialect):
         match location:
             case ("tools", int(index), "parameters", *rest):
                 return Sent("tools", index, "input_schema", *rest)
+            case ("reasoning", "budget"):
+                return Sent("thinking", "budget_tokens")
             case (str(name), *rest) if name in FIELDS:
                 return FIELDS[name].at(*rest)
             case _:

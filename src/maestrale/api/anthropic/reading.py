@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from msgspec import Raw
@@ -15,6 +16,7 @@ from maestrale.api.anthropic.schemas import (
     Message,
     MessagesRequest,
     TextBlock,
+    ThinkingBlock,
     ToolBody,
     ToolResultBlock,
     ToolUseBlock,
@@ -22,7 +24,7 @@ from maestrale.api.anthropic.schemas import (
 from maestrale.api.anthropic.spelling import MessageSpelling
 from maestrale.api.dialect import AnswerRequest
 from maestrale.api.validation import decoded_part
-from maestrale.chat.options import Conversation, Options, schema_constraint
+from maestrale.chat.options import Conversation, Options, Reasoning, schema_constraint
 from maestrale.chat.tools import (
     MAX_TOOLS,
     Choice,
@@ -42,7 +44,7 @@ from maestrale.errors import (
 from maestrale.prompt.messages import MESSAGES, ChatMessage, ToolCall
 from maestrale.prompt.tools.base import ToolSpec, ToolUse
 
-THOUGHTS = ("thinking", "redacted_thinking")  # of earlier turns: left out of the prompt
+THOUGHTS = ("thinking", "redacted_thinking")  # what is redacted can't be read: it is left out
 NOTHING = (b"null", b"[]", b"{}", b"false", b'""')
 T = TypeVar("T")
 Placed = list[tuple[ChatMessage, Sent]]
@@ -76,30 +78,61 @@ def read_messages(body: MessagesRequest, serving: Serving) -> AnswerRequest:
             ),
             stop=tuple(body.stop_sequences or ()),
             constraint=constraint,
-            template_variables=template_variables(body),
+            reasoning=read_thinking(body, body.max_tokens),
             tools=use,
         ),
-        spelling=MessageSpelling,
+        spelling=partial(MessageSpelling, shows_thoughts=not _omitted(body)),
         stream=bool(body.stream),
         renamed=places_of(placed),
     )
 
 
-def read_count(body: CountRequest) -> tuple[Conversation, ToolUse | None, dict[Location, Sent]]:
+def read_count(body: CountRequest) -> tuple[Conversation, Options, dict[Location, Sent]]:
     """A conversation whose tokens are to be counted, and what its client calls its messages.
 
     Raises: InvalidRequest, UnsupportedParameter.
     """
     _check_fields(body)
     placed = _placed(body)
-    return _conversation(placed), read_tool_use(body), places_of(placed)
+    options = Options(tools=read_tool_use(body), reasoning=read_thinking(body, None))
+    return _conversation(placed), options, places_of(placed)
 
 
-def template_variables(body: CountRequest) -> tuple[tuple[str, bool], ...]:
-    """What the chat template is told: to leave thinking out, where the request says so."""
-    if body.thinking is not None and body.thinking.type == "disabled":
-        return (("enable_thinking", False),)
-    return ()
+def read_thinking(body: CountRequest, max_tokens: int | None) -> Reasoning:
+    """What is asked of the model's thoughts. Effort and `adaptive` are for the model to make
+    something of; one that doesn't think answers all the same.
+
+    Raises: InvalidRequest, UnsupportedParameter.
+    """
+    thinking, at = body.thinking, Sent("thinking")
+    effort = None if body.output_config is None else body.output_config.effort
+    if thinking is None or thinking.type == "adaptive":
+        return Reasoning(effort=effort, optional=True)
+    if thinking.type == "between_tools":
+        raise UnsupportedParameter(
+            "Thinking between tools only is not supported; 'thinking' can have the type "
+            "'disabled', 'adaptive' or 'enabled'.",
+            at=at.at("type"),
+        )
+    budget = thinking.budget_tokens
+    if (budget is not None) != (thinking.type == "enabled"):
+        raise InvalidRequest(
+            "'budget_tokens' belongs to thinking of type 'enabled', and to no other.",
+            at=at.at("budget_tokens"),
+        )
+    if thinking.type == "disabled":
+        return Reasoning(enabled=False)
+    if budget is not None and max_tokens is not None and budget >= max_tokens:
+        raise InvalidRequest(
+            f"'budget_tokens' ({budget}) must be less than 'max_tokens' ({max_tokens}), which "
+            "counts the thought and the answer.",
+            at=at.at("budget_tokens"),
+        )
+    return Reasoning(enabled=True, effort=effort, budget=budget)
+
+
+def _omitted(body: CountRequest) -> bool:
+    return body.thinking is not None and body.thinking.display == "omitted"
 
 
 def _check_fields(body: CountRequest) -> None:
@@ -107,12 +140,6 @@ def _check_fields(body: CountRequest) -> None:
     for name, reason in UNSUPPORTED_FIELDS.items():
         if bytes(getattr(body, name)) not in NOTHING:
             raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
-    if body.thinking is not None and body.thinking.type in ("enabled", "between_tools"):
-        raise UnsupportedParameter(
-            "Thinking of a given length is not supported: the model has no such mode. Leave "
-            "'thinking' out, or give it the type 'disabled' or 'adaptive'.",
-            at=Sent("thinking", "type"),
-        )
 
 
 # Messages
@@ -149,6 +176,7 @@ def _turns(message: Message, at: Sent) -> Placed:
     if isinstance(message.content, str):
         return [(ChatMessage(role=message.role, content=message.content), at)]
     texts: list[str] = []
+    thoughts: list[str] = []
     calls: list[ToolCall] = []
     results: Placed = []
     for block, kind, place in _blocks(message.content, inside):
@@ -158,7 +186,9 @@ def _turns(message: Message, at: Sent) -> Placed:
             calls.append(_call(_as(ToolUseBlock, block, place), place))
         elif kind == "tool_result" and message.role == "user":
             results.append((_result(_as(ToolResultBlock, block, place), place), place))
-        elif kind in THOUGHTS and message.role == "assistant":
+        elif kind == "thinking" and message.role == "assistant":
+            thoughts.append(_as(ThinkingBlock, block, place).thinking)
+        elif kind == "redacted_thinking" and message.role == "assistant":
             continue
         elif kind in ("tool_use", "tool_result", *THOUGHTS):
             raise InvalidRequest(
@@ -169,7 +199,12 @@ def _turns(message: Message, at: Sent) -> Placed:
             raise _not_text(kind, place)
     if results and not texts:
         return results
-    turn = ChatMessage(role=message.role, content="".join(texts), tool_calls=tuple(calls))
+    turn = ChatMessage(
+        role=message.role,
+        content="".join(texts),
+        tool_calls=tuple(calls),
+        reasoning="\n\n".join(filter(None, thoughts)),
+    )
     return [*results, (turn, at)]
 
 

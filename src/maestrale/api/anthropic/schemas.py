@@ -40,6 +40,14 @@ class TextBlock(Body, kw_only=True):
     citations: Raw = msgspec.field(default_factory=null)
 
 
+class ThinkingBlock(Body, kw_only=True):
+    """What the assistant thought; anybody's signature is taken."""
+
+    thinking: str
+    signature: str | None = None
+    type: Literal["thinking"] = "thinking"
+
+
 class ToolUseBlock(Body, kw_only=True):
     """A call that the assistant made."""
 
@@ -88,11 +96,14 @@ class ToolChoice(Body, kw_only=True):
 
 
 class Thinking(Body, kw_only=True):
-    """`budget_tokens` and `display` belong to types that are refused, or left to the model."""
+    """Whether to think, for `enabled` with up to so many tokens; whether to show what is thought.
+
+    There are no summaries: what isn't `omitted` is shown as it is.
+    """
 
     type: Literal["disabled", "adaptive", "enabled", "between_tools"]
-    budget_tokens: int | None = None
-    display: Short | None = None
+    budget_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class Format(Body, kw_only=True):

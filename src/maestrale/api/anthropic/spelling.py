@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from typing import Any
 
 import msgspec
@@ -23,19 +25,29 @@ def event(name: str, **data: Any) -> bytes:
 
 
 class MessageSpelling:
-    """Spells one answer. Text is one block, until a call comes between; each call is one."""
+    """Spells one answer. Thoughts are one block, and text is one; each call is one."""
 
-    def __init__(self, service: ChatService, answer: Answer, model: str) -> None:
+    def __init__(
+        self, service: ChatService, answer: Answer, model: str, shows_thoughts: bool = True
+    ) -> None:
+        """`shows_thoughts`: else their block has nothing but a signature."""
         self.id = f"msg_{answer.id}"
         self._answer = answer
         self._model = model
         self._index = 0  # of the block that is open, or comes next
-        self._text_is_open = False
+        self._shows_thoughts = shows_thoughts
+        self._open = ""  # the type of the block that is open
+        self._thought = hashlib.blake2b(digest_size=24)
         self._ended: dict[str, Any] = {}
 
     def whole(self, pieces: list[Piece]) -> dict[str, Any]:
         piece = pieces[0]
         content: list[dict[str, Any]] = []
+        if piece.reasoning:
+            self._thought.update(piece.reasoning.encode())
+            thinking = piece.reasoning if self._shows_thoughts else ""
+            signed = {"signature": self._signature()}
+            content.append({"type": "thinking", "thinking": thinking, **signed})
         if piece.text:
             content.append({"type": "text", "text": piece.text})
         for call in piece.calls:
@@ -44,22 +56,26 @@ class MessageSpelling:
 
     def opening(self) -> bytes:
         ending = {"stop_reason": None, "stop_sequence": None}
-        usage = {**self._usage(), "output_tokens": 0}
+        none = {"output_tokens": 0, "output_tokens_details": {"thinking_tokens": 0}}
+        usage = {**self._usage(), **none}
         return event("message_start", message={**self._message([]), **ending, "usage": usage})
 
     def event(self, piece: Piece, *, is_last: bool) -> bytes:
         events = b""
+        if piece.reasoning:
+            events += self._begin("thinking", thinking="", signature="")
+            self._thought.update(piece.reasoning.encode())
+            if self._shows_thoughts:
+                events += self._delta({"type": "thinking_delta", "thinking": piece.reasoning})
         if piece.text:
-            if not self._text_is_open:
-                self._text_is_open = True
-                events += self._start({"type": "text", "text": ""})
+            events += self._begin("text", text="")
             events += self._delta({"type": "text_delta", "text": piece.text})
         for call in piece.calls:
-            events += self._close_text() + self._start({**_tool_use(call), "input": {}})
+            events += self._close() + self._start({**_tool_use(call), "input": {}})
             events += self._delta({"type": "input_json_delta", "partial_json": call.arguments})
             events += self._stop()
         if piece.finish_reason is not None:
-            events += self._close_text()
+            events += self._close()
             self._ended = _ending(piece)
         return events
 
@@ -79,7 +95,7 @@ class MessageSpelling:
             "content": content,
         }
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         """Tokens from the cache are counted apart from the others of the prompt."""
         usage = self._answer.usage
         return {
@@ -87,6 +103,7 @@ class MessageSpelling:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": usage.cached_tokens,
             "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
         }
 
     def _start(self, block: dict[str, Any]) -> bytes:
@@ -100,11 +117,25 @@ class MessageSpelling:
         self._index += 1
         return ended
 
-    def _close_text(self) -> bytes:
-        if not self._text_is_open:
+    def _begin(self, kind: str, **empty: str) -> bytes:
+        """Open a block of this type, if it isn't open."""
+        if self._open == kind:
             return b""
-        self._text_is_open = False
-        return self._stop()
+        closed, self._open = self._close(), kind
+        return closed + self._start({"type": kind, **empty})
+
+    def _close(self) -> bytes:
+        if not self._open:
+            return b""
+        signed = b""
+        if self._open == "thinking":
+            signed = self._delta({"type": "signature_delta", "signature": self._signature()})
+        self._open = ""
+        return signed + self._stop()
+
+    def _signature(self) -> str:
+        """Of what was thought; clients give it back as it is."""
+        return base64.b64encode(self._thought.digest()).decode()
 
 
 def _tool_use(call: ToolCall) -> dict[str, Any]:
