@@ -363,3 +363,26 @@ def test_the_status_page_shows_a_load(visitor: Visitor, server: Server) -> None:
         chart = page.get_by_role("img", name=re.compile(f"^{name}.*highest [1-9]"))
         expect(chart.locator("path.line").first).to_be_attached()
     assert page.locator("#totals").inner_text()
+
+
+def test_thoughts_are_folded_away(browser: Browser) -> None:
+    text = "<think>Hm, <b>bold</b>.</think>Yes."
+    with api_in_thread(options={"text": text}, thinks=True) as url:
+        visitor = Visitor(browser, url)
+        page = visitor.open()
+        visitor.say("Well?")
+        assert visitor.finished() == "Yes."
+        thought = visitor.answers.locator("details.thought")
+        expect(thought.locator(".text")).to_be_hidden()
+        thought.locator("summary").click()
+        expect(thought.locator(".text")).to_have_text("Hm, <b>bold</b>.")
+        page.reload()
+        expect(visitor.answers.locator("details.thought summary")).to_have_text("Thought")
+        visitor.close()
+    with api_in_thread(options={"text": "Yes."}) as url:
+        visitor = Visitor(browser, url)
+        visitor.open()
+        visitor.say("Well?")
+        assert visitor.finished() == "Yes."
+        expect(visitor.answers.locator("details.thought")).to_be_hidden()
+        visitor.close()

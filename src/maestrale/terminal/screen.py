@@ -33,6 +33,7 @@ class Screen:
         self._shown = sys.stdout.isatty()
         self._colour = colour and sys.stderr.isatty()
         self._column_zero = True
+        self._thinking = False
         self._waited_for = ""
 
     def messages(self) -> Iterator[str]:
@@ -68,13 +69,34 @@ class Screen:
             if line.strip():
                 yield line
 
+    def thought(self, text: str) -> None:
+        """A part of what the model thinks: dimmed, and only where somebody types."""
+        if not text or not self.typed:
+            return
+        begins, self._thinking = not self._thinking, True
+        text = printable(text)
+        dim, plain = (DIM, PLAIN) if self._colour else ("(" if begins else "", "")
+        sys.stderr.write(f"{dim}{text}{plain}")
+        sys.stderr.flush()
+
+    def _end_thought(self) -> None:
+        """What comes next begins below it."""
+        if self._thinking:
+            self._thinking = False
+            sys.stderr.write("\n\n" if self._colour else ")\n\n")
+            sys.stderr.flush()
+
     def piece(self, text: str) -> None:
         """A part of the answer."""
+        if not text:
+            return
+        self._end_thought()
         sys.stdout.write(printable(text))
         sys.stdout.flush()
         self._column_zero = text.endswith("\n")
 
     def end_answer(self) -> None:
+        self._end_thought()
         if not self._column_zero:
             sys.stdout.write("\n")
             sys.stdout.flush()

@@ -49,6 +49,14 @@ class AnswerOutcome:
     text: list[str] = field(default_factory=list)
 
 
+@dataclass
+class AnswerPart:
+    """What came of an answer: of what the model thinks, and of what it says."""
+
+    thought: str = ""
+    text: str = ""
+
+
 class ChatServer:
     """One server, by its URL with or without `/v1`, and the key to send, if any."""
 
@@ -98,7 +106,7 @@ class ChatServer:
                     f"{self.url} answers, but not as a chat API: {_quoted(body)}. Is the URL right?"
                 ) from error
 
-    def stream(self, body: dict[str, Any], outcome: AnswerOutcome) -> Iterator[str]:
+    def stream(self, body: dict[str, Any], outcome: AnswerOutcome) -> Iterator[AnswerPart]:
         """The pieces of an answer as they come; `outcome` is filled in meanwhile.
 
         Leaving the iterator closes the connection, which makes the server stop.
@@ -115,14 +123,15 @@ class ChatServer:
                 outcome.seed = answer.headers.get("x-seed", "")
                 length = 0
                 for event in _events(answer):
-                    if text := _note(event, outcome):
-                        length += len(text)
+                    piece = _note(event, outcome)
+                    if piece.thought or piece.text:
+                        length += len(piece.thought) + len(piece.text)
                         if length > MOST_ANSWER:
                             raise Oversized("the answer has no end")
                         if outcome.first_token is None:
                             outcome.first_token = time.perf_counter() - begun
-                        outcome.text.append(text)
-                        yield text
+                        outcome.text.append(piece.text)
+                        yield piece
         finally:
             outcome.seconds = time.perf_counter() - begun
 
@@ -182,20 +191,23 @@ def _data(answer: httpx.Response) -> Iterator[bytes]:
     yield from events.rest()
 
 
-def _note(event: dict[str, Any], outcome: AnswerOutcome) -> str:
-    """The text of an event; the rest goes to `outcome`. Raises: CannotChat for another shape."""
+def _note(event: dict[str, Any], outcome: AnswerOutcome) -> AnswerPart:
+    """What an event says; the rest goes to `outcome`. Raises: CannotChat for another shape."""
     try:
         usage = event.get("usage")
         if usage:
             outcome.prompt_tokens = _count(usage.get("prompt_tokens"))
             outcome.completion_tokens = _count(usage.get("completion_tokens"))
-        text = ""
+        piece = AnswerPart()
         for choice in event.get("choices") or ():
-            text += (choice.get("delta") or {}).get("content") or ""
+            delta = choice.get("delta") or {}
+            # vLLM's name of it and ours, OpenRouter's and Ollama's.
+            piece.thought += delta.get("reasoning_content") or delta.get("reasoning") or ""
+            piece.text += delta.get("content") or ""
             outcome.finish_reason = str(choice.get("finish_reason") or outcome.finish_reason)
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise _broken(json.dumps(event).encode()) from error
-    return text
+    return piece
 
 
 def _count(value: Any) -> int:

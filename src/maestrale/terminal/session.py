@@ -59,7 +59,8 @@ class ChatSession:
         try:
             with closing(pieces):  # type: ignore[type-var]
                 for piece in pieces:
-                    self._screen.piece(piece)
+                    self._screen.thought(piece.thought)
+                    self._screen.piece(piece.text)
         except KeyboardInterrupt:
             stopped = True
             self._screen.interrupted()

@@ -138,3 +138,26 @@ async def test_it_waits_for_a_server_that_starts() -> None:
     assert done.returncode == 0
     assert done.stderr == "The model is being converted.\n"
     assert not answers
+
+
+async def test_thoughts_are_dimmed_and_no_part_of_a_piped_answer() -> None:
+    text = "<think>Hm, \x1b[2J.</think>Yes."
+    async with api(options={"text": text}, over_http=True, thinks=True) as server:
+        done = await run(address(server), "Well?\n")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "Yes.\n", "")
+
+        def talk() -> bytes:
+            with in_terminal([*CHAT, address(server), "--no-history"], clean_environment()) as one:
+                one.wait_for("> ")
+                one.enter("Well?")
+                one.wait_for("(?s)(tokens/s|seed).*?> ")
+                one.settle()
+                one.control("d")
+                one.wait_for_end()
+                return one.raw
+
+        shown = await asyncio.to_thread(talk)
+    assert b"\x1b[2mH\x1b[0m" in shown or b"\x1b[2mHm" in shown
+    assert b"\x1b[2J" not in shown
+    assert shown.count(b"Yes.") == 1
+    assert b"think>" not in shown

@@ -52,9 +52,11 @@ export async function answer(message, body, signal, onChange) {
       usage = event.usage ?? usage;
       const [choice] = event.choices;
       finish = choice?.finish_reason ?? finish;
-      if (!choice?.delta.content && !choice?.finish_reason) continue;
+      const thought = choice?.delta.reasoning_content ?? "";
+      if (!choice?.delta.content && !thought && !choice?.finish_reason) continue;
       last = performance.now();
       if (!first) first = last;
+      message.thought = (message.thought ?? "") + thought;
       message.content += choice.delta.content ?? "";
       onChange("text");
     }

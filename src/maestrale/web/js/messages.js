@@ -37,11 +37,12 @@ function questionView(message, act) {
 
 function answerView(message, act) {
   const prose = h("div", { class: "prose" });
+  const thought = thoughtView();
   const paused = h("p", { class: "paused", hidden: true });
   const below = h("div", { class: "below" });
   const element = h("article", { class: "message assistant", "aria-label": "Answer" },
     h("div", { class: "who" }, h("img", { src: "web/icon.svg", alt: "" }), message.sent?.body.model ?? "Answer"),
-    prose, paused, below);
+    thought.element, prose, paused, below);
   let due = 0;
   let cost = 0;
 
@@ -50,6 +51,7 @@ function answerView(message, act) {
     const running = message.state === "running";
     const begun = performance.now();
     prose.classList.toggle("running", running && message.content !== "");
+    thought.show(message, running);
     if (running && !message.content) {
       prose.replaceChildren(h("span", { class: "thinking" }, h("i"), h("i"), h("i")));
     } else if (message.sent?.body.response_format) {
@@ -78,6 +80,21 @@ function answerView(message, act) {
   draw();
   update("");
   return { element, update };
+}
+
+/** What the model thought, folded away. */
+function thoughtView() {
+  const title = h("summary", {});
+  const text = h("div", { class: "text", dir: "auto" });
+  const element = h("details", { class: "thought", hidden: true }, title, text);
+  return {
+    element,
+    show({ thought, content }, running) {
+      element.hidden = !thought;
+      title.textContent = running && !content ? "Thinking" : "Thought";
+      if (text.textContent !== (thought ?? "")) text.textContent = thought ?? "";
+    },
+  };
 }
 
 function drawJson(prose, message, running) {
