@@ -36,6 +36,16 @@ def test_they_agree_on_a_good_server_with_a_key_and_nothing_is_skipped(tmp_path:
     assert agree(tmp_path, key=KEY) == (0, {"passed"})
 
 
+def test_they_agree_that_a_server_without_a_messages_api_is_not_at_fault(tmp_path: Path) -> None:
+    with fake_chat_server(messages=False) as fake:
+        code, theirs, printed = run_newman(COLLECTION, ENVIRONMENT, tmp_path, baseUrl=fake.url)
+        ours = verify(fake.url, "--json")
+    assert findings_of(ours.report) == theirs, printed
+    assert code == ours.code == 0
+    of_folder = {one["name"] for one in ours.report["requests"] if one["folder"] == "Messages"}
+    assert ours.skipped() == {*of_folder, "A wrong key"}
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_they_agree_on_a_server_made_bad_on_purpose(tmp_path: Path, fault: str) -> None:
     code, states = agree(tmp_path, fault)

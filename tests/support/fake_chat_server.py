@@ -84,8 +84,13 @@ class FakeServer:
 
 
 @contextlib.contextmanager
-def fake_chat_server(*faults: str, key: str | None = None) -> Iterator[FakeServer]:
-    """Serve until the block ends. With `key`, every route under /v1 asks for it."""
+def fake_chat_server(
+    *faults: str, key: str | None = None, messages: bool = True
+) -> Iterator[FakeServer]:
+    """Serve until the block ends. With `key`, every route under /v1 asks for it.
+
+    `messages`: it has Anthropic's Messages API, too.
+    """
     unknown = set(faults) - set(FAULTS)
     if unknown:
         raise ValueError(f"no such fault: {unknown}")
@@ -94,6 +99,7 @@ def fake_chat_server(*faults: str, key: str | None = None) -> Iterator[FakeServe
     class Handler(_Handler):
         server_faults = frozenset(faults)
         server_key = key
+        has_messages = messages
         record = fake
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -118,6 +124,7 @@ class _Refused(Exception):
 class _Handler(BaseHTTPRequestHandler):
     server_faults: frozenset[str]
     server_key: str | None
+    has_messages: bool
     record: FakeServer
     protocol_version = "HTTP/1.1"
 
@@ -144,7 +151,12 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refused(404, "there is no such route", "not_found")
             if "server error" in self.server_faults:
                 raise _Refused(500, "it broke", "internal_error")
-            self._answer(_checked(raw, "accepts all" in self.server_faults))
+            if self.path.startswith("/v1/messages"):
+                if not self.has_messages:
+                    raise _Refused(404, "no such route", "not_found")
+                self._answer_message(_checked(raw, accept=False))
+            else:
+                self._answer(_checked(raw, "accepts all" in self.server_faults))
         except _Refused as refused:
             if "errors as text" in self.server_faults:
                 self._send_bytes(refused.status, b"no", "text/plain")
@@ -184,6 +196,32 @@ class _Handler(BaseHTTPRequestHandler):
                 "usage": usage,
             },
         )
+
+    def _answer_message(self, asked: dict[str, Any]) -> None:
+        if self.path.endswith("/count_tokens"):
+            self._send(200, {"input_tokens": 7})
+            return
+        text = self._text(asked)
+        usage = {"input_tokens": 7, "output_tokens": len(text.split()) + 1}
+        message = {"id": "msg_1", "type": "message", "role": "assistant", "model": MODEL}
+        ended = {"stop_reason": "end_turn", "stop_sequence": None}
+        if not asked.get("stream"):
+            content = [{"type": "text", "text": text}]
+            self._send(200, {**message, "content": content, **ended, "usage": usage})
+            return
+        block = {"index": 0, "content_block": {"type": "text", "text": ""}}
+        events: list[dict[str, Any]] = [
+            {"type": "message_start", "message": {**message, "content": [], "usage": usage}},
+            {"type": "content_block_start", **block},
+        ]
+        for word in text.split(" "):
+            delta = {"type": "text_delta", "text": f"{word} "}
+            events.append({"type": "content_block_delta", "index": 0, "delta": delta})
+        events.append({"type": "content_block_stop", "index": 0})
+        events.append({"type": "message_delta", "delta": ended, "usage": usage})
+        events.append({"type": "message_stop"})
+        written = (f"event: {each['type']}\ndata: {json.dumps(each)}\n\n" for each in events)
+        self._send_bytes(200, "".join(written).encode(), "text/event-stream")
 
     def _text(self, asked: dict[str, Any]) -> str:
         faults = self.server_faults
