@@ -41,7 +41,7 @@ from maestrale.chat.options import (
     room_for_answer,
 )
 from maestrale.chat.reader import Formats
-from maestrale.chat.thinking import Thinking, constrained_by, constraint_of, plan
+from maestrale.chat.thinking import ThinkingPlan, constrained_by, constraint_of, plan
 from maestrale.chat.tokenizer import Tokenizer
 from maestrale.engines.base import Constraint, Engine, EngineInfo, GenerationRequest
 from maestrale.errors import ConstraintError, InvalidRequest, Location, UnsupportedParameter
@@ -138,7 +138,7 @@ class ChatService:
         return await self._encode(conversation, options, plan(self.encoder, options))
 
     async def _encode(
-        self, conversation: Conversation, options: Options, thinking: Thinking
+        self, conversation: Conversation, options: Options, thinking: ThinkingPlan
     ) -> EncodedPrompt:
         return await self.tokenizer.encode_chat(
             conversation,

@@ -40,7 +40,7 @@ _NEAREST = {"minimal": "low", "xhigh": "high", "max": "high"}
 Variables = tuple[tuple[str, bool | int | str], ...]
 
 
-class Thinking(Struct, frozen=True, kw_only=True):
+class ThinkingPlan(Struct, frozen=True, kw_only=True):
     """What is done for one request.
 
     `variables` go to the chat template. `budget`: the most tokens of a thought, held by a grammar;
@@ -52,7 +52,7 @@ class Thinking(Struct, frozen=True, kw_only=True):
     budget: int | None = None
 
 
-def plan(encoder: PromptEncoder, options: Options) -> Thinking:
+def plan(encoder: PromptEncoder, options: Options) -> ThinkingPlan:
     """How this model meets the request. Raises: UnsupportedParameter, InvalidRequest."""
     asked, form, reads = options.reasoning, encoder.reasoning, encoder.reads
     variables = dict(options.template_variables)
@@ -64,7 +64,7 @@ def plan(encoder: PromptEncoder, options: Options) -> Thinking:
                 *(REASONING, " is not supported by this model: it has no reasoning mode."),
                 at=REASONING,
             )
-        return Thinking(variables=tuple(variables.items()))
+        return ThinkingPlan(variables=tuple(variables.items()))
     budget = asked.budget
     if asked.enabled is False and not switched:
         budget = 0
@@ -76,7 +76,7 @@ def plan(encoder: PromptEncoder, options: Options) -> Thinking:
             "it can't be forced.",
             at=at,
         )
-    return Thinking(form=form, variables=tuple(variables.items()), budget=budget)
+    return ThinkingPlan(form=form, variables=tuple(variables.items()), budget=budget)
 
 
 def check_variables(variables: Variables, reads: TemplateReads) -> None:
@@ -117,7 +117,7 @@ def _switch(variables: dict[str, bool | int | str], asked: Reasoning, reads: Tem
 
 
 def constraint_of(
-    thinking: Thinking, tool_format: ToolFormat | None, options: Options, *, opened: bool
+    thinking: ThinkingPlan, tool_format: ToolFormat | None, options: Options, *, opened: bool
 ) -> Constraint | None:
     """What decoding is constrained to: a thought first, if there may be one, then what the answer
     or its calls are held to. `opened`: the prompt began the thought. None: nothing is.
@@ -147,7 +147,7 @@ def constraint_of(
     return Constraint("grammar", "\n".join(lines), rules.schemas, nested)
 
 
-def constrained_by(options: Options, thinking: Thinking) -> Location:
+def constrained_by(options: Options, thinking: ThinkingPlan) -> Location:
     """What an answer's constraint comes of, for errors."""
     if options.constraint is not None:
         return CONSTRAINT

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from maestrale.chat.options import Options, Reasoning
-from maestrale.chat.thinking import Thinking, constraint_of, plan
+from maestrale.chat.thinking import ThinkingPlan, constraint_of, plan
 from maestrale.engines.base import Constraint
 from maestrale.engines.constraint import compile_constraint
 from maestrale.errors import ApiError, InvalidRequest, UnsupportedParameter
@@ -43,13 +43,13 @@ def planned(
     words: frozenset[str] = frozenset(),
     told: tuple[tuple[str, Any], ...] = (),
     **asked: Any,
-) -> Thinking:
+) -> ThinkingPlan:
     encoder: Any = SimpleNamespace(reasoning=form, reads=TemplateReads(variables, words=words))
     options = Options(reasoning=Reasoning(**asked), template_variables=told)
     return plan(encoder, options)
 
 
-def told(found: Thinking) -> dict[str, Any]:
+def told(found: ThinkingPlan) -> dict[str, Any]:
     return dict(found.variables)
 
 
@@ -91,8 +91,8 @@ def refused(kind: type[ApiError], *args: Any, **asked: Any) -> str:
 def test_what_cant_be_met_is_refused() -> None:
     for asked in ({"enabled": True}, {"effort": "low"}, {"budget": 5}):
         assert refused(UnsupportedParameter, None, **asked) == "reasoning"
-        assert planned(None, optional=True, **asked) == Thinking()
-    assert planned(None, enabled=False) == Thinking()
+        assert planned(None, optional=True, **asked) == ThinkingPlan()
+    assert planned(None, enabled=False) == ThinkingPlan()
     assert refused(UnsupportedParameter, TEXT_TAGS, budget=5) == "reasoning.budget"
     # A template with a switch whose thoughts are text like any other:
     assert told(planned(None, SWITCH, enabled=True)) == {"enable_thinking": True}
@@ -137,14 +137,14 @@ OPEN, CLOSE = 257, 258
 
 
 def test_nothing_is_constrained_without_need() -> None:
-    for thinking in (Thinking(), Thinking(form=TAGS)):
+    for thinking in (ThinkingPlan(), ThinkingPlan(form=TAGS)):
         assert constraint_of(thinking, None, Options(), opened=False) is None
         form = LayoutFormat(HERMES, TOKENS)
         assert constraint_of(thinking, form, Options(tools=use()), opened=True) is None
 
 
 def test_text_after_a_bounded_thought() -> None:
-    held = constraint_of(Thinking(form=TAGS, budget=3), None, Options(), opened=False)
+    held = constraint_of(ThinkingPlan(form=TAGS, budget=3), None, Options(), opened=False)
     assert takes(held, TOKENS, [OPEN, *b"abc", CLOSE, *b"\n\nAny text."])
     assert takes(held, TOKENS, [OPEN, CLOSE])
     assert not takes(held, TOKENS, [OPEN, *b"abcd", CLOSE])
@@ -154,18 +154,18 @@ def test_text_after_a_bounded_thought() -> None:
 @pytest.mark.parametrize("budget", [None, 3])
 def test_calls_after_a_thought(budget: int | None) -> None:
     form, options = LayoutFormat(HERMES, TOKENS), Options(tools=use(required=True))
-    held = constraint_of(Thinking(form=TAGS, budget=budget), form, options, opened=True)
+    held = constraint_of(ThinkingPlan(form=TAGS, budget=budget), form, options, opened=True)
     assert takes(held, TOKENS, [*b"abc", CLOSE, *CALL])
     assert not takes(held, TOKENS, [*b"abc", CLOSE, *b"text"])
     assert takes(held, TOKENS, [*b"abcd", CLOSE, *CALL]) is (budget is None)
-    free = constraint_of(Thinking(form=TAGS, budget=3), form, Options(tools=use()), opened=True)
+    free = constraint_of(ThinkingPlan(form=TAGS, budget=3), form, Options(tools=use()), opened=True)
     assert takes(free, TOKENS, [CLOSE, *b"text", *CALL])
     assert takes(free, TOKENS, [*b"abc", CLOSE, *b"text"])
 
 
 def test_harmony_with_calls() -> None:
     options = Options(tools=use(), constraint=Constraint("json_schema", '{"type":"integer"}'))
-    thinking = Thinking(form=HarmonyReasoning(HARMONY), budget=3)
+    thinking = ThinkingPlan(form=HarmonyReasoning(HARMONY), budget=3)
     held = constraint_of(thinking, HarmonyFormat(HARMONY), options, opened=False)
     marks = dict(zip("^:>|~", (257, 258, 259, 260, 261), strict=True))
 
