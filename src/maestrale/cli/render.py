@@ -38,18 +38,25 @@ def command(model: str | None, chat_template: Path | None, as_json: bool, file: 
     """
     from maestrale.api.http.body import decode
     from maestrale.api.openai.reading import read_conversation
+    from maestrale.api.openai.reasoning import read_reasoning
     from maestrale.api.openai.schemas import ChatRequest
     from maestrale.api.openai.tools import read_tools
+    from maestrale.chat.options import Options
+    from maestrale.chat.thinking import plan
+    from maestrale.prompt.jinja import template_variables
 
     raw = without_bom(file.read()).strip()
     request = decode(b'{"messages":%b}' % raw if raw.startswith(b"[") else raw, ChatRequest)
     encoder = _encoder(model or request.model, chat_template)
     conversation = read_conversation(request)
-    prompt = encoder.encode_chat(
-        conversation.messages,
-        tools=[tool.definition for tool in read_tools(request.tools or [])] or None,
-        continue_final=conversation.continues,
-    )
+    wish = read_reasoning(request)
+    asked = Options(reasoning=wish.reasoning, template_variables=wish.variables)
+    with template_variables(dict(plan(encoder, asked).variables)):
+        prompt = encoder.encode_chat(
+            conversation.messages,
+            tools=[tool.definition for tool in read_tools(request.tools or [])] or None,
+            continue_final=conversation.continues,
+        )
     ids = list(prompt.token_ids)
     if as_json:
         echo(json.dumps({"prompt": prompt.text, "token_ids": ids, "count": len(ids)}))

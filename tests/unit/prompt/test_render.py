@@ -78,3 +78,17 @@ def test_a_byte_order_mark_and_names_of_any_bytes_are_fine(
     file.write_bytes(b"\xef\xbb\xbf" + b'[{"role":"user","content":"Hi"}]')
     assert run(["render", "--model", MISTRAL, "--json", str(file)]) == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "<s>[INST] Hi [/INST]"
+
+
+@pytest.mark.model
+def test_a_request_that_turns_thoughts_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ 'open' if enable_thinking else 'closed' }}{# <think></think> #}")
+    for asked, shown in ((True, "open"), (False, "closed")):
+        body = {"messages": [{"role": "user", "content": "Hi"}], "enable_thinking": asked}
+        (tmp_path / "body.json").write_text(json.dumps(body))
+        flags = ["--chat-template", str(template), "--json", str(tmp_path / "body.json")]
+        assert run(["render", *flags]) == 0
+        assert json.loads(capsys.readouterr().out)["prompt"] == shown
