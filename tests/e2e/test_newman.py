@@ -43,7 +43,8 @@ def test_they_agree_that_a_server_without_a_messages_api_is_not_at_fault(tmp_pat
     assert findings_of(ours.report) == theirs, printed
     assert code == ours.code == 0
     of_folder = {one["name"] for one in ours.report["requests"] if one["folder"] == "Messages"}
-    assert ours.skipped() == {*of_folder, "A wrong key"}
+    assert of_folder
+    assert of_folder <= ours.skipped()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
