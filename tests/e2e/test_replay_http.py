@@ -24,6 +24,7 @@ from faults import (
     health,
     hit,
     kill,
+    killed_in_work,
     metric,
     restarts,
     suspend,
@@ -207,16 +208,6 @@ async def test_killed_without_streaming(
     asked = asyncio.create_task(ask(client, whole))
     await killed_in_work(server)
     same(await asked, undisturbed)
-
-
-async def killed_in_work(server: Server) -> None:
-    """Kill the engine once it works on something, and see that this was replayed."""
-    replayed = metric(server, "maestrale_replayed_requests_total")
-    await asyncio.to_thread(until, lambda: metric(server, "vllm:num_requests_running") > 0)
-    await asyncio.to_thread(kill, server)
-    await asyncio.to_thread(
-        until, lambda: metric(server, "maestrale_replayed_requests_total") > replayed
-    )
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])

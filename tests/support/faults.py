@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -75,6 +76,16 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.02)
+
+
+async def killed_in_work(server: Server) -> None:
+    """Kill the engine once it works on something, and see that this was replayed."""
+    replayed = metric(server, "maestrale_replayed_requests_total")
+    await asyncio.to_thread(until, lambda: metric(server, "vllm:num_requests_running") > 0)
+    await asyncio.to_thread(kill, server)
+    await asyncio.to_thread(
+        until, lambda: metric(server, "maestrale_replayed_requests_total") > replayed
+    )
 
 
 def until_ready(server: Server) -> None:

@@ -23,6 +23,7 @@ def rewritten(source: Path, target: Path, change: Change) -> Path:
     }
     values = {name: content for name, (_, content) in fields.items()}
     tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    kinds = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
     change(values, tensors)
     writer = gguf.GGUFWriter(target, values.pop("general.architecture"))
     for name, value in values.items():
@@ -40,7 +41,8 @@ def rewritten(source: Path, target: Path, change: Change) -> Path:
         else:
             writer.add_string(name, value)
     for name, data in tensors.items():
-        writer.add_tensor(name, data)
+        packed = data.dtype == np.uint8  # its values are in blocks
+        writer.add_tensor(name, data, raw_dtype=kinds[name] if packed else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
