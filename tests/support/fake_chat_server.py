@@ -28,6 +28,7 @@ _ANSWERS = (
         '"pets":[{"kind":"cat","name":"Mia"},{"kind":"dog","name":"Rex"}]}',
     ),
     ("continent as JSON", '{"city":"Paris","country":"France","continent":"Europe"}'),
+    ("Rome is the capital", '{"city":"Rome","country":"Italy"}'),
     ("Give me a JSON object", '{"city":"Paris","country":"France"}'),
     (
         "build their houses",

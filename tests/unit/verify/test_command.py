@@ -50,7 +50,7 @@ def test_a_good_server_passes() -> None:
         code, out, _ = verify(fake.url)
     assert code == 0, out
     last = out.strip().splitlines()[-1]
-    assert last.startswith("PASS: 37 requests, ")
+    assert last.startswith("PASS: 38 requests, ")
     assert "9 skipped" in last  # two of them for want of a key
     assert "Responses" in out
     follow_up = next(one for one in fake.seen if "build their houses" in str(one["messages"][-1]))
