@@ -1,4 +1,4 @@
-"""What a process asks of the kernel for itself, and what it leaves on the disk."""
+"""What a process asks of the kernel and the machine for itself, and what it leaves on the disk."""
 
 from __future__ import annotations
 
@@ -48,3 +48,8 @@ def private_folder(prefix: str, base: str | Path | None = None) -> Path:
         if number.isdigit() and not is_alive(int(number)):
             shutil.rmtree(old, ignore_errors=True)  # another user's stays
     return Path(tempfile.mkdtemp(prefix=f"{prefix}-{os.getpid()}-", dir=place))
+
+
+def find_uv() -> str | None:
+    """The program uv: that beside the interpreter, which an environment may bring, or another."""
+    return shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")

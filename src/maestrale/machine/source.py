@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from maestrale.errors import BadSource, SourceError
+from maestrale.processes import find_uv
 
 SourceKind = Literal["checkout", "wheel", "git", "image", "published"]
 ImageTarget = Literal["cpu", "cuda"]
@@ -201,8 +202,7 @@ def installed_from() -> Source:
 def build_wheel(checkout: Path, folder: Path) -> Path:
     """Make the wheel of a checkout, in an environment of its own. Raises: SourceError."""
     folder.mkdir(parents=True, exist_ok=True)
-    # The interpreter's own folder first: an environment may bring its uv.
-    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    uv = find_uv()
     if uv:
         command = [uv, "build", "--quiet", "--wheel", "--out-dir", str(folder), str(checkout)]
     else:
@@ -225,7 +225,7 @@ def _pip() -> list[str]:
     found = subprocess.run([*has_pip, "--version"], capture_output=True)  # noqa: S603
     if found.returncode == 0:
         return has_pip
-    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    uv = find_uv()
     if uv:
         return [uv, "tool", "run", "pip"]
     raise SourceError(

