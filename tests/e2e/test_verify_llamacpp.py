@@ -39,6 +39,9 @@ SURELY = {
     ("An unknown model", "status is 404"),
     ("An unknown model", "an error that clients can read"),
     ("An unknown model", "the error names the model"),
+    # Its events of /v1/responses have no numbers, and it leaves out 'text.format'.
+    ("Events in order", "every event has its number"),
+    ("An answer by a schema", "the text is JSON of the schema"),
 }
 # It ignores 'random_seed', so each answer to this request is another one.
 RANDOM = {"The plot of the Lion King", "The same seed again"}
