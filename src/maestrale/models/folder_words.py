@@ -74,7 +74,12 @@ def end_tokens(
     for document in documents:
         ends: Any = document.get("eos_token_id")
         found += [end for end in (ends if isinstance(ends, list) else [ends]) if _is_id(end)]
-    if not any(end < size for end in found):
+    if found and min(found) >= size:
+        raise ModelError(
+            f"{folder} names the token {min(found)} as its end of text, which its vocabulary of "
+            f"{size} tokens (vocab_size in config.json) doesn't have. Download it again."
+        )
+    if not found:
         raise ModelError(
             f"{folder} names no end-of-text token (eos_token_id in config.json or "
             "generation_config.json, eos_token in tokenizer_config.json), so answers would never "

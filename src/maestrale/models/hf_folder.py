@@ -6,8 +6,10 @@ linked. What else serving needs is written beside the metadata.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from maestrale.errors import ModelError
 from maestrale.models.file_selection import OPENVINO_MODEL, FileSelection, select_files
@@ -20,6 +22,7 @@ from maestrale.models.store import Progress, build_once, digest_of, key_of, stam
 from maestrale.models.vocabulary import save_vocabulary
 from maestrale.text_files import readable
 
+MOST_TOKENS = 1 << 22  # a vocabulary has some 260,000 at most; more would fill the memory
 _NEEDED = ("tokenizer.json", "config.json")
 
 
@@ -102,16 +105,26 @@ def _adapter(source: Path) -> ModelError:
     )
 
 
+def _count(source: Path, config: Mapping[str, Any], key: str, most: float = math.inf) -> int:
+    """A number of config.json. Raises: ModelError."""
+    value = config.get(key)
+    if value is None:
+        raise ModelError(f"{source / 'config.json'} lacks '{key}'. Download it again.")
+    if not isinstance(value, int) or not 1 <= value <= most:
+        raise ModelError(
+            f"{source / 'config.json'}: '{key}' is {str(value)[:40]!r}, which can't be. Download "
+            "it again, or take another model."
+        )
+    return value
+
+
 def _fill(folder: Path, source: Path, selection: FileSelection, called: str, digest: str) -> None:
     config = read_json(source / "config.json")
     generation = read_json(source / "generation_config.json", optional=True)
     nested = config.get("text_config")
     text = nested if isinstance(nested, Mapping) else config
-    context, size = text.get("max_position_embeddings"), text.get("vocab_size")
-    if not isinstance(context, int) or not isinstance(size, int) or min(context, size) < 1:
-        raise ModelError(
-            f"{source / 'config.json'} lacks 'max_position_embeddings' or 'vocab_size'."
-        )
+    context = _count(source, text, "max_position_embeddings")
+    size = _count(source, text, "vocab_size", MOST_TOKENS)
     if digest:
         for file in selection.names:
             (folder / file).parent.mkdir(exist_ok=True)

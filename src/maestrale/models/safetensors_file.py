@@ -119,7 +119,9 @@ def indexed_files(index: Path) -> list[str]:
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise ModelError(f"{index} is no index of safetensors: {error}") from error
+        raise ModelError(
+            f"{index} is no index of safetensors: it has no map of weights. Fetch it again."
+        ) from error
     for name in names:
         if not isinstance(name, str) or "/" in name or name.startswith("."):
             raise ModelError(f"{index} names {name!r}, which is no file of this folder.")
