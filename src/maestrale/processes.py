@@ -51,5 +51,8 @@ def private_folder(prefix: str, base: str | Path | None = None) -> Path:
 
 
 def find_uv() -> str | None:
-    """The program uv: that beside the interpreter, which an environment may bring, or another."""
-    return shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    """The program uv: beside the interpreter, where an environment may bring it; on the path; or
+    that which runs us (uvx names itself in UV), as it need be in neither.
+    """
+    beside = shutil.which("uv", path=str(Path(sys.executable).parent))
+    return beside or shutil.which("uv") or shutil.which(os.environ.get("UV", ""))
