@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from maestrale.engines.base import EngineConfig, GenerationRequest, TokenDelta
+from maestrale.engines.scripted.actors import GpuActor
 from maestrale.errors import EngineError
 from ray_cluster import RayCluster, actors, gpus, placement_groups, up, wait_until
 from running_engine import RunningEngine, collect
@@ -26,7 +27,7 @@ CONFIG = EngineConfig(
     max_model_len=2048,
     options={"tokens_per_second": "40", "length": "1000"},
 )
-ACTOR = "Place"
+ACTOR = GpuActor.__name__
 
 
 @pytest.fixture(scope="module")
