@@ -62,7 +62,14 @@ class CloudSteps:
     def start(self, target: Target, spec: MachineSpec, key: str) -> None:
         secrets = {task.KEY: key, **({"HF_TOKEN": self._token} if self._token else {})}
         self._say("Starting the service ...")
-        if not start_service(target, self._image, gpu=self._gpu, model=spec.model, secrets=secrets):
+        if not start_service(
+            target,
+            self._image,
+            gpu=self._gpu,
+            port=task.PORT,
+            model=spec.model,
+            secrets=secrets,
+        ):
             self._say("  it runs already, as asked for")
         if spec.domain:
             serve_domain(target, spec.domain, self._say)

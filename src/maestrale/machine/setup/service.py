@@ -18,13 +18,14 @@ def start_service(
     image: str,
     *,
     gpu: bool,
+    port: int = 8000,
     model: str = "",
     secrets: dict[str, str] | None = None,
 ) -> bool:
     """Have the image run as a service, now and at every boot; False when it did so already.
 
-    It listens on the machine's loopback. The secrets go over SSH into a file for root alone;
-    without any, what that file holds stays. Raises: MachineError.
+    It listens at this port of the machine's loopback. The secrets go over SSH into a file for
+    root alone; without any, what that file holds stays. Raises: MachineError.
     """
     found = target.run("systemctl --version | sed -n 's/^systemd \\([0-9]*\\).*/\\1/p;1q'").stdout
     kilobytes = target.run(
@@ -32,6 +33,7 @@ def start_service(
     ).stdout.strip()
     container = unit.Container(
         image=image,
+        publish=f"127.0.0.1:{port}",
         gpus=gpu,
         memory=int(kilobytes) * 1024 if kilobytes.isdigit() else 0,
     )
