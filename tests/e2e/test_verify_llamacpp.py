@@ -42,6 +42,8 @@ SURELY = {
     # Its events of /v1/responses have no numbers, and it leaves out 'text.format'.
     ("Events in order", "every event has its number"),
     ("An answer by a schema", "the text is JSON of the schema"),
+    # Its /v1/messages takes a lack of messages for an error of its own.
+    ("A message without messages", "refused: status 400 or 422"),
 }
 # It ignores 'random_seed', so each answer to this request is another one.
 RANDOM = {"The plot of the Lion King", "The same seed again"}
