@@ -4,8 +4,9 @@
 
 runs each command in network, mount and process namespaces (`enclosed` starts it there): all
 addresses lead back into it, a resolver answers every name, a proxy takes every request, and what
-any of them sees is noted. /tmp, /var/tmp and /dev/shm are empty at the beginning. What was seen,
-what the commands said and which files were left is in FOLDER/record.json.
+any of them sees is noted. /tmp, /var/tmp and /dev/shm are empty at the beginning, but for this
+checkout and its Python where they lie there. What was seen, what the commands said and which files
+were left is in FOLDER/record.json.
 """
 
 from __future__ import annotations
@@ -75,8 +76,7 @@ def main(folder: Path, plan: Path) -> None:
     resolver = PLACE / "resolv.conf"
     resolver.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
     subprocess.run(["mount", "--bind", str(resolver), os.path.realpath("/etc/resolv.conf")])
-    for place in BARE:
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    kept = empty_places()
     for words in (
         "link set lo up",
         "route add local default dev lo",
@@ -109,10 +109,43 @@ def main(folder: Path, plan: Path) -> None:
     record.left = sorted(
         [f"home/{path.relative_to(home)}" for path in home.rglob("*") if not path.is_dir()]
         + [f"work/{path.relative_to(work_folder)}" for path in work_folder.rglob("*")]
-        + [str(path) for place in BARE for path in Path(place).rglob("*")]
+        + left_in_places(kept)
     )
     (PLACE / "record.json").write_text(json.dumps(vars(record)))
     shutil.rmtree(home)
+
+
+def empty_places() -> list[Path]:
+    """Have nothing in the bare places but what the commands are run from, which is returned."""
+    needed = {Path(__file__).resolve().parents[2], Path(sys.prefix), Path(sys.base_prefix)}
+    kept = [
+        each
+        for each in needed
+        if any(each.is_relative_to(place) for place in BARE)
+        and not any(each != other and each.is_relative_to(other) for other in needed)
+    ]
+    for number, each in enumerate(kept):
+        aside = PLACE / f"kept-{number}"
+        aside.mkdir()
+        subprocess.run(["mount", "--bind", str(each), str(aside)], check=True)
+    for place in BARE:
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    for number, each in enumerate(kept):
+        each.mkdir(parents=True)
+        subprocess.run(["mount", "--bind", str(PLACE / f"kept-{number}"), str(each)], check=True)
+    return kept
+
+
+def left_in_places(kept: list[Path]) -> list[str]:
+    """All that lies in the bare places and in none of the folders that were kept."""
+    found = []
+    for place in BARE:
+        for folder, folders, files in os.walk(place):
+            paths = [Path(folder, name) for name in folders]
+            folders[:] = [path.name for path in paths if path not in kept]
+            found += [path for path in paths if not any(each.is_relative_to(path) for each in kept)]
+            found += [Path(folder, name) for name in files]
+    return [str(path) for path in found]
 
 
 def watch_packets(record: Record, started: threading.Event) -> None:
