@@ -113,7 +113,7 @@ def test_of_a_gguf_on_the_hub_its_head_is_fetched(
             "--max-model-len 32768 doesn't fit; ",
         ),
         (("meta-llama/Llama-3.3-70B-Instruct", "--gpu", "L4"), 1, "doesn't fit"),
-        ((MISTRAL, "--gpu", "Voodoo2"), 2, "not in the table. It has T4"),
+        ((MISTRAL, "--gpu", "Voodoo2"), 2, "not in the table. It has P100"),
         ((MISTRAL, "--gpu-memory", "lots"), 2, "--gpu-memory: a size is needed"),
         (
             (MISTRAL, "--gpu-memory", "24"),

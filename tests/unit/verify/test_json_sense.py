@@ -42,8 +42,8 @@ def failed(content: str, schema: dict[str, Any] | None = None) -> dict[str, str]
     found = run_scripts(
         [script],
         event="test",
-        request={"method": "POST", "url": "http://h/", "headers": [], "body": json.dumps(asked),
-                 "bodyMode": "raw"},
+        request={"method": "POST", "url": "http://h/v1/chat/completions", "headers": [],
+                 "body": json.dumps(asked), "bodyMode": "raw"},
         response={"code": 200, "status": "OK", "headers": [], "body": json.dumps(answer),
                   "responseTime": 1, "responseSize": 1},
         scopes=Scopes(),
