@@ -48,11 +48,3 @@ def private_folder(prefix: str, base: str | Path | None = None) -> Path:
         if number.isdigit() and not is_alive(int(number)):
             shutil.rmtree(old, ignore_errors=True)  # another user's stays
     return Path(tempfile.mkdtemp(prefix=f"{prefix}-{os.getpid()}-", dir=place))
-
-
-def find_uv() -> str | None:
-    """The program uv: beside the interpreter, where an environment may bring it; on the path; or
-    that which runs us (uvx names itself in UV), as it need be in neither.
-    """
-    beside = shutil.which("uv", path=str(Path(sys.executable).parent))
-    return beside or shutil.which("uv") or shutil.which(os.environ.get("UV", ""))

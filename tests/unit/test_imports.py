@@ -232,6 +232,4 @@ def test_only_the_settings_and_the_command_line_read_the_environment() -> None:
     readers -= {"engines.vllm.environment", "cluster.environment"}
     # CXX names the compiler for whatever compiles: no setting of ours.
     readers -= {"engines.cpu.kernel.compilers"}
-    # UV is how uv tells whom it runs where it is: no setting either.
-    readers -= {"processes"}
     assert {layer_of(name) for name in readers} <= {"config", "cli"}

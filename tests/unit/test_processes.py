@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maestrale.processes import find_uv, is_alive, private_folder
+from maestrale.processes import is_alive, private_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone can do it")
 
@@ -61,18 +61,3 @@ def test_processes_are_alive_until_they_have_ended() -> None:
         assert is_alive(process.pid)
     assert not is_alive(process.pid)
     assert is_alive(1)
-
-
-def test_uv_is_found_though_it_is_on_no_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uv = tmp_path / "somewhere" / "uv"
-    uv.parent.mkdir()
-    uv.write_text("#!/bin/sh\n")
-    uv.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("UV", str(uv))
-    assert find_uv() == str(uv)
-    monkeypatch.setenv("UV", str(tmp_path / "gone"))
-    assert find_uv() is None

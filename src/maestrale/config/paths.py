@@ -1,4 +1,4 @@
-"""Where what is kept lies, each below a user's folder of the XDG rules.
+"""Where what is kept lies, each below a user's folder of the XDG rules; and where uv is.
 
 For any environment, this process's or another's: platformdirs would ask this process's alone.
 """
@@ -6,6 +6,8 @@ For any environment, this process's or another's: platformdirs would ask this pr
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -98,3 +100,11 @@ def default_data_dir(environment: Mapping[str, str] | None = None) -> Path:
     Raises: SettingsError when this user has no home folder at all.
     """
     return _folder("XDG_DATA_HOME", environment)
+
+
+def find_uv() -> str | None:
+    """The program uv: beside the interpreter, where an environment may bring it; on the path; or
+    that which runs us (uvx names itself in UV), as it need be in neither.
+    """
+    beside = shutil.which("uv", path=str(Path(sys.executable).parent))
+    return beside or shutil.which("uv") or shutil.which(os.environ.get("UV", ""))

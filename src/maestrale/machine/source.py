@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from maestrale.config.paths import find_uv
 from maestrale.errors import BadSource, SourceError
-from maestrale.processes import find_uv
 
 SourceKind = Literal["checkout", "wheel", "git", "image", "published"]
 ImageTarget = Literal["cpu", "cuda"]

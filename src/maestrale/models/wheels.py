@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from maestrale.config.paths import find_uv
 from maestrale.errors import ModelError
-from maestrale.processes import find_uv
 
 if TYPE_CHECKING:
     from maestrale.models.store import Progress

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from maestrale.config.paths import find_uv
 from maestrale.errors import NoSkyPilot
-from maestrale.processes import find_uv
 
 LOCK = "cloud.lock"
 SECONDS = 1200.0
