@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.output import write_page
 from benchmarks.peers import install, quality
 from maestrale.config.paths import default_cache_dir
 from maestrale.config.settings import BUNDLED_MODEL
@@ -54,7 +55,7 @@ KINDS = (
     "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS", "Q3_K_M", "Q2_K",
 )  # fmt: skip
 OWN = "Q4_1"  # the bundled file's
-BEGIN, END = "<!-- rounding: scripts/perplexity --table -->", "<!-- end of rounding -->"
+PAGE, NAME = ROOT / "docs" / "notes" / "performance.md", "rounding"  # of the table
 
 Rows = NDArray[np.float64]
 Logits = Callable[[list[int]], NDArray[np.float32]]
@@ -221,10 +222,7 @@ def table(most: int, cache: Path) -> None:
         lines.append(found.told)
         print(lines[-1], flush=True)
     quality.FILE.write_text(json.dumps(numbers, indent=1) + "\n")
-    page = ROOT / "docs" / "notes" / "performance.md"
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text("\n".join([before + BEGIN, *lines, END]) + after)
+    write_page(PAGE, NAME, "\n".join(lines))
 
 
 def main() -> None:
