@@ -77,7 +77,6 @@ class Decoder:
         self.arithmetic = library.arithmetic
         self.vocab_size = self.spec.vocab
         self.num_blocks = 0
-        self.arithmetic = library.arithmetic
         self._library = library
         self._handle: int | None = None
         self._logits = np.empty((0, self.spec.vocab), np.float32)
