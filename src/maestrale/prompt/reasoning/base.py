@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from msgspec import Struct
@@ -33,6 +34,40 @@ class ReasoningParser(Protocol):
 
     def push(self, text: str, *, last: bool = False) -> Thoughts:
         """Take more text; with `last`, nothing may stay held back."""
+
+
+class StepParser(ABC):
+    """A `ReasoningParser` that goes through what has come step by step.
+
+    A step is told whether the text is at its end. It takes what it is sure of from the buffer,
+    gives it out, may put another step in its place, and says whether to go on.
+    """
+
+    _step: Callable[[bool], bool]
+
+    def __init__(self) -> None:
+        self._buffer = ""
+        self._thoughts: list[str] = []
+        self._text: list[str] = []
+
+    @property
+    def thinking(self) -> bool:
+        """See `ReasoningParser.thinking`."""
+        return self._step == self._in_thought
+
+    def push(self, text: str, *, last: bool = False) -> Thoughts:
+        """See `ReasoningParser.push`."""
+        self._buffer += text
+        before = len(self._buffer)
+        self._thoughts, self._text = [], []
+        while self._step(last):
+            pass
+        reasoning, answer = "".join(self._thoughts), "".join(self._text)
+        return Thoughts(reasoning, answer, before - len(self._buffer) - len(answer))
+
+    @abstractmethod
+    def _in_thought(self, last: bool) -> bool:
+        """The step within a thought."""
 
 
 class ReasoningFormat(Protocol):

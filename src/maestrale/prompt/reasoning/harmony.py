@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from maestrale.models.vocabulary import Vocabulary
-from maestrale.prompt.reasoning.base import ANSWER, ANSWERED, CONTENT, TEXT, Thoughts
+from maestrale.prompt.reasoning.base import ANSWER, ANSWERED, CONTENT, TEXT, StepParser
 from maestrale.prompt.tools.harmony import (
     CALL,
     CHANNEL,
@@ -66,7 +66,7 @@ class HarmonyReasoning:
         return f"start: ({begins} reasoning {ending})? {ANSWERED}\n{body}"
 
 
-class HarmonyThoughts:
+class HarmonyThoughts(StepParser):
     """Takes the messages in `analysis` out of an answer.
 
     With `calls` the others are left as they are, headers and all, for the parser of calls; else
@@ -74,28 +74,12 @@ class HarmonyThoughts:
     """
 
     def __init__(self, *, opened: bool, calls: bool) -> None:
+        super().__init__()
         self._calls = calls
-        self._buffer = ""
         self._blanks = ""  # at the end of a thought, if more comes
         self._given = False  # something of a thought
         self._separator = ""
         self._step = self._in_thought if opened else self._in_header
-
-    @property
-    def thinking(self) -> bool:
-        """See `ReasoningParser.thinking`."""
-        return self._step == self._in_thought
-
-    def push(self, text: str, *, last: bool = False) -> Thoughts:
-        """See `ReasoningParser.push`."""
-        self._buffer += text
-        before = len(self._buffer)
-        self._thoughts: list[str] = []
-        self._text: list[str] = []
-        while self._step(last):
-            pass
-        answer = "".join(self._text)
-        return Thoughts("".join(self._thoughts), answer, before - len(self._buffer) - len(answer))
 
     def _in_header(self, last: bool) -> bool:
         """Up to its `<|message|>`; what doesn't look like a header is the answer as it is."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from maestrale.models.vocabulary import Vocabulary
-from maestrale.prompt.reasoning.base import ANSWER, ANSWERED, CONTENT, TEXT, Thoughts
+from maestrale.prompt.reasoning.base import ANSWER, ANSWERED, CONTENT, TEXT, StepParser
 from maestrale.prompt.tools.lark import lark_text
 
 # Noncharacters stand for the tokens, so that text that only looks like them stays text.
@@ -108,7 +108,7 @@ def _lark(text: str, token: int | None) -> str:
     return lark_text(text) if token is None else f"<[{token}]>"
 
 
-class TagParser:
+class TagParser(StepParser):
     """Reads one thought at the beginning; where tags are control tokens, others further on too.
 
     Blanks around a thought belong to its layout: they are neither thought nor answer.
@@ -118,28 +118,12 @@ class TagParser:
         """`start` and `end`: the tags as they come. `spelled`: marks of tokens, and what is shown
         of them in an answer, where they are no tags.
         """
+        super().__init__()
         self._start, self._end, self._spelled = start, end, spelled
         self._anywhere = spelled.get(start) == ""
-        self._buffer = ""
         self._separator = ""  # between this thought and the one before
         self._fresh = True  # nothing of this thought was given yet
         self._step = self._in_thought if opened else self._before
-
-    @property
-    def thinking(self) -> bool:
-        """See `ReasoningParser.thinking`."""
-        return self._step == self._in_thought
-
-    def push(self, text: str, *, last: bool = False) -> Thoughts:
-        """See `ReasoningParser.push`."""
-        self._buffer += text
-        before = len(self._buffer)
-        self._thoughts: list[str] = []
-        self._text: list[str] = []
-        while self._step(last):
-            pass
-        reasoning, answer = "".join(self._thoughts), "".join(self._text)
-        return Thoughts(reasoning, answer, before - len(self._buffer) - len(answer))
 
     def _before(self, last: bool) -> bool:
         """Nothing has come but blanks."""
