@@ -45,6 +45,11 @@ class Serving(Struct, frozen=True, kw_only=True):
 B = TypeVar("B", bound=Struct)
 
 
+def serving_of(backend: Backend, deployment: Deployment) -> Serving:
+    """What bodies for this model are read with."""
+    return Serving(max_n=backend.settings.max_n, sampling=deployment.sampling)
+
+
 def answering(
     backend: Backend, body_type: type[B], read: Callable[[B, Serving], AnswerRequest]
 ) -> Callable[[Request], Awaitable[ASGIApp]]:
@@ -76,8 +81,7 @@ async def prepare(
     deployment = context.deployment = backend.deployments.resolve(model)
     service = await deployment.service()
     context.model = deployment.names[0]
-    serving = Serving(max_n=backend.settings.max_n, sampling=deployment.sampling)
-    asked = read(serving)
+    asked = read(serving_of(backend, deployment))
     context.operation = asked.operation
     context.rename(asked.renamed)
     _check_auto(asked.options, deployment.settings.enable_auto_tool_choice)

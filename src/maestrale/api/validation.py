@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
-from maestrale.errors import InvalidRequest, Sent, quoted
+from maestrale.errors import InvalidRequest, Sent, UnsupportedParameter, quoted
 
 _WHERE = re.compile(r"^(?P<what>.*) - at `\$(?P<path>.*)`$", re.DOTALL)
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$", re.DOTALL)
 _STEP = re.compile(r"\[(?P<index>\d+)\]|\[(?P<any>\.\.\.)\]|\.?(?P<key>[^.\[\]]+)")
+
+NOTHING = (b"null", b"[]", b"{}", b"false", b'""')
 
 
 def of_validation(error: msgspec.ValidationError, type_: Any) -> InvalidRequest:
@@ -47,6 +50,46 @@ def decoded_part(raw: Raw, type_: Any, at: Sent) -> Any:
         raise InvalidRequest(inner.message, at=where, code=inner.code) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"This is not valid: {quoted(str(error))}.", at=at) from error
+
+
+def refuse_given(body: Struct, fields: Mapping[str, str]) -> None:
+    """Raises: UnsupportedParameter for the first of these fields, name → why not, that says more
+    than nothing.
+    """
+    for name, reason in fields.items():
+        if bytes(getattr(body, name)) not in NOTHING:
+            raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
+
+
+def type_of(raw: Raw, at: Sent) -> str | None:
+    """What a part of a body says in `type`; None where it says nothing. Raises: InvalidRequest."""
+    written = decoded_part(raw, Any, at)
+    kind = written.get("type") if isinstance(written, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def typed_parts(raws: Sequence[Raw], at: Sent, what: str) -> Iterator[tuple[Raw, str, Sent]]:
+    """Each part, its type, and where it is. `what`: what the API calls it.
+
+    Raises: InvalidRequest.
+    """
+    for index, raw in enumerate(raws):
+        place = at.at(index)
+        kind = type_of(raw, place)
+        if kind is None:
+            raise InvalidRequest(
+                f"A {what} is an object with a 'type'.", at=place, code="missing_field"
+            )
+        yield raw, kind, place
+
+
+def not_text(kind: str, at: Sent) -> UnsupportedParameter:
+    """The refusal of a part of this type."""
+    return UnsupportedParameter(
+        f"Content of type {quoted(kind)!r} is not supported: the model reads text only, and this "
+        "server never fetches anything.",
+        at=at.at("type"),
+    )
 
 
 def _sent(path: str) -> Sent:

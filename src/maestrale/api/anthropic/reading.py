@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,7 +22,7 @@ from maestrale.api.anthropic.schemas import (
 )
 from maestrale.api.anthropic.spelling import MessageSpelling
 from maestrale.api.dialect import AnswerRequest
-from maestrale.api.validation import decoded_part
+from maestrale.api.validation import decoded_part, not_text, refuse_given, typed_parts
 from maestrale.chat.options import Conversation, Options, Reasoning, schema_constraint
 from maestrale.chat.tools import (
     MAX_TOOLS,
@@ -45,7 +44,7 @@ from maestrale.prompt.messages import MESSAGES, ChatMessage, ToolCall
 from maestrale.prompt.tools.base import ToolSpec, ToolUse
 
 THOUGHTS = ("thinking", "redacted_thinking")  # what is redacted can't be read: it is left out
-NOTHING = (b"null", b"[]", b"{}", b"false", b'""')
+BLOCK = "content block"
 T = TypeVar("T")
 Placed = list[tuple[ChatMessage, Sent]]
 """Messages for the prompt, each with its place in the body."""
@@ -53,7 +52,7 @@ Placed = list[tuple[ChatMessage, Sent]]
 
 def read_messages(body: MessagesRequest, serving: Serving) -> AnswerRequest:
     """A message to be answered. Raises: InvalidRequest, UnsupportedParameter."""
-    _check_fields(body)
+    refuse_given(body, UNSUPPORTED_FIELDS)
     placed = _placed(body)
     conversation = _conversation(placed)
     use = read_tool_use(body)
@@ -92,7 +91,7 @@ def read_count(body: CountRequest) -> tuple[Conversation, Options, dict[Location
 
     Raises: InvalidRequest, UnsupportedParameter.
     """
-    _check_fields(body)
+    refuse_given(body, UNSUPPORTED_FIELDS)
     placed = _placed(body)
     options = Options(tools=read_tool_use(body), reasoning=read_thinking(body, None))
     return _conversation(placed), options, places_of(placed)
@@ -135,13 +134,6 @@ def _omitted(body: CountRequest) -> bool:
     return body.thinking is not None and body.thinking.display == "omitted"
 
 
-def _check_fields(body: CountRequest) -> None:
-    """Refuse by name what can't be done."""
-    for name, reason in UNSUPPORTED_FIELDS.items():
-        if bytes(getattr(body, name)) not in NOTHING:
-            raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
-
-
 # Messages
 
 
@@ -179,7 +171,7 @@ def _turns(message: Message, at: Sent) -> Placed:
     thoughts: list[str] = []
     calls: list[ToolCall] = []
     results: Placed = []
-    for block, kind, place in _blocks(message.content, inside):
+    for block, kind, place in typed_parts(message.content, inside, BLOCK):
         if kind == "text":
             texts.append(_as(TextBlock, block, place).text)
         elif kind == "tool_use" and message.role == "assistant":
@@ -196,7 +188,7 @@ def _turns(message: Message, at: Sent) -> Placed:
                 at=place.at("type"),
             )
         else:
-            raise _not_text(kind, place)
+            raise not_text(kind, place)
     if results and not texts:
         return results
     turn = ChatMessage(
@@ -226,32 +218,11 @@ def _result(block: ToolResultBlock, at: Sent) -> ChatMessage:
 def _texts(blocks: list[Raw], at: Sent) -> str:
     """The text of blocks that can be nothing else."""
     texts = []
-    for block, kind, place in _blocks(blocks, at):
+    for block, kind, place in typed_parts(blocks, at, BLOCK):
         if kind != "text":
-            raise _not_text(kind, place)
+            raise not_text(kind, place)
         texts.append(_as(TextBlock, block, place).text)
     return "".join(texts)
-
-
-def _blocks(blocks: list[Raw], at: Sent) -> Iterator[tuple[Raw, str, Sent]]:
-    """Each block, its type, and where it is."""
-    for index, block in enumerate(blocks):
-        place = at.at(index)
-        written = decoded_part(block, Any, place)
-        kind = written.get("type") if isinstance(written, dict) else None
-        if not isinstance(kind, str):
-            raise InvalidRequest(
-                "A content block is an object with a 'type'.", at=place, code="missing_field"
-            )
-        yield block, kind, place
-
-
-def _not_text(kind: str, at: Sent) -> UnsupportedParameter:
-    return UnsupportedParameter(
-        f"Content of type {quoted(kind)!r} is not supported: the model reads text only, and this "
-        "server never fetches anything.",
-        at=at.at("type"),
-    )
 
 
 def _as(type_: type[T], raw: Raw, at: Sent) -> T:

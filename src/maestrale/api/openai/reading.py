@@ -26,6 +26,7 @@ from maestrale.api.openai.schemas import (
     CompletionRequest,
     ContentPart,
     Message,
+    SamplerFields,
     SamplingFields,
     ThoughtChunk,
 )
@@ -40,6 +41,7 @@ from maestrale.chat.options import (
 )
 from maestrale.engines.base import Constraint, Sampling
 from maestrale.errors import InvalidRequest, Location, Sent, UnsupportedParameter
+from maestrale.models.sampling_defaults import SamplingDefaults
 from maestrale.prompt.messages import ChatMessage
 
 MAX_IGNORED_BYTES = 64 * 1024
@@ -251,18 +253,8 @@ def _options(body: SamplingFields, serving: Serving, **more: Any) -> Options:
         n=n,
         seed=_seed(body),
         min_tokens=body.min_tokens or 0,
-        sampling=Sampling(
-            temperature=_or(body.temperature, defaults.temperature),
-            top_p=_or(body.top_p, defaults.top_p),
-            # vLLM's -1 is off, too
-            top_k=max(0, defaults.top_k if body.top_k is None else body.top_k),
-            min_p=_or(body.min_p, defaults.min_p),
-            presence_penalty=_or(body.presence_penalty, 0.0),
-            frequency_penalty=_or(body.frequency_penalty, 0.0),
-            repetition_penalty=_or(body.repetition_penalty, defaults.repetition_penalty),
-            logit_bias=_bias(body),
-        ),
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        sampling=msgspec.structs.replace(sampling_of(body, defaults), logit_bias=_bias(body)),
+        stop=stops_of(body),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
         constraint=_constraint(body),
@@ -271,12 +263,36 @@ def _options(body: SamplingFields, serving: Serving, **more: Any) -> Options:
     )
 
 
+def sampling_of(body: SamplerFields, defaults: SamplingDefaults) -> Sampling:
+    """How tokens are chosen: as the body says, else as the model's makers want it."""
+    return Sampling(
+        temperature=_or(body.temperature, defaults.temperature),
+        top_p=_or(body.top_p, defaults.top_p),
+        # vLLM's -1 is off, too
+        top_k=max(0, defaults.top_k if body.top_k is None else body.top_k),
+        min_p=_or(body.min_p, defaults.min_p),
+        presence_penalty=_or(body.presence_penalty, 0.0),
+        frequency_penalty=_or(body.frequency_penalty, 0.0),
+        repetition_penalty=_or(body.repetition_penalty, defaults.repetition_penalty),
+    )
+
+
+def stops_of(body: SamplerFields) -> tuple[str, ...]:
+    """The stop strings."""
+    return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+
+
+def check_seed(seed: int | None, name: str = "seed") -> int | None:
+    """Any signed or unsigned 64-bit integer. Raises: InvalidRequest."""
+    if seed is not None and not -(1 << 63) <= seed < 1 << 64:
+        raise InvalidRequest(f"'{name}' must fit in 64 bits.", at=Sent(name))
+    return seed
+
+
 def _seed(body: SamplingFields) -> int | None:
-    """`seed` (OpenAI) or `random_seed` (Mistral), any signed or unsigned 64-bit integer."""
-    for name in ("seed", "random_seed"):
-        value = getattr(body, name)
-        if value is not None and not -(1 << 63) <= value < 1 << 64:
-            raise InvalidRequest(f"'{name}' must fit in 64 bits.", at=Sent(name))
+    """`seed` (OpenAI) or `random_seed` (Mistral)."""
+    check_seed(body.seed)
+    check_seed(body.random_seed, "random_seed")
     return _same(body.seed, "seed", body.random_seed, "random_seed")
 
 

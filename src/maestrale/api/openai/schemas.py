@@ -133,10 +133,24 @@ class ResponseFormat(Body, kw_only=True):
     schema: Raw = msgspec.field(default_factory=null)
 
 
+class SamplerFields(Body, kw_only=True):
+    """How tokens are chosen, in every body that asks for an answer."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    seed: int | None = None
+    stop: Stops | None = None
+
+
 if TYPE_CHECKING:
-    ForeignFields = Body
+    ForeignFields = SamplerFields
 else:
-    ForeignFields = with_fields(Body, {**IGNORED_FIELDS, **UNSUPPORTED_FIELDS})
+    ForeignFields = with_fields(SamplerFields, {**IGNORED_FIELDS, **UNSUPPORTED_FIELDS})
 
 
 class SamplingFields(ForeignFields, kw_only=True):
@@ -146,19 +160,10 @@ class SamplingFields(ForeignFields, kw_only=True):
     n: Annotated[int, Meta(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Probability | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: RepetitionPenalty | None = None
     logit_bias: Biases | None = None
-    seed: int | None = None
     random_seed: int | None = None
     max_tokens: TokenCount | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    stop: Stops | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None

@@ -21,7 +21,7 @@ from maestrale.api.openai.responses.schemas import (
     RefusalPart,
     TextPart,
 )
-from maestrale.api.validation import decoded_part
+from maestrale.api.validation import decoded_part, not_text, typed_parts
 from maestrale.errors import InvalidRequest, Sent, UnsupportedParameter, quoted
 from maestrale.prompt.messages import ChatMessage, ToolCall
 
@@ -209,24 +209,13 @@ def _text(content: str | list[Raw], at: Sent) -> str:
     if isinstance(content, str):
         return content
     texts = []
-    for index, raw in enumerate(content):
-        place = at.at(index)
-        written = decoded_part(raw, Any, place)
-        kind = written.get("type") if isinstance(written, dict) else None
-        if not isinstance(kind, str):
-            raise InvalidRequest(
-                "A content part is an object with a 'type'.", at=place, code="missing_field"
-            )
+    for raw, kind, place in typed_parts(content, at, "content part"):
         if kind == "refusal":
             texts.append(decoded_part(raw, RefusalPart, place).refusal)
         elif kind in TEXT_PARTS:
             texts.append(decoded_part(raw, TextPart, place).text)
         else:
-            raise UnsupportedParameter(
-                f"Content of type {quoted(kind)!r} is not supported: the model reads text only, "
-                "and this server never fetches anything.",
-                at=place.at("type"),
-            )
+            raise not_text(kind, place)
     return "".join(texts)
 
 

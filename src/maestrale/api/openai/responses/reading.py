@@ -14,6 +14,7 @@ from msgspec import Raw
 
 from maestrale.api.answering import Serving
 from maestrale.api.dialect import AnswerRequest
+from maestrale.api.openai.reading import check_seed, sampling_of, stops_of
 from maestrale.api.openai.responses.items import Item, messages_of
 from maestrale.api.openai.responses.objects import echoed
 from maestrale.api.openai.responses.schemas import (
@@ -25,7 +26,7 @@ from maestrale.api.openai.responses.schemas import (
     ResponsesRequest,
 )
 from maestrale.api.openai.responses.spelling import ResponseSpelling
-from maestrale.api.validation import decoded_part
+from maestrale.api.validation import decoded_part, refuse_given, type_of
 from maestrale.chat.options import (
     ANY_OBJECT,
     REASONING,
@@ -35,12 +36,11 @@ from maestrale.chat.options import (
     schema_constraint,
 )
 from maestrale.chat.tools import Choice, check_names, check_tools_size, tool_spec, tool_use
-from maestrale.engines.base import Constraint, Sampling
+from maestrale.engines.base import Constraint
 from maestrale.errors import InvalidRequest, Location, Sent, UnsupportedParameter, quoted
 from maestrale.prompt.messages import MESSAGES
 from maestrale.prompt.tools.base import ToolSpec, ToolUse
 
-NOTHING = (b"null", b"[]", b"{}", b"false", b'""')
 # What there can be more of in answers with built-in tools, and so never is here.
 HARMLESS_INCLUDES = (
     "file_search_call.results",
@@ -87,20 +87,11 @@ def conversation_of(
 def response_options(body: ResponsesRequest, serving: Serving) -> Options:
     """How to answer. Raises: InvalidRequest, UnsupportedParameter naming the field."""
     _check_fields(body)
-    defaults = serving.sampling
     return Options(
-        seed=_seed(body.seed),
+        seed=check_seed(body.seed),
         max_tokens=body.max_output_tokens,
-        sampling=Sampling(
-            temperature=_or(body.temperature, defaults.temperature),
-            top_p=_or(body.top_p, defaults.top_p),
-            top_k=max(0, defaults.top_k if body.top_k is None else body.top_k),
-            min_p=_or(body.min_p, defaults.min_p),
-            presence_penalty=_or(body.presence_penalty, 0.0),
-            frequency_penalty=_or(body.frequency_penalty, 0.0),
-            repetition_penalty=_or(body.repetition_penalty, defaults.repetition_penalty),
-        ),
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        sampling=sampling_of(body, serving.sampling),
+        stop=stops_of(body),
         constraint=_constraint(body),
         logprobs=_logprobs(body),
         reasoning=_reasoning(body),
@@ -118,9 +109,7 @@ def _reasoning(body: ResponsesRequest) -> Reasoning:
 
 def _check_fields(body: ResponsesRequest) -> None:
     """Refuse by name what can't be done."""
-    for name, reason in UNSUPPORTED_FIELDS.items():
-        if bytes(getattr(body, name)) not in NOTHING:
-            raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
+    refuse_given(body, UNSUPPORTED_FIELDS)
     if body.text is not None and body.text.verbosity not in (None, "medium"):
         raise UnsupportedParameter(
             "'text.verbosity' is not supported: the model has no such mode; ask for it in the "
@@ -150,16 +139,6 @@ def _logprobs(body: ResponsesRequest) -> int | None:
             f"'top_logprobs' needs '{LOGPROBS}' in 'include'.", at=Sent("top_logprobs")
         )
     return None
-
-
-def _seed(seed: int | None) -> int | None:
-    if seed is not None and not -(1 << 63) <= seed < 1 << 64:
-        raise InvalidRequest("'seed' must fit in 64 bits.", at=Sent("seed"))
-    return seed
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 def _constraint(body: ResponsesRequest) -> Constraint | None:
@@ -199,7 +178,7 @@ def read_tool_use(body: ResponsesRequest) -> ToolUse | None:
 
 def _tool(index: int, raw: Raw) -> ToolSpec:
     at = Sent("tools", index)
-    kind = _type_of(raw, at)
+    kind = type_of(raw, at)
     if kind not in (None, "function"):
         raise UnsupportedParameter(
             f"A tool of type '{quoted(kind)}' is not supported: {BUILT_IN}.", at=at.at("type")
@@ -219,12 +198,6 @@ def _tool(index: int, raw: Raw) -> ToolSpec:
         description=tool.description,
         strict=bool(tool.strict),
     )
-
-
-def _type_of(raw: Raw, at: Sent) -> str | None:
-    written = decoded_part(raw, Any, at)
-    kind = written.get("type") if isinstance(written, dict) else None
-    return kind if isinstance(kind, str) else None
 
 
 def _choice(raw: Raw) -> Choice:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from maestrale.api.answering import Serving, prepare
+from maestrale.api.answering import Serving, prepare, serving_of
 from maestrale.api.backend import Backend
 from maestrale.api.context import context_of
 from maestrale.api.dialect import AnswerRequest
@@ -24,7 +24,6 @@ from maestrale.api.openai.responses.reading import (
 )
 from maestrale.api.openai.responses.schemas import ResponsesRequest
 from maestrale.api.openai.responses.truncation import truncated
-from maestrale.chat.thinking import plan
 from maestrale.errors import ContextLengthExceeded, InvalidRequest, Sent, quoted
 
 ROOTS = ("/v1", "")  # some clients' base has no /v1
@@ -161,19 +160,14 @@ async def _fitted(
     """The items that the model's context has room for, beside the answer."""
     deployment = backend.deployments.resolve(body.model)
     service = await deployment.service()
-    serving = Serving(max_n=backend.settings.max_n, sampling=deployment.sampling)
-    options = response_options(body, serving)
-    variables = plan(service.encoder, options).variables
-    tools = None if options.tools is None else options.tools.definitions
+    options = response_options(body, serving_of(backend, deployment))
     limit = service.context_length
     room = min(body.max_output_tokens or LEAST_ROOM, limit // 2)
 
     async def fits(left: Sequence[Item]) -> bool:
         conversation, _ = conversation_of(body, left)
         try:
-            prompt = await service.tokenizer.encode_chat(
-                conversation, tools=tools, variables=variables
-            )
+            prompt = await service.prompt(conversation, options)
         except ContextLengthExceeded:
             return False
         return len(prompt.token_ids) + room <= limit

@@ -13,18 +13,16 @@ from msgspec import Meta, Raw
 
 from maestrale.api.openai.foreign_fields import null
 from maestrale.api.openai.schemas import (
+    MAX_TOP_LOGPROBS,
     Body,
-    Penalty,
-    Probability,
-    RepetitionPenalty,
+    Effort,
+    SamplerFields,
     ShortText,
-    Stops,
     Tools,
 )
 
 MAX_ITEMS = 8192
 MAX_PARTS = 1024
-MAX_TOP_LOGPROBS = 20
 MAX_METADATA = 16
 LOGPROBS = "message.output_text.logprobs"
 
@@ -34,7 +32,6 @@ ItemId = Annotated[str, Meta(max_length=256)]
 MetadataKey = Annotated[str, Meta(max_length=64)]
 MetadataValue = Annotated[str, Meta(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=MAX_METADATA)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Detail = Literal["auto", "concise", "detailed"]
 
 
@@ -203,8 +200,8 @@ UNSUPPORTED_FIELDS = {
 """Refused, unless they are null or empty."""
 
 
-class ResponsesRequest(Body, kw_only=True):
-    """POST /v1/responses."""
+class ResponsesRequest(SamplerFields, kw_only=True):
+    """POST /v1/responses. Of how tokens are chosen OpenAI has `temperature` and `top_p` alone."""
 
     model: Annotated[str, Meta(max_length=512)] | None = None
     input: str | Annotated[list[Raw], Meta(max_length=MAX_ITEMS)] | None = None
@@ -222,18 +219,7 @@ class ResponsesRequest(Body, kw_only=True):
     store: bool | None = None
     background: bool | None = None
     stream: bool | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Probability | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-
-    # Not OpenAI's, but as in chat completions.
-    seed: int | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    stop: Stops | None = None
 
     user: ShortText | None = None
     safety_identifier: ShortText | None = None
