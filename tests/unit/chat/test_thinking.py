@@ -10,7 +10,6 @@ import pytest
 from maestrale.chat.options import Options, Reasoning
 from maestrale.chat.thinking import ThinkingPlan, constraint_of, plan
 from maestrale.engines.base import Constraint
-from maestrale.engines.constraint import compile_constraint
 from maestrale.errors import ApiError, InvalidRequest, UnsupportedParameter
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.jinja import TemplateReads
@@ -21,11 +20,8 @@ from maestrale.prompt.tools.base import ToolSpec, ToolUse
 from maestrale.prompt.tools.harmony import HarmonyFormat
 from maestrale.prompt.tools.layout import HERMES
 from maestrale.prompt.tools.layout_format import LayoutFormat
+from thinking_vocabularies import BYTES, EOS, PLAIN, TOKENS, takes
 
-EOS = 256
-BYTES = tuple(bytes([value]) for value in range(256))
-PLAIN = Vocabulary((*BYTES, b""), {"</s>": EOS}, (EOS,))
-TOKENS = Vocabulary((*BYTES, b"", b"<think>", b"</think>"), {"</s>": EOS}, (EOS,))
 HARMONY = Vocabulary(
     (*BYTES, b"", b"", b"", b"", b"", b""),
     {"</s>": EOS, "<|channel|>": 257, "<|message|>": 258, "<|start|>": 259, "<|end|>": 260,
@@ -114,16 +110,6 @@ def test_variables_are_those_that_the_template_reads(
 ) -> None:
     at = refused(kind, TAGS, SWITCH | EFFORT, told=((name, value),))
     assert at == f"template_variables.{name}"
-
-
-def takes(constraint: Constraint | None, vocabulary: Vocabulary, tokens: list[int]) -> bool:
-    assert constraint is not None
-    state = compile_constraint(constraint, vocabulary)
-    for token in tokens:
-        if state.finished or not state.allowed()[token]:
-            return False
-        state.accept(token)
-    return state.finished or bool(state.allowed()[EOS])
 
 
 def use(**fields: Any) -> ToolUse:

@@ -65,21 +65,22 @@ async def test_a_server_that_fails_in_the_midst() -> None:
     assert done.stdout.count("\n") == 1  # what had come is shown; nothing was asked after it
 
 
+def seen(server: str, question: str) -> bytes:
+    """All that a terminal is sent while one question is asked."""
+    with in_terminal([*CHAT, server, "--no-history"], clean_environment()) as one:
+        one.wait_for("> ")
+        one.enter(question)
+        one.wait_for("(?s)(tokens/s|seed).*?> ")
+        one.settle()
+        one.control("d")
+        one.wait_for_end()
+        return one.raw
+
+
 async def test_a_model_cannot_write_to_the_terminal_what_it_likes() -> None:
     text = "a\x1b[2Jb\x07c\x9bd\te"
     async with api(options={"text": text}, over_http=True) as server:
-
-        def talk() -> bytes:
-            with in_terminal([*CHAT, address(server), "--no-history"], clean_environment()) as one:
-                one.wait_for("> ")
-                one.enter("Hello")
-                one.wait_for("(?s)(tokens/s|seed).*?> ")
-                one.settle()
-                one.control("d")
-                one.wait_for_end()
-                return one.raw
-
-        shown = await asyncio.to_thread(talk)
+        shown = await asyncio.to_thread(seen, address(server), "Hello")
     assert "a\N{REPLACEMENT CHARACTER}[2Jb".encode() in shown
     assert b"\x1b[2J" not in shown
     assert b"\x07" not in shown
@@ -145,18 +146,7 @@ async def test_thoughts_are_dimmed_and_no_part_of_a_piped_answer() -> None:
     async with api(options={"text": text}, over_http=True, thinks=True) as server:
         done = await run(address(server), "Well?\n")
         assert (done.returncode, done.stdout, done.stderr) == (0, "Yes.\n", "")
-
-        def talk() -> bytes:
-            with in_terminal([*CHAT, address(server), "--no-history"], clean_environment()) as one:
-                one.wait_for("> ")
-                one.enter("Well?")
-                one.wait_for("(?s)(tokens/s|seed).*?> ")
-                one.settle()
-                one.control("d")
-                one.wait_for_end()
-                return one.raw
-
-        shown = await asyncio.to_thread(talk)
+        shown = await asyncio.to_thread(seen, address(server), "Well?")
     assert b"\x1b[2mH\x1b[0m" in shown or b"\x1b[2mHm" in shown
     assert b"\x1b[2J" not in shown
     assert shown.count(b"Yes.") == 1

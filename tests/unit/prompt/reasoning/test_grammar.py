@@ -10,14 +10,8 @@ from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.reasoning.base import ReasoningFormat
 from maestrale.prompt.reasoning.harmony import HarmonyReasoning
 from maestrale.prompt.reasoning.tags import KNOWN, TagFormat
+from thinking_vocabularies import BYTES, EOS, MISTRAL, PLAIN, TOKENS, takes
 
-EOS = 256
-BYTES = tuple(bytes([value]) for value in range(256))
-PLAIN = Vocabulary((*BYTES, b""), {"</s>": EOS}, (EOS,))
-TOKENS = Vocabulary((*BYTES, b"", b"<think>", b"</think>"), {"</s>": EOS}, (EOS,))
-MISTRAL = Vocabulary(
-    (*BYTES, b"", b"", b""), {"</s>": EOS, "[THINK]": 257, "[/THINK]": 258}, (EOS,)
-)
 HARMONY = Vocabulary(
     (*BYTES, b"", b"", b"", b"", b""),
     {"</s>": EOS, "<|channel|>": 257, "<|message|>": 258, "<|start|>": 259, "<|end|>": 260},
@@ -37,16 +31,6 @@ def held(
 ) -> Constraint:
     lines = [form.start(opened=opened, budget=budget), "answered: content", form.content()]
     return Constraint("grammar", "\n".join(lines), nested=(("answer", answer),))
-
-
-def takes(constraint: Constraint, vocabulary: Vocabulary, tokens: list[int]) -> bool:
-    """Whether this may be all of an answer."""
-    state = compile_constraint(constraint, vocabulary)
-    for token in tokens:
-        if state.finished or not state.allowed()[token]:
-            return False
-        state.accept(token)
-    return state.finished or bool(state.allowed()[EOS])
 
 
 def marked(form_name: str, text: str) -> list[int]:

@@ -10,14 +10,8 @@ from maestrale.prompt.reasoning.base import ReasoningFormat
 from maestrale.prompt.reasoning.harmony import HarmonyReasoning
 from maestrale.prompt.reasoning.pick import reasoning_format
 from maestrale.prompt.reasoning.tags import KNOWN, TagFormat
+from thinking_vocabularies import BYTES, EOS, MISTRAL, PLAIN, TOKENS
 
-EOS = 256
-BYTES = tuple(bytes([value]) for value in range(256))
-PLAIN = Vocabulary((*BYTES, b""), {"</s>": EOS}, (EOS,))
-TOKENS = Vocabulary((*BYTES, b"", b"<think>", b"</think>"), {"</s>": EOS}, (EOS,))
-MISTRAL = Vocabulary(
-    (*BYTES, b"", b"", b""), {"</s>": EOS, "[THINK]": 257, "[/THINK]": 258}, (EOS,)
-)
 HARMONY = Vocabulary(
     (*BYTES, b"", b"", b"", b"", b"", b"", b""),
     {"<|return|>": EOS, "<|channel|>": 257, "<|message|>": 258, "<|start|>": 259, "<|end|>": 260,
