@@ -12,7 +12,8 @@ HOST = b"Host: a\r\n"
 GOOD = b"GET /good HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 POST = b"POST /post HTTP/1.1\r\n" + HOST
 GET = b"GET /get HTTP/1.1\r\n" + HOST
-CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+# With a type that is taken: else the head is refused alone, where the body comes in pieces.
+CHUNKED = POST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 MALFORMED = {
     "content-length twice": POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
