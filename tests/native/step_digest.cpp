@@ -169,7 +169,7 @@ std::vector<float> logits_of(mst_pool* pool, int32_t level, const mst_model& mod
     for (int32_t past = 0; past < kTokens;) {
         const int32_t count = past ? kTokens - past : first, begins[] = {0, count};
         const mst_batch batch{count,  1,            tokens.data() + past, &past, begins,
-                              blocks, block_begins, count,                rows.data()};
+                              blocks, block_begins, count,                rows.data(),       0};
         check(mst_step(decoder, &batch, logits.data() + size_t(past) * kVocab, nullptr, error,
                        sizeof error) == 0,
               "step");

@@ -23,7 +23,7 @@ from maestrale.api.dialects import DIALECTS
 from maestrale.api.http.protocol import protocol_class
 from maestrale.chat.service import ChatService
 from maestrale.config.settings import Settings
-from maestrale.engines.base import Constraint, EngineConfig
+from maestrale.engines.base import Constraint, EngineConfig, TaskChoice
 from maestrale.engines.constraint import compile_constraint, grammar_text
 from maestrale.engines.scripted import ScriptedEngine
 from maestrale.errors import InvalidRequest, Location
@@ -141,11 +141,13 @@ async def api(
     base_url: str = "http://127.0.0.1:8000",
     tools: bool = False,
     thinks: bool = False,
+    task: TaskChoice = "generate",
     dialects: Dialects = DIALECTS,
 ) -> AsyncIterator[Api]:
     """The app on a started engine; `over_http` puts it behind a real uvicorn on a free port.
 
     With `tools` the model knows Hermes' format of tool calls; with `thinks` it thinks in tags.
+    `task` embed: it is served for embeddings.
     """
     settings = settings or make_settings()
     engine = ScriptedEngine(
@@ -156,6 +158,7 @@ async def api(
             max_num_seqs=max_num_seqs,
             kv_cache_bytes=KV_CACHE_BYTES,
             options=options or {},
+            task=task,
         )
     )
     await engine.start()

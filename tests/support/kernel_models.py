@@ -273,11 +273,14 @@ class Decoder:
                 begins,
                 [block for one in sequences for block in one.blocks],
                 block_begins,
-                list(rows),
+                [*rows, *rows],  # the logits, and the hidden rows
             )
         ]
         pointers = [values.ctypes.data for values in lists]
-        batch = BatchStruct(len(tokens), len(sequences), *pointers[:5], len(rows), pointers[5])
+        batch = BatchStruct(
+            *(len(tokens), len(sequences), *pointers[:5]),
+            *(2 * len(rows), pointers[5], len(rows)),
+        )
         logits = np.full((len(rows), self.spec.vocab), np.nan, np.float32)
         hidden = np.full((len(rows), self.spec.hidden), np.nan, np.float32)
         done = self._lib.mst_step(

@@ -34,6 +34,7 @@ class Answer:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    embedding: bytes | None = None
 
 
 class RunningEngine:
@@ -102,6 +103,8 @@ async def collect(
             if not answer.tokens:
                 answer.cached_tokens = delta.cached_tokens
                 answer.prompt_logprobs = delta.prompt_logprobs
+            if delta.embedding is not None:
+                answer.embedding = delta.embedding
             answer.tokens += delta.token_ids
             answer.logprobs += delta.logprobs or ()
             answer.finish_reason = delta.finish_reason

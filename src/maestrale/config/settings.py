@@ -80,6 +80,13 @@ class Settings:
         metavar="FILE",
     )
 
+    task: str = setting(
+        "auto",
+        "What the model is served for: chat, or embeddings. auto: what it was made for, by its own "
+        "files.",
+        group="Model",
+        choices=("auto", "chat", "embed"),
+    )
     tool_call_parser: str | None = setting(
         None,
         "How the model writes tool calls, where its chat template doesn't tell.",

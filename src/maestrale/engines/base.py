@@ -26,7 +26,12 @@ Feature = Literal[
     "grammar",
     "deterministic",
     "prefix_cache",
+    "embed",
 ]
+
+# What a model is served for: to go on from prompts, or to make one vector of each.
+Task = Literal["generate", "embed"]
+TaskChoice = Literal["auto", "generate", "embed"]
 
 
 class Constraint(Struct, frozen=True):
@@ -71,7 +76,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     the sequence with finish reason "stop"; it is part of the delta's tokens. `logprobs`:
     None is off, 0 gives the chosen token's, k > 0 also the k most likely. `prompt_logprobs`
     asks the same of the prompt's tokens, whose logits are then computed, prefix cache or not;
-    with it `max_tokens` may be 0: the prompt is computed, nothing is generated. `share` says for
+    with it `max_tokens` may be 0: the prompt is computed, nothing is generated. So it is with
+    `embed`, which asks for the prompt's embedding. `share` says for
     whom it is: an engine that can gives each an equal part of its time. `forced` tokens
     are taken as if sampled, in order, before free generation goes on (they count as
     generated, and advance penalties, constraint and random stream).
@@ -87,6 +93,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     constraint: Constraint | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    embed: bool = False
     priority: int = 0
     share: str = ""
     forced: tuple[int, ...] = ()
@@ -111,7 +118,8 @@ class TokenDelta(Struct, frozen=True):
     between the request's arrival in the engine and its first step, and `prompt_logprobs` has what
     was asked for of the prompt's tokens from the second on (the first follows nothing); all are
     meaningful on the first delta with a token. An engine may give deltas without one while it
-    reads a long prompt: `prefilled` says how much of it is read.
+    reads a long prompt: `prefilled` says how much of it is read. `embedding`: float32,
+    little-endian, as the model's pooling gives it, whatever its length.
     """
 
     token_ids: tuple[int, ...]
@@ -121,6 +129,7 @@ class TokenDelta(Struct, frozen=True):
     waited: float = 0.0
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     prefilled: int = 0
+    embedding: bytes | None = None
 
 
 class ReservedGpus(Struct, frozen=True, kw_only=True):
@@ -138,7 +147,8 @@ class EngineConfig(Struct, tag=True, frozen=True, kw_only=True):
 
     None for `max_num_seqs`, `max_num_batched_tokens`, `kv_cache_bytes` or `threads`
     leaves it to the engine. `options` are settings that only this engine has,
-    by name, as text. `reserved` is given where the engine's GPUs lie on several nodes.
+    by name, as text. `reserved` is given where the engine's GPUs lie on several nodes. `task`:
+    what it is for; auto is what the model was made for (`engines/task.py`).
     """
 
     engine: str
@@ -152,6 +162,7 @@ class EngineConfig(Struct, tag=True, frozen=True, kw_only=True):
     threads: int | None = None
     options: dict[str, str] = {}
     reserved: ReservedGpus | None = None
+    task: TaskChoice = "auto"
 
 
 class EngineInfo(Struct, frozen=True, kw_only=True):
@@ -161,7 +172,8 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     cache is handed out in) are in tokens. `fingerprint`
     names all that the bytes of an answer depend on: model, weights, engine version, CPU
     features, threads, settings. A step computes up to `max_num_batched_tokens`. `steady`: its first
-    step takes no longer than later ones.
+    step takes no longer than later ones. `task`: what it was started for. `embedding_size`: numbers
+    of an embedding, where it makes some.
     """
 
     engine: str
@@ -175,6 +187,8 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     kv_block_tokens: int = 1
     max_num_batched_tokens: int = 256
     steady: bool = False
+    task: Task = "generate"
+    embedding_size: int = 0
 
 
 class EngineStats(Struct, frozen=True, kw_only=True):

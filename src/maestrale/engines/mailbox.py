@@ -65,6 +65,7 @@ def merge(deltas: Sequence[TokenDelta]) -> TokenDelta:
     """Several deltas of one request, in order, as one."""
     scored = [delta.logprobs for delta in deltas if delta.logprobs is not None]
     of_prompt = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
+    embeddings = (delta.embedding for delta in deltas if delta.embedding is not None)
     return TokenDelta(
         token_ids=tuple(token for delta in deltas for token in delta.token_ids),
         finish_reason=deltas[-1].finish_reason,
@@ -73,4 +74,5 @@ def merge(deltas: Sequence[TokenDelta]) -> TokenDelta:
         waited=max(delta.waited for delta in deltas),
         prompt_logprobs=next(of_prompt, None),
         prefilled=max(delta.prefilled for delta in deltas),
+        embedding=next(embeddings, None),
     )

@@ -11,10 +11,11 @@ MAX_PROMPT_LOGPROBS = 2_000_000  # of one prompt in all: they travel in one mess
 
 def check_request(request: GenerationRequest, info: EngineInfo) -> None:
     """Raises: EngineError that says why this request can't be run on this engine."""
+    check_embedding(request, info)
     sampling = request.sampling
     longest = len(request.prompt) + request.max_tokens
     scored = request.prompt_logprobs
-    least = 1 if scored is None else 0
+    least = 0 if request.embed or scored is not None else 1
     biased = [token for token, _ in sampling.logit_bias]
     tokens = (*request.prompt, *request.stop_token_ids, *request.forced, *biased)
     fault = ""
@@ -44,3 +45,15 @@ def check_request(request: GenerationRequest, info: EngineInfo) -> None:
         fault = "repetition_penalty must be positive"
     if fault:
         raise EngineError(f"This request can't be run: {fault}.")
+
+
+def check_embedding(request: GenerationRequest, info: EngineInfo) -> None:
+    """Raises: EngineError for an embedding that this engine can't make."""
+    if not request.embed:
+        return
+    if "embed" not in info.features:
+        raise EngineError(f"The engine {info.engine} makes no embeddings as it was started.")
+    if request.max_tokens or request.prompt_logprobs is not None:
+        raise EngineError(
+            "An embedding is of a prompt alone: max_tokens must be 0, without prompt_logprobs."
+        )

@@ -25,6 +25,7 @@ from maestrale.models.gguf_tokenizer import (
     token_id,
 )
 from maestrale.models.mistral_vocabulary import mistral_vocabulary, recognise, shipped_file
+from maestrale.models.pooling import pooling_of_gguf
 from maestrale.models.prepared import PreparedModel, named_source, save_prepared
 from maestrale.models.sampling_defaults import SamplingDefaults, of_gguf
 from maestrale.models.sentencepiece_model import added_tokens, save_model, sentencepiece_model
@@ -61,6 +62,7 @@ def write_tokenizer(
         "context_length": _context_length(metadata),
         "vocab_size": vocab_size,
         "sampling": of_gguf(metadata) or sampling,
+        "pooling": pooling_of_gguf(metadata),
     }
     version = recognise(metadata)
     if version is not None:

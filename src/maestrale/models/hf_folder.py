@@ -15,6 +15,7 @@ from maestrale.errors import ModelError
 from maestrale.models.file_selection import OPENVINO_MODEL, FileSelection, select_files
 from maestrale.models.folder_tokenizer import TOKENIZERS, lacking, write_tokenizer
 from maestrale.models.folder_words import TEMPLATE_FOLDER, read_json
+from maestrale.models.pooling import POOLING_FILES, pooling_of_folder
 from maestrale.models.prepared import PreparedModel, named_source, save_prepared
 from maestrale.models.safetensors_file import check_safetensors
 from maestrale.models.sampling_defaults import of_generation_config
@@ -62,9 +63,10 @@ def prepare_folder(
 
 
 def files_of(folder: Path) -> list[str]:
-    """The names of the files of a folder, with those of its chat templates."""
+    """The names of the files of a folder, with those of its chat templates and its pooling."""
     files = [path.name for path in folder.iterdir() if path.is_file()]
     files += [f"{TEMPLATE_FOLDER}/{path.name}" for path in folder.glob(f"{TEMPLATE_FOLDER}/*")]
+    files += [f"{path.parent.name}/{path.name}" for path in folder.glob(POOLING_FILES)]
     return sorted(files)
 
 
@@ -137,7 +139,15 @@ def _fill(folder: Path, source: Path, selection: FileSelection, called: str, dig
         source="" if digest else named_source(source, folder),
         weights_digest=digest,
         sampling=of_generation_config(generation),
+        pooling=pooling_of_folder(source),
+        headless=_is_headless(config),
         **fields,
     )
     save_vocabulary(vocabulary, folder)
     save_prepared(prepared, folder)
+
+
+def _is_headless(config: Mapping[str, Any]) -> bool:
+    """Whether it was saved as a bare decoder: MistralModel, where chat is MistralForCausalLM."""
+    classes = config.get("architectures")
+    return isinstance(classes, list) and bool(classes) and str(classes[0]).endswith("Model")

@@ -19,12 +19,13 @@ import msgspec
 from msgspec import Struct, structs
 
 from maestrale.errors import ModelError
+from maestrale.models.pooling import Pooling
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 
 METADATA_FILE = "maestrale.json"
 SOURCE_LINK = "source"
 MOST_READ = 64 << 20  # bytes of a file that is read and compared at each start; others by size
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 
 # A string that is no UTF-8 has an error of its own.
@@ -41,8 +42,9 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     is put between `text_prefix` and `text_suffix`. `named_templates`: further chat templates, such
     as tool_use. `special_tokens`: what templates call bos_token, eos_token and so on. `sizes` holds
     the bytes of each file beside this one, by name: a folder that differs was damaged.
-    `sampling`: how its makers want it sampled. `digests`: SHA-256 of the files that are read again
-    at each start; `checksum`: of this struct.
+    `sampling`: how its makers want it sampled. `pooling`: how it makes one vector of a text, where
+    it is an embedding model; `headless`: it has nothing to make tokens with. `digests`:
+    SHA-256 of the files that are read again at each start; `checksum`: of this struct.
     """
 
     name: str
@@ -60,6 +62,8 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     source: str = ""
     weights_digest: str = ""
     sampling: SamplingDefaults = NEUTRAL
+    pooling: Pooling | None = None
+    headless: bool = False
     sizes: dict[str, int] = {}
     digests: dict[str, str] = {}
     checksum: str = ""

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from maestrale.config.settings import Settings
-from maestrale.engines.base import EngineConfig
+from maestrale.engines.base import EngineConfig, TaskChoice
 from maestrale.models.machine_limits import available_cores
 
 if TYPE_CHECKING:
     from maestrale.cluster.options import ClusterOptions
 
 T = TypeVar("T")
+TASKS: dict[str, TaskChoice] = {"auto": "auto", "chat": "generate", "embed": "embed"}
 
 
 def cluster_options(settings: Settings, config: EngineConfig) -> ClusterOptions:
@@ -66,6 +67,7 @@ def engine_config(settings: Settings, model_dir: str) -> EngineConfig:
         deterministic=settings.deterministic,
         threads=threads_of_each(settings),
         options=settings.engine_options,
+        task=TASKS[settings.task],
     )
 
 

@@ -117,6 +117,7 @@ class Entry:
             delta.cached_tokens if first else 0,
             delta.waited if first else 0.0,
             delta.prompt_logprobs if first else None,
+            embedding=delta.embedding,
         )
 
     def _advance(self, prefilled: int) -> None:

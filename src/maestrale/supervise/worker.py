@@ -189,12 +189,14 @@ async def calibrate(engine: Engine, info: EngineInfo) -> float:
 
 
 async def _step_seconds(engine: Engine, first_token: int) -> float:
+    embeds = engine.describe().task == "embed"
     request = GenerationRequest(
         request_id=CALIBRATION_ID,
         prompt=tuple(range(first_token, first_token + CALIBRATION_TOKENS)),
-        max_tokens=1,
+        max_tokens=0 if embeds else 1,
         seed=0,
         sampling=Sampling(temperature=0.0),
+        embed=embeds,
     )
     begun = time.monotonic()
     async for _ in engine.generate(request):

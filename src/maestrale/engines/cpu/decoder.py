@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Batch:
 
     The tokens of sequence s are `begins`[s] to `begins`[s + 1]; `past`[s] others of it lie in its
     blocks, `blocks`[`block_begins`[s]] and on. `logit_rows`: for which of the T tokens logits are
-    wanted.
+    wanted; `hidden_rows`: of which what is behind the final norm.
     """
 
     token_ids: Int32Array
@@ -52,6 +52,7 @@ class Batch:
     blocks: Int32Array
     block_begins: Int32Array
     logit_rows: Int32Array
+    hidden_rows: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))
 
 
 class Decoder:
@@ -80,6 +81,7 @@ class Decoder:
         self._library = library
         self._handle: int | None = None
         self._logits = np.empty((0, self.spec.vocab), np.float32)
+        self._hidden = np.empty((0, self.spec.hidden), np.float32)
         self._kept: list[Any] = []  # what the kernel has pointers to
         number = library.level("scalar" if exact and level is None else level)
         self.level = str(library.mst_level_name(number).decode())
@@ -116,21 +118,31 @@ class Decoder:
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """Compute one step; logits [rows, vocab], valid until the next. Raises: EngineError."""
-        rows = len(batch.logit_rows)
+        return self.step_both(batch)[0]
+
+    def step_both(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """As `step`, and hidden rows [rows, hidden], those of `batch.hidden_rows`."""
+        rows, hidden_rows = len(batch.logit_rows), len(batch.hidden_rows)
         if rows > len(self._logits):
             self._logits = np.empty((rows, self.spec.vocab), np.float32)
-        struct = BatchStruct(tokens=len(batch.token_ids), sequences=len(batch.past), rows=rows)
-        arrays = [np.ascontiguousarray(getattr(batch, name), np.int32) for name in _ARRAYS]
+        if hidden_rows > len(self._hidden):
+            self._hidden = np.empty((hidden_rows, self.spec.hidden), np.float32)
+        struct = BatchStruct(tokens=len(batch.token_ids), sequences=len(batch.past))
+        struct.rows, struct.hidden_rows = rows + hidden_rows, hidden_rows
+        wanted = np.concatenate([batch.logit_rows, batch.hidden_rows])
+        arrays = [*(getattr(batch, name) for name in _ARRAYS[:-1]), wanted]
+        arrays = [np.ascontiguousarray(array, np.int32) for array in arrays]
         for name, array in zip(_ARRAYS, arrays, strict=True):
             setattr(struct, name, array.ctypes.data)
         logits = self._logits.ctypes.data if rows else None
+        hidden = self._hidden.ctypes.data if hidden_rows else None
         error = self._error
         status = self._library.mst_step(
-            self._handle, ctypes.byref(struct), logits, None, error, ERROR_SIZE
+            self._handle, ctypes.byref(struct), logits, hidden, error, ERROR_SIZE
         )
         if status < 0:
             raise EngineError(f"A step can't be computed: {error.value.decode()}")
-        return self._logits[:rows]
+        return self._logits[:rows], self._hidden[:hidden_rows]
 
     def close(self) -> None:
         """Give everything back to the system. The decoder can't be used any more."""
@@ -225,7 +237,7 @@ class Decoder:
         return digest.hexdigest()
 
 
-_ARRAYS = ("token_ids", "past", "begins", "blocks", "block_begins", "logit_rows")
+_ARRAYS = ("token_ids", "past", "begins", "blocks", "block_begins", "wanted_rows")
 
 
 def _plain(spec: DecoderSpec) -> ModelStruct:

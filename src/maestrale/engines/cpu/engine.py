@@ -36,6 +36,7 @@ from maestrale.engines.base import (
     Feature,
     GenerationRequest,
     StepTokens,
+    Task,
     TokenDelta,
 )
 from maestrale.engines.constraint import TokenConstraint, compile_constraint
@@ -50,7 +51,10 @@ from maestrale.engines.cpu.sequence import Chunk
 from maestrale.engines.cpu.step import step_input
 from maestrale.engines.cpu.tuning import chosen
 from maestrale.engines.requests import check_request
+from maestrale.engines.task import pooling_of, task_of
 from maestrale.errors import ConstraintError, EngineDied, EngineError, ModelError
+from maestrale.models.pooling import Pooling
+from maestrale.models.prepared import load_prepared
 from maestrale.models.vocabulary import Vocabulary, load_vocabulary
 
 DEFAULT_MAX_NUM_SEQS = 64
@@ -78,6 +82,8 @@ class CPUEngine:
         self._info: EngineInfo | None = None
         self._dead = ""
         self._closing = False
+        self._task: Task
+        self._pooling: Pooling
         self._vocabulary: Vocabulary
         self._decoder: Decoder
         self._scheduler: Scheduler
@@ -116,6 +122,8 @@ class CPUEngine:
 
     def _load(self) -> None:
         config = self._config
+        prepared = load_prepared(Path(config.model_dir))
+        self._task, self._pooling = task_of(config, prepared), pooling_of(prepared)
         self._vocabulary = load_vocabulary(Path(config.model_dir))
         size = fitting(config, spec_of(weights_of(config)))
         self._decoder = load(config, threads=self._choice.threads, context=size.max_model_len)
@@ -143,7 +151,7 @@ class CPUEngine:
 
     def _describe(self, max_model_len: int) -> EngineInfo:
         features: set[Feature] = {"logit_bias", "top_logprobs", "json_schema", "regex", "grammar"}
-        features.add("deterministic")
+        features |= {"deterministic", "embed"}
         if self._config.enable_prefix_caching:
             features.add("prefix_cache")
         return EngineInfo(
@@ -158,6 +166,8 @@ class CPUEngine:
             features=frozenset(features),
             kv_block_tokens=BLOCK_SIZE,
             steady=True,
+            task=self._task,
+            embedding_size=self._decoder.spec.hidden,
         )
 
     def _fingerprint(self) -> str:
@@ -237,6 +247,7 @@ class CPUEngine:
             compiled,
             self._vocabulary.eos_token_ids,
             PromptLookup(),
+            self._pooling,
         )
         self._active.add(generation)
         self._drained.clear()
@@ -320,27 +331,33 @@ class CPUEngine:
 
     def _step(self, chunks: list[Chunk]) -> list[_Result]:
         """Run one step of the model; returns what it produced."""
-        wanting = [(chunk, chunk.logit_rows, chunk.wants_logits) for chunk in chunks]
+        wanting = [(chunk, chunk.wanted_rows, chunk.wants_logits) for chunk in chunks]
         step = step_input(chunks)
         for source, target in self._scheduler.take_copies():
             self._decoder.copy_block(source, target)
         begun = time.perf_counter()
-        logits = self._decoder.step(step)
+        logits, hidden = self._decoder.step_both(step)
         self._scheduler.cost.learn(len(step.token_ids), time.perf_counter() - begun)
         self._scheduler.commit(chunks)
         results: list[_Result] = []
-        first = 0
         for chunk, wanted, advances in wanting:
-            rows = logits[first : first + len(wanted) + len(chunk.drafts)]
-            first += len(rows)
+            generation, count = _generation(chunk), len(wanted) + len(chunk.drafts)
+            if generation.embeds:
+                rows, hidden = hidden[:count], hidden[count:]
+            else:
+                rows, logits = logits[:count], logits[count:]
             of_prompt = len(wanted) - advances
             if of_prompt:
-                _generation(chunk).score(rows[:of_prompt])
-            if advances:
+                take = generation.pool if generation.embeds else generation.score
+                take(rows[:of_prompt])
+            if advances and generation.embeds:
+                results.append((generation, generation.embedding(rows[-1])))
+                self._scheduler.finish(generation)
+            elif advances:
                 results += self._advance(chunk, rows[of_prompt:])
             else:
                 read = TokenDelta((), prefilled=chunk.sequence.computed)
-                results.append((_generation(chunk), read))
+                results.append((generation, read))
         self._generation_tokens += sum(
             len(result.token_ids) for _, result in results if isinstance(result, TokenDelta)
         )

@@ -21,6 +21,7 @@ from maestrale.engines.constraint import TokenConstraint
 from maestrale.engines.cpu.prompt_lookup import PromptLookup
 from maestrale.engines.cpu.sequence import ScheduledSequence
 from maestrale.engines.mailbox import Mailbox
+from maestrale.models.pooling import Pooling
 
 
 class Generation(ScheduledSequence):
@@ -32,6 +33,7 @@ class Generation(ScheduledSequence):
         constraint: TokenConstraint | None,
         eos_token_ids: tuple[int, ...],
         lookup: PromptLookup,
+        pooling: Pooling = "last",
     ) -> None:
         super().__init__(
             tokens=list(request.prompt),
@@ -41,7 +43,9 @@ class Generation(ScheduledSequence):
         )
         self.request = request
         self.mailbox = Mailbox()  # touched on the event loop only
-        self.scoring = request.prompt_logprobs is not None
+        self.embeds = request.embed
+        self.scoring = request.prompt_logprobs is not None or (self.embeds and pooling == "mean")
+        self._sum: NDArray[np.float64] | None = None  # of the hidden rows so far
         self._prompt_logprobs: list[TokenLogprob] = []
         self._constraint = constraint
         self._lookup = lookup
@@ -68,6 +72,32 @@ class Generation(ScheduledSequence):
                 token = self.tokens[self.scored]
                 top = self.request.prompt_logprobs or 0
                 self._prompt_logprobs.append(sampling.logprobs(row, token, top))
+
+    def pool(self, rows: NDArray[np.float32]) -> None:
+        """Add hidden rows [tokens, hidden] for the mean: one after the other and in double
+        precision, so that the sum is the same in any cut of the prompt.
+        """
+        with self._counted(0):
+            if self._sum is None:
+                self._sum = np.zeros(rows.shape[1], np.float64)
+            for row in rows:
+                self._sum += row
+            self.scored += len(rows)
+
+    def embedding(self, row: NDArray[np.float32]) -> TokenDelta:
+        """The end of an embedding, with the last token's hidden row [hidden]."""
+        pooled = row
+        if self.scoring:
+            self.pool(row[np.newaxis])
+            assert self._sum is not None
+            pooled = (self._sum / self.prompt_length).astype(np.float32)
+        return TokenDelta(
+            (),
+            "stop",
+            cached_tokens=self.cached_tokens,
+            waited=self.waited,
+            embedding=pooled.astype("<f4").tobytes(),
+        )
 
     def advance(self, logits: NDArray[np.float32]) -> TokenDelta:
         """Choose the next token from `logits` [vocab] and append it.

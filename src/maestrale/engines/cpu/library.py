@@ -9,7 +9,7 @@ from typing import Any
 
 from maestrale.errors import EngineError, ModelError
 
-ABI = 1
+ABI = 2
 ERROR_SIZE = 1024
 floats = POINTER(c_float)
 ints = POINTER(c_int32)
@@ -72,7 +72,8 @@ class BatchStruct(Structure):
         *((name, c_int32) for name in ("tokens", "sequences")),
         *((name, c_void_p) for name in ("token_ids", "past", "begins", "blocks", "block_begins")),
         ("rows", c_int32),
-        ("logit_rows", c_void_p),
+        ("wanted_rows", c_void_p),
+        ("hidden_rows", c_int32),
     ]
 
 

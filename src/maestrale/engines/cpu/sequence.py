@@ -27,8 +27,10 @@ class ScheduledSequence:
     digests: list[BlockDigest] = field(default_factory=list)
     published: int = 0  # blocks entered in the prefix cache (or taken from it)
     claimed: list[BlockDigest] = field(default_factory=list)
-    scoring: bool = False  # the logits of all its prompt's tokens are wanted
-    scored: int = 0  # tokens of the prompt whose logits were computed
+    # Of all its prompt's tokens the logits are wanted; or the hidden rows, where it embeds.
+    scoring: bool = False
+    scored: int = 0  # tokens of the prompt of which that was computed
+    embeds: bool = False  # no logits are wanted: what is behind the final norm is
     stepped: int = 0  # the number of the last step that it had a part in
     # Seconds that choosing its tokens took, those it was expected to, and the choices made, all
     # since they were last settled; and what one choice takes.
@@ -72,8 +74,8 @@ class Chunk:
         return self.sequence.computed + self.count == len(self.sequence.tokens)
 
     @property
-    def logit_rows(self) -> range:
-        """Which of the `count` tokens' logits are wanted: the last's, or the prompt's as well."""
+    def wanted_rows(self) -> range:
+        """Which of the `count` tokens' results are wanted: the last's, or the prompt's as well."""
         sequence = self.sequence
         end = self.count if self.wants_logits else 0
         if not sequence.scoring:

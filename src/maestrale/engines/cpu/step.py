@@ -19,10 +19,12 @@ def step_input(chunks: Sequence[Chunk]) -> Batch:
     blocks: list[int] = []
     block_begins = [0]
     rows: list[int] = []
+    hidden_rows: list[int] = []
     for chunk in chunks:
         sequence = chunk.sequence
         start = sequence.computed
-        rows += (len(tokens) + row for row in chunk.logit_rows)
+        wanted = hidden_rows if sequence.embeds else rows
+        wanted += (len(tokens) + row for row in chunk.wanted_rows)
         tokens += sequence.tokens[start : start + chunk.count]
         rows += range(len(tokens), len(tokens) + len(chunk.drafts))
         tokens += chunk.drafts
@@ -31,6 +33,5 @@ def step_input(chunks: Sequence[Chunk]) -> Batch:
         end = start + len(tokens) - begins[-2]
         blocks += sequence.blocks[: -(-end // BLOCK_SIZE)]
         block_begins.append(len(blocks))
-    return Batch(
-        *(np.array(each, np.int32) for each in (tokens, past, begins, blocks, block_begins, rows))
-    )
+    lists = (tokens, past, begins, blocks, block_begins, rows, hidden_rows)
+    return Batch(*(np.array(each, np.int32) for each in lists))

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from maestrale.errors import EngineDied, EngineError, SettingsError
 from maestrale.models.vocabulary import Vocabulary
 
 CLOSERS = frozenset(b'"}],:')
+EMBEDDING_SIZE = 48
 
 
 class Script:
@@ -130,6 +132,8 @@ class ScriptedSequence:
     def advance(self) -> TokenDelta:
         """Choose the next token."""
         position = len(self.generated)
+        if self.request.embed:
+            return TokenDelta((), "stop", waited=self.waited, embedding=self._embedding())
         if not self.request.max_tokens:
             return TokenDelta((), "length", waited=self.waited, prompt_logprobs=self._of_prompt())
         forced = self.request.forced
@@ -186,6 +190,11 @@ class ScriptedSequence:
             if self._constraint is not None and self._constraint.finished:
                 return "stop"
         return "length" if len(self.generated) >= self._limit else None
+
+    def _embedding(self) -> bytes:
+        """Numbers of either sign that depend on the prompt alone."""
+        drawn = (self._draw(place, 2000) % 2001 - 1000 for place in range(EMBEDDING_SIZE))
+        return struct.pack(f"<{EMBEDDING_SIZE}f", *(number / 1000 for number in drawn))
 
     def _of_prompt(self) -> tuple[TokenLogprob, ...] | None:
         top = self.request.prompt_logprobs

@@ -20,9 +20,17 @@ from maestrale.engines.base import (
     GenerationRequest,
     ReservedGpus,
     StepTokens,
+    Task,
     TokenDelta,
 )
-from maestrale.engines.scripted.answers import Script, ScriptedSequence, digest
+from maestrale.engines.requests import check_embedding
+from maestrale.engines.scripted.answers import (
+    EMBEDDING_SIZE,
+    Script,
+    ScriptedSequence,
+    digest,
+)
+from maestrale.engines.task import task_of
 from maestrale.errors import EngineDied, EngineError, SettingsError
 from maestrale.models.vocabulary import byte_vocabulary
 
@@ -54,6 +62,7 @@ class ScriptedEngine:
         self._script = Script(config.options)
         self._tokens_per_step = int(config.options.get("tokens_per_step", "1"))
         self._vocabulary = byte_vocabulary()
+        self._task: Task = "embed" if config.task == "embed" else "generate"
         self._info: EngineInfo | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -81,7 +90,9 @@ class ScriptedEngine:
 
             folder = Path(self._config.model_dir)
             self._vocabulary = load_vocabulary(folder)
-            context_length = load_prepared(folder).context_length
+            prepared = load_prepared(folder)
+            self._task = task_of(self._config, prepared)
+            context_length = prepared.context_length
         self._script.learn(self._vocabulary)
         features = frozenset(get_args(Feature)) - {"prefix_cache"}
         if self._script.salt:
@@ -95,6 +106,8 @@ class ScriptedEngine:
             kv_capacity_tokens=max(1, self._kv_cache_bytes // BYTES_PER_TOKEN),
             max_num_seqs=self._max_num_seqs,
             features=features,
+            task=self._task,
+            embedding_size=EMBEDDING_SIZE,
         )
         self._loop_task = asyncio.create_task(self._step_loop())
         if "helper" in self._options:
@@ -159,7 +172,9 @@ class ScriptedEngine:
         info = self.describe()
         if self._dead:
             raise EngineDied(self._dead)
-        if len(request.prompt) >= min(info.max_model_len, info.kv_capacity_tokens):
+        check_embedding(request, info)
+        room = 0 if request.embed else 1
+        if len(request.prompt) + room > min(info.max_model_len, info.kv_capacity_tokens):
             raise EngineError(
                 f"The prompt has {len(request.prompt)} tokens; this engine holds "
                 f"{min(info.max_model_len, info.kv_capacity_tokens)} with the answer."

@@ -35,8 +35,10 @@ def read_options(options: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def engine_arguments(config: EngineConfig, prepared: PreparedModel, *, cpu: bool) -> dict[str, Any]:
-    """The keyword arguments of vLLM's AsyncEngineArgs.
+def engine_arguments(
+    config: EngineConfig, prepared: PreparedModel, *, cpu: bool, embeds: bool = False
+) -> dict[str, Any]:
+    """The keyword arguments of vLLM's AsyncEngineArgs. `embeds`: vLLM's pooling runner.
 
     Several GPUs of one node are several processes of its core (`mp`); those of several nodes,
     which Ray reserved, are actors (`ray`). `cpu`: for vLLM's CPU build.
@@ -64,6 +66,9 @@ def engine_arguments(config: EngineConfig, prepared: PreparedModel, *, cpu: bool
         "enable_log_requests": False,
         "seed": 0,
     }
+    if embeds:
+        del arguments["logits_processors"]  # there are no logits
+        arguments |= {"runner": "pooling", "convert": "embed"}
     arguments |= read_options(config.options)
     if _gpus(arguments) > 1:
         arguments["distributed_executor_backend"] = "mp" if config.reserved is None else "ray"

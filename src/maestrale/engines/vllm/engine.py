@@ -32,6 +32,7 @@ from maestrale.engines.base import (
     FinishReason,
     GenerationRequest,
     ReservedGpus,
+    Task,
     TokenDelta,
     TokenLogprob,
 )
@@ -40,6 +41,7 @@ from maestrale.engines.constraint import TokenConstraint, compile_constraint, gr
 from maestrale.engines.cpu.notes import cpu_identity
 from maestrale.engines.ray_group import placement_group
 from maestrale.engines.requests import check_request
+from maestrale.engines.task import pooling_of, task_of
 from maestrale.engines.vllm.arguments import engine_arguments, read_options
 from maestrale.engines.vllm.environment import (
     actor_environment,
@@ -110,7 +112,8 @@ class VLLMEngine:
         cpu = bool(current_platform.is_cpu())
         if cpu:
             prepare_environment(self._sockets, config.threads or available_cores())
-        arguments = engine_arguments(config, prepared, cpu=cpu)
+        task = task_of(config, prepared)
+        arguments = engine_arguments(config, prepared, cpu=cpu, embeds=task == "embed")
         capability = None if cpu else current_platform.get_device_capability()
         invariant = bool(
             config.deterministic and capability and tuple(capability) >= BATCH_INVARIANT_SINCE
@@ -127,6 +130,11 @@ class VLLMEngine:
         from maestrale.engines.vllm.executors import leashed
 
         self._counters = Counters()
+        if task == "embed":
+            from vllm.config import PoolerConfig
+
+            pooling = pooling_of(prepared).upper()
+            arguments["pooler_config"] = PoolerConfig(pooling_type=pooling)
         try:
             settings = AsyncEngineArgs(**arguments).create_engine_config()
             if config.reserved is not None:
@@ -144,16 +152,18 @@ class VLLMEngine:
                 f"vLLM could not start: {_first_line(error)} The log has vLLM's own words."
             ) from error
         where = cpu_identity() if cpu else f"{current_platform.get_device_name()} {capability}"
-        return self._describe(prepared, settings, where, invariant)
+        return self._describe(prepared, settings, where, invariant, task)
 
     def _describe(
-        self, prepared: PreparedModel, settings: Any, where: str, invariant: bool
+        self, prepared: PreparedModel, settings: Any, where: str, invariant: bool, task: Task
     ) -> EngineInfo:
         cache, schedule = settings.cache_config, settings.scheduler_config
         # One block is never given to a request: vLLM keeps it for padding.
         capacity = (cache.num_gpu_blocks - 1) * cache.block_size
         longest = min(settings.model_config.max_model_len, capacity)
         features: set[Feature] = {"logit_bias", "top_logprobs", "json_schema", "regex", "grammar"}
+        if task == "embed":
+            features = {"embed"}
         if invariant:
             features.add("deterministic")
         if self._config.enable_prefix_caching:
@@ -168,6 +178,7 @@ class VLLMEngine:
             "batch": [schedule.max_num_seqs, schedule.max_num_batched_tokens],
             "prefix_caching": self._config.enable_prefix_caching,
             "invariant": invariant,
+            "task": task,
             "versions": [__version__, vllm_version(), version("torch"), constraints.VERSION],
         }
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -182,6 +193,8 @@ class VLLMEngine:
             features=frozenset(features),
             max_num_batched_tokens=schedule.max_num_batched_tokens,
             kv_block_tokens=cache.block_size,
+            task=task,
+            embedding_size=settings.model_config.get_hidden_size(),
         )
 
     async def close(self, grace: float = 0.0) -> None:
@@ -223,7 +236,9 @@ class VLLMEngine:
         can't be compiled or leads nowhere, EngineDied when the engine is lost or closing.
         """
         self._check(request)
-        constraint, parameters = await self._prepare(request)
+        constraint, parameters = None, None
+        if not request.embed:
+            constraint, parameters = await self._prepare(request)
         self._check_alive()
         self._active += 1
         self._drained.clear()
@@ -242,12 +257,17 @@ class VLLMEngine:
                 self._drained.set()
 
     async def _run(self, request: GenerationRequest, parameters: Any) -> AsyncGenerator[Any, None]:
-        """vLLM's outputs, its failures as ours."""
+        """vLLM's outputs, its failures as ours. `parameters` None: of its pooling."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._submissions += 1
-        outputs = self._llm.generate(
+        run = self._llm.generate
+        if parameters is None:
+            from vllm.pooling_params import PoolingParams
+
+            run, parameters = self._llm.encode, PoolingParams(task="embed")
+        outputs = run(
             {PROMPT_IDS: list(request.prompt)},
             parameters,
             f"{request.request_id}-{self._submissions}",
@@ -268,6 +288,8 @@ class VLLMEngine:
         self, request: GenerationRequest, output: Any, constraint: TokenConstraint | None
     ) -> TokenDelta:
         """One output of vLLM as a delta; cut where the constraint is complete."""
+        if request.embed:
+            return _embedded(output)
         piece = output.outputs[0]
         tokens: tuple[int, ...] = tuple(piece.token_ids)
         reason: FinishReason | None = None
@@ -346,6 +368,8 @@ class VLLMEngine:
         info = self.describe()
         self._check_alive()
         check_request(request, info)
+        if info.task == "embed" and not request.embed:
+            raise EngineError("This engine was started for embeddings: it generates nothing.")
 
     def _check_alive(self) -> None:
         if self._dead:
@@ -385,6 +409,17 @@ def _logprob(token: int, row: Any, top: int) -> TokenLogprob:
     ranked = sorted(row.items(), key=lambda item: item[1].rank)[:top]
     most = tuple((int(other), float(entry.logprob)) for other, entry in ranked)
     return TokenLogprob(token_id=token, logprob=float(row[token].logprob), top=most)
+
+
+def _embedded(output: Any) -> TokenDelta:
+    """vLLM's output of its pooling runner, of which there is one for each request."""
+    values = output.outputs.data.detach().float().cpu().numpy()
+    return TokenDelta(
+        (),
+        "stop",
+        cached_tokens=getattr(output, "num_cached_tokens", 0) or 0,
+        embedding=values.astype("<f4").tobytes(),
+    )
 
 
 def _of_prompt(request: GenerationRequest, output: Any) -> tuple[TokenLogprob, ...] | None:

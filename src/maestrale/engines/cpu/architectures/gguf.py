@@ -29,7 +29,7 @@ _NEUTRAL = {
     "expert_shared_feed_forward_length": (0,),
     "leading_dense_block_count": (0,),
     "nextn_predict_layers": (0,),
-    "pooling_type": (0,),
+    "pooling_type": (0, 1, 3),  # models/pooling.py
     "rope.scaling.yarn_ext_factor": (-1.0, 1.0),
     "use_parallel_residual": (False,),
 }

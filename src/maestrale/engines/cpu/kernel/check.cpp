@@ -177,10 +177,12 @@ void check_batch(const Model& model, const mst_batch& batch, size_t blocks, bool
                 refuse("block %d is not in the cache of %zu", batch.blocks[k], blocks);
     }
     if (!results) return;
-    if (batch.rows && !batch.logit_rows) refuse("a batch lacks the list of its rows");
+    if (batch.rows && !batch.wanted_rows) refuse("a batch lacks the list of its rows");
+    if (batch.hidden_rows < 0 || batch.hidden_rows > batch.rows)
+        refuse("a batch wants %d of its %d rows hidden", batch.hidden_rows, batch.rows);
     for (int32_t i = 0; i < batch.rows; ++i)
-        if (batch.logit_rows[i] < 0 || batch.logit_rows[i] >= batch.tokens)
-            refuse("row %d is not one of a batch's %d tokens", batch.logit_rows[i], batch.tokens);
+        if (batch.wanted_rows[i] < 0 || batch.wanted_rows[i] >= batch.tokens)
+            refuse("row %d is not one of a batch's %d tokens", batch.wanted_rows[i], batch.tokens);
 }
 
 }  // namespace mst

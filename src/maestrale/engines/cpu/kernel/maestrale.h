@@ -18,7 +18,7 @@ extern "C" {
 #define MST_API __attribute__((visibility("default")))
 
 /* Goes up when anything below changes its meaning. */
-#define MST_ABI 1
+#define MST_ABI 2
 MST_API int32_t mst_abi(void);
 
 /* The version of the arithmetic: two libraries of one version give the same bits for the same
@@ -164,10 +164,11 @@ typedef struct {
     const int32_t *blocks;       /* [block_begins[S]] */
     const int32_t *block_begins; /* [S + 1] */
     int32_t rows;
-    const int32_t *logit_rows; /* [rows]: for which of the T tokens logits are wanted */
+    const int32_t *wanted_rows; /* [rows]: of which of the T tokens results are wanted */
+    int32_t hidden_rows;        /* of the last so many what is behind the final norm, not logits */
 } mst_batch;
 
-/* `logits` float32 [rows, vocab], `hidden` float32 [rows, hidden] behind the final norm; either may
+/* `logits` float32 [rows - hidden_rows, vocab], `hidden` float32 [hidden_rows, hidden]; either may
  * be NULL. A token's bits depend on its sequence alone: not on what is computed beside it, how its
  * sequence is cut into steps, the number of threads, or the level. Returns below 0 where the batch
  * names tokens or blocks that are not there. */

@@ -80,7 +80,7 @@ public:
             if (m_count == 0) return;
             feed_forward(layer);
         }
-        finish(logits, hidden);
+        finish(logits, hidden, wanted - size_t(batch.hidden_rows));
     }
 
 private:
@@ -120,10 +120,10 @@ private:
         m_next_of.assign(wanted, -1);
         m_is_wanted.assign(tokens, 0);
         for (size_t i = wanted; i-- > 0;) {
-            int32_t& first = m_first_of[batch.logit_rows[i]];
+            int32_t& first = m_first_of[batch.wanted_rows[i]];
             m_next_of[i] = first;
             first = int32_t(i);
-            m_is_wanted[batch.logit_rows[i]] = 1;
+            m_is_wanted[batch.wanted_rows[i]] = 1;
         }
         for (AttentionPlan& plan : m_plans)
             plan.make(batch, kSpan, m_heads.queries, m_heads.kept, m_heads.width,
@@ -303,7 +303,7 @@ private:
         const size_t width = hidden();
         m_picked.resize(std::max(m_picked.size(), wanted * width));
         for (size_t i = 0; i < wanted; ++i)
-            std::copy_n(m_rows.data() + batch.logit_rows[i] * width, width, m_picked.data() + i * width);
+            std::copy_n(m_rows.data() + batch.wanted_rows[i] * width, width, m_picked.data() + i * width);
         std::swap(m_rows, m_picked);
         m_count = wanted;
     }
@@ -362,19 +362,22 @@ private:
         });
     }
 
-    void finish(float* logits, float* hidden_rows) {
+    // The first `scored` rows' logits, and the others as they are behind the final norm.
+    void finish(float* logits, float* hidden_rows, size_t scored) {
         const size_t width = hidden();
-        m_activations.resize(m_count, width, true);
+        m_activations.resize(scored, width, true);
         between_products(m_model.final_norm, [&](size_t row, const float* x, size_t) {
-            if (hidden_rows) std::copy_n(x, width, hidden_rows + row * width);
-            if (logits) m_activations.round(x, row);
+            if (row < scored)
+                m_activations.round(x, row);
+            else if (hidden_rows)
+                std::copy_n(x, width, hidden_rows + (row - scored) * width);
         });
-        if (!logits) return;
+        if (!logits || scored == 0) return;
         const size_t vocab = m_model.vocab;
         const Product product{m_model.logits, &m_activations, m_model.logits_bias, {logits, nullptr, vocab}};
         m_stages.multiply_all(&product, 1, [&](const Product&, size_t first, size_t last) {
             if (m_model.logit_scale == 1 && m_model.logit_soft_cap <= 0) return;
-            for (size_t row = 0; row < m_count; ++row) {
+            for (size_t row = 0; row < scored; ++row) {
                 float* const x = logits + row * vocab + first;
                 for_eights(last - first, [&](size_t i, size_t count) {
                     F8 part = load_some(x + i, count) * all(m_model.logit_scale);

@@ -20,6 +20,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ADAPTER, CONFIG = "adapter_config.json", "config.json"
 # Models whose decoder stands under `text_config`, and how its tensors begin.
 _TEXT_PREFIXES = ("model.language_model.", "language_model.")
+_BARE_EMBEDDING = "embed_tokens.weight"
 _OTHER_PARTS = (
     "vision_tower.", "multi_modal_projector.", "vision_model.", "patch_merger.", "audio_tower.",
     "vision_encoder.", "vision_language_adapter.", "multimodal_projector.", "visual.",
@@ -68,6 +69,8 @@ def _decoder(tensors: dict[str, TensorInfo]) -> tuple[dict[str, TensorInfo], boo
     """The decoder's tensors as they are called in a model of text, and whether others are there."""
     found: dict[str, TensorInfo] = {}
     left_out = False
+    if _BARE_EMBEDDING in tensors:  # a decoder saved by itself, as embedding models are
+        tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         bare = name.removeprefix("model.")
         if bare.startswith(_OTHER_PARTS):

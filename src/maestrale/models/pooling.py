@@ -1,0 +1,87 @@
+"""How an embedding model makes one vector of a text: what its GGUF file or folder says of it.
+
+A folder says it in sentence-transformers' files: modules.json, and the pooling module's
+config.json. Served are the last token's vector and the mean of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from maestrale.errors import ModelError
+from maestrale.models.folder_words import read_json
+
+Pooling = Literal["last", "mean"]
+
+MODULES_FILE = "modules.json"
+POOLING_FILES = "*_Pooling/config.json"
+# GGUF's numbers (llama.cpp's enum) → ours; 0 is none.
+_GGUF: Mapping[int, Pooling] = {1: "mean", 3: "last"}
+_GGUF_OTHERS = {2: "that of the first token (cls)", 4: "a reranker's (rank)"}
+_MODES: Mapping[str, Pooling] = {"lasttoken": "last", "mean": "mean", "mean_tokens": "mean"}
+_PREFIX = "pooling_mode_"
+# Modules that are done here: the decoder, its pooling, and that vectors have the length 1.
+_DONE = frozenset({"Transformer", "Pooling", "Normalize"})
+_SERVED = "Served are the last token's vector (last) and the mean of all (mean)."
+
+
+def pooling_of_gguf(metadata: Mapping[str, Any]) -> Pooling | None:
+    """None where the file says of none. Raises: ModelError for one that isn't served."""
+    key = f"{metadata.get('general.architecture')}.pooling_type"
+    number = metadata.get(key, 0)
+    if number == 0 and not isinstance(number, bool):
+        return None
+    pooling = None if isinstance(number, bool) else _GGUF.get(number)
+    if pooling is None:
+        what = _GGUF_OTHERS.get(number, "unknown here")
+        raise ModelError(
+            f"The GGUF file makes its vectors in a way that isn't served: {key} is {number}, "
+            f"{what}. {_SERVED}"
+        )
+    return pooling
+
+
+def pooling_of_folder(folder: Path) -> Pooling | None:
+    """None where the folder says of none. Raises: ModelError for one that isn't served."""
+    path = folder / MODULES_FILE
+    if not path.is_file():
+        return None
+    try:
+        modules = msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ModelError(
+            f"{path} can't be read: {error}. Download it again; without it the folder is served "
+            "as a chat model."
+        ) from error
+    pooling: Pooling | None = None
+    for module in modules:
+        kind = str(module.get("type", "")).rpartition(".")[2]
+        if kind not in _DONE:
+            raise ModelError(
+                f"{path} asks for a module {kind!r} behind the decoder, which isn't served: what "
+                "works is a decoder with pooling alone (Qwen3-Embedding, E5-Mistral)."
+            )
+        if kind == "Pooling":
+            pooling = _mode(folder / str(module.get("path", "")) / "config.json", folder)
+    return pooling
+
+
+def _mode(path: Path, folder: Path) -> Pooling:
+    """What a pooling module's config says. Raises: ModelError."""
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        raise ModelError(
+            f"{folder / MODULES_FILE} names {path}, which isn't there. Fetch it again."
+        )
+    config = read_json(path)
+    named = config.get("pooling_mode")
+    given = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    flags = [key for key, on in config.items() if key.startswith(_PREFIX) and on is True]
+    found = [str(mode) for mode in given] or [flag.removeprefix(_PREFIX) for flag in flags]
+    if len(found) != 1 or found[0] not in _MODES:
+        said = " and ".join(found) or "none"
+        raise ModelError(f"{path} asks for the pooling {said}, which isn't served. {_SERVED}")
+    return _MODES[found[0]]
