@@ -28,7 +28,7 @@ from maestrale.api.dialect import AnswerRequest, Spelling
 from maestrale.api.errors import as_api_error, error_body
 from maestrale.api.sse import COMMENT, EventStream, Headers, while_connected
 from maestrale.chat.answer import Answer
-from maestrale.chat.options import Options, Prompts
+from maestrale.chat.options import Conversation, Inputs, Options, Prompts
 from maestrale.chat.reader import Piece
 from maestrale.errors import InvalidRequest, Location, MaestraleError, Unavailable
 from maestrale.logs import LOGGER
@@ -86,12 +86,19 @@ async def prepare(
     context.rename(asked.renamed)
     _check_auto(asked.options, deployment.settings.enable_auto_tool_choice)
     options = structs.replace(asked.options, key=context.key)
-    prompts = len(asked.asked.prompts) if isinstance(asked.asked, Prompts) else 1
-    choices, most = options.n * prompts, service.info.max_num_seqs
+    most = service.info.max_num_seqs
+    choices = _choices(asked.asked, options, most)
     await deployment.admission.check_room(context.key, choices, most)
     prepared = await while_connected(request.receive, service.answer(asked.asked, options))
     spelling = asked.spelling(service, prepared, context.model)
     return AnswerResponse(backend, deployment, prepared, spelling, stream=asked.stream)
+
+
+def _choices(asked: Conversation | Prompts | Inputs, options: Options, most: int) -> int:
+    """The sequences that it will run at once, of which the engine takes `most` (Answer.places)."""
+    if isinstance(asked, Inputs):
+        return min(len(asked.inputs), most)
+    return options.n * (len(asked.prompts) if isinstance(asked, Prompts) else 1)
 
 
 def _check_auto(options: Options, enabled: bool) -> None:
@@ -182,7 +189,7 @@ class AnswerResponse:
         """The answer's pieces, once it is this key's turn. Raises: Unavailable, EngineError."""
         answer, admission = self._answer, self._deployment.admission
         async with (
-            admission.slot(self._key, len(answer.requests), answer.max_num_seqs),
+            admission.slot(self._key, answer.places, answer.max_num_seqs),
             contextlib.aclosing(answer.pieces()) as pieces,
         ):
             answer.timings.granted = time.perf_counter()
@@ -282,8 +289,11 @@ async def _chain(first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[Piec
 
 def headers_of(answer: Answer) -> Headers:
     """The seed used, given or drawn: with it the request can be run again exactly. The most
-    tokens that a choice may have: as asked for, or what the prompt leaves room for.
+    tokens that a choice may have: as asked for, or what the prompt leaves room for. Embeddings
+    have neither.
     """
+    if answer.embeds:
+        return []
     most = min(request.max_tokens for request in answer.requests)
     return [(b"x-seed", b"%d" % answer.seed), (b"x-max-tokens", b"%d" % most)]
 

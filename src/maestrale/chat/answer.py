@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from msgspec import Struct, structs
 
+from maestrale.chat.embedding import unit_vector
 from maestrale.chat.options import Options
 from maestrale.chat.reader import ChoiceReader, Formats, Piece
 from maestrale.engines.base import (
@@ -101,7 +102,9 @@ class Answer:
         continues: bool = False,
         on_gap: Callable[[float], None] | None = None,
         formats: Formats,
+        dimensions: int | None = None,
     ) -> None:
+        """`dimensions`: of embeddings."""
         self.id = answer_id
         self.created = int(time.time())
         self.requests = requests
@@ -119,6 +122,9 @@ class Answer:
         self._continues = continues
         self._on_gap = on_gap
         self._formats = formats
+        self._dimensions = dimensions
+        self.embeddings: dict[int, bytes] = {}
+        """By choice, where they are asked for: unit vectors, float32, little-endian."""
 
     @property
     def options(self) -> Options:
@@ -130,6 +136,17 @@ class Answer:
         self.requests = tuple(
             structs.replace(request, constraint=vetted) for request in self.requests
         )
+
+    @property
+    def embeds(self) -> bool:
+        """Whether embeddings are asked for."""
+        return self.requests[0].embed
+
+    @property
+    def places(self) -> int:
+        """How many of its sequences run at once: of embeddings no more than the engine takes."""
+        count = len(self.requests)
+        return min(count, self.max_num_seqs) if self.embeds else count
 
     @property
     def aborted(self) -> bool:
@@ -159,10 +176,11 @@ class Answer:
                     yield piece
             return
         queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+        places = asyncio.Semaphore(self.places)
 
         async def feed(index: int) -> None:
             try:
-                async with contextlib.aclosing(self._sequence(index)) as sequence:
+                async with places, contextlib.aclosing(self._sequence(index)) as sequence:
                     async for piece in sequence:
                         queue.put_nowait(piece)
             except Exception as error:  # handed to the reader below, which raises it
@@ -189,7 +207,8 @@ class Answer:
     async def _sequence(self, index: int) -> AsyncGenerator[Piece, None]:
         """One choice: tokens from the engine, pieces out."""
         request, lead = self.requests[index], self._leads[index]
-        if request.max_tokens == 0 and request.prompt_logprobs is None:
+        nothing = request.max_tokens == 0 and request.prompt_logprobs is None
+        if nothing and not request.embed:
             self._finish(index, "length", 0)
             yield Piece(index, lead, [], "length")
             return
@@ -214,6 +233,8 @@ class Answer:
                 if delta.prompt_logprobs is not None:
                     self.prompt_logprobs[index] = delta.prompt_logprobs
                     reader.take_prompt(delta.prompt_logprobs)
+                if delta.embedding is not None:
+                    self.embeddings[index] = unit_vector(delta.embedding, self._dimensions)
                 thought = reader.reasoning_tokens
                 piece = reader.push(delta)
                 self.usage.completion_tokens += len(delta.token_ids)

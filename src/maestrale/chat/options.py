@@ -27,6 +27,7 @@ MAX_SCHEMA_BYTES = 64 * 1024
 
 PROMPT = Location("prompt")
 TOOLS = Location("tools")
+INPUT = Location("input")
 CONSTRAINT = Location("constraint")
 REASONING = Location("reasoning")
 
@@ -45,6 +46,15 @@ class Prompts(Struct, frozen=True):
     """Plain texts, or token ids, to go on from; each has answers of its own."""
 
     prompts: tuple[str | Sequence[int], ...]
+
+
+class Inputs(Struct, frozen=True, kw_only=True):
+    """Plain texts, or token ids, to make an embedding of each; of its numbers the first
+    `dimensions`, None: all.
+    """
+
+    inputs: tuple[str | Sequence[int], ...]
+    dimensions: int | None = None
 
 
 class Reasoning(Struct, frozen=True, kw_only=True):

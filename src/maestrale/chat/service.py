@@ -13,6 +13,9 @@
         stop strings  found in the text; the sequence is left, so the engine aborts it
         Piece         reasoning, text, calls, logprobs and finish reason, for the dialect to spell
 
+Embeddings (`Inputs`, chat/embedding.py) go the same way: nothing is generated, and an Answer's
+`embeddings` has a vector for each.
+
 An engine knows tokens only, a dialect words only. Text, stop strings, choices and usage are all
 here and in those two; nothing here knows what any API calls them.
 """
@@ -29,11 +32,13 @@ from typing import Protocol
 from msgspec import structs
 
 from maestrale.chat.answer import Answer
+from maestrale.chat.embedding import check_dimensions, check_task
 from maestrale.chat.options import (
     CONSTRAINT,
     PROMPT,
     TOOLS,
     Conversation,
+    Inputs,
     Options,
     Prompts,
     check_options,
@@ -93,13 +98,16 @@ class ChatService:
         info = self.info
         return min(info.max_model_len, info.kv_capacity_tokens)
 
-    async def answer(self, asked: Conversation | Prompts, options: Options) -> Answer:
+    async def answer(self, asked: Conversation | Prompts | Inputs, options: Options) -> Answer:
         """Prepare an answer: all of it is checked, and nothing runs yet.
 
         Raises: InvalidRequest and its kin (400).
         """
         begun = time.perf_counter()
-        if isinstance(asked, Conversation):
+        check_task(asked, self.info)
+        if isinstance(asked, Inputs):
+            answer = await self._embed(asked, options)
+        elif isinstance(asked, Conversation):
             answer = await self._chat(asked, options)
         else:
             answer = await self._continue(asked, options)
@@ -163,6 +171,36 @@ class ChatService:
             vetted = await self._vet_alone(options.constraint, options.key, CONSTRAINT)
             answer.constrain(vetted)
         return answer
+
+    async def _embed(self, asked: Inputs, options: Options) -> Answer:
+        """The embeddings of texts, one for each."""
+        check_dimensions(asked, self.info)
+        special = options.add_special_tokens
+        encoded = await self.tokenizer.encode_inputs(asked.inputs, add_special=special)
+        answer_id = secrets.token_hex(12)
+        requests = tuple(
+            GenerationRequest(
+                request_id=f"{answer_id}-{index}",
+                prompt=ids,
+                max_tokens=0,
+                seed=0,
+                embed=True,
+                share=options.key,
+            )
+            for index, ids in enumerate(encoded)
+        )
+        return Answer(
+            answer_id=answer_id,
+            engine=self.engine,
+            vocabulary=self.vocabulary,
+            requests=requests,
+            options=options,
+            prompt_tokens=sum(map(len, encoded)),
+            seed=0,
+            leads=[""] * len(requests),
+            formats=Formats(),
+            dimensions=asked.dimensions,
+        )
 
     async def _vet(self, constraint: Constraint, asked: Options, at: Location) -> Constraint:
         """The constraint, written down.

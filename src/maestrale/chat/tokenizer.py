@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from maestrale.chat.embedding import check_length, place_of
 from maestrale.chat.options import PROMPT, Conversation, check_token_ids, too_long
 from maestrale.errors import InvalidRequest, Location
 from maestrale.models.vocabulary import Vocabulary
@@ -77,6 +78,40 @@ class Tokenizer:
         if len(prompt) > self._limit():
             raise too_long(self._limit(), PROMPT, f"the prompt has {len(prompt)} tokens")
         return check_token_ids(prompt, len(self.vocabulary), PROMPT)
+
+    async def encode_inputs(
+        self, inputs: Sequence[str | Sequence[int]], *, add_special: bool
+    ) -> list[tuple[int, ...]]:
+        """Texts' token ids with what the model wants around them; those given as such as they are.
+
+        Raises: InvalidRequest, ContextLengthExceeded.
+        """
+        limit, size = self._limit(), len(self.vocabulary)
+
+        def encode() -> list[tuple[int, ...]]:
+            encoded = []
+            for index, one in enumerate(inputs):
+                at = place_of(index, inputs)
+                if isinstance(one, str):
+                    ids = self._encode_at(at, one, add_special, limit)
+                else:
+                    check_length(len(one), limit, at)
+                    ids = check_token_ids(one, size, at)
+                check_length(len(ids), limit, at)
+                encoded.append(ids)
+            return encoded
+
+        if sum(map(len, inputs)) <= LONG_TEXT:
+            return encode()
+        return await self._in_thread(encode, heavy=True)
+
+    def _encode_at(self, at: Location, text: str, add_special: bool, limit: int) -> tuple[int, ...]:
+        """Raises: InvalidRequest, ContextLengthExceeded, which name this place."""
+        try:
+            return self.encoder.encode_text(text, add_bos=add_special, max_tokens=limit)
+        except InvalidRequest as error:
+            error.at = at
+            raise
 
     async def decode(self, token_ids: Sequence[int]) -> str:
         """What these ids spell, at most as many as the context holds. Raises: InvalidRequest."""

@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from maestrale.api.backend import Backend
 from maestrale.api.dialect import Dialect, Operation, Reference
+from maestrale.api.openai.embeddings import EmbeddingRequest, embedding_routes
 from maestrale.api.openai.foreign_fields import IGNORED_FIELDS, UNSUPPORTED_FIELDS
 from maestrale.api.openai.routes import answer_routes, model_routes, token_routes
 from maestrale.api.openai.schemas import (
@@ -37,6 +38,12 @@ REFERENCE = Reference(
         ),
         Operation(
             "post", "/v1/completions", "Continue plain text or token ids.", CompletionRequest
+        ),
+        Operation(
+            "post",
+            "/v1/embeddings",
+            "A vector for each text, by an embedding model.",
+            EmbeddingRequest,
         ),
         Operation("get", "/v1/models", "The served model, under each of its names."),
         Operation("get", "/v1/models/{model_id}", "One model; slashes in the id are fine."),
@@ -92,7 +99,12 @@ class OpenAI(Dialect):
     )
 
     def routes(self, backend: Backend) -> list[Route]:
-        return [*answer_routes(backend), *model_routes(backend), *token_routes(backend)]
+        return [
+            *answer_routes(backend),
+            *embedding_routes(backend),
+            *model_routes(backend),
+            *token_routes(backend),
+        ]
 
     def locate(self, location: Location) -> Sent:
         match location:

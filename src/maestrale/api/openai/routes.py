@@ -74,6 +74,7 @@ def model_routes(backend: Backend) -> list[Route]:
 def card(deployment: Deployment, service: ChatService, name: str) -> dict[str, Any]:
     """One model as OpenAI's, Mistral's and vLLM's clients read it."""
     length, form = service.context_length, service.encoder.tool_format
+    chats = service.info.task == "generate"
     return {
         "id": name,
         "object": "model",
@@ -89,12 +90,13 @@ def card(deployment: Deployment, service: ChatService, name: str) -> dict[str, A
         "max_context_length": length,
         "default_model_temperature": deployment.sampling.temperature,
         "capabilities": {
-            "completion_chat": True,
+            "completion_chat": chats,
             "completion_fim": False,
-            "function_calling": form is not None,
+            "function_calling": chats and form is not None,
             "fine_tuning": False,
             "vision": False,
         },
+        "task": "chat" if chats else "embed",
         # Ours: how the model writes calls; generic where its prompts know no tools.
         "tool_call_format": None if form is None else form.name,
     }

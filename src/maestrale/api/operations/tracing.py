@@ -153,6 +153,10 @@ def _attributes(
 def _asked(answer: Answer, model: str) -> Iterator[tuple[str, AttributeValue]]:
     options, sampling = answer.options, answer.options.sampling
     yield "gen_ai.request.model", model
+    if answer.embeds:
+        for raw in list(answer.embeddings.values())[:1]:
+            yield "gen_ai.embeddings.dimension.count", len(raw) // 4
+        return
     yield "gen_ai.request.choice.count", options.n
     yield "gen_ai.request.seed", answer.seed
     yield "gen_ai.request.temperature", sampling.temperature
