@@ -60,15 +60,17 @@ class NumpyDecoder:
             self._kept[rows] = matrix(self._mapped, rows)
         return self._kept[rows]
 
+    def hidden(self, tokens: list[int]) -> Array:
+        """What is behind the final norm, [tokens, hidden]."""
+        x = self._matrix(self._roles.embedding)[tokens] * np.float32(self.spec.embedding_scale)
+        for number, layer in enumerate(self._roles.layers):
+            x = self._layer(x, number, layer)
+        return self._norm(x, self._roles.final_norm)
+
     def logits(self, tokens: list[int]) -> Array:
         spec, roles = self.spec, self._roles
-        embedding = self._matrix(roles.embedding)
-        x = embedding[tokens] * np.float32(spec.embedding_scale)
-        for number, layer in enumerate(roles.layers):
-            x = self._layer(x, number, layer)
-        x = self._norm(x, roles.final_norm)
-        head = embedding if roles.logits is None else self._matrix(roles.logits)
-        out = x @ head.T
+        head = self._matrix(roles.embedding if roles.logits is None else roles.logits)
+        out = self.hidden(tokens) @ head.T
         bias = vector(self._mapped, roles.logits_bias)
         if bias is not None:
             out = out + bias

@@ -134,6 +134,15 @@ class TestArguments:
         reserved = ReservedGpus(address="10.0.0.1:6379", group="00", bundles=({"GPU": 1.0},) * 4)
         assert self.given(prepared, options=options, reserved=reserved)[backend] == "ray"
 
+    def test_embeddings_take_the_pooling_runner_without_what_is_for_logits(
+        self, prepared: PreparedModel
+    ) -> None:
+        config = EngineConfig(engine="vllm", model_dir="/m")
+        given = engine_arguments(config, prepared, cpu=False, embeds=True)
+        assert (given["runner"], given["convert"]) == ("pooling", "embed")
+        assert "logits_processors" not in given
+        assert not self.given(prepared).keys() & {"runner", "convert"}
+
     def test_one_gpu_is_left_to_vllm(self, prepared: PreparedModel) -> None:
         given = self.given(prepared, options={"tensor_parallel_size": "1"})
         assert "distributed_executor_backend" not in given

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from maestrale.engines.base import EngineConfig
+from maestrale.engines.base import EngineConfig, TaskChoice
 from maestrale.engines.scripted import ScriptedEngine
 from maestrale.supervise import worker
 
@@ -35,4 +35,13 @@ async def test_a_second_step_is_measured_where_the_first_may_be_slow(
     scale = 256 / worker.CALIBRATION_TOKENS
     assert await worker.calibrate(engine, info) == pytest.approx(expected * scale)
     assert left == []
+    await engine.close()
+
+
+@pytest.mark.parametrize("task", ["generate", "embed"])
+async def test_it_is_measured_with_what_the_engine_is_for(task: TaskChoice) -> None:
+    engine = ScriptedEngine(EngineConfig(engine="scripted", model_dir="", task=task))
+    await engine.start()
+    assert await worker.calibrate(engine, engine.describe()) > 0
+    assert engine.stats().generation_tokens == (0 if task == "embed" else 1)
     await engine.close()

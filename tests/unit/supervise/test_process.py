@@ -86,6 +86,20 @@ async def test_a_kill_before_the_first_token(start_engine: StartEngine) -> None:
     assert engine.counters.restarts == 1
 
 
+async def test_embeddings_come_through_kills(start_engine: StartEngine) -> None:
+    engine = await start_engine(**PACED)
+    kill(engine, signal.SIGSTOP)
+    wanted = [request(n, embed=True, max_tokens=0) for n in range(3)]
+    answers = [asyncio.create_task(read(engine, what)) for what in (*wanted, request(9))]
+    await asyncio.sleep(0.05)
+    kill(engine)
+    found = await asyncio.gather(*answers)
+    assert found == await undisturbed([*wanted, request(9)])
+    assert len({answer.embedding for answer in found[:3]}) == 3
+    assert engine.counters.restarts == 1
+    assert engine.counters.replayed == 4
+
+
 async def test_two_kills_within_one_stream(start_engine: StartEngine) -> None:
     engine = await start_engine(**PACED)
     at = {5: lambda: kill(engine), 30: lambda: kill(engine)}
