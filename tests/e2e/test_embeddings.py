@@ -9,6 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 from langchain_openai import OpenAIEmbeddings
+from pydantic import SecretStr
 
 from faults import kill, restarts, until_ready
 from serving import Server, serving
@@ -80,7 +81,7 @@ def test_langchain_embeds_documents(client: openai.OpenAI, server: Server) -> No
     model = OpenAIEmbeddings(
         model="tiny-embedder",
         base_url=f"{server.url}/v1",
-        api_key="none",
+        api_key=SecretStr("none"),
         check_embedding_ctx_length=False,  # it would send ids of another model's tokenizer
     )
     assert model.embed_documents(TEXTS[:3]) == embed(client, TEXTS[:3])

@@ -258,9 +258,12 @@ class Decoder:
         return result
 
     def step(
-        self, sequences: Sequence[Part], rows: Sequence[int] | None = None
+        self,
+        sequences: Sequence[Part],
+        rows: Sequence[int] | None = None,
+        hidden_rows: int | None = None,
     ) -> tuple[Floats, Floats]:
-        """Logits and hidden rows of `rows`; None: of every token."""
+        """Logits and hidden rows of `rows`; None: of every token. `hidden_rows`: a wrong count."""
         tokens = [token for one in sequences for token in one.tokens]
         rows = range(len(tokens)) if rows is None else rows
         begins = [0, *itertools.accumulate(len(one.tokens) for one in sequences)]
@@ -279,7 +282,7 @@ class Decoder:
         pointers = [values.ctypes.data for values in lists]
         batch = BatchStruct(
             *(len(tokens), len(sequences), *pointers[:5]),
-            *(2 * len(rows), pointers[5], len(rows)),
+            *(2 * len(rows), pointers[5], len(rows) if hidden_rows is None else hidden_rows),
         )
         logits = np.full((len(rows), self.spec.vocab), np.nan, np.float32)
         hidden = np.full((len(rows), self.spec.hidden), np.nan, np.float32)

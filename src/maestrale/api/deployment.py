@@ -93,6 +93,11 @@ class Deployment:
         """Sequences that its engine decodes at once; that may grow and shrink."""
         return self.engine.describe().max_num_seqs if self.engine is not None else 1
 
+    @property
+    def embeds(self) -> bool:
+        """Whether it is served for embeddings, once it is loaded."""
+        return self.engine is not None and self.engine.describe().task == "embed"
+
     def drain(self) -> None:
         """From now on new requests get 503; those in flight go on."""
         self._draining = True

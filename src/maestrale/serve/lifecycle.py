@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from maestrale.api.backend import Backend
+from maestrale.api.deployment import Deployments
 from maestrale.api.operations.node_status import ApiNodeStatus
 from maestrale.errors import MaestraleError
 from maestrale.logs import LOGGER
@@ -63,8 +64,8 @@ class Front(ABC):
 class Lifecycle:
     """One server, from its first breath to its last: `run`."""
 
-    def __init__(self, front: Front, announce: Callable[[tuple[str, ...]], None]) -> None:
-        """`announce` is told the models' names once requests for them are answered."""
+    def __init__(self, front: Front, announce: Callable[[Deployments], None]) -> None:
+        """`announce` is told of the models once requests for them are answered."""
         self.stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._front = front
@@ -154,7 +155,7 @@ class Lifecycle:
             self._nodes.start()
         await self._front.answering()
         if not self.stopping.is_set():
-            self._announce(self._backend.deployments.names)
+            self._announce(self._backend.deployments)
 
     async def _drain(self) -> None:
         """Wait for the answers in flight, to the grace's end or a second signal; then stop the

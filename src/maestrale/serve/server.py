@@ -12,6 +12,7 @@ from pathlib import Path
 
 from maestrale import logs
 from maestrale.api.backend import Backend
+from maestrale.api.deployment import Deployments
 from maestrale.api.http.connections import raise_file_limit
 from maestrale.config.addresses import is_loopback
 from maestrale.config.paths import default_key_file
@@ -57,8 +58,9 @@ def run(
         sock = listening.enter_context(listen(settings.host, settings.port))
         url = server_url(settings, sock)
 
-        def tell(names: tuple[str, ...]) -> None:
-            announce(url, banner(settings, url, names, made_key))
+        def tell(deployments: Deployments) -> None:
+            embeds = deployments.default.embeds
+            announce(url, banner(settings, url, deployments.names, made_key, embeds=embeds))
 
         runner.run(_serve(settings, models or (settings,), sock, listening, tell))
 
@@ -68,7 +70,7 @@ async def _serve(
     models: Sequence[Settings],
     sock: socket.socket,
     listening: ExitStack,
-    tell: Callable[[tuple[str, ...]], None],
+    tell: Callable[[Deployments], None],
 ) -> None:
     front: Front
     if settings.api_workers > 1:
@@ -106,8 +108,10 @@ def asks_for_key(settings: Settings) -> bool:
     return KeyStore(settings.api_key, settings.key_file).required
 
 
-def banner(settings: Settings, url: str, names: tuple[str, ...], made_key: str) -> str:
-    """What the terminal shows once requests can be answered."""
+def banner(
+    settings: Settings, url: str, names: tuple[str, ...], made_key: str, *, embeds: bool = False
+) -> str:
+    """What the terminal shows once requests can be answered; `embeds`: for embeddings."""
     key = made_key or ("YOUR_KEY" if asks_for_key(settings) else "")
     lines = ["", f"maestrale serves {', '.join(names)} on {url}", ""]
     if made_key:
@@ -115,15 +119,17 @@ def banner(settings: Settings, url: str, names: tuple[str, ...], made_key: str) 
         lines += [f"API key ({f'kept in {kept}' if kept else 'shown this once'}): {made_key}", ""]
     if settings.no_auth and not is_loopback(settings.host):
         lines += ["Anyone who can reach this address can use it: --no-auth was given.", ""]
-    lines.append(f"  curl {url}/v1/chat/completions \\")
+    path, asked = "chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'
+    if embeds:
+        path, asked = "embeddings", '"input": "Hello!"'
+    lines.append(f"  curl {url}/v1/{path} \\")
     if key:
         lines.append(f"    -H 'Authorization: Bearer {key}' \\")
     lines += [
         "    -H 'Content-Type: application/json' \\",
-        f'    -d \'{{"model": "{names[0]}", '
-        '"messages": [{"role": "user", "content": "Hello!"}]}\'',
+        f'    -d \'{{"model": "{names[0]}", {asked}}}\'',
         "",
-        f"Chat: {url}/    Status: {url}/status",
+        f"Status: {url}/status" if embeds else f"Chat: {url}/    Status: {url}/status",
         f"API reference: {url}/docs    Stop: Ctrl-C",
         "",
     ]

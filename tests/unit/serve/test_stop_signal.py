@@ -49,7 +49,7 @@ class _Front(Front):
 async def lived(signals: list[signal.Signals]) -> _Front:
     """A server's life that these signals come into."""
     front = _Front()
-    life = asyncio.create_task(Lifecycle(front, lambda names: None).run())
+    life = asyncio.create_task(Lifecycle(front, lambda deployments: None).run())
     await front.loading.wait()
     for number in signals:
         os.kill(os.getpid(), number)
@@ -63,7 +63,7 @@ def test_the_handler_writes_nothing_itself(caplog: pytest.LogCaptureFixture) -> 
 
     async def stopped() -> None:
         front = _Front()
-        life = asyncio.create_task(Lifecycle(front, lambda names: None).run())
+        life = asyncio.create_task(Lifecycle(front, lambda deployments: None).run())
         await front.loading.wait()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.05)  # the signal has come, and the loop hasn't gone on

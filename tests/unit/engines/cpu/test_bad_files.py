@@ -102,7 +102,7 @@ def test_what_is_rewritten_unchanged_is_read(llama: Path, scratch: Path) -> None
         (lambda v, t: v.update({"llama.rope.dimension_count": 8}), ("rope.dimension_count",)),
         (lambda v, t: v.update({"llama.logit_scale": 2.0}), ("llama.logit_scale", "isn't known")),
         (lambda v, t: v.update({"llama.ssm.inner_size": 2}), ("llama.ssm.inner_size",)),
-        (lambda v, t: v.update({"llama.pooling_type": 1}), ("pooling_type",)),
+        (lambda v, t: v.update({"llama.pooling_type": 2}), ("pooling_type",)),
         (lambda v, t: v.update({"llama.attention.causal": False}), ("attention.causal",)),
         (lambda v, t: v.update({"general.type": "adapter"}), ("adapter", "LoRA")),
         (lambda v, t: v.update({"general.type": "mmproj"}), ("image or audio",)),

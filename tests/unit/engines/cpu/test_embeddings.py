@@ -77,7 +77,11 @@ def test_logits_and_hidden_rows_do_not_change_each_other(
 def test_the_rows_of_embeddings_are_apart_from_those_of_logits() -> None:
     def sequence(tokens: int, computed: int, **fields: Any) -> ScheduledSequence:
         numbers = list(range(tokens))
-        sizes = {"prompt_length": tokens, "prefill_length": tokens, "computed": computed}
+        sizes: dict[str, Any] = {
+            "prompt_length": tokens,
+            "prefill_length": tokens,
+            "computed": computed,
+        }
         return ScheduledSequence(tokens=numbers, blocks=[1, 2], **sizes, **fields)
 
     last = sequence(34, 31, embeds=True)

@@ -105,6 +105,16 @@ def test_long_sequences_have_the_same_bits_in_any_cut() -> None:
         assert same_bits(logits, results[SCALAR])
 
 
+@pytest.mark.parametrize("hidden_rows", [-1, 3])
+def test_more_hidden_rows_than_rows_are_refused(hidden_rows: int) -> None:
+    with (
+        pool(1) as opened,
+        Decoder(opened, random_weights(LLAMA), SCALAR) as decoder,
+        pytest.raises(KernelError, match=f"{hidden_rows} of its 2 rows"),
+    ):
+        decoder.step([Part([1, 2, 3], 0, BLOCKS)], rows=[2], hidden_rows=hidden_rows)
+
+
 def test_only_wanted_rows_are_computed_and_each_as_often_as_it_is_wanted() -> None:
     with pool(2) as opened, Decoder(opened, random_weights(LLAMA), SCALAR) as decoder:
         tokens = tokens_of(LLAMA.vocab, 40, 1)
