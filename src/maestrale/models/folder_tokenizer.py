@@ -56,13 +56,14 @@ def write_tokenizer(
             vocabulary, fields = _hugging_face(source, folder, document, settings, size, documents)
             return fields | {"chat_template": template, "named_templates": named}, vocabulary
         if version is not None:
-            return _mistral(version, folder, size)
+            _, suffix = around_text(document, ids_of(document))
+            return _mistral(version, folder, size, settings, suffix)
     if (source / TEKKEN_FILE).is_file():
         return _tekken(source / TEKKEN_FILE, folder, size)
     model = read_model(source / MODEL)
     version = _version_of(model, template)
     if version is not None:
-        return _mistral(version, folder, size)
+        return _mistral(version, folder, size, settings)
     vocabulary, fields = _sentencepiece(source, folder, model, settings, size, documents)
     return fields | {"chat_template": template, "named_templates": named}, vocabulary
 
@@ -123,14 +124,27 @@ def _sentencepiece(
     }
 
 
-def _mistral(version: str, folder: Path, size: int) -> tuple[dict[str, Any], Vocabulary]:
-    """With the file that mistral-common ships, whose name tells it the version."""
+def _mistral(
+    version: str,
+    folder: Path,
+    size: int,
+    settings: Mapping[str, Any],
+    suffix: tuple[int, ...] = (),
+) -> tuple[dict[str, Any], Vocabulary]:
+    """With the file that mistral-common ships, whose name tells it the version.
+
+    `suffix`: what the folder's own tokenizer puts behind a text; so does transformers where the
+    settings say `add_eos_token`, as E5-Mistral's do.
+    """
     shipped = shipped_file(version)
     name = f"mistral-{shipped.name}"
     shutil.copyfile(shipped, folder / name)
     vocabulary = mistral_vocabulary(version, size)
+    if not suffix and settings.get("add_eos_token") is True:
+        suffix = vocabulary.eos_token_ids[:1]
     return {
         "eos_token_ids": vocabulary.eos_token_ids,
+        "text_suffix": suffix,
         "tokenizer_kind": "mistral",
         "tokenizer_file": name,
         "mistral_version": version,

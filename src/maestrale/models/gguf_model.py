@@ -73,6 +73,7 @@ def write_tokenizer(
         return PreparedModel(
             **common,
             eos_token_ids=vocabulary.eos_token_ids,
+            text_suffix=_around(metadata, True)[1],
             tokenizer_kind="mistral",
             tokenizer_file=file.name,
             mistral_version=version,

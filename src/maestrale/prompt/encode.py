@@ -80,7 +80,8 @@ def encoder_for(
             )
         from maestrale.prompt.mistral import MistralEncoder
 
-        return MistralEncoder(folder / prepared.tokenizer_file, vocabulary)
+        path = folder / prepared.tokenizer_file
+        return MistralEncoder(path, vocabulary, prepared.text_suffix)
     from maestrale.prompt.template import TemplateEncoder
 
     return TemplateEncoder(

@@ -57,11 +57,15 @@ _Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
 class MistralEncoder:
     """Encodes conversations for one version of Mistral's tokenizer."""
 
-    def __init__(self, tokenizer_file: Path, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, tokenizer_file: Path, vocabulary: Vocabulary, text_suffix: tuple[int, ...] = ()
+    ) -> None:
+        """`text_suffix` stands behind plain text, as embedding models want it."""
         self._tokenizer: Any = MistralTokenizer.from_file(tokenizer_file)
         self._plain = self._tokenizer.instruct_tokenizer.tokenizer
         self._version = self._tokenizer.version
         self._vocabulary = vocabulary
+        self._suffix = text_suffix
         self._longest = max(map(len, vocabulary.token_bytes))
         native = format_of_mistral(self._version.version_num, vocabulary)
         self.native_tools = native is not None
@@ -121,7 +125,8 @@ class MistralEncoder:
     ) -> tuple[int, ...]:
         """See `PromptEncoder.encode_text`."""
         refuse_if_hopeless((text,), self._longest, max_tokens)
-        return tuple(self._plain.encode(text, bos=add_bos, eos=False))
+        ids = self._plain.encode(text, bos=add_bos, eos=False)
+        return (*ids, *self._suffix) if add_bos else tuple(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `PromptEncoder.decode`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,10 +14,13 @@ from maestrale.engines.cpu.model_files import open_model
 from maestrale.engines.task import task_of
 from maestrale.errors import ModelError
 from maestrale.models.file_selection import select_files
+from maestrale.models.mistral_vocabulary import shipped_file
 from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.models.resolve import prepare
 from maestrale.prompt.encode import encoder_for
+from rewritten_gguf import Tensors, rewritten
 from tiny_embedder import EOS, write_embedder
+from tiny_mistral import write_tiny_mistral
 
 
 def prepared(source: Path, cache: Path) -> tuple[Path, PreparedModel]:
@@ -76,3 +81,35 @@ def test_the_hub_s_files_of_pooling_are_fetched() -> None:
     names += ["modules.json", "onnx/config.json", "tokenizer.json"]
     selection = select_files("org/name", names, "cpu")
     assert set(names) - set(selection.names) == {"2_Normalize/x.json", "onnx/config.json"}
+
+
+def test_mistral_s_own_tokenizer_ends_texts_where_the_settings_say_so(tmp_path: Path) -> None:
+    source = write_embedder(tmp_path / "e5", "mistral", "last", "MistralModel")
+    (source / "tokenizer.json").unlink()
+    shutil.copy(shipped_file("v1"), source / "tokenizer.model")
+    for ends in (True, False):
+        settings = {"add_eos_token": ends, "eos_token": "</s>"}
+        (source / "tokenizer_config.json").write_text(json.dumps(settings))
+        folder, known = prepared(source, tmp_path / "cache")
+        assert known.tokenizer_kind == "mistral"
+        ids = encoder_for(folder).encode_text("Hello")
+        assert ids[0] == 1
+        assert (ids[-1] == 2) == ends
+        assert encoder_for(folder).encode_text("Hello", add_bos=False)[-1] != 2
+
+
+def test_a_gguf_file_as_e5_mistral_s(tmp_path: Path) -> None:
+    def change(values: dict[str, Any], tensors: Tensors) -> None:
+        values["tokenizer.ggml.add_eos_token"] = True
+        values["llama.pooling_type"] = 3
+
+    plain = write_tiny_mistral(tmp_path / "plain.gguf")
+    source = rewritten(plain, tmp_path / "e5.gguf", change)
+    folder, known = prepared(source, tmp_path / "cache")
+    assert (known.pooling, known.tokenizer_kind) == ("last", "mistral")
+    ids = encoder_for(folder).encode_text("Hello")
+    assert (ids[0], ids[-1]) == (1, 2)
+    assert open_model(source).spec.hidden == 64
+    before, without = prepared(plain, tmp_path / "cache")
+    assert without.pooling is None
+    assert encoder_for(before).encode_text("Hello") == ids[:-1]
