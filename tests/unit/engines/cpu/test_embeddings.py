@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 import golden_files as golden
 from maestrale.engines.base import EngineConfig, GenerationRequest, Sampling
 from maestrale.engines.cpu.decoder import Batch, Decoder, load_decoder
+from maestrale.engines.cpu.kernel.build import KEPT
 from maestrale.engines.cpu.memory import block_bytes
 from maestrale.engines.cpu.model_files import open_model, spec_of
 from maestrale.engines.cpu.sequence import Chunk, ScheduledSequence
@@ -101,6 +103,9 @@ def test_the_rows_of_embeddings_are_apart_from_those_of_logits() -> None:
 def start(kernel: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts engines on a tiny embedding model of this pooling."""
     engines: list[RunningEngine] = []
+    own = tmp_path / "cache" / KEPT / kernel.name
+    own.parent.mkdir(parents=True)
+    shutil.copy(kernel, own)  # else it would be compiled for this cache anew
 
     def started(pooling: str, **fields: Any) -> RunningEngine:
         source = tmp_path / pooling
