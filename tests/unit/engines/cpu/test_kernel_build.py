@@ -19,6 +19,7 @@ from maestrale.engines.cpu.kernel import compilers
 from maestrale.engines.cpu.kernel import wheel as wheel_module
 from maestrale.engines.cpu.kernel.build import KEPT, library, name, prebuilt, sources
 from maestrale.engines.cpu.kernel.compilers import CompileTarget
+from maestrale.engines.cpu.library import ABI
 from maestrale.errors import EngineError
 from maestrale.models.wheels import Wheel
 
@@ -332,7 +333,7 @@ def test_on_an_empty_machine_without_a_compiler_the_real_one_is_fetched(tmp_path
 
 def test_the_real_one_is_a_library_of_this_interface() -> None:
     lib = kernel()
-    assert lib.mst_abi() == 1
+    assert lib.mst_abi() == ABI
     assert lib.mst_has_level(0)
     best = lib.mst_best_level()
     assert lib.mst_has_level(best)
