@@ -201,7 +201,7 @@ def test_a_step_that_fails_loses_the_engine(small: EngineConfig) -> None:
     def fail(step: Batch) -> None:
         raise RuntimeError("device lost")
 
-    engine._decoder.step = fail  # type: ignore[assignment,method-assign]
+    engine._decoder.step_both = fail  # type: ignore[assignment,method-assign]
     with pytest.raises(EngineDied):
         own.run(request(1))
     assert own.do(engine.health()).state == "dead"
