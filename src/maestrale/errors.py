@@ -37,6 +37,7 @@ MaestraleError                     what the command line prints as one clear mes
 │       ├── CloudUnreachable       no answer from the cloud
 │       ├── CloudRefused           any other refusal, in the cloud's words
 │       └── HalfMade               the machine is there, and costs, but doesn't serve yet
+├── DatabaseUnusable               a file of SQLite can't be opened, read or written
 ├── SourceError                    what a machine is to install can't be had or made
 │   └── BadSource                  --source names nothing that could be (a SettingsError too)
 ├── ServiceError                   systemd, or the unit that is asked for, is not as it must be
@@ -104,6 +105,10 @@ class CannotVerify(MaestraleError):
 
 class CannotBench(MaestraleError):
     """`maestrale bench` can't measure: no server that answers, or a workload that can't be read."""
+
+
+class DatabaseUnusable(MaestraleError):
+    """A file of SQLite can't be opened, read or written; the message is the bare reason."""
 
 
 class SourceError(MaestraleError):

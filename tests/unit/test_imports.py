@@ -15,10 +15,11 @@ PACKAGE = ROOT / "src" / "maestrale"
 
 # layer → what of maestrale it may import; a layer may always import itself.
 # `engines.base` holds types only.
-FOUNDATION = {"", "errors", "files", "nvidia", "printable", "processes", "text_files"}
+FOUNDATION = {"", "database", "errors", "files", "nvidia", "printable", "processes", "text_files"}
 SETTINGS = {"config"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),
+    "database": {"errors"},
     "errors": set(),
     "printable": set(),
     # What reads another server's answers, and what shows them.

@@ -210,7 +210,6 @@ def spoil_version(file: Path) -> None:
 
 
 SPOILT = {
-    "no database": lambda file: file.write_bytes(b"no database" * 1000),
     "another version": spoil_version,
     "a folder": lambda file: file.mkdir(),
     "a link": lambda file: file.symlink_to("elsewhere"),
@@ -237,8 +236,19 @@ async def test_a_file_that_cannot_be_used(file: Path, spoil: Any) -> None:
             assert str(file.parent) not in got.text
 
 
+async def test_a_broken_file_is_set_aside(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_bytes(b"no database" * 1000)
+    async with api(keeping(file)) as server:
+        made = await answer(server)
+        assert made["store"] is True
+        await answer(server, previous_response_id=made["id"])
+    [aside] = file.parent.glob("*.broken-*")
+    assert aside.read_bytes() == b"no database" * 1000
+
+
 async def test_a_file_that_is_locked_or_full(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maestrale.api.openai.responses.store.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("maestrale.database.BUSY_SECONDS", 0.1)
     async with api(keeping(file)) as server:
         await answer(server)
         with sqlite3.connect(file) as db:

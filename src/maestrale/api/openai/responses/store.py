@@ -8,24 +8,19 @@ be; what goes takes its items along. All work is done by one thread, off the eve
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import sqlite3
-import stat
 import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from msgspec import Struct
 
-from maestrale.errors import Unavailable
+from maestrale.database import Database, Layout
+from maestrale.errors import DatabaseUnusable, Unavailable
 from maestrale.logs import LOGGER
 
-VERSION = 1
-BUSY_SECONDS = 5.0
 STALE_SECONDS = 30.0  # after which nobody works on a response that is not at its end
 SWEEP_SECONDS = 60.0
 WORKING = ("queued", "in_progress")
@@ -47,6 +42,12 @@ CREATE TABLE events (
     body BLOB NOT NULL, PRIMARY KEY (response, number)
 ) WITHOUT ROWID;
 """
+LAYOUT = Layout(
+    steps=(SCHEMA,),
+    # secure_delete: what is deleted is not to be found in the file.
+    pragmas=("auto_vacuum = INCREMENTAL", "foreign_keys = ON", "secure_delete = ON"),
+    setting="--store-file",
+)
 _CHAIN = """
 WITH RECURSIVE chain (id, previous, depth) AS (
     SELECT id, previous, 0 FROM responses WHERE id = ? AND owner = ?
@@ -92,18 +93,17 @@ class ResponseStore:
     """The kept responses of one server. `path` None: none are kept. For one event loop."""
 
     def __init__(self, path: Path | None, *, days: float, most_bytes: int) -> None:
-        self._path = path
+        self._file = None if path is None else Database(path, LAYOUT)
         self._seconds = days * 86400
         self._most = most_bytes
         self._thread = ThreadPoolExecutor(1, "responses")
-        self._open: sqlite3.Connection | None = None
         self._swept = 0.0
         self._warned = ""
 
     @property
     def enabled(self) -> bool:
         """Whether responses are kept at all."""
-        return self._path is not None
+        return self._file is not None
 
     async def add(
         self,
@@ -253,36 +253,21 @@ class ResponseStore:
 
     def warn(self, error: CannotKeep) -> None:
         """Tell of a failure in the log, once as long as it stays the same."""
-        if str(error) != self._warned:
+        if self._file is not None and str(error) != self._warned:
             self._warned = str(error)
-            LOGGER.warning("%s: %s Answers go on, and are not kept.", self._path, error)
+            LOGGER.warning("%s: %s Answers go on, and are not kept.", self._file.path, error)
 
     async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._work, work)
 
     def _work(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """In the thread: one transaction. Raises: CannotKeep."""
+        if self._file is None:
+            raise CannotKeep("This server keeps no responses.")
         try:
-            db = self._connected()
-            with _transaction(db):
-                return work(db)
-        except (sqlite3.Error, OSError) as error:
-            self._close()  # the file may be another one by the next time
-            raise CannotKeep(f"The kept responses can't be used: {_reason(error)}.") from error
-
-    def _connected(self) -> sqlite3.Connection:
-        if self._open is None:
-            if self._path is None:
-                raise CannotKeep("This server keeps no responses.")
-            self._open = _connect(self._path)
-            weakref.finalize(self, self._open.close)  # or at the end of the process
-        return self._open
-
-    def _close(self) -> None:
-        if self._open is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._open.close()
-            self._open = None
+            return self._file.write(work)
+        except DatabaseUnusable as error:
+            raise CannotKeep(f"The kept responses can't be used: {error}.") from error
 
     def _sweep(self, db: sqlite3.Connection, now: float) -> None:
         """From time to time: let go what is too old, and what is too much."""
@@ -310,71 +295,3 @@ def _put_items(
         for position, item in enumerate(items, start=first)
     )
     db.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?)", rows)
-
-
-@contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """The file, made where it isn't there: for this user only. Raises: sqlite3.Error, OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(0, "it is no file")
-        os.fchmod(handle, 0o600)  # and SQLite gives its other files the same rights
-    finally:
-        os.close(handle)
-    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    try:
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        _write_ahead(db)
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA secure_delete = ON")  # what is deleted is not to be found in the file
-        db.execute("PRAGMA journal_size_limit = 16777216")
-        with _transaction(db):
-            [version] = db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in SCHEMA.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
-                raise sqlite3.DatabaseError(
-                    f"it is of version {version}, and this program reads version {VERSION}; move "
-                    "it away, or name another with --store-file"
-                )
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _write_ahead(db: sqlite3.Connection) -> None:
-    """Switch to WAL. Of several who open a new file at once one does it, and SQLite lets the others
-    fail instead of waiting as for any other lock. Raises: sqlite3.Error.
-    """
-    ends = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
-                raise
-            time.sleep(0.01)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
