@@ -154,6 +154,29 @@ def _stripping(document: Document) -> Document:
     return document
 
 
+def _lacking(*names: str) -> Document:
+    """A tokenizer.json without its last tokens, which the settings have to add."""
+    document = byte_level()
+    kept = [entry for entry in document["added_tokens"] if entry["content"] not in names]
+    return document | {"added_tokens": kept}
+
+
+def _decoder(**more: Any) -> Document:
+    """All added tokens as tokenizer_config.json lists them."""
+    return {
+        str(entry["id"]): {key: value for key, value in (entry | more).items() if key != "id"}
+        for entry in byte_level()["added_tokens"]
+    }
+
+
+def _among_pieces() -> Document:
+    document = metaspace("first")
+    ids = {entry["content"]: entry["id"] for entry in document["added_tokens"]}
+    model = document["model"] | {"vocab": document["model"]["vocab"] | ids}
+    return document | {"added_tokens": [], "model": model}
+
+
+_LAST = CONTROL[-2:]
 _NAMED_LIST = [
     {"name": "default", "template": PLAIN},
     {"name": "tool_use", "template": TOOLS},
@@ -166,6 +189,11 @@ _MORE = {
     "chat_template": NAMED,
 }
 _SPECIAL_MAP = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "unk_token": "</s>"}
+_SPECIAL_MAP_MORE = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "additional_special_tokens": ["<|user|>", "<|bot|>"],
+}
 
 
 # name → what `write` puts into the folder, by file
@@ -212,6 +240,31 @@ LAYOUTS: dict[str, Callable[[], dict[str, Any]]] = {
     "special tokens in extra_special_tokens": lambda: _folder(
         byte_level(),
         _SETTINGS | {"extra_special_tokens": {"image_token": "<|bot|>"}, "chat_template": NAMED},
+    ),
+    "all added tokens in the settings": lambda: _folder(
+        _lacking(*CONTROL), _SETTINGS | {"added_tokens_decoder": _decoder()}
+    ),
+    "some added tokens in the settings": lambda: _folder(
+        _lacking(*_LAST), _SETTINGS | {"added_tokens_decoder": _decoder()}
+    ),
+    "the settings say that tokens take blanks": lambda: _folder(
+        byte_level(), _SETTINGS | {"added_tokens_decoder": _decoder(rstrip=True)}
+    ),
+    "added_tokens.json": lambda: _folder(
+        _lacking(*_LAST),
+        **{"added_tokens.json": {entry["content"]: int(i) for i, entry in _decoder().items()}},
+    ),
+    "tokens that are only named": lambda: _folder(
+        _lacking(*_LAST), _SETTINGS | {"eos_token": _LAST[0], "pad_token": _LAST[1]}
+    ),
+    "tokens in a list of special ones": lambda: _folder(
+        _lacking(*_LAST), _SETTINGS | {"extra_special_tokens": [*_LAST]}
+    ),
+    "words that are special": lambda: _folder(
+        byte_level(), _SETTINGS | {"pad_token": "!", "mask_token": "[PAD]"}
+    ),
+    "specials among the pieces": lambda: _folder(
+        _among_pieces(), {"chat_template": PLAIN}, **{"special_tokens_map.json": _SPECIAL_MAP_MORE}
     ),
     "no special tokens": lambda: _folder(byte_level(), {"chat_template": PLAIN}),
     "tokens that take blanks": lambda: _folder(_stripping(byte_level())),

@@ -5,6 +5,7 @@ What serving needs of it is written into the prepared model's folder.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from maestrale.models.folder_words import (
     added_tokens,
     around_text,
     chat_templates,
+    completed,
     end_tokens,
     read_json,
     read_settings,
@@ -76,18 +78,23 @@ def _hugging_face(
     size: int,
     documents: tuple[Mapping[str, Any], ...],
 ) -> tuple[Vocabulary, dict[str, Any]]:
-    ids, special = ids_of(document), special_tokens(settings)
+    whole = completed(document, source, settings)
+    ids, special = ids_of(whole), special_tokens(settings)
     ends = end_tokens(source, special.get("eos_token"), ids, size, *documents)
-    vocabulary = hf_vocabulary(document, size, ends)
-    if not (folder / DOCUMENT).exists():
-        shutil.copyfile(source / DOCUMENT, folder / DOCUMENT)
-    prefix, suffix = around_text(document, ids)
+    vocabulary = hf_vocabulary(whole, size, ends)
+    name = DOCUMENT
+    if whole is not document:
+        name = f"completed.{DOCUMENT}"  # tokenizer.json may be linked already
+        (folder / name).write_text(json.dumps(whole))
+    elif not (folder / name).exists():
+        shutil.copyfile(source / name, folder / name)
+    prefix, suffix = around_text(whole, ids)
     return vocabulary, {
         "eos_token_ids": ends,
         "text_prefix": prefix,
         "text_suffix": suffix,
         "tokenizer_kind": "hf",
-        "tokenizer_file": DOCUMENT,
+        "tokenizer_file": name,
         "special_tokens": special,
     }
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from maestrale.errors import ModelError
 from maestrale.models.gguf_file import LFS_POINTER
+from maestrale.models.hf_tokenizer import ids_of, spelled_by_merges
 from maestrale.text_files import decode_text
 
 TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
@@ -134,31 +135,74 @@ def chat_templates(folder: Path, settings: Mapping[str, Any]) -> tuple[str | Non
 
 
 def added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tokens that settings and added_tokens.json add to a tokenizer, as tokenizer.json has it.
-
-    For a folder whose tokenizer is a file of another kind.
-    """
+    """The tokens that settings and added_tokens.json add, as tokenizer.json has them."""
     special = set(special_tokens(settings).values())
     found: dict[int, dict[str, Any]] = {}
-    for name, token in read_json(folder / "added_tokens.json", optional=True).items():
-        if _is_id(token):
-            found[token] = {"content": name, "special": name in special}
     decoder = settings.get("added_tokens_decoder")
-    for token, entry in decoder.items() if isinstance(decoder, Mapping) else ():
-        if isinstance(entry, Mapping) and isinstance(entry.get("content"), str) and token.isdigit():
-            found[int(token)] = dict(entry)
-    return [
-        {
-            "id": token,
-            "content": entry["content"],
-            "single_word": bool(entry.get("single_word")),
-            "lstrip": bool(entry.get("lstrip")),
-            "rstrip": bool(entry.get("rstrip")),
-            "normalized": False,
-            "special": bool(entry.get("special")),
-        }
-        for token, entry in sorted(found.items())
-    ]
+    if not isinstance(decoder, Mapping):
+        for name, token in read_json(folder / "added_tokens.json", optional=True).items():
+            if _is_id(token):
+                found[token] = _added(token, {"content": name, "special": name in special})
+        return [entry for _, entry in sorted(found.items())]
+    for key, entry in decoder.items():
+        if isinstance(entry, Mapping) and isinstance(entry.get("content"), str) and key.isdigit():
+            found[int(key)] = _added(int(key), entry)
+    return [entry for _, entry in sorted(found.items())]
+
+
+def completed(
+    document: Mapping[str, Any], folder: Path, settings: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """A tokenizer.json with the tokens that its settings add; the same object if they add none.
+
+    A token that is in the vocabulary keeps its id there, others are numbered on. A word of text
+    that is named as a special token (`!` for padding) stays one.
+    """
+    own = [dict(token) for token in document.get("added_tokens") or ()]
+    entries = {token["content"]: token for token in own}
+    ids = ids_of(document)
+    following = max(ids.values(), default=-1) + 1
+    listed = added_tokens(folder, settings)
+    if not isinstance(settings.get("added_tokens_decoder"), Mapping):
+        listed = [token for token in listed if token["content"] not in entries]
+    known = {token["content"] for token in listed} | entries.keys() | spelled_by_merges(document)
+    named = [name for name in _named(settings) if name not in known]
+    listed += [_added(0, {"content": name, "special": True}) for name in named]
+    changed = False
+    for token in listed:
+        name = token["content"]
+        if name not in ids:
+            ids[name], following = following, following + 1
+        token = {**token, "id": ids[name]}
+        changed |= entries.get(name) != token
+        entries[name] = token
+    if not changed:
+        return document
+    return {**document, "added_tokens": sorted(entries.values(), key=lambda token: token["id"])}
+
+
+def _named(settings: Mapping[str, Any]) -> list[str]:
+    """The special tokens that settings name, in the order in which transformers adds them."""
+    names = [*special_tokens(settings).values()]
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        more = settings.get(key)
+        names += [
+            name for each in (more if isinstance(more, list) else ()) if (name := _content(each))
+        ]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _added(token: int, entry: Mapping[str, Any]) -> dict[str, Any]:
+    special = bool(entry.get("special"))
+    return {
+        "id": token,
+        "content": entry["content"],
+        "single_word": bool(entry.get("single_word")),
+        "lstrip": bool(entry.get("lstrip")),
+        "rstrip": bool(entry.get("rstrip")),
+        "normalized": bool(entry.get("normalized", not special)),
+        "special": special,
+    }
 
 
 def _only_default(named: Mapping[str, str]) -> dict[str, str]:

@@ -63,6 +63,16 @@ def ids_of(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     return _pieces(tokenizer) | added
 
 
+def spelled_by_merges(tokenizer: Mapping[str, Any]) -> set[str]:
+    """The pieces of a BPE that its merges make, and single characters: what text is cut into."""
+    model = tokenizer.get("model")
+    merges = model.get("merges") if isinstance(model, Mapping) else None
+    made = {
+        "".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges or ()
+    }
+    return made | {piece for piece in _pieces(tokenizer) if len(piece) == 1}
+
+
 def _pieces(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     model = tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, Mapping) else None

@@ -98,4 +98,13 @@ def _without(tokenizer: Mapping[str, Any], markers: Collection[str]) -> dict[str
             for token, (name, score) in enumerate(vocab)
         ]
     document["model"] = {**document["model"], "vocab": vocab}
+    merges = document["model"].get("merges")
+    if merges:
+        document["model"]["merges"] = [merge for merge in merges if not _makes(merge, markers)]
     return document
+
+
+def _makes(merge: str | list[str], markers: Collection[str]) -> bool:
+    """Whether a marker is a part of a BPE's merge, or what it makes: a word may be one."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left in markers or right in markers or left + right in markers
