@@ -14,6 +14,8 @@ _MAX_DIGITS = 310  # a double has no more before its point
 _LEAST_EXPONENT = -350
 # Keywords whose values are data: what looks like a schema in them is none.
 _DATA = frozenset({"const", "default", "enum", "example", "examples"})
+# Those whose values are schemas by names, which may be any word.
+_BY_NAME = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
 
 Conjunction = tuple[int, ...]
 """Numbers of the schemas that hold at once; none: anything goes."""
@@ -108,7 +110,10 @@ class Document:
             if isinstance(anchor, str):
                 self._anchors[base, anchor] = (value, base)
         for key, item in value.items():
-            if key not in _DATA:
+            if key in _BY_NAME and isinstance(item, dict):
+                for each in item.values():
+                    self._index(each, base, depth + 2)
+            elif key not in _DATA:
                 self._index(item, base, depth + 1)
 
 

@@ -50,14 +50,14 @@ def rules(name: str, text: str) -> str:
 def spelled(value: Value) -> str:
     """A value as JSON on one line, its numbers as they are."""
     if isinstance(value, dict):
-        members = (f"{json.dumps(k, ensure_ascii=False)}: {spelled(v)}" for k, v in value.items())
+        members = (f"{spelled(k)}: {spelled(v)}" for k, v in value.items())
         return "{" + ", ".join(members) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(spelled, value)) + "]"
     if isinstance(value, Decimal):
         whole = value == value.to_integral_value() and abs(value) < 10**15
         return str(int(value)) if whole else str(value)
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 class _Writer:

@@ -21,7 +21,7 @@ from maestrale.engines.schema.shapes import (
     joined,
     sealed,
 )
-from maestrale.engines.schema.strings import FORMATS, FREE_FORMATS, Strings
+from maestrale.engines.schema.strings import FORMATS, FREE_FORMATS, LONGEST, Strings, some_text
 
 MOST = 2**24  # items, characters or properties
 _TYPES = {
@@ -171,15 +171,21 @@ class Keywords:
             name = _string(self._schema, "format")
             if name in FORMATS:
                 formats = (name,)
-            elif name not in FREE_FORMATS and name not in _NUMBER_FORMATS | {
-                "float": 0,
-                "double": 0,
-            }:
+            elif not (
+                name in FREE_FORMATS | {"float", "double"} | _NUMBER_FORMATS.keys()
+                or self._schema.keys() & {"const", "enum"}  # which say it all
+            ):
                 raise ValueError(
                     f"the format '{name[:40]}' is not known; those that are: "
                     + ", ".join(sorted(FORMATS))
                 )
         low, high = self._count("minLength"), self._count("maxLength")
+        for name in formats:
+            longest = LONGEST.get(name)
+            high = longest if high is None else min(high, longest or high)
+        # zod has patterns of its own for its formats: times without a zone, say.
+        if patterns and formats and not some_text(Strings(0, None, patterns, formats)):
+            formats = ()
         return Strings(low or 0, high, patterns, formats)
 
     def _arrays(self) -> Arrays:

@@ -34,11 +34,18 @@ _IPV6 = "|".join(
     [f"(?:{_H}:){{7}}{_H}", f"(?:{_H}:){{1,7}}:", f":(?::{_H}){{1,7}}", "::"]
     + [f"(?:{_H}:){{1,{7 - more}}}(?::{_H}){{1,{more}}}" for more in range(1, 7)]
 )
-_LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+# Of networks those whose edge is a point, so that all bits behind it are 0.
+_NETWORK4 = "|".join(
+    [rf"(?:{_OCTET}\.){{{at}}}0(?:\.0){{{3 - at}}}/{8 * at}" for at in range(4)] + [f"{_IPV4}/32"]
+)
+_NETWORK6 = "|".join([f"(?:{_H}:){{{at}}}:/{16 * at}" for at in range(1, 8)] + [f"(?:{_IPV6})/128"])
+_LABEL = "[a-zA-Z0-9](?:-?[a-zA-Z0-9]){0,31}"  # "--" is for names that Punycode encodes
 _HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,8}}"
 _ATOM = r"[a-zA-Z0-9!#$%&'*+/=?^_`{|}~-]{1,64}"
 _PCHAR = r"(?:[a-zA-Z0-9._~!$&'()*+,;=:@-]|%[0-9a-fA-F]{2})"
-_AFTER = rf"(?:/{_PCHAR}*)*(?:\?(?:{_PCHAR}|[/?])*)?(?:#(?:{_PCHAR}|[/?])*)?"
+_QUERY = rf"(?:\?(?:{_PCHAR}|[/?])*)?(?:#(?:{_PCHAR}|[/?])*)?"
+_AFTER = rf"(?:/{_PCHAR}*)*{_QUERY}"
+_PATH = rf"(?:/|/?(?:[a-zA-Z0-9._~!$&'()*+,;=@-]|%[0-9a-fA-F]{{2}})+(?:/{_PCHAR}*)*)?"
 _AUTHORITY = rf"(?:{_HOST}|\[(?:{_IPV6})\])(?::[0-9]{{1,4}})?"
 _N = "[0-9]{1,9}"
 _DURATION_DATE = f"(?:{_N}Y(?:{_N}M(?:{_N}D)?)?|{_N}M(?:{_N}D)?|{_N}D)"
@@ -63,12 +70,15 @@ FORMATS = {
     "jwt": r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*",
     "nanoid": "[A-Za-z0-9_-]{21}",
     "relative-json-pointer": rf"(?:0|[1-9][0-9]{{0,8}})(?:#|{_POINTER})",
+    "ksuid": "[0-9A-Za-z]{27}",
+    "mac": "(?:[0-9A-F]{2}:){5}[0-9A-F]{2}",
     "time": f"{_CLOCK}{_ZONE}",
     "ulid": "[0-7][0-9A-HJKMNP-TV-Z]{25}",
     "uri": rf"[a-zA-Z][a-zA-Z0-9+.-]{{0,30}}:(?://{_AUTHORITY}{_AFTER}|{_PCHAR}+{_AFTER})",
-    "uri-reference": rf"(?://{_AUTHORITY})?{_AFTER}",
+    "uri-reference": rf"//{_AUTHORITY}{_AFTER}|{_PATH}{_QUERY}",
     "uri-template": rf"(?:{_PCHAR}|[/?]|\{{[a-zA-Z0-9_]+\}})*",
     "uuid": "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+    "xid": "[0-9a-v]{20}",
 }
 FORMATS |= {
     "byte": FORMATS["base64"],
@@ -76,10 +86,27 @@ FORMATS |= {
     "idn-hostname": FORMATS["hostname"],
     "iri": FORMATS["uri"],
     "iri-reference": FORMATS["uri-reference"],
+    "ipv4interface": FORMATS["cidrv4"],
+    "ipv4network": _NETWORK4,
+    "ipv6interface": FORMATS["cidrv6"],
+    "ipv6network": _NETWORK6,
+    "ipvanyaddress": f"{_IPV4}|{_IPV6}",
+    "ipvanyinterface": f"{FORMATS['cidrv4']}|{FORMATS['cidrv6']}",
+    "ipvanynetwork": f"{_NETWORK4}|{_NETWORK6}",
+    "multi-host-uri": FORMATS["uri"],
     "url": FORMATS["uri"],
 }
-# What these say is for people and forms.
-FREE_FORMATS = frozenset({"binary", "color", "html", "markdown", "password", "text", "textarea"})
+FORMATS |= {
+    f"uuid{version}": rf"[0-9a-f]{{8}}-[0-9a-f]{{4}}-{version}[0-9a-f]{{3}}-[89ab][0-9a-f]{{3}}-"
+    r"[0-9a-f]{12}"
+    for version in range(1, 9)
+}
+LONGEST = {"hostname": 253, "idn-hostname": 253}
+# What these say is for people and forms, or can't be seen from the text.
+FREE_FORMATS = frozenset(
+    {"binary", "color", "directory-path", "emoji", "enum", "file-path", "html", "json-string"}
+    | {"markdown", "password", "path", "phone", "text", "textarea"}
+)
 
 
 @dataclass(frozen=True)
@@ -151,6 +178,8 @@ def some_text(strings: Strings) -> bool:
         try:
             has_text(f"%json {json.dumps(alone.schema())}" if simple else alone.expression())
         except ValueError as error:
+            if str(error).startswith("the pattern"):
+                raise
             raise ValueError(f"the pattern {_short(pattern)} can't be used: {error}") from error
     if strings.patterns and strings.simple:
         return has_text(f"%json {json.dumps(strings.schema())}")
@@ -179,6 +208,8 @@ _PIECE = re.compile(
 )
 _IN_CLASS = re.compile(rf"{_ESCAPE}|.", re.DOTALL)
 _LOOK = ("(?=", "(?!")
+_ANY = "(?s:.*)"
+_MOST_WAYS = 64
 
 
 def _short(pattern: str) -> str:
@@ -193,10 +224,17 @@ def _unknown(pattern: str, what: str) -> ValueError:
 _LETTERS = r"\p{L}\p{M}\p{N}\p{Pc}\p{Alphabetic}"
 _AGREED = {
     "s": r"[ \t\n\r\x0b\x0c]",
+    "S": r"[^\s\x{feff}\x1c-\x1f]",
     "W": rf"[^{_LETTERS}]",
     "D": r"[^\p{N}]",
 }
-_AGREED_NOT = {"w": _LETTERS, "d": r"\p{N}"}  # in a class of all others
+_SETS = (r"\s", r"\w", r"\d")
+_AGREED_NOT = {  # in a class of all others
+    "w": _LETTERS,
+    "d": r"\p{N}",
+    "s": r"\s\x{feff}\x1c-\x1f",
+    "S": r"[^ \t\n\r\x0b\x0c]",
+}
 
 
 def _pieces(pattern: str) -> list[str]:
@@ -225,6 +263,10 @@ def _pieces(pattern: str) -> list[str]:
 def _class(piece: str, pattern: str) -> str:
     """A class without what only llguidance's expressions take for operators."""
     first = 2 if piece[1] == "^" else 1
+    if first == 1 and any(
+        {both, both.upper()} <= set(re.findall(_ESCAPE, piece)) for both in _SETS
+    ):
+        return r"[\x01-\x{10ffff}]"  # as `[\s\S]`, which means all
     inner, last = "", ""
     for found in _IN_CLASS.finditer(piece[first:-1]):
         part = found.group()
@@ -235,7 +277,10 @@ def _class(piece: str, pattern: str) -> str:
         inner, last = inner + part, part
     if not inner:
         raise _unknown(pattern, "has an empty class")
-    return piece[:first] + inner + "]"
+    made = piece[:first] + inner + "]"
+    # llguidance quotes a class of all control characters as if quotes were in it, too; with one
+    # fewer it doesn't.
+    return f"[{made}--\\x00]" if first == 2 or "-" in inner or "[^" in inner else made
 
 
 def _quantifies(pieces: list[str]) -> bool:
@@ -264,6 +309,8 @@ def _escape(piece: str, pattern: str, inside: str = "") -> str:
         raise _unknown(pattern, "refers back to a group")
     if kind in "dDwWsSnrtfvpPux":
         return (_AGREED_NOT if inside == "not" else _AGREED).get(kind, piece)
+    if kind.isascii() and kind.isalpha():
+        raise _unknown(pattern, f"has the escape \\{kind}, which ECMA doesn't know")
     # An escape of what needs none is the character itself.
     return re.escape(kind) if kind in r".*+?^$|(){}[]\-&~#/" else kind
 
@@ -280,56 +327,65 @@ def _looks_around(pattern: str) -> bool:
 def search(pattern: str) -> str:
     """A Lark expression for all texts in which the pattern is found.
 
-    Anchors and looks ahead may only stand where they say something of the whole text: at its
-    ends. Raises: ValueError.
+    Raises: ValueError, also where an anchor or a look ahead is repeated, or nothing can match it.
     """
     return _ways(_pieces(pattern), pattern, anchored=False)
 
 
 def _ways(pieces: list[str], pattern: str, *, anchored: bool) -> str:
-    return " | ".join(_way(way, pattern, anchored) for way in _split(pieces))
+    before = "" if anchored else _ANY
+    ways = [_way(way, pattern, before, start=True) for way in _split(pieces)]
+    if len(ways) > _MOST_WAYS:
+        raise _unknown(pattern, "has too many alternatives around anchors and looks ahead")
+    return " | ".join(ways)
 
 
-def _way(pieces: list[str], pattern: str, anchored: bool) -> str:
-    before = "" if anchored else "(?s:.*)"
-    after = "(?s:.*)"
-    pieces = list(pieces)
-    if pieces[:1] == ["^"]:
-        before = ""
-        del pieces[0]
-    parts = []
-    while pieces and pieces[0] in _LOOK:
-        if before:
-            raise _unknown(pattern, "looks ahead in the middle")
-        end = _closing(pieces, 0, pattern)
-        inner = _ways(pieces[1:end], pattern, anchored=True)
-        parts.append(f"({inner})" if pieces[0] == "(?=" else f"~({inner})")
-        del pieces[: end + 1]
-    if pieces[-1:] == ["$"]:
-        after = ""
-        del pieces[-1]
-    group = _whole_group(pieces, pattern)
-    if group is not None and after and _special(group):
-        parts.append(f"({_ways(group, pattern, anchored=not before)})")
-    elif _special(pieces):
-        raise _unknown(pattern, "has an anchor or looks ahead in the middle")
-    else:
-        body = regex_to_lark("".join(pieces), use_ascii="dw")
-        parts.append(f"/{before}(?:{body}){after}/")
-    return " & ".join(parts)
+def _way(pieces: list[str], pattern: str, before: str, *, start: bool) -> str:
+    """Texts of `before`, all pieces, and then anything. `start`: nothing comes before those.
+
+    What a look ahead says holds for all that follows it to the end of the text, so the pieces
+    behind it are put into each way of a group that has one.
+    """
+    at = _first_special(pieces)
+    body = regex_to_lark("".join(pieces[:at]), use_ascii="dw")
+    if at == len(pieces):
+        return f"/{before}(?:{body}){_ANY}/"
+    special, rest = pieces[at], pieces[at + 1 :]
+    if special == "$" and not rest:
+        return f"/{before}(?:{body})/"
+    if special == "^" and start and at == 0:
+        return _way(rest, pattern, "", start=True)
+    if special in "^$":
+        raise _unknown(pattern, "has an anchor in the middle")
+    end = _closing(pieces, at, pattern)
+    inner, rest = pieces[at + 1 : end], pieces[end + 1 :]
+    if special in _LOOK:
+        ahead = _ways(inner, pattern, anchored=True)
+        ahead = f"({ahead})" if special == "(?=" else f"~({ahead})"
+        following = (
+            f"({ahead} & ({_way(rest, pattern, '', start=start and not before and not at)}))"
+        )
+        return f"/{before}(?:{body})/ {following}" if before or at else following
+    ways = _split(inner)
+    if rest[:1] == ["?"]:
+        ways, rest = [*ways, []], rest[1:]
+    elif rest and rest[0] in "*+{":
+        raise _unknown(pattern, "repeats an anchor or a look ahead")
+    found = [_way(pieces[:at] + way + rest, pattern, before, start=start) for way in ways]
+    return "(" + " | ".join(found) + ")"
 
 
-def _special(pieces: list[str]) -> bool:
-    """Whether an anchor or a look ahead is among them (classes are one piece each)."""
-    return any(piece in ("^", "$", *_LOOK) for piece in pieces)
-
-
-def _whole_group(pieces: list[str], pattern: str) -> list[str] | None:
-    """What is inside the one group that all of it is."""
-    if pieces[:1] not in (["("], ["(?:"]):
-        return None
-    end = _closing(pieces, 0, pattern)
-    return pieces[1:end] if end == len(pieces) - 1 else None
+def _first_special(pieces: list[str]) -> int:
+    """Where the first anchor, look ahead, or group with one is (classes are one piece each)."""
+    opened: list[int] = []
+    for index, piece in enumerate(pieces):
+        if piece in ("^", "$", *_LOOK):
+            return opened[0] if opened else index
+        if piece[0] == "(":
+            opened.append(index)
+        elif piece == ")" and opened:
+            opened.pop()
+    return len(pieces)
 
 
 def _split(pieces: list[str]) -> list[list[str]]:

@@ -27,6 +27,12 @@ EMAIL = (
     "^(?!\\.)(?!.*\\.\\.)([A-Za-z0-9_'+\\-\\.]*)[A-Za-z0-9_+-]"
     "@([A-Za-z0-9][A-Za-z0-9\\-]*\\.)+[A-Za-z]{2,}$"
 )
+DURATION = (  # zod's
+    r"^P(?:(\d+W)|(?!.*W)(?=\d|T\d)(\d+Y)?(\d+M)?(\d+D)?"
+    r"(T(?=\d)(\d+H)?(\d+M)?(\d+([.,]\d+)?S)?)?)$"
+)
+LONG = ".".join(["a" * 63] * 3)
+UUID = "12345678-1234-4234-8234-123456789abc"
 KINDS = {
     "oneOf": [
         {
@@ -88,7 +94,48 @@ TABLE: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "string", "pattern": "^(?!a)[a-c]+?$"}, ['"ba"'], ['"ab"', '""']),
     ({"type": "string", "pattern": '^"\\u0041\\/$'}, ['"\\"A/"'], ['"A/"']),
     ({"type": "string", "pattern": "^[\\w-]+$"}, ['"a-1"'], ['"é"', '"a b"']),
+    ({"type": "string", "pattern": '^[^"]*$'}, ['"a\\n"', '"\\\\"'], ['"\\""', '"a\\""']),
+    ({"type": "string", "pattern": '^[^"\\\\]$'}, ['"a"', '"\\u0001"'], ['"\\""', '"\\\\"']),
+    ({"type": "string", "pattern": "^[\\x00-\\x1f]$"}, ['"\\n"', '"\\u001f"'], ['"\\""', '"a"']),
+    ({"type": "string", "pattern": "^[\\s\\S]$"}, ['"\xa0"', '"\\""', '"\\n"'], ['"ab"']),
+    (
+        {"type": "string", "pattern": "^\\S[^\\s]$"},
+        ['"ab"'],
+        ['"\ufeffa"', '"a\ufeff"', '"\\u001fa"'],
+    ),
+    # Anchors and looks ahead wherever they say something of the rest of the text.
+    ({"type": "string", "pattern": "^a(?!b)"}, ['"a"', '"ac"'], ['"ab"', '"abc"']),
+    ({"type": "string", "pattern": "(^|_)b"}, ['"b"', '"a_b"'], ['"ab"']),
+    ({"type": "string", "pattern": "a($|_)"}, ['"a"', '"a_b"'], ['"ab"']),
+    ({"type": "string", "pattern": "^(?:a(?=b)|c)b?$"}, ['"ab"', '"c"', '"cb"'], ['"a"', '"cc"']),
+    (
+        {"type": "string", "format": "duration", "pattern": DURATION},
+        ['"P1W"', '"P1Y2M"', '"PT1H2M"'],
+        ['"P"', '"PT"', '"P1Y1W"', '"P1YT"'],
+    ),
+    # zod's pattern for times knows no zone, which `time` asks for: the pattern says it all.
+    (
+        {"type": "string", "format": "time", "pattern": "^\\d\\d:\\d\\d$"},
+        ['"12:30"'],
+        ['"12:30:00Z"'],
+    ),
+    ({"type": "string", "format": "hostname"}, ['"a-b.c"'], ['"xn--a"', f'"{"a" * 63}.{LONG}"']),
+    (
+        {"format": "uri-reference", "type": "string"},
+        ['"a/b?c"', '"//h:1/"'],
+        ['"//h:x"', '"//a@b"'],
+    ),
+    ({"type": "string", "format": "uuid4"}, [f'"{UUID}"'], [f'"{UUID.replace("-4", "-1")}"']),
+    ({"type": "string", "format": "ipv4network"}, ['"10.0.0.0/8"'], ['"10.0.0.1/8"']),
+    ({"type": "string", "format": "ipv6network"}, ['"2001:db8::/32"'], ['"2001:db8::1/32"']),
+    ({"type": "string", "format": "emoji"}, ['"any"'], []),
+    ({"enum": ["a"], "format": "of-its-own"}, ['"a"'], []),
     # Names of properties.
+    (
+        {"type": "object", "properties": {"\x7f\x01": {"const": "\x7f"}}, "required": ["\x7f\x01"]},
+        ['{"\\u007f\\u0001": "\\u007f"}'],
+        ['{"\x7f\\u0001": "a"}'],
+    ),
     (
         {"type": "object", "properties": {"a": {"type": "null"}}, "additionalProperties": True},
         ['{"a": null, "b": 1}', '{"b": {}}', "{}"],
@@ -173,6 +220,15 @@ TABLE: list[tuple[Any, list[str], list[str]]] = [
     ({"$ref": "#/x/0", "x": [{"const": 1}]}, ["1"], ["2"]),
     ({"$ref": "#/x~1y/a%20b", "x/y": {"a b": {"const": 1}}}, ["1"], []),
     ({"$ref": "#one", "$defs": {"n": {"$anchor": "one", "const": 1}}}, ["1"], []),
+    (
+        {
+            "$ref": "#one",
+            "properties": {"default": {"$anchor": "one", "const": 1}, "enum": {"$id": "e"}},
+        },
+        ["1"],
+        [],
+    ),
+    ({"$ref": "#/$defs/a%25b~1c~0d", "$defs": {"a%b/c~d": {"const": 1}}}, ["1"], ["2"]),
     ({"$ref": "item", "$id": "http://h/s", "$defs": {"n": {"$id": "item", "const": 1}}}, ["1"], []),
     ({"$ref": "#/default", "default": {"minimum": 2, "type": "integer"}}, ["2"], ["1"]),
     (LIST, ['{"v": 1, "next": {"v": 2, "next": null}}'], ['{"v": 1}']),
