@@ -1,4 +1,4 @@
-"""A lean HTTP/1.1 client for one thing: POST a chat request, and time what streams back.
+"""A lean HTTP/1.1 client for one thing: POST a request, and time what streams back.
 
 General clients spend more on a token than a quick server does; this one hands the bytes from the
 event loop to llhttp (httptools) and on to `EventLog`, with nothing in between.
@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from maestrale.bench.events import EventLog, ReportedUsage, error_of_body
-from maestrale.bounded import Oversized
+from maestrale.bench.apis import CHAT, BenchApi, ReportedUsage, read_embeddings
+from maestrale.bench.events import EventLog, error_of_body
+from maestrale.bounded import MOST_BODY, Oversized
 from maestrale.config.addresses import server_url
 from maestrale.errors import CannotBench
 
@@ -45,10 +46,13 @@ class Exchange:
 
 
 class BenchTarget:
-    """Where requests go: the server's address and what every request's head says."""
+    """Where requests go: the server's address, the API, what every request's head says."""
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str] | None = None, api: BenchApi = CHAT
+    ) -> None:
         """`url` is the server's, with or without /v1. Raises: CannotBench."""
+        self.api = api
         url = server_url(url)
         parts = urlsplit(url)
         try:
@@ -61,13 +65,13 @@ class BenchTarget:
         self.host = parts.hostname
         self.tls = ssl.create_default_context() if parts.scheme == "https" else None
         lines = [
-            f"POST {parts.path}/v1/chat/completions HTTP/1.1",
+            f"POST {parts.path}{api.path} HTTP/1.1",
             f"Host: {parts.netloc.rpartition('@')[2]}",
             "Content-Type: application/json",
-            "Accept: text/event-stream",
+            f"Accept: {'text/event-stream' if api.streams else 'application/json'}",
             "Accept-Encoding: identity",
             "User-Agent: maestrale-bench",
-            *(f"{name}: {value}" for name, value in (headers or {}).items()),
+            *(f"{name}: {value}" for name, value in {**api.headers, **(headers or {})}.items()),
         ]
         try:
             self._head = ("\r\n".join(lines) + "\r\nContent-Length: ").encode("latin-1")
@@ -81,15 +85,16 @@ class BenchTarget:
 class _Connection(asyncio.Protocol):
     """One connection, one exchange at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, api: BenchApi) -> None:
         self.usable = False
+        self._api = api
         self._transport: asyncio.WriteTransport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._log = EventLog()
+        self._log = EventLog(api)
         self._answer: asyncio.Future[None] | None = None
         self._now = 0.0
         self._is_stream = False
-        self._body = b""
+        self._body = bytearray()
         self._content_type = b""
         self._compression = b""
         self._ends_with_connection = True
@@ -99,10 +104,10 @@ class _Connection(asyncio.Protocol):
     async def ask(self, request: bytes, *, keep_text: bool, started: float) -> Exchange:
         """Send and read the answer to its end. Raises: ConnectionError, TimeoutError."""
         assert self._transport is not None
-        self._log = EventLog(keep_text=keep_text)
+        self._log = EventLog(self._api, keep_text=keep_text)
         self._parser = httptools.HttpResponseParser(self)
         self._answer = asyncio.get_running_loop().create_future()
-        self._body, self._is_stream, self._content_type = b"", False, b""
+        self._body, self._is_stream, self._content_type = bytearray(), False, b""
         self._compression = b""
         self._ends_with_connection = True
         self._head_left = _MOST_HEAD_BYTES
@@ -124,8 +129,12 @@ class _Connection(asyncio.Protocol):
         exchange = Exchange(started, self._now, log.first_token, log.times)
         status = self._parser.get_status_code()
         if status != 200:
-            named = error_of_body(self._body)
+            named = error_of_body(bytes(self._body))
             exchange.error = f"HTTP {status} {named}".rstrip()
+        elif not self._api.streams:
+            exchange.usage, exchange.first_token = read_embeddings(bytes(self._body)), self._now
+            if exchange.usage is None:
+                exchange.error = "no embedding with usage"
         elif not self._is_stream:
             exchange.error = "no event stream"
         elif self._compression not in (b"", b"identity"):
@@ -137,7 +146,7 @@ class _Connection(asyncio.Protocol):
             if ending.error is not None:
                 exchange.error = f"in the stream: {ending.error}"
             elif not ending.done:
-                exchange.error = "cut off before [DONE]"
+                exchange.error = "cut off before its end"
             elif exchange.usage is None:
                 exchange.error = "no usage"
             elif exchange.first_token is None:
@@ -201,8 +210,9 @@ class _Connection(asyncio.Protocol):
         if self._is_stream:
             self._log.add(body, self._now)
             return
-        self._body += body[: _MOST_ERROR_BYTES - len(self._body)]
-        if len(self._body) >= _MOST_ERROR_BYTES:  # enough to name the error: it is left
+        most = _MOST_ERROR_BYTES if self._api.streams else MOST_BODY
+        self._body += body[: most - len(self._body)]
+        if len(self._body) >= most:  # enough to name the error: it is left
             self.on_message_complete()
             self.close()
 
@@ -221,6 +231,7 @@ class Client:
     def __init__(self, target: BenchTarget, *, timeout: float) -> None:
         """`timeout`: for one request and its whole answer, in seconds."""
         self._target = target
+        self.api = target.api
         self._timeout = timeout
         self._idle: list[_Connection] = []
 
@@ -279,7 +290,7 @@ class Client:
     async def _connect(self) -> _Connection:
         target = self._target
         _, connection = await asyncio.get_running_loop().create_connection(
-            _Connection, target.host, target.port, ssl=target.tls
+            lambda: _Connection(target.api), target.host, target.port, ssl=target.tls
         )
         return connection
 

@@ -8,58 +8,22 @@ only where a follow-up sends it back. Nothing else of a stream is kept, and none
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
+from maestrale.bench.apis import CHAT, BenchApi, ReportedUsage, StreamEvent
 from maestrale.bounded import MOST_EVENT, MOST_STREAM, EventReader, Limit, Oversized
 
 MOST_TIMES = 1 << 18  # arrivals of text in one answer
-_TAIL = 1 << 16  # bytes at the end of a stream that hold its last events
-_CONTENT = b'content"'  # also of "reasoning_content"
-_DONE = b"[DONE]"
-
-
-_Tokens = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
-
-
-class ReportedUsage(msgspec.Struct, frozen=True):
-    """Token counts as the server gives them."""
-
-    prompt_tokens: _Tokens = 0
-    completion_tokens: _Tokens = 0
-    prompt_tokens_details: dict[str, Any] | None = None
-
-    @property
-    def cached_tokens(self) -> int:
-        """Prompt tokens that the server had in its cache; 0 where it doesn't say."""
-        told = (self.prompt_tokens_details or {}).get("cached_tokens")
-        return told if type(told) is int and 0 <= told <= self.prompt_tokens else 0
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta = msgspec.field(default_factory=_Delta)
-    finish_reason: str | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: ReportedUsage | None = None
-    error: Any = None
-
-
-_decode = msgspec.json.Decoder(_Chunk).decode
 
 
 class EventLog:
     """What arrived of one stream, and when. Times are seconds of the monotonic clock."""
 
-    def __init__(self, *, keep_text: bool = False) -> None:
+    def __init__(self, api: BenchApi = CHAT, *, keep_text: bool = False) -> None:
+        self._api = api
         self.first_token: float | None = None
         self.times: list[float] = []
         """When text arrived: one entry for each read that brought some, the first included."""
@@ -69,15 +33,16 @@ class EventLog:
         self._parts: list[bytes] = []
         self._length = 0  # of the parts
         self._pieces = 0
-        self._edge = b""  # the end of the last read, which may hold half of the word counted
+        self._edge = b""  # the end of the last read, which may hold half of the mark counted
+        self._opening: ReportedUsage | None = None  # what was told of the prompt before the text
 
     def add(self, data: bytes, now: float) -> None:
         """Take what one read brought. Raises: Oversized for a stream that has no end."""
         self._limit.take(len(data))
         seen = self._edge + data
-        found = seen.count(_CONTENT)
+        found = seen.count(self._api.mark)
         self._pieces += found
-        self._edge = seen[-len(_CONTENT) + 1 :]
+        self._edge = seen[-len(self._api.mark) + 1 :]
         self._parts.append(data)
         self._length += len(data)
         if not self._keep_text and self._length > 2 * MOST_EVENT:
@@ -89,44 +54,53 @@ class EventLog:
                     raise Oversized(f"more than {MOST_TIMES} pieces")
                 self.times.append(now)
             return
-        if any(_text(chunk) for chunk in map(_decoded, self._begin.feed(data)) if chunk):
+        # All of them: an event that is passed over would be missing from the reader's next.
+        events = [event for each in self._begin.feed(data) if (event := self._api.read(each))]
+        self._opening = next((each.usage for each in events if each.usage), self._opening)
+        if any(event.text or event.thought for event in events):
             self.first_token = now
             self.times.append(now)
 
     def _forget(self) -> None:
         """Keep the end only: what matters once it is over is there."""
-        self._parts = [b"".join(self._parts)[-_TAIL:]]
+        self._parts = [b"".join(self._parts)[-MOST_EVENT:]]
         self._length = len(self._parts[0])
 
     def close(self) -> Ending:
         """Call once the stream has ended."""
-        stream = b"".join(self._parts)
         ending = Ending(pieces=self._pieces)
-        blocks = stream.replace(b"\r\n", b"\n").split(b"\n\n")
-        for block in reversed(blocks):
-            if not block.strip():
-                continue
-            if block.endswith(_DONE):
-                ending.done = True
-                continue
-            chunk = _chunk(block)
-            if chunk is None:
-                continue
-            if chunk.error is not None:
-                ending.error = _error_code(chunk.error)
-            if chunk.usage is not None and ending.usage is None:
-                ending.usage = chunk.usage
-            if chunk.choices and not ending.finish_reason:
-                ending.finish_reason = chunk.choices[0].finish_reason
-            if chunk.choices and chunk.choices[0].finish_reason is None:
+        for event in self._events(reverse=True):
+            ending.done = ending.done or event.done
+            if event.error is not None:
+                ending.error = _error_code(event.error)
+            ending.usage = ending.usage or event.usage
+            ending.finish_reason = ending.finish_reason or event.finish_reason
+            if (event.text or event.thought) and event.finish_reason is None:
                 break  # an ordinary piece: what matters comes after it
+        if (
+            ending.usage is not None
+            and self._opening is not None
+            and not ending.usage.prompt_tokens
+        ):
+            told = self._opening
+            ending.usage = ReportedUsage(
+                told.prompt_tokens, ending.usage.completion_tokens, told.prompt_tokens_details
+            )
         return ending
 
     def text(self) -> str:
         """The whole answer, decoded now; only where it was to be kept."""
+        return "".join(event.text for event in self._events())
+
+    def _events(self, *, reverse: bool = False) -> Iterator[StreamEvent]:
+        """Those of the stream that are events of this API."""
         blocks = b"".join(self._parts).replace(b"\r\n", b"\n").split(b"\n\n")
-        chunks = (chunk for chunk in map(_chunk, blocks) if chunk is not None)
-        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        for block in reversed(blocks) if reverse else blocks:
+            lines = (line for line in block.split(b"\n") if line.startswith(b"data:"))
+            data = b"\n".join(line[5:].strip() for line in lines)
+            event = self._api.read(data) if data else None
+            if event is not None:
+                yield event
 
 
 class Ending(msgspec.Struct):
@@ -138,26 +112,6 @@ class Ending(msgspec.Struct):
     done: bool = False
     pieces: int = 0
     """Events with text, near enough: one may hold several tokens."""
-
-
-def _chunk(block: bytes) -> _Chunk | None:
-    """The event in a block of lines; None for comments and what is no JSON of a chunk."""
-    data = b"\n".join(line[5:].strip() for line in block.split(b"\n") if line.startswith(b"data:"))
-    return _decoded(data)
-
-
-def _decoded(data: bytes) -> _Chunk | None:
-    """An event's data, where it is JSON of a chunk."""
-    if not data or data.strip() == _DONE:
-        return None
-    try:
-        return _decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-def _text(chunk: _Chunk) -> bool:
-    return any(one.delta.content or one.delta.reasoning_content for one in chunk.choices)
 
 
 def _error_code(error: Any) -> str:

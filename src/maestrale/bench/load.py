@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from maestrale.bench.client import Client, Exchange
-from maestrale.bench.conversation import BenchConversation, BenchTurn, Message
+from maestrale.bench.conversation import BenchConversation, Message
 
 
 def poisson(rate: float, seed: int) -> Iterator[float]:
@@ -164,9 +164,10 @@ class Generator:
             keep_text = number + 1 < len(conversation.turns)
             run.sent += 1
             run.running += 1
+            body = msgspec.json.encode(self._client.api.body(self._model, turn, history))
             try:
                 exchange = await self._client.ask(
-                    self._body(turn, history), keep_text=keep_text, due=None if number else due
+                    body, keep_text=keep_text, due=None if number else due
                 )
             finally:
                 run.running -= 1
@@ -176,16 +177,6 @@ class Generator:
                 await asyncio.sleep(0.05)
                 return
             history.append({"role": "assistant", "content": exchange.text})
-
-    def _body(self, turn: BenchTurn, history: list[Message]) -> bytes:
-        body: dict[str, Any] = {
-            "model": self._model,
-            "messages": history,
-            **turn.fields,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        return msgspec.json.encode(body)
 
 
 async def _all(*users: Any) -> None:

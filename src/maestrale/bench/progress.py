@@ -65,7 +65,7 @@ class BenchProgress:
     def _state(run: Run) -> str:
         failed = sum(record.exchange.error is not None for record in run.records)
         tokens = sum(
-            record.exchange.usage.completion_tokens
+            record.exchange.usage.completion_tokens or record.exchange.usage.prompt_tokens
             for record in run.records
             if record.exchange.usage
         )

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from maestrale.bench.apis import APIS
 from maestrale.bench.plot import Line, chart
 from maestrale.bench.results import BenchReport, Latencies, Measurement
 from maestrale.bench.statistics import Summary
@@ -77,11 +78,17 @@ def _throughput(report: BenchReport) -> Table:
 
 def _latency_table(report: BenchReport) -> Table:
     table = _table("latency in ms", "load", "p50", "p90", "p99", "max")
-    for name, title in MEASURES:
+    for name, title in measured(report):
         for number, one in enumerate(report.measurements):
             found: Summary = getattr(one.latencies, name)
             table.add_row("" if number else title, one.load, *_milliseconds(found))
     return table
+
+
+def measured(report: BenchReport) -> list[tuple[str, str]]:
+    """(name, title) of those that say something: an answer that comes whole has no pieces."""
+    streamed = APIS[report.api].streams
+    return [(name, title) for name, title in MEASURES if streamed or name == "e2e"]
 
 
 def _milliseconds(found: Summary) -> list[str]:
@@ -100,7 +107,9 @@ def _kind_table(report: BenchReport) -> Table | None:
     """The parts of a workload that has several, at each load."""
     if all(len(one.kinds) < 2 for one in report.measurements):
         return None
-    table = _table("request", "load", "n", "in", "cached", "out", "TTFT p50", "TPOT p50")
+    last = ("ttft", "tpot") if APIS[report.api].streams else ("e2e",)
+    titles = (f"{name.upper()} p50" for name in last)
+    table = _table("request", "load", "n", "in", "cached", "out", *titles)
     labels = list(dict.fromkeys(kind.label for one in report.measurements for kind in one.kinds))
     for label in labels:
         rows = [(one, kind) for one in report.measurements for kind in one.kinds]
@@ -113,8 +122,7 @@ def _kind_table(report: BenchReport) -> Table | None:
                 f"{kind.prompt_tokens:.0f}",
                 f"{kind.cached_tokens:.0f}",
                 f"{kind.completion_tokens:.0f}",
-                _milliseconds(kind.latencies.ttft)[0],
-                _milliseconds(kind.latencies.tpot)[0],
+                *(_milliseconds(getattr(kind.latencies, name))[0] for name in last),
             )
     return table
 
@@ -124,7 +132,8 @@ def as_html(report: BenchReport) -> str:
     return page_template("maestrale.bench").render(
         report=report,
         plots=_plots(report),
-        measures=MEASURES,
+        measures=measured(report),
+        streamed=APIS[report.api].streams,
         milliseconds=milliseconds,
         definitions=_DEFINITIONS,
     )
@@ -133,16 +142,19 @@ def as_html(report: BenchReport) -> str:
 def _plots(report: BenchReport) -> list[tuple[str, str]]:
     """(title, chart) for the page; those over the load need two loads at least."""
     found = [one for one in report.measurements if one.succeeded]
+    streamed = APIS[report.api].streams
     plots = []
     if len(found) > 1:
-        plots += [
-            _over_throughput("Time to first token as load grows", found, "ttft"),
-            _over_throughput("Time per output token as load grows", found, "tpot"),
-        ]
+        if streamed:
+            plots += [
+                _over_throughput("Time to first token as load grows", found, "ttft"),
+                _over_throughput("Time per output token as load grows", found, "tpot"),
+            ]
         over_load = [(one.concurrency or one.rate or 0, one) for one in found]
-        speed = [(load, one.output_tokens_per_second) for load, one in over_load]
+        which = "output" if streamed else "input"
+        speed = [(load, getattr(one, f"{which}_tokens_per_second")) for load, one in over_load]
         unit = "requests at once" if found[0].concurrency else "conversations a second"
-        lines = [Line("output", speed)]
+        lines = [Line(which, speed)]
         plots.append(
             ("Throughput", chart("Throughput", unit, "tokens a second", lines, log_x=True))
         )
@@ -154,13 +166,13 @@ def _plots(report: BenchReport) -> list[tuple[str, str]]:
         )
         for one in found
     ]
-    title = "Share of answers whose first token is there"
+    title = f"Share of answers {'whose first token is' if streamed else 'that are'} there"
     plots.append((title, chart(title, "seconds since the request", "%", first_token)))
     seconds = [
         Line(one.load, [(at + 1, count) for at, count in enumerate(one.tokens_each_second)],
              marks=False)
         for one in found
-        if len(one.tokens_each_second) > 1
+        if streamed and len(one.tokens_each_second) > 1
     ]  # fmt: skip
     if seconds:
         title = "Tokens in each second"

@@ -72,6 +72,7 @@ class BenchReport(msgspec.Struct, kw_only=True):
     started: str
     server: str
     model: str
+    api: str = "chat"
     workload: str
     seed: int
     bounds: str

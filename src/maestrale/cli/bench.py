@@ -1,4 +1,4 @@
-"""`maestrale bench`: put load on a chat API and measure what it gives."""
+"""`maestrale bench`: put load on a server and measure what it gives."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from maestrale import __version__
 from maestrale.bench import report as reports
+from maestrale.bench.apis import APIS, BenchApi
 from maestrale.bench.client import BenchTarget, Client
 from maestrale.bench.conversation import BenchConversation, WorkloadOptions
 from maestrale.bench.file import from_file
@@ -86,6 +87,14 @@ class Range(click.ParamType[Any]):
 @click.argument("url", required=False)
 @api_key_options
 @click.option("--model", help="Model to ask. Default: the first that the server lists.")
+@click.option(
+    "--api",
+    "api_name",
+    type=click.Choice(tuple(APIS)),
+    default="chat",
+    show_default=True,
+    help="How it is asked: the same words in another API. Embeddings are of what is asked.",
+)
 @click.option(
     "--workload",
     type=click.Choice(NAMES),
@@ -156,6 +165,7 @@ def command(
     url: str | None,
     api_key: str | None,
     model: str | None,
+    api_name: str,
     workload: str,
     file: Path | None,
     concurrency: tuple[int, ...] | None,
@@ -173,10 +183,10 @@ def command(
     html: Path | None,
     to_json: Path | None,
 ) -> int:
-    """Load the chat API at URL (default: http://127.0.0.1:8000) and measure it.
+    """Load the API at URL (default: http://127.0.0.1:8000) and measure it.
 
-    Any OpenAI-compatible server that streams with usage. docs/guide/bench.md explains the workloads
-    and the measures.
+    Any server that streams with usage. docs/guide/bench.md explains the APIs, the workloads and the
+    measures.
 
     Exit code 0: measured. 1: no request of some load succeeded. 2: it could not be run.
     """
@@ -190,9 +200,9 @@ def command(
         for path in (html, None if printed else to_json):
             _check_folder(path)
         bounds = parse_bounds(slo) if slo else None
-        target = BenchTarget(
-            url or DEFAULT_URL, {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        )
+        api = APIS[api_name]
+        _check_whole(api, slo, max_tokens, ignore_eos)
+        target = BenchTarget(url or DEFAULT_URL, api.key_headers(api_key), api)
         options = WorkloadOptions(
             seed=seed,
             max_tokens=max_tokens,
@@ -214,6 +224,7 @@ def command(
             started=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             server=target.url,
             model=model,
+            api=api.name,
             workload=str(file) if file is not None else workload,
             seed=seed,
             bounds=str(bounds or ""),
@@ -244,7 +255,8 @@ async def _bench(
     out: Console,
 ) -> None:
     generator = Generator(client, found.model, series)
-    out.print(Text(f"{found.server} · {found.model} · {found.workload}", style="dim"))
+    what = f"{found.server} · {found.model} · {found.api} · {found.workload}"
+    out.print(Text(what, style="dim"))
     with BenchProgress(out, len(loads)) as progress:
         if warm_up:
             run = await generator.warm_up(warm_up, warm_up)
@@ -254,6 +266,18 @@ async def _bench(
             run = await generator.run(load, progress.watch)
             found.measurements.append(measure(run, bounds))
     client.close()
+
+
+def _check_whole(api: BenchApi, slo: str | None, max_tokens: int | None, ignore_eos: bool) -> None:
+    """Raises: CannotBench for what can't be asked of answers that come whole, without tokens."""
+    if api.streams:
+        return
+    if max_tokens is not None or ignore_eos:
+        raise CannotBench(
+            "--max-tokens and --ignore-eos are of answers; embeddings have no tokens."
+        )
+    if slo and parse_bounds(slo).most.keys() != {"e2e"}:
+        raise CannotBench("--slo: an embedding comes whole, so it can be bounded by e2e alone.")
 
 
 def _stop_if_hopeless(errors: list[str | None]) -> None:

@@ -16,6 +16,8 @@ from click.testing import CliRunner
 
 from api_app import CHAT, MODEL, api, make_settings
 from fake_chat_server import fake_chat_server
+from maestrale.bench.apis import APIS, EMBEDDINGS, BenchApi
+from maestrale.bench.apis import CHAT as CHAT_API
 from maestrale.bench.client import BenchTarget, Client
 from maestrale.bench.conversation import BenchConversation, BenchTurn, WorkloadOptions
 from maestrale.bench.load import Generator, LoadPoint, Run
@@ -35,9 +37,13 @@ def turn(text: str = "Hello", label: str = "one", **fields: Any) -> BenchTurn:
 
 
 async def load(
-    url: str, work: Iterator[BenchConversation], point: LoadPoint, timeout: float = 30
+    url: str,
+    work: Iterator[BenchConversation],
+    point: LoadPoint,
+    timeout: float = 30,
+    api: BenchApi = CHAT_API,
 ) -> Run:
-    client = Client(BenchTarget(url), timeout=timeout)
+    client = Client(BenchTarget(url, api=api), timeout=timeout)
     try:
         return await Generator(client, MODEL, work).run(point)
     finally:
@@ -61,6 +67,58 @@ async def test_tokens_are_the_servers_own_count() -> None:
     # Three tokens came at once, so there were fewer arrivals than tokens.
     assert all(len(record.exchange.times) < 40 for record in run.records)
     assert found.latencies.tpot.count == found.requests
+
+
+STREAMED = [name for name, one in APIS.items() if one.streams]
+
+
+@pytest.mark.parametrize("name", STREAMED)
+async def test_each_api_is_measured_alike(name: str) -> None:
+    """A conversation of three turns, each with all that was said before."""
+    options = {"tokens_per_step": "3", "length": "50"}
+    async with api(over_http=True, options=options, max_num_seqs=2) as running:
+        work = conversations("chat", WorkloadOptions(max_tokens=40))
+        point = LoadPoint(concurrency=1, requests=3)
+        run = await load(url_of(running.client), work, point, api=APIS[name])
+        stats = running.engine.stats()
+    found = measure(run)
+    assert found.errors == {}
+    assert found.completion_tokens == 40 * found.requests == stats.generation_tokens == 120
+    assert found.prompt_tokens == stats.prompt_tokens
+    assert found.latencies.tpot.count == 3
+    first, second, third = (record.exchange for record in run.records)
+    assert all(2 < len(each.times) < 40 and each.finish_reason for each in (first, second, third))
+    assert all(each.pieces >= len(each.times) for each in (first, second, third))
+    prompts = [each.usage.prompt_tokens for each in (first, second, third) if each.usage]
+    assert prompts[0] + 40 < prompts[1] < prompts[2] - 40
+
+
+async def test_embeddings_are_measured_whole(tmp_path: Path) -> None:
+    async with api(over_http=True, task="embed") as running:
+        url, work = url_of(running.client), conversations("chat", WorkloadOptions())
+        run = await load(url, work, LoadPoint(concurrency=4, requests=24), api=EMBEDDINGS)
+        found, prompts = measure(run), running.engine.stats().prompt_tokens
+        page, data = tmp_path / "r.html", tmp_path / "r.json"
+        to_files = ("--requests", "4", "--report", str(page), "--json", str(data))
+        code, text = await in_thread(url, "--api", "embeddings", "--slo", "e2e:9s", *to_files)
+        wrong = await in_thread(url, "--requests", "1")
+        refused = [
+            await in_thread(url, "--api", "embeddings", "--requests", "1", *more)
+            for more in (("--max-tokens", "9"), ("--ignore-eos",), ("--slo", "ttft:1s"))
+        ]
+    assert found.errors == {}
+    assert found.prompt_tokens == prompts > 0
+    assert found.completion_tokens == found.output_tokens_per_second == 0
+    assert found.input_tokens_per_second > 0
+    assert found.latencies.e2e.count == found.requests >= 24
+    assert code == 0, text
+    assert "whole answer" in text
+    assert "first token" not in text + page.read_text()
+    assert json.loads(data.read_text())["api"] == "embeddings"
+    assert wrong[0] == 2
+    assert "wrong_task" in wrong[1]
+    assert [code for code, _ in refused] == [2, 2, 2]
+    assert all("embedding" in text for _, text in refused)
 
 
 async def test_as_many_at_once_as_asked_for() -> None:
@@ -126,7 +184,7 @@ async def test_errors_are_counted_by_kind() -> None:
 async def test_a_stream_that_is_cut_off_is_no_success() -> None:
     with fake_chat_server("no [DONE]", "accepts all") as fake:
         run = await load(fake.url, series(turn()), LoadPoint(concurrency=1, requests=1))
-    assert [record.exchange.error for record in run.records] == ["cut off before [DONE]"]
+    assert [record.exchange.error for record in run.records] == ["cut off before its end"]
 
 
 async def test_nobody_there_and_nobody_answering() -> None:

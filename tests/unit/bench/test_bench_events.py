@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from maestrale.bench.apis import MESSAGES, RESPONSES, BenchApi
 from maestrale.bench.events import EventLog, error_of_body
 from maestrale.bounded import Oversized
 
@@ -69,6 +70,76 @@ def test_reasoning_is_text_too() -> None:
     log.add(event({"content": "yes"}), 2.0)
     assert log.first_token == 1.0
     assert log.times == [1.0, 2.0]
+
+
+def named(*events: dict[str, object]) -> bytes:
+    return b"".join(
+        f"event: {each['type']}\ndata: {json.dumps(each)}\n\n".encode() for each in events
+    )
+
+
+MESSAGE = named(
+    {"type": "message_start", "message": {"usage": {
+        "input_tokens": 7, "cache_read_input_tokens": 5, "output_tokens": 1}}},
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "ping"},
+    {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}},
+    {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "Hi"}},
+    {"type": "content_block_delta", "delta": {"type": "text_delta", "text": " you"}},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 3}},
+)  # fmt: skip
+MESSAGE_END = named({"type": "message_stop"})
+COUNTS = {"input_tokens": 12, "output_tokens": 3, "input_tokens_details": {"cached_tokens": 5}}
+RESPONSE = named(
+    {"type": "response.created", "response": {"status": "in_progress", "usage": None}},
+    {"type": "response.reasoning_text.delta", "delta": "hm"},
+    {"type": "response.output_text.delta", "delta": "Hi"},
+    {"type": "response.output_text.delta", "delta": " you"},
+    {"type": "response.output_text.done", "text": "Hi you"},
+)
+RESPONSE_END = named(
+    {"type": "response.completed", "response": {"status": "completed", "usage": COUNTS}}
+)
+OTHERS = {
+    "messages": (MESSAGES, MESSAGE, MESSAGE_END, "end_turn"),
+    "responses": (RESPONSES, RESPONSE, RESPONSE_END, "completed"),
+}
+
+
+@pytest.mark.parametrize(("api", "pieces", "end", "finish"), OTHERS.values(), ids=OTHERS)
+def test_other_apis_say_the_same_in_their_words(
+    api: BenchApi, pieces: bytes, end: bytes, finish: str
+) -> None:
+    log = EventLog(api, keep_text=True)
+    for now, block in enumerate((pieces + end).split(b"\n\n")[:-1]):
+        log.add(block + b"\n\n", float(now))
+    ending = log.close()
+    assert ending.done
+    assert ending.error is None
+    assert ending.finish_reason == finish
+    assert ending.pieces == len(log.times) == 3
+    assert log.text() == "Hi you"
+    assert ending.usage is not None
+    assert (ending.usage.prompt_tokens, ending.usage.completion_tokens) == (12, 3)
+    assert ending.usage.cached_tokens == 5
+
+
+@pytest.mark.parametrize(("api", "pieces", "end", "finish"), OTHERS.values(), ids=OTHERS)
+def test_other_apis_errors_and_cuts(api: BenchApi, pieces: bytes, end: bytes, finish: str) -> None:
+    overloaded = {"type": "overloaded_error", "message": "m"}
+    failed = {"error": {"code": "server_error"}}
+    failures: tuple[tuple[dict[str, object], str], ...] = (
+        ({"type": "error", "error": overloaded}, "overloaded_error"),
+        ({"type": "error", "code": "engine_died", "message": "m"}, "engine_died"),
+        ({"type": "response.failed", "response": failed}, "server_error"),
+    )
+    for failure, name in failures[:1] if api is MESSAGES else failures:
+        log = EventLog(api)
+        log.add(pieces + named(failure), 1.0)
+        assert log.close().error == name
+    log = EventLog(api)
+    log.add(pieces + b'data: {"type": 5}\n\ndata: {\n\n', 1.0)
+    assert not log.close().done
 
 
 def test_an_error_in_the_stream() -> None:

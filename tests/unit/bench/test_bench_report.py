@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from maestrale.bench.apis import ReportedUsage
 from maestrale.bench.client import Exchange
-from maestrale.bench.events import ReportedUsage
 from maestrale.bench.load import LoadPoint, RequestRecord, Run
 from maestrale.bench.plot import Line, chart, nice_step, spelled
 from maestrale.bench.report import as_html, as_json, print_report

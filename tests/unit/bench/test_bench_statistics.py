@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maestrale.bench.apis import ReportedUsage
 from maestrale.bench.client import Exchange
-from maestrale.bench.events import ReportedUsage
 from maestrale.bench.load import LoadPoint, RequestRecord, Run
 from maestrale.bench.results import measure
 from maestrale.bench.statistics import (
