@@ -23,10 +23,27 @@ def test_our_server_passes(server: Server, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     done = verify(server.url, "--json", "--report", str(report))
     assert done.code == 0, done.err
-    assert done.skipped() == {"A wrong key"}, "only what needs a key is skipped"
+    assert done.skipped() == {"A wrong key", "An embedding"}, "what needs a key, or another model"
     streams = [one for one in done.report["requests"] if one["folder"] == "Streaming"]
     assert all(one["first_token"] > 0 for one in streams)
     assert "The capital of France is" in report.read_text()
+
+
+def test_a_server_of_embeddings_alone_passes_and_what_asks_for_answers_is_skipped(
+    cache_dir: Path,
+) -> None:
+    with serving("--task", "embed", cache_dir=cache_dir) as server:
+        done = verify(server.url, "--json")
+    assert done.code == 0, done.err
+    requests = {one["name"]: one for one in done.report["requests"]}
+    for name in ("An embedding", "Several at once", "As base64", "No text at all"):
+        assert len(requests.pop(name)["assertions"]) > 1
+    for name in ("Models", "Health"):
+        assert not requests.pop(name)["skipped"]
+    (said,) = requests.pop("Does it chat, too?")["assertions"]
+    assert said["skipped"]
+    assert "embeddings only" in said["name"]
+    assert all(one["skipped"] for one in requests.values())
 
 
 def test_a_wrong_key_is_refused_where_a_key_is_asked_for(cache_dir: Path) -> None:

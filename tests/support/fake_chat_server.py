@@ -5,8 +5,10 @@ For tests of what *asks* a server: `faults` names what shall be wrong with the a
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -55,6 +57,7 @@ _ANSWERS = (
 )
 _GIBBERISH = "Zxq vrrm plokt uhgw ::) qwrtz {{ 你好 मुझे krrp ñandú ztk §§ фыва brmpf glrk xx zz qq"
 
+FAULTS_OF_EMBEDDINGS = ("unordered",)
 FAULTS = (
     "usage",
     "finish_reason",
@@ -86,13 +89,14 @@ class FakeServer:
 
 @contextlib.contextmanager
 def fake_chat_server(
-    *faults: str, key: str | None = None, messages: bool = True
+    *faults: str, key: str | None = None, messages: bool = True, embeds: bool = False
 ) -> Iterator[FakeServer]:
     """Serve until the block ends. With `key`, every route under /v1 asks for it.
 
-    `messages`: it has Anthropic's Messages API, too.
+    `messages`: it has Anthropic's Messages API, too. `embeds`: it makes embeddings, and nothing
+    else.
     """
-    unknown = set(faults) - set(FAULTS)
+    unknown = set(faults) - {*FAULTS, *FAULTS_OF_EMBEDDINGS}
     if unknown:
         raise ValueError(f"no such fault: {unknown}")
     fake = FakeServer("")
@@ -101,6 +105,7 @@ def fake_chat_server(
         server_faults = frozenset(faults)
         server_key = key
         has_messages = messages
+        embeds_only = embeds
         record = fake
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -126,6 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_faults: frozenset[str]
     server_key: str | None
     has_messages: bool
+    embeds_only: bool
     record: FakeServer
     protocol_version = "HTTP/1.1"
 
@@ -148,7 +154,10 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if not self._authorized():
                 raise _Refused(401, "wrong key", "invalid_api_key")
-            if self.path.startswith("/v1/responses"):
+            if self.embeds_only and self.path == "/v1/embeddings":
+                self._embed(json.loads(raw))
+                return
+            if self.embeds_only or self.path.startswith(("/v1/responses", "/v1/embeddings")):
                 raise _Refused(404, "there is no such route", "not_found")
             if "server error" in self.server_faults:
                 raise _Refused(500, "it broke", "internal_error")
@@ -197,6 +206,24 @@ class _Handler(BaseHTTPRequestHandler):
                 "usage": usage,
             },
         )
+
+    def _embed(self, asked: dict[str, Any]) -> None:
+        texts = [asked["input"]] if isinstance(asked["input"], str) else asked["input"]
+        if not texts:
+            raise _Refused(400, "no input", "invalid_value", "input")
+        vectors = [
+            [len(text) / 100, float("Paris" in text), float("sofa" in text) / 9] for text in texts
+        ]
+        if "unordered" in self.server_faults:
+            vectors.reverse()
+        packed = [base64.b64encode(struct.pack("<3f", *each)).decode() for each in vectors]
+        found = packed if asked.get("encoding_format") == "base64" else vectors
+        data = [
+            {"object": "embedding", "index": index, "embedding": each}
+            for index, each in enumerate(found)
+        ]
+        usage = {"prompt_tokens": 7, "total_tokens": 7}
+        self._send(200, {"object": "list", "model": MODEL, "data": data, "usage": usage})
 
     def _answer_message(self, asked: dict[str, Any]) -> None:
         if self.path.endswith("/count_tokens"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
 import struct
@@ -12,7 +13,9 @@ import openai
 import pytest
 from mistralai.client import Mistral
 
-from api_app import CHAT, MODEL, Api, api, api_in_thread, check_error, make_settings
+from api_app import CHAT, JSON, MODEL, Api, api, api_in_thread, check_error, make_settings
+from hostile_bodies import BAD_JSON, BAD_MODELS, MESSAGES, REFUSED_MEDIA_TYPES
+from otlp import collector
 
 pytestmark = pytest.mark.anyio
 
@@ -132,6 +135,60 @@ async def test_what_is_wrong_is_refused_by_name(name: str) -> None:
         assert await vectors(server)
 
 
+@pytest.mark.parametrize("name", BAD_JSON)
+async def test_bad_json(name: str) -> None:
+    body = BAD_JSON[name].replace(MESSAGES.encode(), b'"input":"Hello"')
+    for field in (b'"temperature"', b'"seed"', b'"n"'):
+        body = body.replace(field, b'"dimensions"')
+    async with api(make_settings(max_body_bytes=32 << 20), task="embed") as server:
+        check_error(await server.client.post(EMBED, content=body, headers=JSON), 400)
+        assert await vectors(server)
+
+
+async def test_other_models_methods_types_and_sizes_are_refused() -> None:
+    async with api(make_settings(max_body_bytes=2000), task="embed") as server:
+        for model in BAD_MODELS:
+            error = check_error(await post(server, model=model), 404, "model")
+            assert error["code"] == "model_not_found"
+        for headers in REFUSED_MEDIA_TYPES:
+            check_error(await server.client.post(EMBED, content=b"{}", headers=headers), 415)
+        check_error(await server.client.get(EMBED), 405)
+        check_error(await post(server, input="a" * 2000), 413)
+        assert await vectors(server)
+
+
+async def test_a_full_queue_refuses_embeddings_and_the_admitted_end() -> None:
+    settings = make_settings(max_waiting=2)
+    async with api(settings, task="embed", max_num_seqs=2) as server:
+        many = {"input": ["a" * 500] * 40}
+        answers = await asyncio.gather(*(post(server, **many) for _ in range(20)))
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert 0 < len(refused) < 20
+        for answer in refused:
+            assert check_error(answer, 503)["code"] == "queue_full"
+            assert answer.headers["retry-after"]
+        assert await vectors(server)
+        await server.idle()
+
+
+async def test_who_leaves_is_computed_for_no_longer() -> None:
+    options = {"tokens_per_second": "20"}
+    async with api(task="embed", options=options, over_http=True, max_num_seqs=2) as server:
+        many = {"model": MODEL, "input": ["a"] * 2048}
+        async with httpx.AsyncClient(base_url=server.client.base_url) as client:
+            task = asyncio.create_task(client.post(EMBED, json=many))
+            async with asyncio.timeout(5):
+                while not server.engine.stats().prompt_tokens:
+                    await asyncio.sleep(0.005)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        async with asyncio.timeout(5):
+            while (await server.client.get("/load")).json()["server_load"]:
+                await asyncio.sleep(0.02)
+        assert server.engine.stats().prompt_tokens < 500
+        assert await vectors(server)
+
+
 async def test_exactly_the_context_is_embedded() -> None:
     async with api(task="embed", max_model_len=64) as server:
         assert await vectors(server, input="a" * 64)
@@ -186,6 +243,33 @@ async def test_metrics_count_embeddings() -> None:
             line.startswith("vllm:prompt_tokens_total") and line.endswith(" 5.0")
             for line in text.splitlines()
         )
+
+
+async def test_the_status_page_counts_embeddings() -> None:
+    async with api(task="embed") as server:
+        await vectors(server, input=["abc", "de"])
+        status = (await server.client.get("/status.json")).json()
+        assert status["totals"]["prompt_tokens"] == 5
+        assert status["totals"]["generation_tokens"] == 0
+        assert status["events"] == []
+
+
+async def test_traces_have_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    with collector() as found:
+        settings = make_settings(otlp_traces_endpoint=found.url)
+        async with api(settings, task="embed") as server:
+            await vectors(server, input=["abc", "de"], dimensions=7)
+            span = found.until(lambda span: span["name"] == f"embeddings {MODEL}")
+    expected = {
+        "gen_ai.operation.name": "embeddings",
+        "gen_ai.request.model": MODEL,
+        "gen_ai.embeddings.dimension.count": 7,
+        "gen_ai.usage.input_tokens": 5,
+        "http.route": EMBED,
+    }
+    assert expected.items() <= span["attributes"].items()
+    assert not span["failed"]
 
 
 def test_openais_client_reads_floats_and_base64() -> None:

@@ -50,13 +50,27 @@ def test_a_good_server_passes() -> None:
         code, out, _ = verify(fake.url)
     assert code == 0, out
     last = out.strip().splitlines()[-1]
-    assert last.startswith("PASS: 38 requests, ")
-    assert "9 skipped" in last  # two of them for want of a key
+    assert last.startswith("PASS: 43 requests, ")
+    assert "14 skipped" in last  # two of them for want of a key
     assert "Responses" in out
     follow_up = next(one for one in fake.seen if "build their houses" in str(one["messages"][-1]))
     roles = [one["role"] for one in follow_up["messages"]]
     assert roles == ["user", "assistant"] * 3 + ["user"]
     assert follow_up["messages"][1]["content"].startswith('The mistral is a "cold" wind.\nIt blows')
+
+
+def test_a_server_that_makes_embeddings_alone() -> None:
+    with fake_chat_server(embeds=True) as fake:
+        code, out, _ = verify(fake.url)
+    assert code == 0, out
+    assert out.strip().splitlines()[-1].startswith("PASS: 43 requests, ")
+    assert "this server makes embeddings only" in " ".join(out.split())
+    assert "Embeddings / Several at once: status 200" in out
+    assert "Simple questions / The capital of France: status -" in out
+    with fake_chat_server("unordered", embeds=True) as fake:
+        code, out, _ = verify(fake.url)
+    assert code == 1
+    assert "✗ Embeddings / Several at once" in out
 
 
 @pytest.mark.slow
