@@ -6,6 +6,7 @@ import asyncio
 import base64
 import math
 import struct
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from mistralai.client import Mistral
 
 from api_app import CHAT, JSON, MODEL, Api, api, api_in_thread, check_error, make_settings
 from hostile_bodies import BAD_JSON, BAD_MODELS, MESSAGES, REFUSED_MEDIA_TYPES
+from maestrale.keys import add_key
 from otlp import collector
 
 pytestmark = pytest.mark.anyio
@@ -243,6 +245,20 @@ async def test_metrics_count_embeddings() -> None:
             line.startswith("vllm:prompt_tokens_total") and line.endswith(" 5.0")
             for line in text.splitlines()
         )
+
+
+async def test_a_keys_tokens_are_those_of_the_inputs(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret = add_key(path, "alice", tokens_per_minute=10)
+    async with api(make_settings(key_file=path), task="embed") as server:
+        check_error(await post(server), 401)
+        headers = {"authorization": f"Bearer {secret}"}
+        body = {"model": MODEL, "input": ["abc", "de", "fghi"]}
+        answer = await server.client.post(EMBED, json=body, headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers["x-ratelimit-reserved-tokens"] == "9"
+        assert answer.headers["x-ratelimit-remaining-tokens"] == "1"
+        check_error(await server.client.post(EMBED, json=body, headers=headers), 429)
 
 
 async def test_the_status_page_counts_embeddings() -> None:
