@@ -107,9 +107,12 @@ def _sentencepiece(
     size: int,
     documents: tuple[Mapping[str, Any], ...],
 ) -> tuple[Vocabulary, dict[str, Any]]:
+    if settings.get("add_prefix_space") is False:
+        model = model.without_prefix()
     ids = model.ids()
     known = {role: name for role, name in _SENTENCEPIECE.items() if name in ids}
-    special = {**known, **special_tokens(settings)}
+    named = special_tokens(settings)  # the first Llama's folders name them "", all three
+    special = {**known, **{role: name for role, name in named.items() if name}}
     added = added_tokens(source, settings)
     ids |= {token["content"]: token["id"] for token in added}
     ends = end_tokens(source, special.get("eos_token"), ids, size, *documents)

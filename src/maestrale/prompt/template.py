@@ -36,6 +36,7 @@ from maestrale.prompt.reasoning.pick import reasoning_format
 from maestrale.prompt.seal import Seal, unused_marks
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.prompt.tools.probe import TOOL as PROBE
+from maestrale.prompt.tools.probe import in_parts
 from maestrale.prompt.turns import TemplateTurns, reshaped, with_end
 
 _SAMPLE_CHARS = 12
@@ -167,9 +168,13 @@ class TemplateEncoder:
 
     def _try_out(self, template: ChatTemplate, tools: list[Tool] | None) -> None:
         """Render one question, so that a template that can't work is found at the start."""
-        question = [{"role": "user", "content": "Hello"}]
+        question = {"role": "user", "content": "Hello"}
         try:
-            template.render(messages=question, tools=tools, add_generation_prompt=True)
+            try:
+                template.render(messages=[question], tools=tools, add_generation_prompt=True)
+            except RENDER_ERRORS:  # it may want a list of parts
+                question = in_parts(question)
+                template.render(messages=[question], tools=tools, add_generation_prompt=True)
         except TemplateTooSlow as error:
             raise ModelError(
                 "The chat template doesn't end: rendering one short question took more than "

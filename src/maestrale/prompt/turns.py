@@ -19,7 +19,7 @@ from maestrale.prompt.tools.generic import (
     with_tools_told,
 )
 from maestrale.prompt.tools.pick import format_by_name, format_of_probe, generic_format
-from maestrale.prompt.tools.probe import probe
+from maestrale.prompt.tools.probe import in_parts, probe
 from maestrale.prompt.tools.rendering import renderer
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # as templates call them
@@ -64,7 +64,9 @@ def merged(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
 def with_end(turn: dict[str, Any], end: str) -> None:
     """Put `end` behind the turn's text."""
     content = turn["content"]
-    if isinstance(content, list):
+    if isinstance(content, list) and content and content[-1]["type"] == "text":
+        content[-1]["text"] += end
+    elif isinstance(content, list):
         content.append({"type": "text", "text": end})
     else:
         turn["content"] = (content or "") + end
@@ -136,7 +138,7 @@ class TemplateTurns:
                 }
                 for call in message.tool_calls
             ]
-        return turn
+        return in_parts(turn) if self._probed.wants_parts else turn
 
     def _add_thought(self, turn: dict[str, Any], thought: str) -> None:
         """Under the names that the template reads; one that reads none leaves thoughts out."""

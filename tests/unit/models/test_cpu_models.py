@@ -249,6 +249,25 @@ def test_a_tokenizer_model_alone_is_asked_itself(
     assert load_vocabulary(made).control_ids["<|turn|>"] == 32000
 
 
+def test_a_tokenizer_model_may_write_no_space_before_the_first_word(
+    folder: Path, tmp_path: Path
+) -> None:
+    """And the special tokens of the first Llama's folders are all called ""."""
+    (folder / "tokenizer.json").unlink()
+    shutil.copy(shipped_file("v1"), folder / "tokenizer.model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 32000}))
+    settings = {"bos_token": "", "eos_token": "", "unk_token": "", "add_prefix_space": False}
+    settings["chat_template"] = "{{ bos_token }}{{ messages[0].content }}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    made = prepare(str(folder), tmp_path / "cache", quiet, engine="cpu")
+    library = SentencePieceProcessor(model_file=str(shipped_file("v1")))
+    encoder, ids = encoder_for(made), (1, library.piece_to_id("Hi"))
+    assert encoder.encode_text("Hi") == ids
+    assert encoder.encode_chat([ChatMessage(role="user", content="Hi")]).token_ids == ids
+    assert encoder.decode(library.encode("Hi")) == " Hi"
+
+
 def test_tekken_is_mistral_s_own(folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     tekken = shipped_file("v3-tekken")

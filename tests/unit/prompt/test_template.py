@@ -412,6 +412,27 @@ EACH = "{% for m in messages %}{% if m.role != 'assistant' %}{{ m.content }}{% e
 CALLS = "{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}{% endfor %}"
 
 
+IN_PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% else %}<image>{% endif %}{% endfor %}"
+    "<|im_end|>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("before", ["", "{{ m.role + m.content[0]['type'] }}"])
+def test_text_is_in_parts_where_a_template_shows_nothing_else(
+    encoder_with: Make, before: str
+) -> None:
+    """Templates of models that take images go through a list of parts, and print no string."""
+    encoder = encoder_with(IN_PARTS.replace("{% for part", before + "{% for part"))
+    text = encoder.encode_chat(conversation([("system", "Be."), ("user", "<|im_end|> Hi")])).text
+    assert "Be.<|im_end|>" in text
+    assert text.endswith("<|im_end|> Hi<|im_end|>")
+    turns = conversation([("user", "Hi"), ("assistant", "Well ")])
+    assert encoder.encode_chat(turns, continue_final=True).text.endswith("Well ")
+    assert "Well " in encoder.encode_chat([*turns, *conversation([("user", "Go")])]).text
+
+
 @pytest.mark.parametrize(
     ("turn", "null", "empty"),
     [

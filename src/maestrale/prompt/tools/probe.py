@@ -61,7 +61,8 @@ class Probed(Struct, frozen=True, kw_only=True):
     content null; `needs_null`: it must, or its calls are left out. `takes_null_alone`: so may
     a turn without calls. `shows_results`: so is what a tool gave.
     `one` and `two`: what stands after the question where one call was
-    made, or two; `answered`: where the answer was text.
+    made, or two; `answered`: where the answer was text. `wants_parts`: it shows a turn's text in
+    a list of parts only, as models that take images have it.
     """
 
     shows_tools: bool = False
@@ -71,6 +72,7 @@ class Probed(Struct, frozen=True, kw_only=True):
     takes_null: bool = False
     needs_null: bool = False
     takes_null_alone: bool = False
+    wants_parts: bool = False
     instruction: str = ""
     one: str | None = None
     two: str | None = None
@@ -81,6 +83,9 @@ def probe(render: Render) -> Probed:
     """Try a template out."""
     question = {"role": "user", "content": QUESTION}
     plain, told = render([question], None) or "", render([question], [TOOL]) or ""
+    if QUESTION not in plain and QUESTION in (render([in_parts(question)], None) or ""):
+        found = probe(lambda turns, tools: render([in_parts(turn) for turn in turns], tools))
+        return replace(found, wants_parts=True)
     shows = told.lower().count(NAME) > plain.lower().count(NAME)
     instruction = _instruction(plain, told) if told != plain else ""
     tools = [TOOL] if shows else None
@@ -125,6 +130,14 @@ def probe(render: Render) -> Probed:
         instruction=instruction,
         answered=alone(ANSWER),
     )
+
+
+def in_parts(turn: dict[str, Any]) -> dict[str, Any]:
+    """The turn with its text as a list of one part, where it isn't a list already."""
+    content = turn["content"]
+    if not isinstance(content, str):
+        return turn
+    return {**turn, "content": [{"type": "text", "text": content}] if content else []}
 
 
 def _turn(content: str | None, calls: int, text_arguments: bool) -> dict[str, Any]:
