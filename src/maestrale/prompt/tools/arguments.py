@@ -167,17 +167,39 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
 
 
 def python_arguments(text: str) -> dict[str, Any] | None:
-    """The arguments of `(a='x', b=[1, True])`, JSON's words taken as well; None if it is none."""
+    """The arguments of `(a='x', b=[1, True])`, JSON's words taken as well; None if it is none.
+
+    Names may be such as Python doesn't have (`$filter`).
+    """
     if len(text) > MAX_PYTHON:
         return None
+    names: dict[str, str] = {}
     try:
+        written = _with_identifiers(text, names)
         with warnings.catch_warnings(action="ignore"):  # of odd escapes, which are taken
-            tree = ast.parse(f"f{text}", mode="eval").body
+            tree = ast.parse(f"f{written}", mode="eval").body
         if not isinstance(tree, ast.Call) or tree.args:
             return None
-        return {str(each.arg): _literal(each.value) for each in tree.keywords if each.arg}
+        return {names[each.arg]: _literal(each.value) for each in tree.keywords if each.arg}
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
+
+
+_PYTHON_PIECE = re.compile(
+    r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[()\[\]{},=]|[^()\[\]{},='\"]+|.", re.DOTALL
+)
+
+
+def _with_identifiers(text: str, names: dict[str, str]) -> str:
+    """The arguments with `k0`, `k1` … for their names, which are noted in `names`."""
+    pieces = _PYTHON_PIECE.findall(text)
+    depth = 0
+    for index, piece in enumerate(pieces):
+        if piece == "=" and depth == 1 and index > 1 and pieces[index - 2] in ("(", ","):
+            name = f"k{len(names)}"
+            names[name], pieces[index - 1] = pieces[index - 1].strip(), name
+        depth += (piece in "([{") - (piece in ")]}")
+    return "".join(pieces)
 
 
 def _literal(node: ast.expr) -> Any:
@@ -215,7 +237,9 @@ def bare_object(text: str, quote: str) -> dict[str, Any] | None:
         if place % 2:
             written.append(json.dumps(part, ensure_ascii=False))
         else:
-            written.append(re.sub(r"([{,]\s*)([\w.-]+)(\s*:)", r'\1"\2"\3', part))
+            written.append(
+                re.sub(r"([{,]\s*)([^\s{}\[\],:\"][^{}\[\],:\"]*?)(\s*:)", r'\1"\2"\3', part)
+            )
     try:
         value = json.loads("".join(written))
     except (ValueError, RecursionError):

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import asdict, replace
+
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.messages import ToolCall
 from maestrale.prompt.tools import arguments
@@ -22,6 +24,8 @@ class LayoutFormat:
 
     def __init__(self, layout: Layout, vocabulary: Vocabulary) -> None:
         self.layout = layout
+        texts = {k: v.replace(WILD, "0") for k, v in asdict(layout).items() if WILD in v}
+        self._written = replace(layout, **texts)
         self.name = layout.name
         used = "\n".join(layout.texts())
         self.controls = {
@@ -41,12 +45,12 @@ class LayoutFormat:
 
     def write(self, calls: Sequence[ToolCall]) -> str:
         """See `ToolFormat.write`."""
-        layout = self.layout
+        layout = self._written
         written = layout.between.join(self._core(call) for call in calls)
-        return f"{layout.opener}{written}{layout.closer}".replace(WILD, "0")
+        return f"{layout.opener}{written}{layout.closer}"
 
     def _core(self, call: ToolCall) -> str:
-        layout = self.layout
+        layout = self._written
         if layout.style == "json":
             return f"{layout.before}{call.name}{layout.middle}{call.arguments}{layout.after}"
         try:
@@ -62,7 +66,7 @@ class LayoutFormat:
         return call.name + layout.middle + "".join(self._argument(*item) for item in values.items())
 
     def _argument(self, key: str, value: Any) -> str:
-        layout = self.layout
+        layout = self._written
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         close = layout.key_close if isinstance(value, str) else layout.key_close_json
         return f"{layout.key_open}{key}{close}{text}{layout.value_close}"

@@ -217,7 +217,10 @@ class LayoutParser(ToolCallParser):
             return (buffer[at:].strip(), "", len(buffer)) if last and not self._cut else None
         key, start = begun
         close = units(layout.value_close)
-        stop = buffer.find(close[0], start)
+        value = (
+            ObjectEnd().find(buffer[start:]) if self._is_json(key, buffer[start : start + 1]) else 0
+        )
+        stop = -1 if value is None else buffer.find(close[0], start + value)
         if stop < 0:
             if not last or self._cut:
                 return None
@@ -248,6 +251,10 @@ class LayoutParser(ToolCallParser):
 
     def _value(self, key: str, text: str) -> Any:
         return value_of(self._schema_of(key), self._schema, text)
+
+    def _is_json(self, key: str, first: str) -> bool:
+        """Whether a value is an object or a list, in whose texts a closing tag may stand."""
+        return first in ("{", "[") and not may_be_text(self._schema_of(key), self._schema)
 
     def _schema_of(self, key: str) -> Any:
         named = self._schema.get("properties", {})

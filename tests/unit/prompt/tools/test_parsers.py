@@ -429,6 +429,40 @@ def test_a_required_call_cut_anywhere_is_that_call_and_no_text(name: str) -> Non
             assert len(calls) <= 1
 
 
+ODD: list[tuple[str, dict[str, Any]]] = [
+    *(
+        (name, {"s": "\0 and 0"})
+        for name in ("qwen3_coder", "glm45", "gemma4", "hermes", "kimi_k2")
+    ),
+    ("qwen3_coder", {"o": {"a": ["</parameter>", "<parameter=s>"]}}),
+    ("glm45", {"l": ["</arg_value>"]}),
+    *(
+        (name, {"$filter": "a=1", "a b": "(c='d', e)", "x.y": {"k": 1}})
+        for name in ("pythonic", "lfm2")
+    ),
+    *(
+        (name, {"$filter": "a:1", "o": {"a b": 1, "c-d": "{e: 1}"}})
+        for name in ("gemma4", "functiongemma")
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), ODD)
+def test_odd_arguments_are_read_as_they_are_written(name: str, arguments: dict[str, Any]) -> None:
+    kinds = {"s": {"type": "string"}, "o": {"type": "object"}, "l": {"type": "array"}}
+    schemas = {"f": json.dumps({"type": "object", "properties": kinds})}
+    form = format_by_name(name, PLAIN)
+    call = ToolCall(id="", name="f", arguments=json.dumps(arguments))
+    for size in (1, 1000):
+        parser = form.parser(CallReader(["f"], b"", schemas=schemas), parallel=True)
+        written = form.write([call])
+        parts = [written[at : at + size] for at in range(0, len(written), size)]
+        found = [parser.push(part) for part in parts] + [parser.push("", last=True)]
+        calls = [json.loads(each.arguments) for parsed in found for each in parsed.calls]
+        assert calls == [arguments]
+        assert not "".join(parsed.text for parsed in found)
+
+
 @pytest.mark.parametrize("name", PARSERS)
 def test_earlier_calls_are_written_as_they_are_read(name: str) -> None:
     count = 1 if name == "openai" else 2
