@@ -27,7 +27,9 @@ from maestrale.engines.base import Constraint, EngineConfig, TaskChoice
 from maestrale.engines.constraint import compile_constraint, grammar_text
 from maestrale.engines.scripted import ScriptedEngine
 from maestrale.errors import InvalidRequest, Location
+from maestrale.models.fim_tokens import FimMarks
 from maestrale.models.vocabulary import BYTE_EOS, byte_vocabulary
+from maestrale.prompt.fill_in_the_middle import around_gap
 from maestrale.prompt.jinja import TemplateReads
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool, refuse_if_hopeless
 from maestrale.prompt.reasoning.base import ReasoningFormat
@@ -52,6 +54,7 @@ class ByteEncoder:
         self.reasoning = reasoning
         self.reads = TemplateReads()
         self.native_tools = tool_format is not None
+        self.fim_marks: FimMarks | None = None
 
     def encode_chat(
         self,
@@ -79,6 +82,13 @@ class ByteEncoder:
     ) -> tuple[int, ...]:
         refuse_if_hopeless([text], 1, max_tokens)
         return tuple(text.encode())
+
+    def encode_fim(
+        self, prefix: str, suffix: str, *, add_bos: bool = True, max_tokens: int | None = None
+    ) -> tuple[int, ...]:
+        assert self.fim_marks is not None
+        refuse_if_hopeless([prefix, suffix], 1, max_tokens)
+        return around_gap(self.fim_marks, begin=(), prefix=prefix.encode(), suffix=suffix.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(token for token in ids if token != BYTE_EOS).decode(errors="replace")
@@ -141,12 +151,14 @@ async def api(
     base_url: str = "http://127.0.0.1:8000",
     tools: bool = False,
     thinks: bool = False,
+    fills: bool = False,
     task: TaskChoice = "generate",
     dialects: Dialects = DIALECTS,
 ) -> AsyncIterator[Api]:
     """The app on a started engine; `over_http` puts it behind a real uvicorn on a free port.
 
-    With `tools` the model knows Hermes' format of tool calls; with `thinks` it thinks in tags.
+    With `tools` the model knows Hermes' format of tool calls; with `thinks` it thinks in tags,
+    and with `fills` it has marks for filling in the middle: the bytes 1 to 3.
     `task` embed: it is served for embeddings.
     """
     settings = settings or make_settings()
@@ -167,6 +179,8 @@ async def api(
         LayoutFormat(HERMES, vocabulary) if tools else None,
         TagFormat(KNOWN[1], vocabulary) if thinks else None,
     )
+    if fills:
+        encoder.fim_marks = FimMarks(prefix=1, suffix=2, middle=3, ends=(1, 2, 3, 4))
     backend = Backend(settings)
     deployment = backend.deployments.default
     service = ChatService(

@@ -30,24 +30,32 @@ from maestrale.api.sse import COMMENT, EventStream, Headers, while_connected
 from maestrale.chat.answer import Answer
 from maestrale.chat.options import Conversation, Inputs, Options, Prompts
 from maestrale.chat.reader import Piece
+from maestrale.chat.service import ChatService
 from maestrale.errors import InvalidRequest, Location, MaestraleError, Unavailable
 from maestrale.logs import LOGGER
 from maestrale.models.sampling_defaults import SamplingDefaults
 
 
 class Serving(Struct, frozen=True, kw_only=True):
-    """What a body is read with: the most choices allowed, and the model's sampling defaults."""
+    """What a body is read with: the most choices allowed, the model's sampling defaults, and the
+    length of its context in tokens.
+    """
 
     max_n: int
     sampling: SamplingDefaults
+    context_length: int
+
+
+def serving_of(backend: Backend, deployment: Deployment, service: ChatService) -> Serving:
+    """What bodies for this model are read with."""
+    return Serving(
+        max_n=backend.settings.max_n,
+        sampling=deployment.sampling,
+        context_length=service.context_length,
+    )
 
 
 B = TypeVar("B", bound=Struct)
-
-
-def serving_of(backend: Backend, deployment: Deployment) -> Serving:
-    """What bodies for this model are read with."""
-    return Serving(max_n=backend.settings.max_n, sampling=deployment.sampling)
 
 
 def answering(
@@ -81,7 +89,7 @@ async def prepare(
     deployment = context.deployment = backend.deployments.resolve(model)
     service = await deployment.service()
     context.model = deployment.names[0]
-    asked = read(serving_of(backend, deployment))
+    asked = read(serving_of(backend, deployment, service))
     context.operation = asked.operation
     context.rename(asked.renamed)
     _check_auto(asked.options, deployment.settings.enable_auto_tool_choice)
@@ -211,6 +219,7 @@ class AnswerResponse:
                 thoughts[piece.index].append(piece.reasoning)
                 merged[piece.index].logprobs += piece.logprobs
                 merged[piece.index].calls += piece.calls
+                merged[piece.index].token_ids += piece.token_ids
                 merged[piece.index].finish_reason = piece.finish_reason
                 merged[piece.index].stopped_by = piece.stopped_by
         for piece in merged:

@@ -26,6 +26,7 @@ ANY_OBJECT = Constraint("json_schema", '{"type":"object"}')  # JSON, whatever is
 MAX_SCHEMA_BYTES = 64 * 1024
 
 PROMPT = Location("prompt")
+SUFFIX = Location("suffix")
 TOOLS = Location("tools")
 INPUT = Location("input")
 CONSTRAINT = Location("constraint")
@@ -43,9 +44,13 @@ class Conversation(Struct, frozen=True, kw_only=True):
 
 
 class Prompts(Struct, frozen=True):
-    """Plain texts, or token ids, to go on from; each has answers of its own."""
+    """Plain texts, or token ids, to go on from; each has answers of its own.
+
+    With a `suffix` each is a text before a gap and that the text behind it: the answer fills it.
+    """
 
     prompts: tuple[str | Sequence[int], ...]
+    suffix: str | None = None
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -80,10 +85,11 @@ class Options(Struct, frozen=True, kw_only=True):
     """How to answer: what the request says beside its prompt, validated and with defaults.
 
     `max_tokens` None means what remains of the context; thoughts count. `constraint`, `stop` and
-    `tools` are for what comes after the model's thoughts. With `echo` the answer begins with the
-    prompt, and its log-probabilities with those of the prompt's tokens. `seed` None means draw
-    one. `template_variables` go to the chat template. `tools` None means that none may be
-    called. `key` names who asks: keys take turns.
+    `tools` are for what comes after the model's thoughts. With `include_stop` the stop string
+    that ends an answer is part of it, and with `token_ids` each piece tells its own. With `echo`
+    the answer begins with the prompt, and its log-probabilities with those of the prompt's tokens.
+    `seed` None means draw one. `template_variables` go to the chat template. `tools` None means
+    that none may be called. `key` names who asks: keys take turns.
     """
 
     n: int = 1
@@ -92,11 +98,13 @@ class Options(Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
+    include_stop: bool = False
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     constraint: Constraint | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    token_ids: bool = False
     reasoning: Reasoning = Reasoning()
     template_variables: tuple[tuple[str, bool | int | str], ...] = ()
     echo: bool = False

@@ -43,7 +43,8 @@ class Piece(Struct):
     """What became ready of one choice; the last piece of a choice has a `finish_reason`.
 
     `reasoning` is what the model thought, and comes before `text`. `stopped_by` is the stop
-    string that ended it, if one did.
+    string that ended it, if one did. `token_ids`, where they were asked for, are all that were
+    generated since the piece before; text of theirs may still be held back.
     """
 
     index: int
@@ -53,6 +54,7 @@ class Piece(Struct):
     calls: tuple[ToolCall, ...] = ()
     stopped_by: str | None = None
     reasoning: str = ""
+    token_ids: tuple[int, ...] = ()
 
 
 class Formats(Struct, frozen=True):
@@ -101,6 +103,7 @@ class ChoiceReader:
         control = vocabulary.control_ids
         # A control token has no text: as a stop string it is found by its id.
         self._named_stops = {control[stop]: stop for stop in options.stop if stop in control}
+        self._ids: list[int] = []  # not told yet, where they are asked for
         self._text = lead
         self._offset = len(lead)  # characters given out, or not held back any more
         self._begun = False
@@ -117,6 +120,8 @@ class ChoiceReader:
     def push(self, delta: TokenDelta) -> Piece | None:
         """Take tokens; what became ready, if anything did."""
         self.generated += len(delta.token_ids)
+        if self._options.token_ids:
+            self._ids += delta.token_ids
         self.finish = delta.finish_reason
         reasoning, fresh = self._spell(delta)
         last = self.finish is not None
@@ -132,6 +137,7 @@ class ChoiceReader:
             fresh, matched = self._stops.push(fresh)
             if matched is not None:
                 self.finish = "stop"
+                fresh += matched if self._options.include_stop else ""
             elif self.finish is not None:
                 fresh += self._stops.flush()
         self._text += fresh
@@ -143,16 +149,25 @@ class ChoiceReader:
         if self.finish is not None:
             if matched is None and self.finish == "stop" and delta.token_ids:
                 matched = self._named_stops.get(delta.token_ids[-1])
+                if matched is not None and self._options.include_stop:
+                    self._text += matched
             called = self.finish == "stop" and self._tools is not None and self._tools.called
             ended: AnswerFinish = "calls" if called else self.finish
-            return Piece(self._index, self._text, entries, ended, calls, matched, reasoning)
+            ids = self._told_ids()
+            return Piece(self._index, self._text, entries, ended, calls, matched, reasoning, ids)
         # Where much may be held back, the first piece tells that work has begun.
         parses = self._tools is not None or self._reasoning is not None
-        if not (self._text or reasoning or entries or calls or (parses and not self._begun)):
+        ready = self._text or reasoning or entries or calls or self._ids
+        if not ready and (self._begun or not parses):
             return None
         self._begun = True
         text, self._text = self._text, ""
-        return Piece(self._index, text, entries, None, calls, None, reasoning)
+        ids = self._told_ids()
+        return Piece(self._index, text, entries, None, calls, None, reasoning, ids)
+
+    def _told_ids(self) -> tuple[int, ...]:
+        told, self._ids = tuple(self._ids), []
+        return told
 
     def _spell(self, delta: TokenDelta) -> tuple[str, str]:
         """The delta's thoughts, and the text that is none."""

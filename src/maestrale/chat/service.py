@@ -36,6 +36,7 @@ from maestrale.chat.embedding import check_dimensions, check_task
 from maestrale.chat.options import (
     CONSTRAINT,
     PROMPT,
+    SUFFIX,
     TOOLS,
     Conversation,
     Inputs,
@@ -50,6 +51,7 @@ from maestrale.chat.thinking import ThinkingPlan, constrained_by, constraint_of,
 from maestrale.chat.tokenizer import Tokenizer
 from maestrale.engines.base import Constraint, Engine, EngineInfo, GenerationRequest
 from maestrale.errors import ConstraintError, InvalidRequest, Location, UnsupportedParameter
+from maestrale.models.fim_tokens import KNOWN_MODELS
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.encode import PromptEncoder
 from maestrale.prompt.messages import MESSAGES, EncodedPrompt
@@ -157,8 +159,13 @@ class ChatService:
     async def _continue(self, asked: Prompts, options: Options) -> Answer:
         """The continuation of plain prompts: choices of the first come first."""
         special = options.add_special_tokens
-        encode = self.tokenizer.encode_prompt
-        encoded = [await encode(prompt, add_bos=special) for prompt in asked.prompts]
+        if asked.suffix is not None:
+            options = self._until_a_mark(options)
+            encode_fim, suffix = self.tokenizer.encode_fim, asked.suffix
+            encoded = [await encode_fim(each, suffix, add_bos=special) for each in asked.prompts]
+        else:
+            encode = self.tokenizer.encode_prompt
+            encoded = [await encode(prompt, add_bos=special) for prompt in asked.prompts]
         leads = [""] * len(encoded)
         if options.echo:
             leads = [
@@ -201,6 +208,22 @@ class ChatService:
             formats=Formats(),
             dimensions=asked.dimensions,
         )
+
+    def _until_a_mark(self, options: Options) -> Options:
+        """What fills a gap ends at a mark, too. Raises: UnsupportedParameter without marks."""
+        marks = self.encoder.fim_marks
+        if marks is None:
+            raise UnsupportedParameter(
+                SUFFIX,
+                " is not supported by this model: its vocabulary has no marks for filling in the "
+                f"middle, as those of {KNOWN_MODELS} have. Without it a completion goes on from ",
+                PROMPT,
+                ".",
+                at=SUFFIX,
+            )
+        if options.ignore_eos:
+            return options
+        return structs.replace(options, stop_token_ids=(*options.stop_token_ids, *marks.ends))
 
     async def _vet(self, constraint: Constraint, asked: Options, at: Location) -> Constraint:
         """The constraint, written down.

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from maestrale.chat.embedding import check_length, place_of
-from maestrale.chat.options import PROMPT, Conversation, check_token_ids, too_long
+from maestrale.chat.options import PROMPT, SUFFIX, Conversation, check_token_ids, too_long
 from maestrale.errors import InvalidRequest, Location
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import IncrementalDecoder
@@ -112,6 +112,22 @@ class Tokenizer:
         except InvalidRequest as error:
             error.at = at
             raise
+
+    async def encode_fim(
+        self, prompt: str | Sequence[int], suffix: str, *, add_bos: bool
+    ) -> tuple[int, ...]:
+        """The prompt that asks for what stands between two texts. Raises: InvalidRequest."""
+        if not isinstance(prompt, str):
+            raise InvalidRequest(
+                PROMPT, " must be text where ", SUFFIX, " is given, not token ids.", at=PROMPT
+            )
+        limit = self._limit()
+
+        def encode() -> tuple[int, ...]:
+            return self.encoder.encode_fim(prompt, suffix, add_bos=add_bos, max_tokens=limit)
+
+        heavy = len(prompt) + len(suffix) > LONG_TEXT
+        return await self._in_thread(encode, heavy=heavy)
 
     async def decode(self, token_ids: Sequence[int]) -> str:
         """What these ids spell, at most as many as the context holds. Raises: InvalidRequest."""

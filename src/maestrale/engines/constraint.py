@@ -17,6 +17,7 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
 from maestrale.engines.base import Constraint
+from maestrale.engines.gbnf import is_gbnf, lark_of
 from maestrale.engines.schema.grammar import rules
 from maestrale.errors import ConstraintError
 from maestrale.models.vocabulary import Vocabulary
@@ -215,7 +216,8 @@ def _lark(constraint: Constraint) -> str:
         raise ValueError("the directive '%llguidance' is not allowed")
     written = [rules(name, schema) for name, schema in constraint.schemas]
     written += [_rule(name, inner) for name, inner in constraint.nested]
-    return "\n".join([constraint.value, *written])
+    value = lark_of(constraint.value) if is_gbnf(constraint.value) else constraint.value
+    return "\n".join([value, *written])
 
 
 def _explain(label: str, reason: str) -> str:

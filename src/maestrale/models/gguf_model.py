@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import structs
 
 from maestrale.errors import ModelError
+from maestrale.models.fim_tokens import stated_marks
 from maestrale.models.gguf_file import check_is_model, read_gguf_model
 from maestrale.models.gguf_tokenizer import (
     byte_level_tokenizer,
@@ -107,6 +108,7 @@ def write_tokenizer(
         chat_template=default,
         named_templates=named,
         special_tokens=_special_tokens(metadata),
+        fim_token_ids=stated_marks(metadata, len(pieces_of(metadata)[0])),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maestrale.errors import ModelError
+from maestrale.models.fim_tokens import marks_in
 from maestrale.models.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, byte_level
 from maestrale.models.vocabulary import Vocabulary, decode_byte_level
 
@@ -106,6 +107,8 @@ def pieces_of(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(pieces)
     if not _is_list_of(types, int) or len(types) != len(pieces):
         raise ModelError("The GGUF file is damaged: its token types don't match its tokens.")
+    if marks := marks_in(pieces, metadata):  # converters flag them in many ways
+        types = [CONTROL if token in marks else kind for token, kind in enumerate(types)]
     return pieces, types
 
 

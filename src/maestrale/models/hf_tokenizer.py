@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from maestrale.errors import ModelError
+from maestrale.models.fim_tokens import marks_among
 from maestrale.models.gguf_tokenizer import spelling
 from maestrale.models.mistral_vocabulary import recognise
 from maestrale.models.vocabulary import Vocabulary, decode_byte_level
@@ -44,11 +45,17 @@ def hf_vocabulary(tokenizer: Mapping[str, Any], size: int, ends: tuple[int, ...]
             if token >= size:
                 raise ModelError(f"The tokenizer has {token + 1} tokens, the model only {size}.")
             spelled[token] = spell(piece)
+    marks = marks_among({name: id_ for name, id_ in ids_of(tokenizer).items() if id_ < size})
     for token in added:
         if token["id"] < size:
-            spelled[token["id"]] = b"" if token["special"] else token["content"].encode()
-            if token["special"]:
+            special = token["special"] or token["id"] in marks  # Qwen's aren't flagged
+            spelled[token["id"]] = b"" if special else token["content"].encode()
+            if special:
                 control[token["content"]] = token["id"]
+    for piece, token in _pieces(tokenizer).items():
+        if token in marks:
+            spelled[token] = b""
+            control.setdefault(piece, token)
     return Vocabulary(
         token_bytes=tuple(spelled),
         control_ids=control,

@@ -25,7 +25,7 @@ from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 METADATA_FILE = "maestrale.json"
 SOURCE_LINK = "source"
 MOST_READ = 64 << 20  # bytes of a file that is read and compared at each start; others by size
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 
 
 # A string that is no UTF-8 has an error of its own.
@@ -40,8 +40,9 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     SHA-256 of them; empty for the CPU engine, which learns it as it reads them.
     `vocab_size` is the length of a row of logits. Plain text (not chat, whose template decides)
     is put between `text_prefix` and `text_suffix`. `named_templates`: further chat templates, such
-    as tool_use. `special_tokens`: what templates call bos_token, eos_token and so on. `sizes` holds
-    the bytes of each file beside this one, by name: a folder that differs was damaged.
+    as tool_use. `special_tokens`: what templates call bos_token, eos_token and so on.
+    `fim_token_ids`: marks for filling in the middle that the file states by id. `sizes` holds the
+    bytes of each file beside this one, by name: a folder that differs was damaged.
     `sampling`: how its makers want it sampled. `pooling`: how it makes one vector of a text, where
     it is an embedding model; `headless`: it has nothing to make tokens with. `digests`:
     SHA-256 of the files that are read again at each start; `checksum`: of this struct.
@@ -59,6 +60,7 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     chat_template: str | None = None
     named_templates: dict[str, str] = {}
     special_tokens: dict[str, str] = {}
+    fim_token_ids: dict[str, int] = {}
     source: str = ""
     weights_digest: str = ""
     sampling: SamplingDefaults = NEUTRAL

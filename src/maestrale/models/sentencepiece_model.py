@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maestrale.errors import ModelError
+from maestrale.models.fim_tokens import marks_in
 from maestrale.models.gguf_tokenizer import (
     BYTE,
     CONTROL,
@@ -122,8 +123,9 @@ class SentencePieceModel:
         """What each token spells, for `size` rows of logits."""
         spelled = [b""] * max(size, len(self.pieces))
         control: dict[str, int] = {}
+        marks = marks_in(piece.text for piece in self.pieces)
         for token, piece in enumerate(self.pieces):
-            if piece.kind in (CONTROL, UNKNOWN):
+            if piece.kind in (CONTROL, UNKNOWN) or token in marks:
                 control[piece.text] = token
             elif piece.kind != UNUSED:
                 spelled[token] = spelling(piece.text)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from maestrale.errors import ModelError
 from maestrale.models.catalog import CATALOG, find_model
+from maestrale.models.fim_tokens import FimMarks
 from maestrale.models.prepared import PreparedModel, load_prepared
 from maestrale.models.vocabulary import load_vocabulary
 from maestrale.prompt.jinja import TemplateReads
@@ -24,12 +25,14 @@ class PromptEncoder(Protocol):
     `tool_format` is how the model writes tool calls; None without chat. `native_tools` tells that
     its prompts know tools; others are told of them in plain text. `reasoning` is how the model
     marks its thoughts; None: it isn't known to think. `reads`: what its template looks at.
+    `fim_marks`: its control tokens for filling in the middle; None: it can't.
     """
 
     tool_format: ToolFormat | None
     native_tools: bool
     reasoning: ReasoningFormat | None
     reads: TemplateReads
+    fim_marks: FimMarks | None
 
     def encode_chat(
         self,
@@ -51,6 +54,15 @@ class PromptEncoder(Protocol):
         self, text: str, *, add_bos: bool = True, max_tokens: int | None = None
     ) -> tuple[int, ...]:
         """Plain text, in which nothing is a control token.
+
+        Raises: InvalidRequest, ContextLengthExceeded.
+        """
+
+    def encode_fim(
+        self, prefix: str, suffix: str, *, add_bos: bool = True, max_tokens: int | None = None
+    ) -> tuple[int, ...]:
+        """The prompt that asks for what stands between two texts, in which nothing is a control
+        token. Only for a model with `fim_marks`.
 
         Raises: InvalidRequest, ContextLengthExceeded.
         """
@@ -93,6 +105,7 @@ def encoder_for(
         tool_call_parser,
         text_suffix=prepared.text_suffix,
         tool_template=prepared.named_templates.get("tool_use") if chat_template is None else None,
+        fim_token_ids=prepared.fim_token_ids,
     )
 
 

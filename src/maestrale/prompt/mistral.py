@@ -13,6 +13,7 @@ from typing import Any
 
 import pydantic
 from mistral_common.exceptions import MistralCommonException
+from mistral_common.protocol.fim.request import FIMRequest
 from mistral_common.protocol.instruct.chunk import ContentChunk, TextChunk, ThinkChunk
 from mistral_common.protocol.instruct.messages import (
     AssistantMessage,
@@ -28,6 +29,7 @@ from mistral_common.tokens.tokenizers.base import TokenizerVersion
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from maestrale.errors import InvalidRequest, Location
+from maestrale.models.fim_tokens import fim_marks
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import spell
 from maestrale.prompt.jinja import TemplateReads
@@ -72,6 +74,7 @@ class MistralEncoder:
         self.tool_format: ToolFormat | None = native or generic_format(vocabulary)
         self.reasoning: ReasoningFormat | None = reasoning_format(vocabulary)
         self.reads = TemplateReads()
+        self.fim_marks = fim_marks(vocabulary.control_ids)
 
     def encode_chat(
         self,
@@ -127,6 +130,14 @@ class MistralEncoder:
         refuse_if_hopeless((text,), self._longest, max_tokens)
         ids = self._plain.encode(text, bos=add_bos, eos=False)
         return (*ids, *self._suffix) if add_bos else tuple(ids)
+
+    def encode_fim(
+        self, prefix: str, suffix: str, *, add_bos: bool = True, max_tokens: int | None = None
+    ) -> tuple[int, ...]:
+        """See `PromptEncoder.encode_fim`."""
+        refuse_if_hopeless((prefix, suffix), self._longest, max_tokens)
+        ids = self._tokenizer.encode_fim(FIMRequest(prompt=prefix, suffix=suffix)).tokens
+        return tuple(ids if add_bos else ids[1:])
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `PromptEncoder.decode`."""

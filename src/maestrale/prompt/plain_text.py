@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
@@ -21,6 +22,9 @@ class PlainText(Protocol):
 
     def encode(self, text: str, *, first: bool) -> list[int]:
         """The ids of a text, which is not empty. `first`: a prompt begins with it."""
+
+    def encode_inner(self, text: str) -> list[int]:
+        """The ids of a text that goes on within a line: no space is put before it."""
 
 
 def plain_text(tokenizer: Mapping[str, Any], markers: Collection[str]) -> PlainText:
@@ -41,6 +45,7 @@ class _TokenizerText:
     def __init__(self, tokenizer: Mapping[str, Any], markers: Collection[str]) -> None:
         document = _without(tokenizer, markers)
         self._first = self._later = _built(document)
+        self._document = document
         cut = json.dumps(document.get("pre_tokenizer"))
         if '"prepend_scheme": "first"' in cut:
             cut = cut.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
@@ -52,16 +57,37 @@ class _TokenizerText:
         ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
+    def encode_inner(self, text: str) -> list[int]:
+        ids: list[int] = self._inner.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return ids
+
+    @cached_property
+    def _inner(self) -> Tokenizer:
+        parts = {key: self._document.get(key) for key in ("normalizer", "pre_tokenizer")}
+        if (inner := _without_prefix(parts)) == parts:
+            return self._first
+        return _built({**self._document, **inner})
+
 
 class _SentencePieceText:
     def __init__(self, first: SentencePieceModel, later: SentencePieceModel) -> None:
         self._first = self._later = _processor(first)
+        self._model = first
         if later is not first:
             self._later = _processor(later)
 
     def encode(self, text: str, *, first: bool) -> list[int]:
         ids: list[int] = (self._first if first else self._later).encode(text)
         return ids
+
+    def encode_inner(self, text: str) -> list[int]:
+        ids: list[int] = self._inner.encode(text)
+        return ids
+
+    @cached_property
+    def _inner(self) -> Any:
+        model = self._model
+        return _processor(model.without_prefix()) if model.dummy_prefix else self._first
 
 
 def _processor(model: SentencePieceModel) -> Any:
@@ -71,6 +97,24 @@ def _processor(model: SentencePieceModel) -> Any:
         return SentencePieceProcessor(model_proto=model.serialized())
     except (RuntimeError, OSError) as error:
         raise ModelError(f"The SentencePiece tokenizer can't be used: {error}") from error
+
+
+def _without_prefix(part: Any) -> Any:
+    """Of a tokenizer.json's parts: the same, but that no space is put before a text."""
+    if isinstance(part, list):
+        return [_without_prefix(each) for each in part if not _prepends(each)]
+    if not isinstance(part, dict):
+        return part
+    kept = {key: None if _prepends(each) else _without_prefix(each) for key, each in part.items()}
+    if "prepend_scheme" in kept:
+        kept["prepend_scheme"] = "never"
+    if "add_prefix_space" in kept:
+        kept["add_prefix_space"] = False
+    return kept
+
+
+def _prepends(step: Any) -> bool:
+    return isinstance(step, dict) and step.get("type") == "Prepend"
 
 
 def _built(document: Mapping[str, Any]) -> Tokenizer:

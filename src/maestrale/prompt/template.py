@@ -13,8 +13,10 @@ from typing import Any
 import msgspec
 
 from maestrale.errors import InvalidRequest, ModelError
+from maestrale.models.fim_tokens import fim_marks
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import spell
+from maestrale.prompt.fill_in_the_middle import around_gap
 from maestrale.prompt.jinja import (
     RENDER_ERRORS,
     ChatTemplate,
@@ -60,13 +62,15 @@ class TemplateEncoder:
         *,
         text_suffix: tuple[int, ...] = (),
         tool_template: str | None = None,
+        fim_token_ids: Mapping[str, int] | None = None,
     ) -> None:
         """`tokenizer` is the document of a `tokenizer.json`, or {"sentencepiece": model,
         "added_tokens": the tokens that are not of its pieces}.
 
         Plain text is put between `text_prefix` and `text_suffix`. `tool_template` stands in for
         `template` where a request has tools. `tool_call_parser` names the format of tool calls; by
-        default the template tells it.
+        default the template tells it. `fim_token_ids`: marks for filling in the middle that the
+        model states by id.
 
         Raises: ModelError when the tokenizer or the template can't be used.
         """
@@ -81,7 +85,11 @@ class TemplateEncoder:
         self._seal = Seal(self._markers)
         self._seal_assistant = Seal(special)
         self._cut = re.compile(_pattern(self._markers)) if self._markers else None
-        self._plain = plain_text({**tokenizer, "added_tokens": known}, self._markers)
+        self.fim_marks = fim_marks(vocabulary.control_ids, fim_token_ids)
+        marks = () if self.fim_marks is None else self.fim_marks.ends
+        named = (name for name, token in vocabulary.control_ids.items() if token in marks)
+        kept = {*self._markers, *named}
+        self._plain = plain_text({**tokenizer, "added_tokens": known}, kept)
         self._vocabulary = vocabulary
         self._longest = max(map(len, vocabulary.token_bytes))
         self._prefix, self._suffix = text_prefix, text_suffix
@@ -158,6 +166,19 @@ class TemplateEncoder:
         refuse_if_hopeless((text,), self._longest, max_tokens)
         ids = self._encode_plain(text, max_tokens)
         return (*self._prefix, *ids, *self._suffix) if add_bos else tuple(ids)
+
+    def encode_fim(
+        self, prefix: str, suffix: str, *, add_bos: bool = True, max_tokens: int | None = None
+    ) -> tuple[int, ...]:
+        """See `PromptEncoder.encode_fim`."""
+        assert self.fim_marks is not None
+        refuse_if_hopeless((prefix, suffix), self._longest, max_tokens)
+        return around_gap(
+            self.fim_marks,
+            begin=self._prefix if add_bos else (),
+            prefix=self._encode_plain(prefix, max_tokens),
+            suffix=self._encode_plain(suffix, max_tokens, inner=True),
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """What these tokens spell, control tokens by their names.
@@ -259,8 +280,13 @@ class TemplateEncoder:
         text = rendered[done:].replace(mark, "")
         yield from self._encode_plain(text, max_tokens, first=done == 0)
 
-    def _encode_plain(self, text: str, max_tokens: int | None, *, first: bool = True) -> list[int]:
-        """Raises: ContextLengthExceeded when the first part alone is far too long."""
+    def _encode_plain(
+        self, text: str, max_tokens: int | None, *, first: bool = True, inner: bool = False
+    ) -> list[int]:
+        """`inner`: no space is put before it.
+
+        Raises: ContextLengthExceeded when the first part alone is far too long.
+        """
         if max_tokens is not None and len(text) > _SAMPLE_CHARS * max_tokens:
             fewest = len(self._encode_plain(text[: _SAMPLE_CHARS * max_tokens], None))
             # Where it was cut, some tokens may differ; by no means half of them.
@@ -268,7 +294,7 @@ class TemplateEncoder:
                 raise too_long(fewest, max_tokens)
         if not text:
             return []
-        return self._plain.encode(text, first=first)
+        return self._plain.encode_inner(text) if inner else self._plain.encode(text, first=first)
 
 
 def _attempts(messages: Sequence[ChatMessage]) -> Iterator[list[ChatMessage]]:

@@ -262,7 +262,7 @@ def test_tools_are_written_as_mistral_common_writes_them(version: str, turns: in
     expected = common.encode_chat_completion(ChatCompletionRequest.from_openai(**body)).tokens
     request = decode(json.dumps(body).encode(), ChatRequest)
     encoder = MistralEncoder(shipped_file(version), mistral_vocabulary(version, 0))
-    use = chat_options(request, Serving(max_n=1, sampling=NEUTRAL)).tools
+    use = chat_options(request, Serving(max_n=1, sampling=NEUTRAL, context_length=100))[0].tools
     assert use is not None
     prompt = encoder.encode_chat(read_conversation(request).messages, tools=use.definitions)
     assert list(prompt.token_ids) == expected

@@ -363,7 +363,7 @@ def test_tools_calls_and_results_are_hugging_face_s(
         text, add_special_tokens=False
     )
     request = decode(json.dumps(body).encode(), ChatRequest)
-    use = chat_options(request, Serving(max_n=1, sampling=NEUTRAL)).tools
+    use = chat_options(request, Serving(max_n=1, sampling=NEUTRAL, context_length=100))[0].tools
     assert use is not None
     prompt = encoder.encode_chat(read_conversation(request).messages, tools=use.definitions)
     assert prompt.text == text

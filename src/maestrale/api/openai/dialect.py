@@ -10,12 +10,19 @@ from starlette.routing import Route
 from maestrale.api.backend import Backend
 from maestrale.api.dialect import Dialect, Operation, Reference
 from maestrale.api.openai.embeddings import EmbeddingRequest, embedding_routes
-from maestrale.api.openai.foreign_fields import IGNORED_FIELDS, UNSUPPORTED_FIELDS
+from maestrale.api.openai.foreign_fields import (
+    IGNORED_FIELDS,
+    OPTIONS_IGNORED,
+    OPTIONS_UNSUPPORTED,
+    UNSUPPORTED_FIELDS,
+)
+from maestrale.api.openai.other_names import MEANINGS
 from maestrale.api.openai.routes import answer_routes, model_routes, token_routes
 from maestrale.api.openai.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    FimRequest,
     TokenizeRequest,
 )
 from maestrale.api.rate import Level
@@ -38,6 +45,12 @@ REFERENCE = Reference(
         ),
         Operation(
             "post", "/v1/completions", "Continue plain text or token ids.", CompletionRequest
+        ),
+        Operation(
+            "post",
+            "/v1/fim/completions",
+            "Fill in what stands between prompt and suffix, in the shape of a chat completion.",
+            FimRequest,
         ),
         Operation(
             "post",
@@ -75,8 +88,13 @@ REFERENCE = Reference(
         "required": ["error"],
     },
     notes={
+        "Other servers' names of what exists here": MEANINGS,
         "Accepted, and without effect": IGNORED_FIELDS,
         "Refused, but where they ask for what is done anyway": UNSUPPORTED_FIELDS,
+        "In Ollama's options, accepted and without effect": OPTIONS_IGNORED,
+        "In Ollama's options, refused but where they ask for what is done anyway": (
+            OPTIONS_UNSUPPORTED
+        ),
     },
 )
 TYPES: dict[type[ApiError], str] = {

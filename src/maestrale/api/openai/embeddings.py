@@ -16,8 +16,7 @@ from starlette.routing import Route
 from maestrale.api.answering import Serving, answering
 from maestrale.api.backend import Backend
 from maestrale.api.dialect import AnswerRequest
-from maestrale.api.openai.foreign_fields import null
-from maestrale.api.openai.reading import MAX_IGNORED_BYTES
+from maestrale.api.openai.foreign_fields import check_foreign, null
 from maestrale.api.openai.routes import ROOTS
 from maestrale.api.openai.schemas import MAX_TOKEN_IDS, Body, ShortText, TokenId, TokenIds
 from maestrale.chat.answer import Answer
@@ -75,10 +74,7 @@ def read_embedding(body: EmbeddingRequest, serving: Serving) -> AnswerRequest:
             f"'output_dtype' {body.output_dtype} is not supported: embeddings are of floats.",
             at=Sent("output_dtype"),
         )
-    if len(bytes(body.metadata)) > MAX_IGNORED_BYTES:
-        raise InvalidRequest(
-            f"'metadata' is larger than {MAX_IGNORED_BYTES} bytes.", at=Sent("metadata")
-        )
+    check_foreign(body)
     given = "dimensions" if body.output_dimension is None else "output_dimension"
     if body.dimensions not in (None, body.output_dimension) and given == "output_dimension":
         raise InvalidRequest(

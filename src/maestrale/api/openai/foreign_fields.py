@@ -1,8 +1,9 @@
-"""Fields of OpenAI's, Mistral's and vLLM's requests that are known here and not acted on.
+"""Fields of other servers' requests that are known here and not acted on.
 
-Clients send them whether they need them or not, mostly as null or at the value that is done
-anyway. Then they are accepted; what would change the answer is refused by name, never dropped
-without a word.
+OpenAI's, Mistral's, vLLM's, llama.cpp's, Ollama's, LiteLLM's, OpenRouter's and Open WebUI's; those
+that mean something here under another name are in other_names.py. Clients send them whether they
+need them or not, mostly as null or at the value that is done anyway. Then they are accepted; what
+would change the answer is refused by name, never dropped without a word.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from maestrale.errors import Sent, UnsupportedParameter
+from maestrale.errors import InvalidRequest, Sent, UnsupportedParameter
 
 # Change nothing here, whatever they say: accepted, and listed in the docs.
 IGNORED_FIELDS = {
+    # OpenAI's and Mistral's
     "user": "an end user's name, for the provider's records",
     "metadata": "labels for the provider's records",
     "store": "whether the provider keeps the answer; here only responses are kept",
@@ -25,17 +27,57 @@ IGNORED_FIELDS = {
     "prompt_cache_key": "the prefix cache finds shared beginnings by itself",
     "prompt_cache_options": "the prefix cache finds shared beginnings by itself",
     "prompt_cache_retention": "the prefix cache keeps what fits",
-    "cache_prompt": "the prefix cache keeps what fits",
     "prediction": "a hint for speed that never changes the answer",
     "document_image_limit": "there are no documents, so no images in them",
     "document_page_limit": "there are no documents, so no pages of them",
+    # vLLM's
     "request_id": "the header x-request-id names a request",
     "guided_decoding_backend": "there is one",
     "spaces_between_special_tokens": "control tokens are never part of the text",
+    # llama.cpp's and Ollama's
+    "cache_prompt": "the prefix cache keeps what fits",
+    "id_slot": "requests have no slots of their own; the prefix cache is for all",
+    "slot_id": "requests have no slots of their own; the prefix cache is for all",
+    "keep_alive": "the server's settings say how long a model stays loaded",
+    "n_keep": "a context is never shifted, so nothing is let go",
+    "n_discard": "a context is never shifted, so nothing is let go",
+    "min_keep": "the likeliest token is always kept",
+    **dict.fromkeys(
+        (
+            *("dynatemp_exponent", "mirostat_tau", "mirostat_eta", "xtc_threshold", "dry_base"),
+            *("dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
+        ),
+        "tunes a sampler of llama.cpp's that isn't on here",
+    ),
+    # LiteLLM's, OpenRouter's and Open WebUI's
+    "litellm_call_id": "for LiteLLM's records",
+    "litellm_metadata": "for LiteLLM's records",
+    "litellm_session_id": "for LiteLLM's records",
+    "litellm_trace_id": "for LiteLLM's records",
+    "tags": "labels for a proxy's records",
+    "num_retries": "for a proxy in front of several servers",
+    "fallbacks": "for a proxy in front of several servers",
+    "models": "other models for a proxy to ask when this one fails",
+    "provider": "for a proxy in front of several servers",
+    "route": "for a proxy in front of several servers",
+    "usage": "every answer tells its usage",
+    "timeout": "how long the client waits; when it leaves, the work ends",
+    "request_timeout": "how long the client waits; when it leaves, the work ends",
+    "chat_id": "for the client's records",
+    "session_id": "for the client's records",
+    "background_tasks": "work that the client has for itself",
+    "model_item": "for the client's records",
 }
 
+_FORMAT = "use 'response_format' or 'structured_outputs'"
+_NEVER_CODE = "it would be code from a stranger"
+_BEAMS = "it is for beam search"
+_TEXT_ONLY = "the model reads text only"
+_SAMPLERS = "temperature, top_k, top_p and min_p choose, in the order that vLLM has"
+_NO_DRY = "use 'repetition_penalty'"
 # Would change the answer in a way that can't be done here: refused, with the reason.
 UNSUPPORTED_FIELDS = {
+    # OpenAI's and Mistral's
     "functions": "use a model that knows tools, and 'tools'",
     "function_call": "use a model that knows tools, and 'tools'",
     "audio": "the model answers with text only",
@@ -43,44 +85,92 @@ UNSUPPORTED_FIELDS = {
     "moderation": "there is no moderation model",
     "guardrails": "there are no guardrails",
     "verbosity": "the model has no such mode; ask for it in the prompt",
+    "suffix": "it is for completions; use /v1/completions or /v1/fim/completions",
+    # vLLM's
     "top_prompt_logprobs": "ask for 'prompt_logprobs'",
     "chat_template": "a template from a request would be code from a stranger; "
     "start the server with --chat-template",
     "documents": "put them into the messages",
-    "mm_processor_kwargs": "the model reads text only",
-    "media_io_kwargs": "the model reads text only",
+    "mm_processor_kwargs": _TEXT_ONLY,
+    "media_io_kwargs": _TEXT_ONLY,
     "prompt_embeds": "the prompt is text or token ids",
     "add_generation_prompt": "an answer always begins a turn; "
-    "for one that goes on from the last message there is 'prefix'",
-    "continue_final_message": "mark the last message with 'prefix'",
+    "for one that goes on from the last message there is 'continue_final_message'",
+    "continue_final_message": "it is for chat completions",
     "use_beam_search": "tokens are sampled one by one",
-    "length_penalty": "it is for beam search",
-    "early_stopping": "it is for beam search",
+    "length_penalty": _BEAMS,
+    "early_stopping": _BEAMS,
     "typical_p": "top_k, top_p and min_p choose",
     "bad_words": "use 'logit_bias'",
-    "allowed_token_ids": "use 'logit_bias', or 'response_format'",
-    "include_stop_str_in_output": "a stop string is never part of the answer",
+    "allowed_token_ids": f"use 'logit_bias'; for texts that may be chosen, {_FORMAT}",
     "skip_special_tokens": "control tokens are never part of the text",
     "detokenize": "the answer is text",
     "truncate_prompt_tokens": "a prompt is never cut without a word",
-    "return_tokens_as_token_ids": "with 'logprobs' each token comes with its id",
-    "return_token_ids": "with 'logprobs' each token comes with its id",
-    "structured_outputs": "use 'response_format'",
-    "structural_tag": "use 'response_format'",
-    "guided_json": "use 'response_format'",
-    "guided_regex": "use 'response_format'",
-    "guided_choice": "use 'response_format' with an enum",
-    "guided_grammar": "use 'response_format'",
-    "guided_whitespace_pattern": "use 'response_format'",
-    "json_schema": "use 'response_format'",
-    "grammar": "use 'response_format'",
-    "logits_processors": "it would be code from a stranger",
-    "repetition_detection": "use 'repetition_penalty'",
-    "priority": "requests take turns by key",
+    "return_tokens_as_token_ids": "'return_token_ids' tells the ids",
+    "return_token_ids": "it is for chat completions and completions",
+    "logprob_token_ids": "the likeliest tokens are told, by 'top_logprobs' or 'logprobs'",
+    "structural_tag": _FORMAT,
+    "guided_whitespace_pattern": "JSON has the layout that the model prefers",
+    "logits_processors": _NEVER_CODE,
+    "repetition_detection": _NO_DRY,
+    "priority": "requests take turns by key, so that nobody can push ahead of others",
     "cache_salt": "the prefix cache is shared by all keys",
     "kv_transfer_params": "there is one engine",
     "vllm_xargs": "they are for vLLM's own plugins",
-    "suffix": "the model can't fill in the middle",
+    # llama.cpp's and Ollama's
+    "n_probs": "ask for 'logprobs'",
+    "post_sampling_probs": "log-probabilities are the model's, before sampling",
+    "samplers": _SAMPLERS,
+    "sampler_seq": _SAMPLERS,
+    "dynatemp_range": "the temperature is the same for all tokens",
+    "mirostat": _SAMPLERS,
+    "xtc_probability": _SAMPLERS,
+    "top_n_sigma": _SAMPLERS,
+    "top_a": _SAMPLERS,
+    "tfs_z": _SAMPLERS,
+    "dry_multiplier": _NO_DRY,
+    "t_max_predict_ms": "bound the answer with 'max_tokens'",
+    "timings_per_token": "the metrics and the log tell times",
+    "return_progress": "events begin with the first token",
+    "return_tokens": "'return_token_ids' tells the ids",
+    "response_fields": "an answer always has all fields",
+    "lora": "the model is served as it is",
+    "image_data": _TEXT_ONLY,
+    "images": _TEXT_ONLY,
+    "raw": "for a plain prompt there is /v1/completions",
+    "template": "a template from a request would be code from a stranger; "
+    "start the server with --chat-template",
+    "reasoning_format": "thoughts are always apart from the answer",
+    # LiteLLM's, OpenRouter's and Open WebUI's
+    "mock_response": "answers are the model's",
+    "drop_params": "a field is never dropped without a word; the operator may start the server "
+    "with --unknown-fields ignore",
+    "transforms": "a prompt is never cut without a word",
+    "plugins": "there are no plugins",
+    "files": "put them into the messages",
+    "features": "the server has no web search, images or code of its own",
+    "filter_ids": "there are no filters",
+    "tool_ids": "send 'tools'",
+    "tool_servers": "send 'tools'; the server calls no other server",
+}
+
+# Of Ollama's `options`: how a model is loaded, which is the server's to say, and samplers.
+OPTIONS_IGNORED = {
+    **dict.fromkeys(
+        ("num_batch", "num_gpu", "main_gpu", "num_thread", "numa", "low_vram", "f16_kv"),
+        "how the model is loaded is set at the server's start",
+    ),
+    **dict.fromkeys(
+        ("use_mmap", "use_mlock", "vocab_only", "logits_all"),
+        "how the model is loaded is set at the server's start",
+    ),
+    "num_keep": IGNORED_FIELDS["n_keep"],
+    "mirostat_tau": IGNORED_FIELDS["mirostat_tau"],
+    "mirostat_eta": IGNORED_FIELDS["mirostat_eta"],
+}
+OPTIONS_UNSUPPORTED = {
+    **{name: UNSUPPORTED_FIELDS[name] for name in ("mirostat", "tfs_z", "typical_p")},
+    "penalize_newline": "penalties are the same for all tokens, which is true",
 }
 
 _NO_THOUGHTS = "a plain prompt is gone on from, without thoughts; use chat completions"
@@ -89,6 +179,7 @@ CHAT_FIELDS = {
     **dict.fromkeys(("reasoning_effort", "prompt_mode", "reasoning", "thinking"), _NO_THOUGHTS),
     **dict.fromkeys(("include_reasoning", "thinking_token_budget"), _NO_THOUGHTS),
     "chat_template_kwargs": "a plain prompt has no template",
+    "think": _NO_THOUGHTS,
 }
 
 # What they say when they ask for what is done anyway, beside null, false and [].
@@ -109,20 +200,31 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,),
     "skip_special_tokens": (True,),
     "detokenize": (True,),
-    "guided_json": ({}, ""),
-    "guided_regex": ("",),
-    "guided_grammar": ("",),
-    "grammar": ("",),
-    "json_schema": ({},),
     "kv_transfer_params": ({},),
     "vllm_xargs": ({},),
     "cache_salt": ("",),
     "priority": (0,),
+    "n_probs": (0,),
+    "dynatemp_range": (0,),
+    "mirostat": (0,),
+    "xtc_probability": (0,),
+    "top_n_sigma": (-1,),
+    "top_a": (0,),
+    "tfs_z": (1,),
+    "dry_multiplier": (0,),
+    "t_max_predict_ms": (0, -1),
+    "reasoning_format": ("auto", "deepseek"),
+    "features": ({},),
+    "penalize_newline": (True,),
 }
 # Of these, false would change the answer.
-_TRUE_ALONE = frozenset({"add_generation_prompt", "skip_special_tokens", "detokenize"})
+_TRUE_ALONE = frozenset(
+    {"add_generation_prompt", "skip_special_tokens", "detokenize", "penalize_newline"}
+)
 
 NULL = Raw(b"null")
+NOWHERE = Sent()
+MAX_IGNORED_BYTES = 64 * 1024
 
 
 def null() -> Raw:
@@ -130,12 +232,23 @@ def null() -> Raw:
     return NULL
 
 
-def refuse_unsupported(body: Struct, fields: Mapping[str, str] = UNSUPPORTED_FIELDS) -> None:
-    """Raises: UnsupportedParameter for one of these fields that asks for what can't be done."""
-    for name, reason in fields.items():
+def check_foreign(
+    body: Struct, inside: Sent = NOWHERE, *, unsupported: Mapping[str, str] = UNSUPPORTED_FIELDS
+) -> None:
+    """Refuse what can't be done, and what is too large to be ignored in good faith.
+
+    `inside`: where in the request the body is. Raises: UnsupportedParameter, InvalidRequest.
+    """
+    for name, reason in unsupported.items():
+        value = getattr(body, name, NULL)  # no Raw where this kind of body acts on it
+        if isinstance(value, Raw) and not is_neutral(name, value):
+            at = inside.at(name)
+            raise UnsupportedParameter(f"'{at}' is not supported: {reason}.", at=at)
+    for name in IGNORED_FIELDS:
         value = getattr(body, name, NULL)
-        if not is_neutral(name, value):
-            raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
+        if isinstance(value, Raw) and len(bytes(value)) > MAX_IGNORED_BYTES:
+            at = inside.at(name)
+            raise InvalidRequest(f"'{at}' is larger than {MAX_IGNORED_BYTES} bytes.", at=at)
 
 
 def is_neutral(name: str, value: Raw) -> bool:

@@ -10,16 +10,13 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from maestrale.api.answering import Serving
 from maestrale.api.dialect import AnswerRequest
-from maestrale.api.openai.foreign_fields import (
-    CHAT_FIELDS,
-    IGNORED_FIELDS,
-    is_neutral,
-    refuse_unsupported,
-)
+from maestrale.api.openai.constraints import read_constraint
+from maestrale.api.openai.foreign_fields import CHAT_FIELDS, check_foreign, is_neutral
+from maestrale.api.openai.other_names import with_own_names
 from maestrale.api.openai.reasoning import read_reasoning
 from maestrale.api.openai.schemas import (
     ChatRequest,
@@ -29,22 +26,16 @@ from maestrale.api.openai.schemas import (
     SamplerFields,
     SamplingFields,
     ThoughtChunk,
+    TokenizeRequest,
 )
 from maestrale.api.openai.spelling import ChatSpelling, CompletionSpelling
 from maestrale.api.openai.tools import past_calls, read_tool_use
-from maestrale.chat.options import (
-    ANY_OBJECT,
-    Conversation,
-    Options,
-    Prompts,
-    schema_constraint,
-)
-from maestrale.engines.base import Constraint, Sampling
+from maestrale.chat.options import CONSTRAINT, Conversation, Options, Prompts
+from maestrale.engines.base import Sampling
 from maestrale.errors import InvalidRequest, Location, Sent, UnsupportedParameter
 from maestrale.models.sampling_defaults import SamplingDefaults
 from maestrale.prompt.messages import ChatMessage
 
-MAX_IGNORED_BYTES = 64 * 1024
 DEFAULT_MAX_TOKENS = 16  # of a plain completion, as OpenAI's and vLLM's
 
 SAFE_PROMPT = (
@@ -61,11 +52,13 @@ _CANONICAL_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 def read_chat(body: ChatRequest, serving: Serving) -> AnswerRequest:
     """A chat completion. Raises: InvalidRequest, UnsupportedParameter."""
+    check_foreign(body)
+    body, named = with_own_names(body, serving)
     wish = read_reasoning(body)
-    renamed = dict(wish.renamed)
+    options, constrained = chat_options(body, serving)
+    renamed = {**named, **wish.renamed, **constrained}
     if body.max_tokens is None:
         renamed[Location("max_tokens")] = Sent("max_completion_tokens")
-    options = chat_options(body, serving)
     return AnswerRequest(
         options=msgspec.structs.replace(
             options, reasoning=wish.reasoning, template_variables=wish.variables
@@ -97,14 +90,41 @@ def read_conversation(body: ChatRequest) -> Conversation:
     return Conversation(messages=messages, continues=has_prefix(body))
 
 
-def has_prefix(body: ChatRequest) -> bool:
+def has_prefix(body: ChatRequest | TokenizeRequest) -> bool:
     """Whether the answer goes on from the last message."""
-    return bool(body.messages[-1].prefix)
+    last = bool(body.messages and body.messages[-1].prefix)
+    return last or bool(body.continue_final_message)
 
 
-def chat_options(body: ChatRequest, serving: Serving) -> Options:
-    """Raises: InvalidRequest, UnsupportedParameter."""
-    _check_fields(body)
+def check_turn(body: ChatRequest | TokenizeRequest) -> None:
+    """vLLM's words for how a prompt ends. Raises: InvalidRequest, UnsupportedParameter."""
+    last = body.messages[-1] if body.messages else None
+    if body.continue_final_message:
+        at = Sent("continue_final_message")
+        if body.add_generation_prompt:
+            raise InvalidRequest(
+                "'continue_final_message' and 'add_generation_prompt' exclude each other: the "
+                "answer either goes on from the last message, or begins a turn.",
+                at=at,
+            )
+        if last is None or last.role != "assistant":
+            raise InvalidRequest(
+                "'continue_final_message' needs a last message of the assistant.", at=at
+            )
+    elif body.add_generation_prompt is False and not (last is not None and last.prefix):
+        raise UnsupportedParameter(
+            "'add_generation_prompt' is not supported as false: an answer always begins a turn; "
+            "for one that goes on from the last message there is 'continue_final_message'.",
+            at=Sent("add_generation_prompt"),
+        )
+
+
+def chat_options(body: ChatRequest, serving: Serving) -> tuple[Options, dict[Location, Sent]]:
+    """How to answer, and what the client calls the constraint.
+
+    Raises: InvalidRequest, UnsupportedParameter.
+    """
+    check_turn(body)
     tools = read_tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     for name in ("add_special_tokens", "echo"):
         if getattr(body, name):
@@ -125,26 +145,29 @@ def chat_options(body: ChatRequest, serving: Serving) -> Options:
     given = "max_tokens" if body.max_tokens is not None else "max_completion_tokens"
     if max_tokens == 0:
         raise InvalidRequest(f"'{given}' must be at least 1.", at=Sent(given))
-    options = _options(
+    options, constrained = sampling_options(
         body,
         serving,
         max_tokens=None if max_tokens == -1 else max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         tools=tools,
     )
-    prefix_at = Sent("messages", len(body.messages) - 1, "prefix")
+    by_message = bool(body.messages[-1].prefix)
+    last = Sent("messages", len(body.messages) - 1, "prefix")
+    prefix_at = last if by_message else Sent("continue_final_message")
     if tools is not None and tools.required and has_prefix(body):
         raise InvalidRequest(
-            "'prefix' can't be combined with a required tool call: the answer is the call.",
+            f"'{prefix_at[-1]}' can't be combined with a required tool call: the answer is the "
+            "call.",
             at=prefix_at,
         )
     if options.constraint is not None and has_prefix(body):
         raise InvalidRequest(
-            "'prefix' can't be combined with 'response_format': "
+            f"'{prefix_at[-1]}' can't be combined with '{constrained[CONSTRAINT]}': "
             "the document begins with the answer.",
             at=prefix_at,
         )
-    return options
+    return options, constrained
 
 
 def read_completion(body: CompletionRequest, serving: Serving) -> AnswerRequest:
@@ -152,14 +175,20 @@ def read_completion(body: CompletionRequest, serving: Serving) -> AnswerRequest:
 
     With `best_of` so many answers are asked for, of which the best `n` are spelled.
     """
-    _check_fields(body)
-    refuse_unsupported(body, CHAT_FIELDS)
+    check_foreign(body)
+    check_foreign(body, unsupported=CHAT_FIELDS)
+    body, renamed = with_own_names(body, serving)
+    if body.suffix and body.echo:
+        raise InvalidRequest(
+            "'echo' can't be combined with 'suffix': the answer stands between the two texts.",
+            at=Sent("echo"),
+        )
     chooses = body.best_of is not None and body.best_of != (body.n or 1)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     logprobs = body.logprobs
     if chooses and logprobs is None:
         logprobs = 0  # by these the best are found
-    options = _options(
+    options, constrained = sampling_options(
         body,
         serving,
         max_tokens=None if max_tokens == -1 else max_tokens,
@@ -179,7 +208,7 @@ def read_completion(body: CompletionRequest, serving: Serving) -> AnswerRequest:
             at=Sent("prompt" if len(prompts) > 1 else given),
         )
     return AnswerRequest(
-        asked=Prompts(tuple(prompts)),
+        asked=Prompts(tuple(prompts), body.suffix or None),
         options=options,
         spelling=partial(
             CompletionSpelling,
@@ -189,6 +218,7 @@ def read_completion(body: CompletionRequest, serving: Serving) -> AnswerRequest:
         ),
         stream=bool(body.stream),
         operation="text_completion",
+        renamed={**renamed, **constrained},
     )
 
 
@@ -220,19 +250,11 @@ def _prompts(body: CompletionRequest) -> list[str | list[int]]:
     return [prompt] if kinds == {int} else prompt  # type: ignore[list-item, return-value]
 
 
-def _check_fields(body: Struct) -> None:
-    """Refuse what can't be done, and what is too large to be ignored in good faith."""
-    refuse_unsupported(body)
-    for name in IGNORED_FIELDS:
-        value = getattr(body, name, None)
-        if isinstance(value, Raw) and len(bytes(value)) > MAX_IGNORED_BYTES:
-            raise InvalidRequest(
-                f"'{name}' is larger than {MAX_IGNORED_BYTES} bytes.", at=Sent(name)
-            )
-
-
-def _options(body: SamplingFields, serving: Serving, **more: Any) -> Options:
-    """What both kinds of request say. `more` is what only one of the two has.
+def sampling_options(
+    body: SamplingFields, serving: Serving, **more: Any
+) -> tuple[Options, dict[Location, Sent]]:
+    """What all kinds of request say, and what the client calls the constraint. `more` is what
+    only one of them has.
 
     Raises: InvalidRequest naming the field.
     """
@@ -249,7 +271,8 @@ def _options(body: SamplingFields, serving: Serving, **more: Any) -> Options:
         raise InvalidRequest(
             "'prompt_logprobs' is not for streams: leave out 'stream'.", at=Sent("prompt_logprobs")
         )
-    return Options(
+    constrained = read_constraint(body, body.response_format)
+    options = Options(
         n=n,
         seed=_seed(body),
         min_tokens=body.min_tokens or 0,
@@ -257,10 +280,13 @@ def _options(body: SamplingFields, serving: Serving, **more: Any) -> Options:
         stop=stops_of(body),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
-        constraint=_constraint(body),
+        include_stop=bool(body.include_stop_str_in_output),
+        constraint=None if constrained is None else constrained[0],
         prompt_logprobs=body.prompt_logprobs,
+        token_ids=bool(body.return_token_ids),
         **more,
     )
+    return options, {} if constrained is None else {CONSTRAINT: constrained[1]}
 
 
 def sampling_of(body: SamplerFields, defaults: SamplingDefaults) -> Sampling:
@@ -306,38 +332,6 @@ def _bias(body: SamplingFields) -> tuple[tuple[int, float], ...]:
             )
         pairs.append((int(key), bias))
     return tuple(sorted(pairs))
-
-
-def _constraint(body: SamplingFields) -> Constraint | None:
-    """What `response_format` constrains decoding to. Raises: InvalidRequest."""
-    form = body.response_format
-    if form is None:
-        return None
-    at = Sent("response_format")
-    if form.json_schema is not None and form.type != "json_schema":
-        raise InvalidRequest(
-            f"'json_schema' has no effect with type '{form.type}'; for an answer by the "
-            "schema the type is 'json_schema'.",
-            at=at.at("type"),
-        )
-    raw, schema_at = bytes(form.schema), at.at("schema")
-    if raw != b"null":
-        if form.type == "text" or form.json_schema is not None:
-            raise InvalidRequest(
-                "'schema' is for the type 'json_object', or 'json_schema' without another.",
-                at=schema_at,
-            )
-    elif form.type == "text":
-        return None
-    elif form.type == "json_object":
-        return ANY_OBJECT
-    elif form.json_schema is None:
-        raise InvalidRequest("'response_format' needs 'json_schema'.", at=at.at("json_schema"))
-    else:
-        raw, schema_at = bytes(form.json_schema.schema), at.at("json_schema", "schema")
-    if raw == b"null":
-        raise InvalidRequest("'response_format.json_schema' needs 'schema'.", at=schema_at)
-    return schema_constraint(raw, schema_at)
 
 
 def plain_messages(messages: list[Message]) -> tuple[ChatMessage, ...]:

@@ -38,6 +38,7 @@ def read_reasoning(body: ChatRequest) -> Wish:
         (body.reasoning_effort, Sent("reasoning_effort")),
         (asked.effort, Sent("reasoning", "effort")),
         (_taken(kwargs, EFFORT, str), told.at(EFFORT)),
+        (body.think if isinstance(body.think, str) else None, Sent("think")),
     )
     budget, budget_at = _agreed(
         (body.thinking_token_budget, Sent("thinking_token_budget")),
@@ -47,6 +48,7 @@ def read_reasoning(body: ChatRequest) -> Wish:
     types = {"enabled": True, "disabled": False}
     enabled, enabled_at = _agreed(
         (body.enable_thinking, Sent("enable_thinking")),
+        (body.think if isinstance(body.think, bool) else None, Sent("think")),
         (asked.enabled, Sent("reasoning", "enabled")),
         (types.get(thinking.type) if thinking else None, Sent("thinking")),
         (True if body.prompt_mode else None, Sent("prompt_mode")),

@@ -12,13 +12,21 @@ from maestrale.api.answering import answering
 from maestrale.api.backend import Backend
 from maestrale.api.context import context_of
 from maestrale.api.deployment import Deployment
-from maestrale.api.openai.foreign_fields import refuse_unsupported
-from maestrale.api.openai.reading import plain_messages, read_chat, read_completion
+from maestrale.api.openai.fim import read_fim
+from maestrale.api.openai.foreign_fields import check_foreign
+from maestrale.api.openai.reading import (
+    check_turn,
+    has_prefix,
+    plain_messages,
+    read_chat,
+    read_completion,
+)
 from maestrale.api.openai.reasoning import template_kwargs
 from maestrale.api.openai.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    FimRequest,
     TokenizeRequest,
 )
 from maestrale.api.openai.tools import read_tools
@@ -31,12 +39,18 @@ ROOTS = ("/v1", "")  # some clients' base has no /v1
 
 
 def answer_routes(backend: Backend) -> list[Route]:
-    """POST /v1/chat/completions and /v1/completions."""
+    """POST /v1/chat/completions, /v1/completions and /v1/fim/completions."""
     chat = answering(backend, ChatRequest, read_chat)
     completion = answering(backend, CompletionRequest, read_completion)
+    fim = answering(backend, FimRequest, read_fim)
+    endpoints = (
+        ("/chat/completions", chat),
+        ("/completions", completion),
+        ("/fim/completions", fim),
+    )
     return [
         Route(root + path, endpoint, methods=["POST"])
-        for path, endpoint in (("/chat/completions", chat), ("/completions", completion))
+        for path, endpoint in endpoints
         for root in ROOTS
     ]
 
@@ -91,7 +105,7 @@ def card(deployment: Deployment, service: ChatService, name: str) -> dict[str, A
         "default_model_temperature": deployment.sampling.temperature,
         "capabilities": {
             "completion_chat": chats,
-            "completion_fim": False,
+            "completion_fim": chats and service.encoder.fim_marks is not None,
             "function_calling": chats and form is not None,
             "fine_tuning": False,
             "vision": False,
@@ -109,13 +123,14 @@ def token_routes(backend: Backend) -> list[Route]:
         await backend.check_ready()
         body = await backend.bodies.read(request.scope, request.receive, TokenizeRequest)
         service = await backend.deployments.resolve(body.model).service()
-        refuse_unsupported(body)
+        check_foreign(body)
+        check_turn(body)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("Give 'prompt' or 'messages', one of them.", at=Sent("prompt"))
         if body.messages is not None:
             tools = [tool.definition for tool in read_tools(body.tools or [])]
             conversation = Conversation(
-                messages=plain_messages(body.messages), continues=bool(body.messages[-1].prefix)
+                messages=plain_messages(body.messages), continues=has_prefix(body)
             )
             told = tuple(template_kwargs(body.chat_template_kwargs).items())
             context_of(request.scope).rename({VARIABLES: Sent("chat_template_kwargs")})

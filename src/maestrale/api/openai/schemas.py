@@ -15,6 +15,8 @@ from msgspec import Meta, Raw, Struct
 from maestrale.api.openai.foreign_fields import (
     CHAT_FIELDS,
     IGNORED_FIELDS,
+    OPTIONS_IGNORED,
+    OPTIONS_UNSUPPORTED,
     UNSUPPORTED_FIELDS,
     null,
     with_fields,
@@ -30,14 +32,21 @@ MAX_USER_CHARS = 1000
 MAX_MESSAGES = 4096
 MAX_CONTENT_PARTS = 1024
 MAX_BIASES = 1024
+MAX_CHOICES = 1024
 MAX_TOKEN_IDS = 1 << 20  # of one prompt: more than any context
 
 Probability = Annotated[float, Meta(gt=0, le=1)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 # Smaller ones would leave the range of 32-bit logits.
 RepetitionPenalty = Annotated[float, Meta(ge=1e-6, le=10)]
 # -1 is llama.cpp's word for as many as there is room for.
 TokenCount = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+# llama.cpp's and Ollama's: -2 fills the context.
+Length = Annotated[int, Meta(ge=-2, le=2**31 - 1)]
+Context = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Window = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+Choices = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=MAX_CHOICES)]
 StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = StopText | Annotated[list[StopText], Meta(max_length=MAX_STOPS)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -136,7 +145,7 @@ class ResponseFormat(Body, kw_only=True):
 class SamplerFields(Body, kw_only=True):
     """How tokens are chosen, in every body that asks for an answer."""
 
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    temperature: Temperature | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -149,11 +158,72 @@ class SamplerFields(Body, kw_only=True):
 
 if TYPE_CHECKING:
     ForeignFields = SamplerFields
+    _Options = Body
 else:
     ForeignFields = with_fields(SamplerFields, {**IGNORED_FIELDS, **UNSUPPORTED_FIELDS})
+    _Options = with_fields(Body, {**OPTIONS_IGNORED, **OPTIONS_UNSUPPORTED})
 
 
-class SamplingFields(ForeignFields, kw_only=True):
+class OllamaOptions(_Options, kw_only=True):
+    """Ollama's `options`: what others have beside the model."""
+
+    temperature: Temperature | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: int | None = None
+    stop: Stops | None = None
+    num_predict: Length | None = None
+    num_ctx: Context | None = None
+    repeat_penalty: RepetitionPenalty | None = None
+    repeat_last_n: Window | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+
+
+class StructuredOutputs(Body, kw_only=True):
+    """vLLM's: one of the first five."""
+
+    json: Raw = msgspec.field(default_factory=null)
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | None = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+    disable_fallback: bool | None = None  # there is nothing to fall back to
+
+
+OTHER_NAMES = {
+    "repeat_penalty": "repetition_penalty",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+}
+
+
+class OtherNames(ForeignFields, kw_only=True):
+    """What other servers call what exists here; other_names.py and constraints.py read it."""
+
+    repeat_penalty: RepetitionPenalty | None = None
+    repeat_last_n: Window | None = None
+    n_predict: Length | None = None
+    num_predict: Length | None = None
+    num_ctx: Context | None = None
+    options: OllamaOptions | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Raw = msgspec.field(default_factory=null)
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
+    grammar: str | None = None
+    json_schema: Raw = msgspec.field(default_factory=null)
+    format: Raw = msgspec.field(default_factory=null)
+    include_stop_str_in_output: bool | None = None
+
+
+class SamplingFields(OtherNames, kw_only=True):
     """What chat and plain completions have in common."""
 
     model: Annotated[str, Meta(max_length=512)] | None = None
@@ -179,6 +249,7 @@ class SamplingFields(ForeignFields, kw_only=True):
     prediction: Raw = msgspec.field(default_factory=null)
 
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    return_token_ids: bool | None = None
 
 
 class ReasoningBody(Body, kw_only=True):
@@ -211,6 +282,9 @@ class ChatRequest(SamplingFields, kw_only=True):
     thinking: ThinkingBody | None = None
     thinking_token_budget: Budget | None = None
     enable_thinking: bool | None = None
+    think: bool | Effort | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     include_reasoning: bool | None = None
     chat_template_kwargs: Raw = msgspec.field(default_factory=null)
     add_special_tokens: bool | None = None
@@ -235,13 +309,21 @@ class CompletionRequest(WithChatFields, kw_only=True):
     best_of: Annotated[int, Meta(ge=1)] | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
+    suffix: str | None = None
+
+
+class FimRequest(WithChatFields, kw_only=True):
+    """POST /v1/fim/completions, as Mistral's."""
+
+    prompt: str
+    suffix: str | None = None
 
 
 class TokenizeRequest(Body, kw_only=True):
     """POST /tokenize, as vLLM's: a prompt or messages."""
 
-    add_generation_prompt: Raw = msgspec.field(default_factory=null)
-    continue_final_message: Raw = msgspec.field(default_factory=null)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template: Raw = msgspec.field(default_factory=null)
     chat_template_kwargs: Raw = msgspec.field(default_factory=null)
     mm_processor_kwargs: Raw = msgspec.field(default_factory=null)

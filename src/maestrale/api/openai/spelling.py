@@ -88,8 +88,11 @@ class Chunks:
             )
         return listed
 
-    def _chunk(self, choice: dict[str, Any], *, is_last: bool) -> bytes:
-        chunk: dict[str, Any] = {**self._frame, "choices": [choice]}
+    def _prompt_ids(self, index: int) -> list[int]:
+        return list(self._answer.requests[index].prompt)
+
+    def _chunk(self, choice: dict[str, Any], *, is_last: bool, **more: Any) -> bytes:
+        chunk: dict[str, Any] = {**self._frame, **more, "choices": [choice]}
         if self._continuous:
             chunk["usage"] = usage_body(self._answer.usage)
         elif self._include_usage:
@@ -145,12 +148,16 @@ class ChatSpelling(Chunks):
                     },
                     "logprobs": self._logprobs(piece.logprobs, of_all=asked),
                     "finish_reason": _finish(piece.finish_reason),
+                    **self._ids(piece),
                 }
                 for piece in pieces
             ],
             "usage": usage_body(self._answer.usage),
             **self._of_prompt(),
         }
+
+    def _ids(self, piece: Piece) -> dict[str, Any]:
+        return {"token_ids": list(piece.token_ids)} if self._answer.options.token_ids else {}
 
     def _thoughts(self, piece: Piece) -> dict[str, Any]:
         """A piece's thoughts, under each name that clients know them by, and nothing if it has
@@ -166,18 +173,24 @@ class ChatSpelling(Chunks):
         return {"content": [*chunks, *text]}
 
     def _of_prompt(self) -> dict[str, Any]:
-        if self._answer.options.prompt_logprobs is None:
-            return {}
-        return {"prompt_logprobs": self._prompt_logprobs(0)}
+        told: dict[str, Any] = {}
+        if self._answer.options.prompt_logprobs is not None:
+            told["prompt_logprobs"] = self._prompt_logprobs(0)
+        if self._answer.options.token_ids:
+            told["prompt_token_ids"] = self._prompt_ids(0)
+        return told
 
     def event(self, piece: Piece, *, is_last: bool) -> bytes:
         index = piece.index
         plain = piece.finish_reason is None and not (piece.logprobs or piece.calls)
-        plain = plain and not piece.reasoning
+        plain = plain and not (piece.reasoning or piece.token_ids)
         if plain and index in self._begun and not self._continuous:
             return self._heads[index] + encode(piece.text) + self._tail
         delta: dict[str, Any] = {}
+        first_of_all: dict[str, Any] = {}
         if index not in self._begun:
+            if self._answer.options.token_ids and not self._begun:
+                first_of_all = {"prompt_token_ids": self._prompt_ids(0)}
             self._begun.add(index)
             delta["role"] = "assistant"
             delta["content"] = piece.text
@@ -195,8 +208,9 @@ class ChatSpelling(Chunks):
             "delta": delta,
             "logprobs": self._logprobs(piece.logprobs),
             "finish_reason": _finish(piece.finish_reason),
+            **self._ids(piece),
         }
-        return self._chunk(choice, is_last=is_last)
+        return self._chunk(choice, is_last=is_last, **first_of_all)
 
     def _logprobs(
         self, entries: list[LogprobEntry], *, of_all: bool = False
@@ -235,6 +249,7 @@ class CompletionSpelling(Chunks):
         super().__init__(service, answer, model, stream_options)
         self._asked = logprobs is not None
         self._best = best
+        self._begun: set[int] = set()
 
     def whole(self, pieces: list[Piece]) -> dict[str, Any]:
         choices: list[dict[str, Any]] = []
@@ -271,7 +286,18 @@ class CompletionSpelling(Chunks):
             "text": piece.text,
             "logprobs": self._logprobs(piece.logprobs, of_all=of_all),
             "finish_reason": _finish(piece.finish_reason),
+            **self._ids(piece),
         }
+
+    def _ids(self, piece: Piece) -> dict[str, Any]:
+        """The choice's ids, and once those of its prompt, where they were asked for."""
+        if not self._answer.options.token_ids:
+            return {}
+        told: dict[str, Any] = {"token_ids": list(piece.token_ids)}
+        if piece.index not in self._begun:
+            self._begun.add(piece.index)
+            told["prompt_token_ids"] = self._prompt_ids(piece.index)
+        return told
 
     def _logprobs(
         self, entries: list[LogprobEntry], *, of_all: bool = False

@@ -14,6 +14,10 @@ from msgspec import Raw
 
 from maestrale.api.answering import Serving
 from maestrale.api.dialect import AnswerRequest
+from maestrale.api.openai.constraints import read_constraint
+from maestrale.api.openai.foreign_fields import UNSUPPORTED_FIELDS as FOREIGN_FIELDS
+from maestrale.api.openai.foreign_fields import check_foreign
+from maestrale.api.openai.other_names import with_own_names
 from maestrale.api.openai.reading import check_seed, sampling_of, stops_of
 from maestrale.api.openai.responses.items import Item, messages_of
 from maestrale.api.openai.responses.objects import echoed
@@ -29,6 +33,7 @@ from maestrale.api.openai.responses.spelling import ResponseSpelling
 from maestrale.api.validation import decoded_part, refuse_given, type_of
 from maestrale.chat.options import (
     ANY_OBJECT,
+    CONSTRAINT,
     REASONING,
     Conversation,
     Options,
@@ -51,6 +56,7 @@ HARMLESS_INCLUDES = (
     "code_interpreter_call.outputs",
     "reasoning.encrypted_content",
 )
+FOREIGN = {name: why for name, why in FOREIGN_FIELDS.items() if name not in UNSUPPORTED_FIELDS}
 BUILT_IN = "the server runs no tools of its own; only functions that the client runs"
 
 
@@ -61,14 +67,16 @@ def read_response(
 
     Raises: InvalidRequest, UnsupportedParameter.
     """
-    options = response_options(body, serving)
-    conversation, renamed = conversation_of(body, items)
+    check_foreign(body, unsupported=FOREIGN)
+    body, named = with_own_names(body, serving, length="max_output_tokens")
+    options, constrained = response_options(body, serving)
+    conversation, places = conversation_of(body, items)
     return AnswerRequest(
         asked=conversation,
         options=options,
         spelling=partial(ResponseSpelling, asked=echoed(body, options, store=store)),
         stream=bool(body.stream),
-        renamed=renamed,
+        renamed={**named, **places, **constrained},
     )
 
 
@@ -84,19 +92,34 @@ def conversation_of(
     return Conversation(messages=tuple(message for message, _ in placed)), renamed
 
 
-def response_options(body: ResponsesRequest, serving: Serving) -> Options:
-    """How to answer. Raises: InvalidRequest, UnsupportedParameter naming the field."""
+def response_options(
+    body: ResponsesRequest, serving: Serving
+) -> tuple[Options, dict[Location, Sent]]:
+    """How to answer, and what the client calls the constraint, if it isn't `text.format`.
+
+    Raises: InvalidRequest, UnsupportedParameter naming the field.
+    """
     _check_fields(body)
-    return Options(
+    constraint, renamed = _constraint(body), {}
+    if (other := read_constraint(body)) is not None:
+        if constraint is not None:
+            raise InvalidRequest(
+                f"'text.format' and '{other[1]}' both say what the answer must be; give one.",
+                at=other[1],
+            )
+        constraint, renamed = other[0], {CONSTRAINT: other[1]}
+    options = Options(
         seed=check_seed(body.seed),
         max_tokens=body.max_output_tokens,
         sampling=sampling_of(body, serving.sampling),
         stop=stops_of(body),
-        constraint=_constraint(body),
+        include_stop=bool(body.include_stop_str_in_output),
+        constraint=constraint,
         logprobs=_logprobs(body),
         reasoning=_reasoning(body),
         tools=read_tool_use(body),
     )
+    return options, renamed
 
 
 def _reasoning(body: ResponsesRequest) -> Reasoning:

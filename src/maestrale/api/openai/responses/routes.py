@@ -15,6 +15,7 @@ from maestrale.api.answering import Serving, prepare, serving_of
 from maestrale.api.backend import Backend
 from maestrale.api.context import context_of
 from maestrale.api.dialect import AnswerRequest
+from maestrale.api.openai.other_names import with_own_names
 from maestrale.api.openai.responses.items import Item
 from maestrale.api.openai.responses.keeping import Keeping, owner_of
 from maestrale.api.openai.responses.reading import (
@@ -160,7 +161,9 @@ async def _fitted(
     """The items that the model's context has room for, beside the answer."""
     deployment = backend.deployments.resolve(body.model)
     service = await deployment.service()
-    options = response_options(body, serving_of(backend, deployment))
+    serving = serving_of(backend, deployment, service)
+    body, _ = with_own_names(body, serving, length="max_output_tokens")
+    options, _ = response_options(body, serving)
     limit = service.context_length
     room = min(body.max_output_tokens or LEAST_ROOM, limit // 2)
 

@@ -16,7 +16,7 @@ from maestrale.api.openai.schemas import (
     MAX_TOP_LOGPROBS,
     Body,
     Effort,
-    SamplerFields,
+    OtherNames,
     ShortText,
     Tools,
 )
@@ -200,7 +200,7 @@ UNSUPPORTED_FIELDS = {
 """Refused, unless they are null or empty."""
 
 
-class ResponsesRequest(SamplerFields, kw_only=True):
+class ResponsesRequest(OtherNames, kw_only=True):
     """POST /v1/responses. Of how tokens are chosen OpenAI has `temperature` and `top_p` alone."""
 
     model: Annotated[str, Meta(max_length=512)] | None = None
