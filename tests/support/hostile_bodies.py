@@ -256,7 +256,15 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "skip_special_tokens false": ({"skip_special_tokens": False}, "skip_special_tokens"),
     "echo in a chat": ({"echo": True}, "echo"),
     "length_penalty true": ({"length_penalty": True}, "length_penalty"),
-    "guided_json": ({"guided_json": {"type": "object"}}, "guided_json"),
+    "guided_json": ({"guided_json": {"type": "wizard"}}, "guided_json"),
+    "an unfinished guided_regex": ({"guided_regex": "(a"}, "guided_regex"),
+    "a grammar that names tokens": ({"guided_grammar": "start: <[2]>"}, "guided_grammar"),
+    "a llama.cpp grammar, nested": (
+        {"grammar": "root ::= " + "(" * 20_000},
+        "grammar",
+    ),
+    "500,000 choices": ({"guided_choice": ["x"] * 500_000}, "guided_choice"),
+    "two constraints": ({"guided_regex": "a", "grammar": 'start: "a"'}, "grammar"),
     "a schema beside text": (
         {"response_format": {"type": "text", "schema": {}}},
         "response_format.schema",

@@ -8,7 +8,7 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 _RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 _ESCAPE = re.compile(r"\\\\|\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})|\\x([0-9a-fA-F]{2})")
-_MARKS = frozenset("\"\\[]^-/\x7f")  # these keep their escape: they would end or change something
+_MARKS = frozenset('"\\[]^-/\x7f')  # these keep their escape: they would end or change something
 _HEADER = "%llguidance {}"
 
 
@@ -20,7 +20,7 @@ def is_gbnf(grammar: str) -> bool:
 def lark_of(grammar: str) -> str:
     """The same grammar in Lark. Raises: ValueError where it is malformed; RecursionError."""
     try:
-        written = gbnf_to_lark(_ESCAPE.sub(_character, grammar))
+        written: str = gbnf_to_lark(_ESCAPE.sub(_character, grammar))
     except (IndexError, GbnfToLarkError, UnicodeError) as error:
         raise ValueError(_said(error)) from error
     except RecursionError:

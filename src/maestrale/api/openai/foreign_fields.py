@@ -170,7 +170,7 @@ OPTIONS_IGNORED = {
 }
 OPTIONS_UNSUPPORTED = {
     **{name: UNSUPPORTED_FIELDS[name] for name in ("mirostat", "tfs_z", "typical_p")},
-    "penalize_newline": "penalties are the same for all tokens, which is true",
+    "penalize_newline": "penalties are the same for all tokens",
 }
 
 _NO_THOUGHTS = "a plain prompt is gone on from, without thoughts; use chat completions"
@@ -233,7 +233,11 @@ def null() -> Raw:
 
 
 def check_foreign(
-    body: Struct, inside: Sent = NOWHERE, *, unsupported: Mapping[str, str] = UNSUPPORTED_FIELDS
+    body: Struct,
+    inside: Sent = NOWHERE,
+    *,
+    unsupported: Mapping[str, str] = UNSUPPORTED_FIELDS,
+    ignored: Mapping[str, str] = IGNORED_FIELDS,
 ) -> None:
     """Refuse what can't be done, and what is too large to be ignored in good faith.
 
@@ -244,7 +248,7 @@ def check_foreign(
         if isinstance(value, Raw) and not is_neutral(name, value):
             at = inside.at(name)
             raise UnsupportedParameter(f"'{at}' is not supported: {reason}.", at=at)
-    for name in IGNORED_FIELDS:
+    for name in ignored:
         value = getattr(body, name, NULL)
         if isinstance(value, Raw) and len(bytes(value)) > MAX_IGNORED_BYTES:
             at = inside.at(name)

@@ -11,7 +11,11 @@ from typing import Any, TypeVar
 from msgspec import structs
 
 from maestrale.api.answering import Serving
-from maestrale.api.openai.foreign_fields import check_foreign
+from maestrale.api.openai.foreign_fields import (
+    OPTIONS_IGNORED,
+    OPTIONS_UNSUPPORTED,
+    check_foreign,
+)
 from maestrale.api.openai.schemas import OTHER_NAMES, OllamaOptions, OtherNames
 from maestrale.errors import InvalidRequest, Location, Sent, UnsupportedParameter
 
@@ -83,7 +87,7 @@ def _said(body: OtherNames) -> Iterator[tuple[str, Any, Sent]]:
     if body.options is None:
         return
     at = Sent("options")
-    check_foreign(body.options, at)
+    check_foreign(body.options, at, unsupported=OPTIONS_UNSUPPORTED, ignored=OPTIONS_IGNORED)
     for name in OllamaOptions.__struct_fields__:
         value = getattr(body.options, name)
         if name in _CHECKED or name not in _MEANT or value is None:
