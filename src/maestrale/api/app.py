@@ -22,12 +22,13 @@ from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.operations import health, openapi, pages, status
 from maestrale.api.operations.history import Event
 from maestrale.api.request_log import tell
+from maestrale.api.unknown_fields import HEADER, ignoring
 from maestrale.config.addresses import is_loopback
 from maestrale.errors import ApiError, EngineError, PermissionDenied, quoted
 from maestrale.logs import LOGGER
 
 CORS_METHODS = "GET, POST, DELETE, OPTIONS"
-CORS_EXPOSED = ("x-request-id", "x-seed", "x-max-tokens", "retry-after")
+CORS_EXPOSED = ("x-request-id", "x-seed", "x-max-tokens", "retry-after", HEADER)
 CORS_MAX_AGE = "600"
 # Asked again and again by machines: not counted as requests.
 PROBES = frozenset({"/health", "/ping", "/version", "/load", "/metrics", "/status.json"})
@@ -104,11 +105,15 @@ class Gate:
                 headers.update(extra)
                 levels = await self._backend.rates.levels(context.owner, context.reserved)
                 headers.update(dialect.headers(context.id, levels))
+                if context.ignored:
+                    headers[HEADER] = context.ignored.header
                 message["headers"] = headers.raw
             await send(message)
 
+        lenient = self._backend.settings.unknown_fields == "ignore"
         try:
-            await self._answer(scope, receive, send_more, context)
+            with ignoring(context.ignored if lenient else None):
+                await self._answer(scope, receive, send_more, context)
         except ClientDisconnected:
             context.status = 499
         except Exception as error:

@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from maestrale.api.deployment import Deployment
 from maestrale.api.dialect import Dialect, Name
+from maestrale.api.unknown_fields import IgnoredFields
 from maestrale.chat.answer import Answer
 from maestrale.errors import Location, Sent
 from maestrale.keys import Key
@@ -25,7 +26,7 @@ class RequestContext:
 
     __slots__ = (
         *("answer", "answer_id", "deployment", "dialect", "error", "id", "key", "model", "name"),
-        *("operation", "owner", "refused", "reserved", "started", "status", "texts"),
+        *("ignored", "operation", "owner", "refused", "reserved", "started", "status", "texts"),
     )
 
     def __init__(self, request_id: str, dialect: Dialect) -> None:
@@ -33,6 +34,7 @@ class RequestContext:
         self.dialect = dialect  # that of the path
         self.name: Name = dialect.names({})  # what this request's client calls locations
         self.key = "-"  # its owner's name
+        self.ignored = IgnoredFields()  # of its body, where that is allowed
         self.owner: Key | None = None  # None: no key was asked for
         self.model = "-"
         self.operation = ""  # the kind of answer, for traces

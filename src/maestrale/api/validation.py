@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from maestrale.api.unknown_fields import known_part, nearest
 from maestrale.errors import InvalidRequest, Sent, UnsupportedParameter, quoted
 
 _WHERE = re.compile(r"^(?P<what>.*) - at `\$(?P<path>.*)`$", re.DOTALL)
@@ -27,8 +28,10 @@ def of_validation(error: msgspec.ValidationError, type_: Any) -> InvalidRequest:
     at = _sent(where["path"] if where else "")
     unknown = _UNKNOWN.match(what)
     if unknown:
+        near = nearest(type_, at.at(unknown["field"]))
+        hint = () if near is None else ("; the nearest known one is ", at.at(near))
         at = at.at(quoted(unknown["field"]))
-        return InvalidRequest("unknown field ", at, at=at, code="unknown_field")
+        return InvalidRequest("unknown field ", at, *hint, at=at, code="unknown_field")
     missing = _MISSING.match(what)
     if missing:
         at = at.at(missing["field"])
@@ -43,13 +46,35 @@ def of_validation(error: msgspec.ValidationError, type_: Any) -> InvalidRequest:
 def decoded_part(raw: Raw, type_: Any, at: Sent) -> Any:
     """A part of a body, which is at `at`, as this type. Raises: InvalidRequest naming the place."""
     try:
-        return msgspec.json.decode(raw, type=type_)
+        return decoded(raw, type_, msgspec.json.Decoder(type_), at)
     except msgspec.ValidationError as error:
         inner = of_validation(error, type_)
         where = at if inner.at is None else at.at(*inner.at)
         raise InvalidRequest(inner.message, at=where, code=inner.code) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"This is not valid: {quoted(str(error))}.", at=at) from error
+
+
+def decoded(
+    raw: Raw | bytes | bytearray,
+    type_: Any,
+    decoder: msgspec.json.Decoder[Any],
+    at: Sent = Sent(),  # noqa: B008
+) -> Any:
+    """JSON that stands at a place of the request, as `type_`, unknown fields left out where they
+    are to be ignored.
+
+    Raises: what the decoder does.
+    """
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        if "unknown field" not in str(error):
+            raise
+        known = known_part(bytes(raw), type_, at)
+        if known is None:
+            raise
+        return decoder.decode(known)
 
 
 def refuse_given(body: Struct, fields: Mapping[str, str]) -> None:

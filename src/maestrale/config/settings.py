@@ -365,6 +365,14 @@ class Settings:
         metavar="FILE",
         own=True,
     )
+    unknown_fields: str = setting(
+        "refuse",
+        "What happens to a field of a request that the server doesn't know: refused with 400, or "
+        "ignored, and named in the answer's header x-ignored-fields.",
+        group="Server",
+        metavar="WHAT",
+        choices=("refuse", "ignore"),
+    )
 
     max_waiting: int = setting(
         256,

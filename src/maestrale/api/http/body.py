@@ -17,7 +17,7 @@ import msgspec
 from starlette.types import Message, Receive, Scope
 
 from maestrale.api.http.connections import ClientDisconnected
-from maestrale.api.validation import of_validation
+from maestrale.api.validation import decoded, of_validation
 from maestrale.errors import (
     InvalidRequest,
     PayloadTooLarge,
@@ -164,7 +164,7 @@ def decode(raw: bytes | bytearray, type_: type[T]) -> T:
         raise InvalidRequest("The body is empty; a JSON object is expected.", code="invalid_json")
     try:
         raw.decode()  # parts that nobody reads must be UTF-8 too
-        result: T = _decoder(type_).decode(raw)
+        result: T = decoded(raw, type_, _decoder(type_))
     except msgspec.ValidationError as error:
         raise of_validation(error, type_) from None
     except UnicodeDecodeError:

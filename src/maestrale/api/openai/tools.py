@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from maestrale.api.validation import of_validation
+from maestrale.api.validation import decoded, of_validation
 from maestrale.chat.tools import Choice, check_names, check_tools_size, tool_spec, tool_use
 from maestrale.errors import InvalidRequest, Sent, UnsupportedParameter, quoted
 from maestrale.prompt.messages import ToolCall
@@ -35,6 +35,9 @@ class ToolBody(Body, kw_only=True):
 
     type: str = "function"
     function: FunctionBody
+
+
+_TOOL = msgspec.json.Decoder(ToolBody)
 
 
 class CalledFunction(Body, kw_only=True):
@@ -100,7 +103,7 @@ def _read_tool(index: int, raw: Raw) -> ToolSpec:
                 "its own; only functions that the client runs.",
                 at=at.at("type"),
             )
-        tool = msgspec.json.decode(raw, type=ToolBody)
+        tool: ToolBody = decoded(raw, ToolBody, _TOOL, at)
     except msgspec.ValidationError as error:
         inner = of_validation(error, ToolBody)
         where = at if inner.at is None else at.at(*inner.at)
