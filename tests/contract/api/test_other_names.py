@@ -219,7 +219,11 @@ async def test_the_stop_string_may_be_part_of_the_answer(path: str) -> None:
 
 async def test_it_is_so_in_streams_and_by_token() -> None:
     async with api(options={"text": "one two three"}) as server:
-        fields = {"stop": [" two"], "include_stop_str_in_output": True, "logprobs": True}
+        fields: dict[str, Any] = {
+            "stop": [" two"],
+            "include_stop_str_in_output": True,
+            "logprobs": True,
+        }
         events = await server.events(**fields)
         deltas = [event["choices"][0]["delta"].get("content", "") for event in events[:-1]]
         assert "".join(deltas) == "one two"

@@ -191,7 +191,7 @@ def test_codellamas_are_its_reference_s(llama: tuple[SentencePieceModel, bytes],
 
 def test_a_space_is_put_before_the_prefix_alone() -> None:
     names = ["<unk>", "<s>", "</s>", *"▁ab", "▁<PRE>", "▁<SUF>", "▁<MID>"]
-    document = {
+    document: dict[str, Any] = {
         "added_tokens": [],
         "normalizer": {
             "type": "Sequence",
