@@ -1,0 +1,90 @@
+"""Filling in the middle with Mistral's own client and tokenizer, and a kill of the engine in it.
+
+The tiny Mistral's weights are random: what it fills in is noise, the same each time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from mistral_common.protocol.fim.request import FIMRequest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from mistralai.client import Mistral
+
+from e2e_clients import TIMEOUT
+from maestrale.models.mistral_vocabulary import shipped_file
+from serving import Server, serving
+from tiny_mistral import write_tiny_mistral
+
+pytestmark = [pytest.mark.model, pytest.mark.slow]
+
+CODESTRAL = "mistralai/Codestral-22B-v0.1"
+ASKED: dict[str, Any] = {"prompt": "def fibonacci(n):\n    ", "suffix": "\n    return result"}
+
+
+@pytest.fixture(scope="module")
+def codestral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("fim")
+    model = write_tiny_mistral(folder / "tiny-v3.gguf", version="v3")
+    with serving(
+        "--model", str(model), "--served-model-name", CODESTRAL, cache_dir=folder / "cache"
+    ) as running:
+        yield running
+
+
+def kill_engine(server: Server) -> None:
+    for pid in server.pids():
+        if b"supervise.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_the_prompt_is_mistral_common_s(codestral: Server) -> None:
+    tokenizer = MistralTokenizer.from_file(shipped_file("v3"))
+    for path in ("/v1/fim/completions", "/v1/completions"):
+        body = {**ASKED, "max_tokens": 2, "return_token_ids": True}
+        answer = httpx.post(f"{codestral.url}{path}", json=body, timeout=TIMEOUT).json()
+        told = answer.get("prompt_token_ids") or answer["choices"][0]["prompt_token_ids"]
+        assert told == tokenizer.encode_fim(FIMRequest(**ASKED)).tokens
+
+
+def test_mistrals_client_gets_the_same_whole_and_streamed(codestral: Server) -> None:
+    fields: dict[str, Any] = {**ASKED, "random_seed": 5, "max_tokens": 40, "temperature": 0.7}
+    with Mistral(server_url=codestral.url, api_key="none") as client:
+        whole = client.fim.complete(model=CODESTRAL, **fields)
+        with client.fim.stream(model=CODESTRAL, **fields) as events:
+            deltas = [event.data.choices[0].delta.content for event in events]
+    assert whole.choices is not None
+    assert whole.choices[0].message is not None
+    assert "".join(str(delta) for delta in deltas if delta) == whole.choices[0].message.content
+    assert whole.usage.completion_tokens is not None
+    assert 1 <= whole.usage.completion_tokens <= 40
+
+
+def test_a_kill_within_an_answer_changes_no_byte(codestral: Server) -> None:
+    body = {**ASKED, "seed": 9, "max_tokens": 600, "ignore_eos": True}
+    url = f"{codestral.url}/v1/fim/completions"
+    with httpx.Client(timeout=TIMEOUT) as client:
+        before = client.post(url, json=body).json()["choices"][0]
+        assert before["finish_reason"] == "length"
+        with client.stream("POST", url, json={**body, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            first = next(lines)
+            kill_engine(codestral)
+            events = [json.loads(line[6:]) for line in [first, *lines] if line[:7] == "data: {"]
+        choices = [event["choices"][0] for event in events]
+        texts = [choice["delta"].get("content") or "" for choice in choices]
+        assert "".join(texts) == before["message"]["content"]
+        assert choices[-1]["finish_reason"] == "length"
+        killer = threading.Timer(0.1, kill_engine, [codestral])
+        killer.start()
+        again = client.post(url, json=body).json()["choices"][0]
+        killer.join()
+        assert again == before
