@@ -23,6 +23,7 @@ from e2e_clients import TIMEOUT
 from maestrale.models.mistral_vocabulary import shipped_file
 from serving import Server, serving
 from tiny_mistral import write_tiny_mistral
+from verifying import verify
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -88,3 +89,14 @@ def test_a_kill_within_an_answer_changes_no_byte(codestral: Server) -> None:
         again = client.post(url, json=body).json()["choices"][0]
         killer.join()
         assert again == before
+
+
+def test_the_collection_finds_all_well_but_the_sense(codestral: Server) -> None:
+    done = verify(codestral.url, "--json", "--folder", "Models", "--folder", "Fill in the middle")
+    assert done.failed() == {("Between two texts", "sense: it adds the numbers")}
+    assert done.skipped() == set()
+    assert [one["name"] for one in done.report["requests"] if one["folder"] != "Is it up"] == [
+        "Between two texts",
+        "Between two texts, as a stream",
+        "A suffix without a prompt",
+    ]

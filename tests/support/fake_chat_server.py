@@ -157,7 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self.embeds_only and self.path == "/v1/embeddings":
                 self._embed(json.loads(raw))
                 return
-            if self.embeds_only or self.path.startswith(("/v1/responses", "/v1/embeddings")):
+            gone = ("/v1/responses", "/v1/embeddings", "/v1/fim/")
+            if self.embeds_only or self.path.startswith(gone):
                 raise _Refused(404, "there is no such route", "not_found")
             if "server error" in self.server_faults:
                 raise _Refused(500, "it broke", "internal_error")

@@ -65,6 +65,7 @@ def test_the_bundled_collection_has_the_folders_and_examples_that_it_promises() 
         "Streaming",
         "Responses",
         "Messages",
+        "Fill in the middle",
         "What must fail",
     ]
     requests = [one for folder in data["item"] for one in folder["item"]]
