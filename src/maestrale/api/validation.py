@@ -86,6 +86,13 @@ def refuse_given(body: Struct, fields: Mapping[str, str]) -> None:
             raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
 
 
+def check_seed(seed: int | None, name: str = "seed") -> int | None:
+    """Any signed or unsigned 64-bit integer. Raises: InvalidRequest."""
+    if seed is not None and not -(1 << 63) <= seed < 1 << 64:
+        raise InvalidRequest(f"'{name}' must fit in 64 bits.", at=Sent(name))
+    return seed
+
+
 def type_of(raw: Raw, at: Sent) -> str | None:
     """What a part of a body says in `type`; None where it says nothing. Raises: InvalidRequest."""
     written = decoded_part(raw, Any, at)

@@ -23,7 +23,7 @@ async def still_works(server: Api) -> None:
     assert answer.json()["usage"]["completion_tokens"] == 3
 
 
-@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/fim/completions"])
 @pytest.mark.parametrize("body", BAD_JSON.values(), ids=BAD_JSON)
 async def test_bad_json(body: bytes, path: str) -> None:
     settings = make_settings(max_body_bytes=32 << 20)

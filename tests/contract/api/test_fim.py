@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
@@ -10,6 +11,8 @@ from mistralai.client import Mistral
 from mistralai.client.errors import SDKError
 
 from api_app import MODEL, api, check_error
+from hostile_bodies import BAD_FIELDS, BAD_MODELS, REFUSED_MEDIA_TYPES
+from maestrale.api.openai.schemas import FimRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -128,6 +131,37 @@ async def test_bad_input_is_refused_by_name(
         if path.endswith("chat/completions"):
             body = {"messages": [{"role": "user", "content": "x"}], **fields}
         check_error(await server.client.post(path, json=body), 400, param)
+
+
+async def test_hostile_fields_are_named_as_in_a_chat() -> None:
+    known = set(FimRequest.__struct_fields__)
+    tried = 0
+    async with api(fills=True, options={"length": "3"}) as server:
+        for what, (fields, param) in BAD_FIELDS.items():
+            if set(fields) <= known and what != "max_tokens 0":  # it computes the prompt alone
+                tried += 1
+                answer = await server.client.post(FIM, json={**BODY, **fields})
+                error = check_error(answer, 400)
+                assert str(error["param"]).split(".")[0] == param.split(".")[0], what
+        assert tried > 50
+        for model in BAD_MODELS:
+            answer = await server.client.post(FIM, json={**BODY, "model": model})
+            assert check_error(answer, 404, "model")["code"] == "model_not_found"
+        for headers in REFUSED_MEDIA_TYPES:
+            content = json.dumps(BODY).encode()
+            check_error(await server.client.post(FIM, content=content, headers=headers), 415)
+        assert (await server.client.get(FIM)).status_code == 405
+        assert (await server.client.post(FIM, json=BODY)).status_code == 200
+
+
+async def test_a_prompt_may_fill_the_context_and_no_more() -> None:
+    async with api(fills=True, max_model_len=50, options={"length": "3"}) as server:
+        for length, status in ((46, 200), (47, 200), (48, 400), (100_000, 400)):
+            body = {"prompt": "x" * (length - 20), "suffix": "y" * 20}
+            answer = await server.client.post(FIM, json=body)
+            assert answer.status_code == status, length
+            if status == 400:
+                assert check_error(answer, 400)["code"] == "context_length_exceeded"
 
 
 async def test_the_sdks_fill_in() -> None:

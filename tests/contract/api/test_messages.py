@@ -11,6 +11,17 @@ import httpx
 import pytest
 
 from api_app import MODEL, Api, api, check_error, make_settings
+from maestrale.api.anthropic.schemas import (
+    IGNORED_FIELDS,
+    IGNORED_PARTS,
+    UNSUPPORTED_FIELDS,
+    MessagesRequest,
+    TextBlock,
+    ThinkingBlock,
+    ToolBody,
+    ToolResultBlock,
+    ToolUseBlock,
+)
 from maestrale.keys import add_key
 
 pytestmark = pytest.mark.anyio
@@ -305,6 +316,15 @@ async def test_tokens_are_counted_and_nothing_runs() -> None:
         )
 
 
+EDITS_FOR_NOTHING: list[dict[str, Any]] = [
+    {"type": "clear_thinking_20251015", "keep": "all"},
+    {"type": "clear_thinking_20251015", "keep": {"type": "all"}},
+    {"type": "clear_tool_uses_20250919", "keep": {"type": "tool_uses", "value": 3}},
+    {"type": "compact_20260112", "trigger": {"type": "input_tokens", "value": 50_000}},
+]
+"""What Claude Code sends, and what is for longer prompts than the model takes."""
+
+
 async def test_what_changes_nothing_is_taken() -> None:
     async with api() as server:
         await answer(
@@ -315,6 +335,11 @@ async def test_what_changes_nothing_is_taken() -> None:
             thinking={"type": "disabled"},
             mcp_servers=[],
             container=None,
+            betas=["a-2025-01-01"],
+            anthropic_version="bedrock-2023-05-31",
+            fallbacks="default",
+            output_config={"task_budget": None},
+            context_management={"edits": EDITS_FOR_NOTHING},
         )
         await answer(server, thinking={"type": "adaptive"})
         headers = {"anthropic-version": "2023-06-01", "anthropic-beta": "a,b"}
@@ -359,6 +384,23 @@ async def test_what_changes_nothing_is_taken() -> None:
         ({"thinking": {"type": "between_tools"}}, "thinking.type: "),
         ({"thinking": {"type": "adaptive", "display": "loud"}}, "'thinking.display'"),
         ({"mcp_servers": [{"url": "x"}]}, "'mcp_servers' is not supported"),
+        ({"thread": {"type": "create"}}, "'thread' is not supported"),
+        ({"compaction": {"type": "summarize"}}, "'compaction' is not supported"),
+        ({"context_management": {"edits": [*EDITS_FOR_NOTHING, {"type": "snip_20270101"}]}},
+         "context_management.edits.4.type: 'snip_20270101' is not supported where"),
+        ({"context_management": {"edits": [{"type": "clear_thinking_20251015"}]}},
+         "context_management.edits.0.type: "),
+        ({"context_management": {"edits": [{"type": "compact_20260112", "trigger": {
+            "type": "input_tokens", "value": 999}}]}}, "context_management.edits.0.type: "),
+        ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919", "trigger": {
+            "type": "tool_uses", "value": 10**6}}]}}, "context_management.edits.0.type: "),
+        ({"context_management": {"edits": [{"type": "compact_20260112", "trigger": 5}]}},
+         "context_management.edits.0.trigger"),
+        ({"context_management": {"edits": [5]}}, "context_management.edits.0"),
+        ({"context_management": {"edit": []}}, "unknown field 'context_management.edit'"),
+        ({"output_config": {"task_budget": {"type": "tokens", "total": 9}}},
+         "output_config.task_budget: "),
+        ({"seed": 2**65}, "'seed' must fit in 64 bits"),
         ({"output_config": {"format": {"type": "json_schema", "schema": {"type": "no"}}}},
          "output_config.format.schema: "),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, "messages: "),
@@ -400,6 +442,21 @@ async def test_a_full_queue_is_overloaded() -> None:
         check_refused(got, 529, "The queue is full")
         assert got.headers["retry-after"]
         assert (await first).status_code == 200
+
+
+async def test_a_seed_gives_the_same_again() -> None:
+    async with api(options={"length": "20"}) as server:
+        first = await ask(server, temperature=1)
+        again = await ask(server, temperature=1, seed=int(first.headers["x-seed"]))
+        assert again.json()["content"] == first.json()["content"]
+
+
+async def test_the_reference_lists_fields_that_are_there() -> None:
+    told = {**IGNORED_FIELDS, **UNSUPPORTED_FIELDS}
+    assert told.keys() <= set(MessagesRequest.__struct_fields__)
+    parts = (TextBlock, ThinkingBlock, ToolUseBlock, ToolResultBlock, ToolBody)
+    known = {name for part in parts for name in part.__struct_fields__}
+    assert known >= IGNORED_PARTS.keys()
 
 
 async def test_another_model_is_not_found() -> None:

@@ -13,7 +13,9 @@ from starlette.routing import Route
 from maestrale.api.answering import answering
 from maestrale.api.anthropic.reading import read_count, read_messages
 from maestrale.api.anthropic.schemas import (
+    CONTEXT_MANAGEMENT,
     IGNORED_FIELDS,
+    IGNORED_PARTS,
     UNSUPPORTED_FIELDS,
     CountRequest,
     MessagesRequest,
@@ -59,7 +61,12 @@ REFERENCE = Reference(
     },
     notes={
         "Accepted in messages, and without effect": IGNORED_FIELDS,
+        "In content blocks and tools, accepted and without effect": IGNORED_PARTS,
         "Refused in messages, unless empty": UNSUPPORTED_FIELDS,
+        "Refused in messages, where they would do anything": {
+            "context_management": CONTEXT_MANAGEMENT,
+            "output_config.task_budget": "'max_tokens' bounds each answer",
+        },
     },
 )
 
@@ -75,7 +82,7 @@ class Anthropic(Dialect):
             await backend.check_ready()
             body = await backend.bodies.read(request.scope, request.receive, CountRequest)
             service = await backend.deployments.resolve(body.model).service()
-            conversation, options, renamed = read_count(body)
+            conversation, options, renamed = read_count(body, service.context_length)
             context_of(request.scope).rename(renamed)
             prompt = await service.prompt(conversation, options)
             return JSONResponse({"input_tokens": len(prompt.token_ids)})

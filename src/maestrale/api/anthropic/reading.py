@@ -9,9 +9,11 @@ from msgspec import Raw
 
 from maestrale.api.answering import Serving
 from maestrale.api.anthropic.schemas import (
+    CONTEXT_MANAGEMENT,
     NULL,
     UNSUPPORTED_FIELDS,
     CountRequest,
+    Edit,
     Message,
     MessagesRequest,
     TextBlock,
@@ -19,10 +21,18 @@ from maestrale.api.anthropic.schemas import (
     ToolBody,
     ToolResultBlock,
     ToolUseBlock,
+    Trigger,
 )
 from maestrale.api.anthropic.spelling import MessageSpelling
 from maestrale.api.dialect import AnswerRequest
-from maestrale.api.validation import decoded_part, not_text, refuse_given, typed_parts
+from maestrale.api.validation import (
+    NOTHING,
+    check_seed,
+    decoded_part,
+    not_text,
+    refuse_given,
+    typed_parts,
+)
 from maestrale.chat.options import Conversation, Options, Reasoning, schema_constraint
 from maestrale.chat.tools import (
     MAX_TOOLS,
@@ -52,7 +62,7 @@ Placed = list[tuple[ChatMessage, Sent]]
 
 def read_messages(body: MessagesRequest, serving: Serving) -> AnswerRequest:
     """A message to be answered. Raises: InvalidRequest, UnsupportedParameter."""
-    refuse_given(body, UNSUPPORTED_FIELDS)
+    _check_fields(body, serving.context_length)
     placed = _placed(body)
     conversation = _conversation(placed)
     use = read_tool_use(body)
@@ -67,6 +77,7 @@ def read_messages(body: MessagesRequest, serving: Serving) -> AnswerRequest:
     return AnswerRequest(
         asked=conversation,
         options=Options(
+            seed=check_seed(body.seed),
             max_tokens=body.max_tokens,
             sampling=Sampling(
                 temperature=defaults.temperature if body.temperature is None else body.temperature,
@@ -86,15 +97,55 @@ def read_messages(body: MessagesRequest, serving: Serving) -> AnswerRequest:
     )
 
 
-def read_count(body: CountRequest) -> tuple[Conversation, Options, dict[Location, Sent]]:
+def read_count(
+    body: CountRequest, context_length: int
+) -> tuple[Conversation, Options, dict[Location, Sent]]:
     """A conversation whose tokens are to be counted, and what its client calls its messages.
 
     Raises: InvalidRequest, UnsupportedParameter.
     """
-    refuse_given(body, UNSUPPORTED_FIELDS)
+    _check_fields(body, context_length)
     placed = _placed(body)
     options = Options(tools=read_tool_use(body), reasoning=read_thinking(body, None))
     return _conversation(placed), options, places_of(placed)
+
+
+def _check_fields(body: CountRequest, context_length: int) -> None:
+    """Refuse by name what can't be done."""
+    refuse_given(body, UNSUPPORTED_FIELDS)
+    if body.output_config is not None and bytes(body.output_config.task_budget) not in NOTHING:
+        at = Sent("output_config", "task_budget")
+        raise UnsupportedParameter(
+            "The model is told of no budget over several answers; 'max_tokens' bounds each.", at=at
+        )
+    edits = () if body.context_management is None else body.context_management.edits
+    for index, raw in enumerate(edits):
+        at = Sent("context_management", "edits", index)
+        edit = _as(Edit, raw, at)
+        if not _does_nothing(edit, context_length, at):
+            raise UnsupportedParameter(
+                f"'{quoted(edit.type)}' is not supported where it would do anything: "
+                f"{CONTEXT_MANAGEMENT}.",
+                at=at.at("type"),
+            )
+
+
+# The prompts' tokens from which on Anthropic's servers make these edits, if nothing else is said.
+USUAL_TRIGGERS = {"clear_tool_uses_20250919": 100_000, "compact_20260112": 150_000}
+
+
+def _does_nothing(edit: Edit, context_length: int, at: Sent) -> bool:
+    """Whether the edit keeps all, or is for longer prompts than there are."""
+    if edit.type.startswith("clear_thinking_"):
+        return decoded_part(edit.keep, Any, at.at("keep")) in ("all", {"type": "all"})
+    if bytes(edit.trigger) == bytes(NULL):
+        return USUAL_TRIGGERS.get(edit.type, 0) >= context_length
+    trigger = _as(Trigger, edit.trigger, at.at("trigger"))
+    return (
+        edit.type in USUAL_TRIGGERS
+        and trigger.type == "input_tokens"
+        and trigger.value >= context_length
+    )
 
 
 def read_thinking(body: CountRequest, max_tokens: int | None) -> Reasoning:

@@ -15,6 +15,7 @@ MAX_MESSAGES = 4096
 MAX_BLOCKS = 1024
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+MAX_EDITS = 64
 
 NULL = Raw(b"null")
 
@@ -57,6 +58,7 @@ class ToolUseBlock(Body, kw_only=True):
     type: Literal["tool_use"] = "tool_use"
     cache_control: Raw = msgspec.field(default_factory=null)
     caller: Raw = msgspec.field(default_factory=null)
+    toolset_name: Short | None = None
 
 
 class ToolResultBlock(Body, kw_only=True):
@@ -67,6 +69,7 @@ class ToolResultBlock(Body, kw_only=True):
     is_error: bool | None = None
     type: Literal["tool_result"] = "tool_result"
     cache_control: Raw = msgspec.field(default_factory=null)
+    toolset_name: Short | None = None
 
 
 class Message(Body, kw_only=True):
@@ -114,6 +117,28 @@ class Format(Body, kw_only=True):
 class OutputConfig(Body, kw_only=True):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: Format | None = None
+    task_budget: Raw = msgspec.field(default_factory=null)
+
+
+class ContextManagement(Body, kw_only=True):
+    """How the provider is to shorten a conversation."""
+
+    edits: Annotated[list[Raw], Meta(max_length=MAX_EDITS)] = []  # each is an Edit
+
+
+class Edit(Struct, kw_only=True):
+    """Of a way to shorten conversations, what says whether it would do anything."""
+
+    type: Short
+    keep: Raw = msgspec.field(default_factory=null)
+    trigger: Raw = msgspec.field(default_factory=null)
+
+
+class Trigger(Struct, kw_only=True):
+    """From how long a prompt on an edit is made."""
+
+    type: Short
+    value: int
 
 
 IGNORED_FIELDS = {
@@ -125,15 +150,39 @@ IGNORED_FIELDS = {
     "diagnostics": "asks for the provider's own reports",
     "user_profile_id": "for the provider's records",
     "workspace_id": "for the provider's records",
+    "betas": "names what is on trial; what isn't here is refused where it is asked for",
+    "anthropic_beta": "as betas",
+    "anthropic_version": "there is one version",
+    "billing_policy": "nothing is billed",
+    "fallback_credit_token": "nothing is billed",
+    "fallbacks": "other models for the provider to ask when this one declines",
+    "litellm_metadata": "for LiteLLM's records",
 }
 """Change nothing here, whatever they say."""
+
+IGNORED_PARTS = {
+    "cache_control": IGNORED_FIELDS["cache_control"],
+    "citations": "of documents, of which there are none",
+    "signature": "a thought is taken from anybody",
+    "caller": "who called is for the client",
+    "toolset_name": "for the client",
+    "allowed_callers": "the model alone calls tools",
+    "defer_loading": "all tools are in the prompt from the start",
+    "eager_input_streaming": "a call is streamed whole",
+    "input_examples": "prompts have no place for them; the description has",
+}
+"""Change nothing in content blocks and tools."""
 
 UNSUPPORTED_FIELDS = {
     "container": "the server runs no code",
     "mcp_servers": "the server calls no other server",
-    "context_management": "a conversation is never cut without a word",
+    "compaction": "ask the model for a summary, and send that",
+    "thread": "messages are not kept; send all of them, or use /v1/responses",
 }
 """Refused, unless they are null or empty."""
+
+CONTEXT_MANAGEMENT = "a conversation is never cut without a word"
+"""Why an edit is refused that would do anything."""
 
 
 class CountRequest(Body, kw_only=True):
@@ -155,9 +204,18 @@ class CountRequest(Body, kw_only=True):
     diagnostics: Raw = msgspec.field(default_factory=null)
     user_profile_id: Short | None = None
     workspace_id: Short | None = None
+    betas: Raw = msgspec.field(default_factory=null)
+    anthropic_beta: Raw = msgspec.field(default_factory=null)
+    anthropic_version: Short | None = None
+    billing_policy: Raw = msgspec.field(default_factory=null)
+    fallback_credit_token: Raw = msgspec.field(default_factory=null)
+    fallbacks: Raw = msgspec.field(default_factory=null)
+    litellm_metadata: Raw = msgspec.field(default_factory=null)
     container: Raw = msgspec.field(default_factory=null)
     mcp_servers: Raw = msgspec.field(default_factory=null)
-    context_management: Raw = msgspec.field(default_factory=null)
+    context_management: ContextManagement | None = None
+    compaction: Raw = msgspec.field(default_factory=null)
+    thread: Raw = msgspec.field(default_factory=null)
 
 
 class MessagesRequest(CountRequest, kw_only=True):
@@ -169,3 +227,4 @@ class MessagesRequest(CountRequest, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    seed: int | None = None

@@ -30,6 +30,7 @@ from maestrale.api.openai.schemas import (
 )
 from maestrale.api.openai.spelling import ChatSpelling, CompletionSpelling
 from maestrale.api.openai.tools import past_calls, read_tool_use
+from maestrale.api.validation import check_seed
 from maestrale.chat.options import CONSTRAINT, Conversation, Options, Prompts
 from maestrale.engines.base import Sampling
 from maestrale.errors import InvalidRequest, Location, Sent, UnsupportedParameter
@@ -306,13 +307,6 @@ def sampling_of(body: SamplerFields, defaults: SamplingDefaults) -> Sampling:
 def stops_of(body: SamplerFields) -> tuple[str, ...]:
     """The stop strings."""
     return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-
-
-def check_seed(seed: int | None, name: str = "seed") -> int | None:
-    """Any signed or unsigned 64-bit integer. Raises: InvalidRequest."""
-    if seed is not None and not -(1 << 63) <= seed < 1 << 64:
-        raise InvalidRequest(f"'{name}' must fit in 64 bits.", at=Sent(name))
-    return seed
 
 
 def _seed(body: SamplingFields) -> int | None:

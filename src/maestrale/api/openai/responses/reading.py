@@ -18,7 +18,7 @@ from maestrale.api.openai.constraints import read_constraint
 from maestrale.api.openai.foreign_fields import UNSUPPORTED_FIELDS as FOREIGN_FIELDS
 from maestrale.api.openai.foreign_fields import check_foreign
 from maestrale.api.openai.other_names import with_own_names
-from maestrale.api.openai.reading import check_seed, sampling_of, stops_of
+from maestrale.api.openai.reading import sampling_of, stops_of
 from maestrale.api.openai.responses.items import Item, messages_of
 from maestrale.api.openai.responses.objects import echoed
 from maestrale.api.openai.responses.schemas import (
@@ -30,7 +30,7 @@ from maestrale.api.openai.responses.schemas import (
     ResponsesRequest,
 )
 from maestrale.api.openai.responses.spelling import ResponseSpelling
-from maestrale.api.validation import decoded_part, refuse_given, type_of
+from maestrale.api.validation import check_seed, decoded_part, refuse_given, type_of
 from maestrale.chat.options import (
     ANY_OBJECT,
     CONSTRAINT,
