@@ -86,10 +86,10 @@ def refuse_given(body: Struct, fields: Mapping[str, str]) -> None:
             raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
 
 
-def check_seed(seed: int | None, name: str = "seed") -> int | None:
+def check_seed(seed: int | None, at: Sent = Sent("seed")) -> int | None:  # noqa: B008
     """Any signed or unsigned 64-bit integer. Raises: InvalidRequest."""
     if seed is not None and not -(1 << 63) <= seed < 1 << 64:
-        raise InvalidRequest(f"'{name}' must fit in 64 bits.", at=Sent(name))
+        raise InvalidRequest(f"'{at}' must fit in 64 bits.", at=at)
     return seed
 
 

@@ -237,8 +237,11 @@ def _said(label: str, reason: str) -> str:
         text = re.split(r"\n\s+\d+ \| |\s*<non-verbose/>", reason, maxsplit=1)[0].rstrip()
         inner = re.search(r"^error: (.*)$", text, re.MULTILINE)  # in a regular expression
         place = re.match(r"(?:at )?(\d+)\((\d+)\): ", text)
-        if inner and label == _LABEL["regex"]:
-            return inner.group(1)
+        if label == _LABEL["regex"]:
+            if inner:
+                return inner.group(1)
+            if "lookarounds not supported" in text:
+                return "word boundaries, and anchors in the middle, are not supported"
         if place and label == _LABEL["grammar"]:
             text = inner.group(1) if inner else text[place.end() :].split("; ")[0]
             text = text.replace("lexer error", "an unfinished text, or a character without meaning")

@@ -148,6 +148,18 @@ async def test_an_open_length(path: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("options", [True, False])
+async def test_an_answer_without_tokens(path: str, options: bool) -> None:
+    fields: dict[str, Any] = {"options": {"num_predict": 0}} if options else {"n_predict": 0}
+    async with api() as server:
+        answer = await ask(server, path, **fields)
+        if path == "/v1/completions":
+            assert text_of(answer) == ""
+        else:
+            check_error(answer, 400, "options.num_predict" if options else "n_predict")
+
+
+@pytest.mark.parametrize("path", PATHS)
 async def test_options_are_read_as_if_they_stood_beside(path: str) -> None:
     options = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 7,
                "repeat_penalty": 1.2, "presence_penalty": 0.1, "frequency_penalty": 0.2,
@@ -168,10 +180,13 @@ async def test_options_are_read_as_if_they_stood_beside(path: str) -> None:
     [
         ({"options": {"temprature": 1}}, "options.temprature"),
         ({"options": {"temperature": 9}}, "options.temperature"),
+        ({"options": {"top_p": 0}}, "options.top_p"),
         ({"options": {"mirostat": 2}}, "options.mirostat"),
         ({"options": {"penalize_newline": False}}, "options.penalize_newline"),
         ({"options": {"num_ctx": 4097}}, "options.num_ctx"),
+        ({"options": {"seed": 2**65}}, "options.seed"),
         ({"options": []}, "options"),
+        ({"format": "xml"}, "format"),
         ({"num_ctx": 100_000}, "num_ctx"),
         ({"n_predict": -3}, "n_predict"),
         ({"n_predict": 5, "num_predict": 6}, "num_predict"),

@@ -238,6 +238,12 @@ def test_bad_regexes_are_refused(vocabulary: Vocabulary, pattern: str) -> None:
         compiled(vocabulary, "regex", pattern)
 
 
+@pytest.mark.parametrize("pattern", [r"\bword", r"a\Bb", "a$b"])
+def test_a_regex_that_looks_around_says_so(vocabulary: Vocabulary, pattern: str) -> None:
+    with pytest.raises(ConstraintError, match="word boundaries, and anchors in the middle"):
+        compiled(vocabulary, "regex", pattern)
+
+
 def test_a_lark_grammar_is_followed(vocabulary: Vocabulary) -> None:
     pristine = compiled(vocabulary, "grammar", 'start: "yes" | "no" | "maybe " start')
     for seed in range(8):

@@ -63,7 +63,7 @@ def test_a_server_that_makes_embeddings_alone() -> None:
     with fake_chat_server(embeds=True) as fake:
         code, out, _ = verify(fake.url)
     assert code == 0, out
-    assert out.strip().splitlines()[-1].startswith("PASS: 43 requests, ")
+    assert out.strip().splitlines()[-1].startswith("PASS: 46 requests, ")
     assert "this server makes embeddings only" in " ".join(out.split())
     assert "Embeddings / Several at once: status 200" in out
     assert "Simple questions / The capital of France: status -" in out

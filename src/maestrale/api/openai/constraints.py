@@ -101,8 +101,11 @@ def _of_names(body: OtherNames) -> Iterator[Placed]:
     yield from _text("grammar", body.guided_grammar, Sent("guided_grammar"))
     yield from _text("grammar", body.grammar, Sent("grammar"))
     yield from _schema(body.json_schema, Sent("json_schema"))
-    if bytes(body.format) == b'"json"':
+    word = bytes(body.format)
+    if word == b'"json"':
         yield ANY_OBJECT, Sent("format")
+    elif word[:1] == b'"' and word[:2] not in (b'"{', b'""'):
+        raise InvalidRequest("'format' is 'json' or a JSON schema.", at=Sent("format"))
     else:
         yield from _schema(body.format, Sent("format"))
 

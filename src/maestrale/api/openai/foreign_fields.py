@@ -39,6 +39,7 @@ IGNORED_FIELDS = {
     "id_slot": "requests have no slots of their own; the prefix cache is for all",
     "slot_id": "requests have no slots of their own; the prefix cache is for all",
     "keep_alive": "the server's settings say how long a model stays loaded",
+    "ttl": "the server's settings say how long a model stays loaded",
     "n_keep": "a context is never shifted, so nothing is let go",
     "n_discard": "a context is never shifted, so nothing is let go",
     "min_keep": "the likeliest token is always kept",
@@ -55,6 +56,9 @@ IGNORED_FIELDS = {
     "litellm_session_id": "for LiteLLM's records",
     "litellm_trace_id": "for LiteLLM's records",
     "tags": "labels for a proxy's records",
+    "caching": "for a proxy that keeps answers",
+    "custom_llm_provider": "for a proxy in front of several servers",
+    "allowed_openai_params": "for a proxy that drops parameters",
     "num_retries": "for a proxy in front of several servers",
     "fallbacks": "for a proxy in front of several servers",
     "models": "other models for a proxy to ask when this one fails",
@@ -67,6 +71,10 @@ IGNORED_FIELDS = {
     "session_id": "for the client's records",
     "background_tasks": "work that the client has for itself",
     "model_item": "for the client's records",
+    "id": "for the client's records",
+    "parent_id": "for the client's records",
+    "user_message": "for the client's records",
+    "parent_message": "for the client's records",
 }
 
 _FORMAT = "use 'response_format' or 'structured_outputs'"
@@ -75,6 +83,7 @@ _BEAMS = "it is for beam search"
 _TEXT_ONLY = "the model reads text only"
 _SAMPLERS = "temperature, top_k, top_p and min_p choose, in the order that vLLM has"
 _NO_DRY = "use 'repetition_penalty'"
+_BESIDE = "what is in it stands beside the other fields of a request, or in its head"
 # Would change the answer in a way that can't be done here: refused, with the reason.
 UNSUPPORTED_FIELDS = {
     # OpenAI's and Mistral's
@@ -145,6 +154,14 @@ UNSUPPORTED_FIELDS = {
     "mock_response": "answers are the model's",
     "drop_params": "a field is never dropped without a word; the operator may start the server "
     "with --unknown-fields ignore",
+    "extra_body": _BESIDE,
+    "extra_query": _BESIDE,
+    "extra_headers": _BESIDE,
+    "litellm_params": _BESIDE,
+    "params": _BESIDE,
+    "variables": "put their values into the messages",
+    "api_base": "the server calls no other server",
+    "base_url": "the server calls no other server",
     "transforms": "a prompt is never cut without a word",
     "plugins": "there are no plugins",
     "files": "put them into the messages",
@@ -180,6 +197,7 @@ CHAT_FIELDS = {
     **dict.fromkeys(("include_reasoning", "thinking_token_budget"), _NO_THOUGHTS),
     "chat_template_kwargs": "a plain prompt has no template",
     "think": _NO_THOUGHTS,
+    "enable_thinking": _NO_THOUGHTS,
 }
 
 # What they say when they ask for what is done anyway, beside null, false and [].
@@ -214,7 +232,8 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "dry_multiplier": (0,),
     "t_max_predict_ms": (0, -1),
     "reasoning_format": ("auto", "deepseek"),
-    "features": ({},),
+    **dict.fromkeys(("features", "params", "variables", "litellm_params"), ({},)),
+    **dict.fromkeys(("extra_body", "extra_query", "extra_headers"), ({},)),
     "penalize_newline": (True,),
 }
 # Of these, false would change the answer.

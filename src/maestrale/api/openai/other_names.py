@@ -17,6 +17,7 @@ from maestrale.api.openai.foreign_fields import (
     check_foreign,
 )
 from maestrale.api.openai.schemas import OTHER_NAMES, OllamaOptions, OtherNames
+from maestrale.api.validation import check_seed
 from maestrale.errors import InvalidRequest, Location, Sent, UnsupportedParameter
 
 B = TypeVar("B", bound=OtherNames)
@@ -46,10 +47,10 @@ MEANINGS = {
 
 
 def with_own_names(
-    body: B, serving: Serving, *, length: str = "max_tokens"
+    body: B, serving: Serving, *, length: str = "max_tokens", least: int = 0
 ) -> tuple[B, dict[Location, Sent]]:
     """The body in our own names, and what its client called them. `length`: our name of the
-    longest answer.
+    longest answer, which has at least `least` tokens.
 
     Raises: InvalidRequest where two names contradict each other, naming the second;
     UnsupportedParameter.
@@ -59,6 +60,10 @@ def with_own_names(
     named: dict[str, Sent] = {}
     for name, value, at in _said(body):
         own = length if name == "max_tokens" else name
+        if own == "seed":
+            check_seed(value, at)
+        if own == length and -1 < value < least:
+            raise InvalidRequest(f"'{at}' must be at least {least}.", at=at)
         before = given.get(own, getattr(body, own, None))
         if before is not None and before != value:
             raise InvalidRequest(

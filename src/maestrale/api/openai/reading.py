@@ -54,7 +54,7 @@ _CANONICAL_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 def read_chat(body: ChatRequest, serving: Serving) -> AnswerRequest:
     """A chat completion. Raises: InvalidRequest, UnsupportedParameter."""
     check_foreign(body)
-    body, named = with_own_names(body, serving)
+    body, named = with_own_names(body, serving, least=1)
     wish = read_reasoning(body)
     options, constrained = chat_options(body, serving)
     renamed = {**named, **wish.renamed, **constrained}
@@ -312,7 +312,7 @@ def stops_of(body: SamplerFields) -> tuple[str, ...]:
 def _seed(body: SamplingFields) -> int | None:
     """`seed` (OpenAI) or `random_seed` (Mistral)."""
     check_seed(body.seed)
-    check_seed(body.random_seed, "random_seed")
+    check_seed(body.random_seed, Sent("random_seed"))
     return _same(body.seed, "seed", body.random_seed, "random_seed")
 
 

@@ -168,7 +168,7 @@ class OllamaOptions(_Options, kw_only=True):
     """Ollama's `options`: what others have beside the model."""
 
     temperature: Temperature | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_p: Probability | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: int | None = None

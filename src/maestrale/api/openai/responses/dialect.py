@@ -10,6 +10,7 @@ from maestrale.api.openai.dialect import REFERENCE, OpenAI
 from maestrale.api.openai.responses.routes import routes
 from maestrale.api.openai.responses.schemas import (
     IGNORED_FIELDS,
+    OF_CHATS,
     UNSUPPORTED_FIELDS,
     ResponsesRequest,
 )
@@ -69,5 +70,6 @@ class Responses(OpenAI):
             notes={
                 "Accepted in responses, and without effect": IGNORED_FIELDS,
                 "Refused in responses, unless empty": UNSUPPORTED_FIELDS,
+                "Of chat completions, refused in responses": OF_CHATS,
             },
         )

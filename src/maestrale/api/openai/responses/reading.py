@@ -22,7 +22,9 @@ from maestrale.api.openai.reading import sampling_of, stops_of
 from maestrale.api.openai.responses.items import Item, messages_of
 from maestrale.api.openai.responses.objects import echoed
 from maestrale.api.openai.responses.schemas import (
+    DONE_ANYWAY,
     LOGPROBS,
+    OF_CHATS,
     UNSUPPORTED_FIELDS,
     AllowedTools,
     FunctionTool,
@@ -68,7 +70,7 @@ def read_response(
     Raises: InvalidRequest, UnsupportedParameter.
     """
     check_foreign(body, unsupported=FOREIGN)
-    body, named = with_own_names(body, serving, length="max_output_tokens")
+    body, named = with_own_names(body, serving, length="max_output_tokens", least=1)
     options, constrained = response_options(body, serving)
     conversation, places = conversation_of(body, items)
     return AnswerRequest(
@@ -133,6 +135,9 @@ def _reasoning(body: ResponsesRequest) -> Reasoning:
 def _check_fields(body: ResponsesRequest) -> None:
     """Refuse by name what can't be done."""
     refuse_given(body, UNSUPPORTED_FIELDS)
+    for name, reason in OF_CHATS.items():
+        if bytes(getattr(body, name)) not in (b"null", DONE_ANYWAY.get(name)):
+            raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
     if body.text is not None and body.text.verbosity not in (None, "medium"):
         raise UnsupportedParameter(
             "'text.verbosity' is not supported: the model has no such mode; ask for it in the "

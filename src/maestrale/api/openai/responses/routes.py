@@ -162,7 +162,7 @@ async def _fitted(
     deployment = backend.deployments.resolve(body.model)
     service = await deployment.service()
     serving = serving_of(backend, deployment, service)
-    body, _ = with_own_names(body, serving, length="max_output_tokens")
+    body, _ = with_own_names(body, serving, length="max_output_tokens", least=1)
     options, _ = response_options(body, serving)
     limit = service.context_length
     room = min(body.max_output_tokens or LEAST_ROOM, limit // 2)

@@ -6,12 +6,12 @@ by its name and not for a field that the known ones lack.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Raw
 
-from maestrale.api.openai.foreign_fields import null
+from maestrale.api.openai.foreign_fields import null, with_fields
 from maestrale.api.openai.schemas import (
     MAX_TOP_LOGPROBS,
     Body,
@@ -200,7 +200,38 @@ UNSUPPORTED_FIELDS = {
 """Refused, unless they are null or empty."""
 
 
-class ResponsesRequest(OtherNames, kw_only=True):
+_THINKING = "'reasoning.effort' says how much the model shall think"
+_ONE = "a response is one answer"
+_OF_COMPLETIONS = "it is for chat completions and completions"
+OF_CHATS = {
+    "messages": "here it is 'input'",
+    "max_tokens": "here it is 'max_output_tokens'",
+    "max_completion_tokens": "here it is 'max_output_tokens'",
+    "response_format": "here it is 'text.format'",
+    "logprobs": f"ask for '{LOGPROBS}' in 'include'",
+    "n": _ONE,
+    "best_of": _ONE,
+    **dict.fromkeys(("reasoning_effort", "prompt_mode", "thinking", "think"), _THINKING),
+    **dict.fromkeys(("enable_thinking", "include_reasoning", "chat_template_kwargs"), _THINKING),
+    "thinking_token_budget": _THINKING,
+    **dict.fromkeys(("logit_bias", "min_tokens", "ignore_eos", "stop_token_ids"), _OF_COMPLETIONS),
+    **dict.fromkeys(("prompt_logprobs", "echo"), _OF_COMPLETIONS),
+}
+"""Fields of chat completions: refused, unless they are null or say what is done anyway."""
+
+DONE_ANYWAY = {
+    **dict.fromkeys(("n", "best_of"), b"1"),
+    **dict.fromkeys(("logprobs", "ignore_eos", "echo"), b"false"),
+    "min_tokens": b"0",
+}
+
+if TYPE_CHECKING:
+    WithChatsFields = OtherNames
+else:
+    WithChatsFields = with_fields(OtherNames, OF_CHATS)
+
+
+class ResponsesRequest(WithChatsFields, kw_only=True):
     """POST /v1/responses. Of how tokens are chosen OpenAI has `temperature` and `top_p` alone."""
 
     model: Annotated[str, Meta(max_length=512)] | None = None
