@@ -92,6 +92,11 @@ def read_gguf(path: Path, *, texts: bool = True) -> GGUFFile:
 def _read(cursor: _Cursor) -> GGUFFile:
     cursor.check_magic()
     version = cursor.number("I")
+    if version in (2 << 24, 3 << 24):
+        raise ModelError(
+            f"{cursor.path} is a GGUF file for big-endian machines, which can't be read here. Take "
+            "the ordinary file of the model, or turn it with gguf-convert-endian."
+        )
     if version not in (2, 3):
         raise ModelError(f"{cursor.path} is GGUF version {version}; versions 2 and 3 can be read.")
     tensor_count, entry_count = cursor.number("Q"), cursor.number("Q")

@@ -151,7 +151,13 @@ def _special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _context_length(metadata: Mapping[str, Any]) -> int:
-    key = f"{metadata.get('general.architecture')}.context_length"
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise ModelError(
+            "The GGUF file doesn't say of which architecture its model is (general.architecture), "
+            "so it can't be served. Take another GGUF file of the model."
+        )
+    key = f"{architecture}.context_length"
     length = metadata.get(key)
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise ModelError(f"The GGUF file doesn't say how long its context is ({key}).")

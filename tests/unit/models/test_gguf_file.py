@@ -107,6 +107,12 @@ def test_other_versions_are_refused(written: bytes, scratch: Path) -> None:
         read_gguf(scratch)
 
 
+def test_a_big_endian_file_is_named_as_such(written: bytes, scratch: Path) -> None:
+    scratch.write_bytes(written[:4] + b"\0\0\0\x03" + written[8:])
+    with pytest.raises(ModelError, match="big-endian machines"):
+        read_gguf(scratch)
+
+
 def test_a_truncated_file_is_named_as_such(written: bytes, scratch: Path) -> None:
     scratch.write_bytes(written[:-64])
     with pytest.raises(ModelError, match="is truncated: it has 1,024 bytes"):
