@@ -133,6 +133,14 @@ def _completion_body(model: str, turn: BenchTurn, said: list[Message]) -> dict[s
     return {"model": model, "prompt": text_of(said), **turn.fields, **_STREAM}
 
 
+def _fim_body(model: str, turn: BenchTurn, said: list[Message]) -> dict[str, Any]:
+    """The middle of the turn's own words is what is asked for."""
+    words = text_of(list(turn.messages)).split(" ")
+    half = len(words) // 2
+    gap = {"prompt": " ".join(words[:half]), "suffix": " ".join(words[half:])}
+    return {"model": model, **gap, **turn.fields, **_STREAM}
+
+
 # Responses
 
 
@@ -297,6 +305,7 @@ CHAT = BenchApi(
 COMPLETIONS = BenchApi(
     "completions", "/v1/completions", _completion_body, b'"text"', _read_completion
 )
+FIM = BenchApi("fim", "/v1/fim/completions", _fim_body, CHAT.mark, _read_completion)
 RESPONSES = BenchApi("responses", "/v1/responses", _response_body, b'_text.delta"', _read_response)
 MESSAGES = BenchApi(
     "messages",
@@ -309,4 +318,4 @@ MESSAGES = BenchApi(
 )
 EMBEDDINGS = BenchApi("embeddings", "/v1/embeddings", _embedding_body)
 
-APIS = {api.name: api for api in (CHAT, COMPLETIONS, RESPONSES, MESSAGES, EMBEDDINGS)}
+APIS = {api.name: api for api in (CHAT, COMPLETIONS, FIM, RESPONSES, MESSAGES, EMBEDDINGS)}

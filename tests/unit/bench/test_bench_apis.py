@@ -38,6 +38,13 @@ FORMAT = TURN.fields["response_format"]
 BODIES: dict[str, dict[str, Any]] = {
     "chat": {"messages": SAID, "max_tokens": 9, "response_format": FORMAT, **USAGE},
     "completions": {"prompt": PLAIN, "max_tokens": 9, "response_format": FORMAT, **USAGE},
+    "fim": {
+        "prompt": "",
+        "suffix": "And?\nSo?",
+        "max_tokens": 9,
+        "response_format": FORMAT,
+        **USAGE,
+    },
     "responses": {
         "input": SAID,
         "store": False,
@@ -62,6 +69,12 @@ def test_a_turn_in_the_words_of_each_api(name: str) -> None:
 def test_embeddings_are_of_the_turns_own_words() -> None:
     turn = BenchTurn("one", TURN.messages, {**TURN.fields, "dimensions": 7})
     assert EMBEDDINGS.body("m", turn, SAID) == {"model": "m", "input": "And?\nSo?", "dimensions": 7}
+
+
+def test_the_middle_of_a_turns_words_is_asked_for() -> None:
+    turn = BenchTurn("one", ({"role": "user", "content": "one two three four five"},))
+    body = APIS["fim"].body("m", turn, SAID)
+    assert (body["prompt"], body["suffix"]) == ("one two", "three four five")
 
 
 def test_messages_always_say_how_long_an_answer_may_be() -> None:
