@@ -109,10 +109,15 @@ PATTERNS = st.sampled_from(
         "^\\W{1,2}$",
         '"',
         ".*?c",
+        '^[^"]*$',
+        "a(?!b)",
+        "(^|_)b",
+        "a(?=_|$)",
+        "^\\S+$",
     ]
 )
 FORMATS = st.sampled_from(
-    ["date", "date-time", "time", "uuid", "ipv4", "ipv6", "email", "uri", "duration", "hostname"]
+    "date date-time time uuid ipv4 ipv6 email uri duration hostname uri-reference idn-email".split()
 )
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBERS, st.sampled_from(["", "a", "x_1", "é", "\n", '"'])),

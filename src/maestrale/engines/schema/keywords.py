@@ -183,9 +183,9 @@ class Keywords:
         for name in formats:
             longest = LONGEST.get(name)
             high = longest if high is None else min(high, longest or high)
-        # zod has patterns of its own for its formats: times without a zone, say.
-        if patterns and formats and not some_text(Strings(0, None, patterns, formats)):
-            formats = ()
+        # zod calls a time of day without a zone `time`, too: its pattern tells.
+        if patterns and formats == ("time",) and not some_text(Strings(0, None, patterns, formats)):
+            formats = ("time-local",)
         return Strings(low or 0, high, patterns, formats)
 
     def _arrays(self) -> Arrays:

@@ -26,6 +26,7 @@ _DATE = (
     f"|(?:[0-9]{{2}}{_LEAP}|{_LEAP}00)-02-29)"
 )
 _CLOCK = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?"
+_LOCAL = r"(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\.[0-9]{1,9})?)?"
 _ZONE = "(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4 = rf"(?:{_OCTET}\.){{3}}{_OCTET}"
@@ -60,6 +61,7 @@ FORMATS = {
     "cuid2": "[a-z][a-z0-9]{23}",
     "date": _DATE,
     "date-time": f"{_DATE}T{_CLOCK}{_ZONE}",
+    "date-time-local": f"{_DATE}T{_LOCAL}",
     "duration": f"P(?:{_DURATION_DATE}(?:{_DURATION_TIME})?|{_DURATION_TIME}|[0-9]{{1,9}}W)",
     "e164": r"\+[1-9][0-9]{6,14}",
     "email": rf"{_ATOM}(?:\.{_ATOM}){{0,3}}@{_HOST}",
@@ -73,6 +75,7 @@ FORMATS = {
     "ksuid": "[0-9A-Za-z]{27}",
     "mac": "(?:[0-9A-F]{2}:){5}[0-9A-F]{2}",
     "time": f"{_CLOCK}{_ZONE}",
+    "time-local": _LOCAL,
     "ulid": "[0-7][0-9A-HJKMNP-TV-Z]{25}",
     "uri": rf"[a-zA-Z][a-zA-Z0-9+.-]{{0,30}}:(?://{_AUTHORITY}{_AFTER}|{_PCHAR}+{_AFTER})",
     "uri-reference": rf"//{_AUTHORITY}{_AFTER}|{_PATH}{_QUERY}",
