@@ -117,7 +117,20 @@ PATTERNS = st.sampled_from(
     ]
 )
 FORMATS = st.sampled_from(
-    "date date-time time uuid ipv4 ipv6 email uri duration hostname uri-reference idn-email".split()
+    [
+        "date",
+        "date-time",
+        "time",
+        "uuid",
+        "ipv4",
+        "ipv6",
+        "email",
+        "uri",
+        "duration",
+        "hostname",
+        "uri-reference",
+        "idn-email",
+    ]
 )
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBERS, st.sampled_from(["", "a", "x_1", "é", "\n", '"'])),
