@@ -94,7 +94,8 @@ async def test_base64_holds_the_same_numbers() -> None:
 async def test_fields_that_change_nothing_are_taken() -> None:
     async with api(task="embed") as server:
         (plain,) = await vectors(server)
-        extra = {"user": "me", "metadata": {"a": 1}, "output_dtype": "float"}
+        extra: dict[str, Any] = {"user": "me", "metadata": {"a": 1}, "output_dtype": "float"}
+        extra |= {"normalize": True, "truncate_prompt_tokens": None, "options": {}, "priority": 0}
         assert await vectors(server, **extra, add_special_tokens=False) == [plain]
 
 
@@ -123,6 +124,10 @@ BAD: dict[str, tuple[dict[str, Any], str | None]] = {
     "bits": ({"output_dtype": "binary"}, "output_dtype"),
     "a stream": ({"stream": True}, "stream"),
     "a long label": ({"metadata": "a" * 70_000}, "metadata"),
+    "Cohere's kind": ({"input_type": "query"}, "input_type"),
+    "Ollama's cut": ({"truncate": True}, "truncate"),
+    "llama.cpp's length": ({"embd_normalize": -1}, "embd_normalize"),
+    "vLLM's cut": ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
     "an unknown field": ({"inputs": "a"}, "inputs"),
 }
 

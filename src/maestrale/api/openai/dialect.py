@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from maestrale.api.backend import Backend
 from maestrale.api.dialect import Dialect, Operation, Reference
-from maestrale.api.openai.embeddings import EmbeddingRequest, embedding_routes
+from maestrale.api.openai.embeddings import OTHER_WAYS, EmbeddingRequest, embedding_routes
 from maestrale.api.openai.foreign_fields import (
     IGNORED_FIELDS,
     OPTIONS_IGNORED,
@@ -95,6 +95,7 @@ REFERENCE = Reference(
         "In Ollama's options, refused but where they ask for what is done anyway": (
             OPTIONS_UNSUPPORTED
         ),
+        "Other servers' words, refused in embeddings": OTHER_WAYS,
     },
 )
 TYPES: dict[type[ApiError], str] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Raw
@@ -16,7 +16,14 @@ from starlette.routing import Route
 from maestrale.api.answering import Serving, answering
 from maestrale.api.backend import Backend
 from maestrale.api.dialect import AnswerRequest
-from maestrale.api.openai.foreign_fields import check_foreign, null
+from maestrale.api.openai.foreign_fields import (
+    IGNORED_FIELDS,
+    UNSUPPORTED_FIELDS,
+    check_foreign,
+    null,
+    refuse_but,
+    with_fields,
+)
 from maestrale.api.openai.routes import ROOTS
 from maestrale.api.openai.schemas import MAX_TOKEN_IDS, Body, ShortText, TokenId, TokenIds
 from maestrale.chat.answer import Answer
@@ -28,12 +35,34 @@ from maestrale.errors import InvalidRequest, Location, NotFound, Sent, Unsupport
 MAX_INPUTS = 2048  # of one request, as OpenAI's
 RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
 
+# Other servers' ways to make an embedding another one.
+OTHER_WAYS = {
+    "prompt": "here it is 'input'",
+    "options": "the text alone decides; how the model is loaded is set at the server's start",
+    "input_type": "put what the model wants to read before a text into the text",
+    "prompt_name": "put what the model wants to read before a text into the text",
+    "task": "put what the model wants to read before a text into the text",
+    "truncate": "an input is never cut without a word",
+    "truncation": "an input is never cut without a word",
+    "normalize": "embeddings have the length 1, which is true",
+    "embd_normalize": "embeddings have the length 1, which is 2",
+    "pooling": "the model's own files say how it is pooled",
+    "messages": "send the text as 'input'",
+}
+_NEUTRAL = {"normalize": b"true", "embd_normalize": b"2", "options": b"{}", "truncate": b"false"}
+
 EncodingFormat = Literal["float", "base64"]
 DataType = Literal["float", "int8", "uint8", "binary", "ubinary"]
 Dimensions = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
-class EmbeddingRequest(Body, kw_only=True):
+if TYPE_CHECKING:
+    _Foreign = Body
+else:
+    _Foreign = with_fields(Body, {**IGNORED_FIELDS, **UNSUPPORTED_FIELDS, **OTHER_WAYS})
+
+
+class EmbeddingRequest(_Foreign, kw_only=True):
     """POST /v1/embeddings: a text or token ids, or a list of either.
 
     `output_dimension` and `output_dtype` are Mistral's, `add_special_tokens` is vLLM's.
@@ -75,6 +104,7 @@ def read_embedding(body: EmbeddingRequest, serving: Serving) -> AnswerRequest:
             at=Sent("output_dtype"),
         )
     check_foreign(body)
+    refuse_but(body, OTHER_WAYS, _NEUTRAL)
     given = "dimensions" if body.output_dimension is None else "output_dimension"
     if body.dimensions not in (None, body.output_dimension) and given == "output_dimension":
         raise InvalidRequest(

@@ -274,6 +274,16 @@ def check_foreign(
             raise InvalidRequest(f"'{at}' is larger than {MAX_IGNORED_BYTES} bytes.", at=at)
 
 
+def refuse_but(body: Struct, fields: Mapping[str, str], done_anyway: Mapping[str, bytes]) -> None:
+    """Refuse these fields, name → why not, unless they are null or say what is done anyway.
+
+    Raises: UnsupportedParameter.
+    """
+    for name, reason in fields.items():
+        if bytes(getattr(body, name)) not in (b"null", done_anyway.get(name)):
+            raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
+
+
 def is_neutral(name: str, value: Raw) -> bool:
     """Whether a field that can't be served asks for nothing, or for what is done anyway."""
     raw = bytes(value)

@@ -16,7 +16,7 @@ from maestrale.api.answering import Serving
 from maestrale.api.dialect import AnswerRequest
 from maestrale.api.openai.constraints import read_constraint
 from maestrale.api.openai.foreign_fields import UNSUPPORTED_FIELDS as FOREIGN_FIELDS
-from maestrale.api.openai.foreign_fields import check_foreign
+from maestrale.api.openai.foreign_fields import check_foreign, refuse_but
 from maestrale.api.openai.other_names import with_own_names
 from maestrale.api.openai.reading import sampling_of, stops_of
 from maestrale.api.openai.responses.items import Item, messages_of
@@ -135,9 +135,7 @@ def _reasoning(body: ResponsesRequest) -> Reasoning:
 def _check_fields(body: ResponsesRequest) -> None:
     """Refuse by name what can't be done."""
     refuse_given(body, UNSUPPORTED_FIELDS)
-    for name, reason in OF_CHATS.items():
-        if bytes(getattr(body, name)) not in (b"null", DONE_ANYWAY.get(name)):
-            raise UnsupportedParameter(f"'{name}' is not supported: {reason}.", at=Sent(name))
+    refuse_but(body, OF_CHATS, DONE_ANYWAY)
     if body.text is not None and body.text.verbosity not in (None, "medium"):
         raise UnsupportedParameter(
             "'text.verbosity' is not supported: the model has no such mode; ask for it in the "
