@@ -76,7 +76,10 @@ def known_part(raw: bytes | bytearray, type_: Any, at: Sent = Sent()) -> bytes |
 
 
 def nearest(type_: Any, at: Sent) -> str | None:
-    """The known field that is most like the one at this place; None where none is like it."""
+    """The known field that is most like the one at this place; None where none is like it.
+
+    One that goes on from its name is meant before one that looks like it: stop, stop_sequences.
+    """
     *steps, name = at
     if not isinstance(name, str) or len(name) > _LONGEST_NAME:
         return None
@@ -86,7 +89,8 @@ def nearest(type_: Any, at: Sent) -> str | None:
         if isinstance(node, types.StructType)
         for field in node.fields
     }
-    found = difflib.get_close_matches(name, sorted(known), n=1)
+    longer = [each for each in sorted(known) if each.startswith(f"{name}_")]
+    found = longer if len(longer) == 1 else difflib.get_close_matches(name, sorted(known), n=1)
     return found[0] if found else None
 
 

@@ -23,6 +23,7 @@ MESSAGES = [{"role": "user", "content": "x"}]
     [
         (ChatRequest, Sent("temprature"), "temperature"),
         (ChatRequest, Sent("max_token"), "max_tokens"),
+        (MessagesRequest, Sent("stop"), "stop_sequences"),
         (ChatRequest, Sent("messages", 0, "contents"), "content"),
         (ChatRequest, Sent("messages", 3, "content", 0, "txt"), "text"),
         (ChatRequest, Sent("response_format", "json_schema", "shema"), "schema"),
