@@ -192,6 +192,7 @@ REFUSED = [
     ('{"pattern":"(?<=a)b"}', "(?<=a)b"),
     ('{"pattern":"(a)\\\\1"}', "refers back"),
     ('{"pattern":"(?:(?=a)a|b)+"}', "look ahead"),
+    (json.dumps({"pattern": "(?:(?=a)a|b)" * 40}), "too many ways"),
     ('{"$id":"http://a.b/c","$ref":"http://[x"}', "URI"),
     *(
         (json.dumps({"properties": {"a": {keyword: value}}}), keyword)

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any, Protocol, TypeGuard
 
 from maestrale.engines.schema.document import NOTHING, Conjunction
+from maestrale.engines.schema.formats import FORMATS, FREE_FORMATS, LONGEST
 from maestrale.engines.schema.numbers import Bound, Numbers
 from maestrale.engines.schema.shapes import (
     ANYTHING,
@@ -21,7 +22,7 @@ from maestrale.engines.schema.shapes import (
     joined,
     sealed,
 )
-from maestrale.engines.schema.strings import FORMATS, FREE_FORMATS, LONGEST, Strings, some_text
+from maestrale.engines.schema.strings import Strings, some_text
 
 MOST = 2**24  # items, characters or properties
 _TYPES = {
