@@ -17,7 +17,8 @@ from maestrale.models.catalog import find_model, unknown_model
 from maestrale.models.download import HEAD_TIMEOUT
 from maestrale.models.file_selection import FileSelection, select_files
 from maestrale.models.gguf_file import read_gguf
-from maestrale.models.hub import DEFAULT_REVISION, Hub, hub_name
+from maestrale.models.hub import DEFAULT_REVISION, Hub
+from maestrale.models.hub_names import hub_name
 from maestrale.models.local import gguf_in, local_path, refuse_other_files
 
 FIRST_TRY, MOST = 1 << 20, 1 << 26  # bytes of the head: a vocabulary takes some millions

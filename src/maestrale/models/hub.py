@@ -8,7 +8,6 @@ else that a hub answers is bounded: HF_ENDPOINT may name anything.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,16 +27,6 @@ from maestrale.bounded import Limit, Unpacker
 from maestrale.config.hub import HubSettings
 
 DEFAULT_REVISION = "main"
-_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?"
-_NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?::(?P<variant>[\w./ -]+))?")
-
-
-def hub_name(text: str) -> tuple[str, str] | None:
-    """(`ORG/NAME`, variant or empty) where `text` can be a name on the hub, else None."""
-    match = _NAME.fullmatch(text)
-    return (match["repo"], match["variant"] or "") if match else None
-
-
 READ_TIMEOUT = 20.0  # seconds without a byte after which a connection counts as cut
 MOST_ANSWER = 16 << 20  # bytes of a listing, or of anything else that is no file
 _IS_FILE = "maestrale_file"  # marks a request for a file, whose size the caller bounds

@@ -12,7 +12,7 @@ from maestrale.models.file_selection import picked
 from maestrale.models.gguf_file import gguf_parts
 from maestrale.models.gguf_model import fill_from_gguf
 from maestrale.models.hf_folder import prepare_folder
-from maestrale.models.hub import hub_name
+from maestrale.models.hub_names import hub_name
 from maestrale.models.local import gguf_in, local_path, refuse_other_files, refuse_revision
 from maestrale.models.packaged import weights_of
 from maestrale.models.prepared import METADATA_FILE, damage, load_prepared

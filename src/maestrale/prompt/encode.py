@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+import msgspec
 
 from maestrale.errors import ModelError
 from maestrale.models.catalog import CATALOG, find_model
@@ -121,9 +122,8 @@ def _document(folder: Path, prepared: PreparedModel) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
-        return document
-    except (OSError, ValueError) as error:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, ValueError, msgspec.DecodeError) as error:
         raise ModelError(f"The tokenizer {path} can't be read: {error}") from error
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
+import msgspec
 from tokenizers import Tokenizer
 
 from maestrale.errors import ModelError
@@ -119,7 +120,7 @@ def _prepends(step: Any) -> bool:
 
 def _built(document: Mapping[str, Any]) -> Tokenizer:
     try:
-        return Tokenizer.from_str(json.dumps(document))
+        return Tokenizer.from_buffer(msgspec.json.encode(document))
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(f"The tokenizer can't be used: {error}") from error
 

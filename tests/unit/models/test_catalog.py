@@ -6,7 +6,7 @@ import pytest
 
 from maestrale.config.settings import BUNDLED_MODEL
 from maestrale.models.catalog import CATALOG, closest_names, find_model, names_of, packaged_weights
-from maestrale.models.hub import hub_name
+from maestrale.models.hub_names import hub_name
 from maestrale.models.mistral_vocabulary import TOKENIZER_FILES, shipped_file
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from maestrale.errors import ModelError
 from maestrale.models.file_selection import select_files
-from maestrale.models.hub import hub_name
+from maestrale.models.hub_names import hub_name
 from maestrale.models.tensor_info import EXACT_TYPES
 
 MISTRAL = (
