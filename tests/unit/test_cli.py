@@ -63,6 +63,28 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.rstrip().endswith("loaded: []"), done.stdout[-300:]
 
 
+def test_resolving_a_model_that_is_here_imports_no_client_of_the_hub() -> None:
+    heavy = "{'huggingface_hub', 'httpx2'} & {*sys.modules}"
+    code = f"import sys, maestrale.models.resolve; print({heavy})"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("3", "3")])
+def test_numpy_begins_no_threads_unless_told(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+) -> None:
+    name = "OPENBLAS_NUM_THREADS"
+    monkeypatch.setenv(name, given or "")
+    if given is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(cli, "run", lambda arguments: 0)
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert os.environ[name] == expected
+
+
 @pytest.mark.parametrize("name", config.fields())
 def test_every_setting_is_documented(name: str) -> None:
     assert f"`{config.flag(name)}" in SETTINGS_PAGE.replace("--[no-]", "--")
