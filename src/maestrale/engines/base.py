@@ -169,11 +169,11 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     """What an engine is and can do; fixed from `start()` on.
 
     `max_model_len` (prompt + answer), `kv_capacity_tokens` and `kv_block_tokens` (what the KV
-    cache is handed out in) are in tokens. `fingerprint`
-    names all that the bytes of an answer depend on: model, weights, engine version, CPU
-    features, threads, settings. A step computes up to `max_num_batched_tokens`. `steady`: its first
-    step takes no longer than later ones. `task`: what it was started for. `embedding_size`: numbers
-    of an embedding, where it makes some.
+    cache is handed out in) are in tokens. `fingerprint` names all that the bytes of an answer
+    depend on: model, weights, engine version, CPU features, threads, settings. A step computes up
+    to `max_num_batched_tokens`, and then takes about `step_seconds`, where the engine knows that
+    without a step. `task`: what it was started for. `embedding_size`: numbers of an embedding,
+    where it makes some.
     """
 
     engine: str
@@ -186,7 +186,7 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     features: frozenset[Feature]
     kv_block_tokens: int = 1
     max_num_batched_tokens: int = 256
-    steady: bool = False
+    step_seconds: float | None = None
     task: Task = "generate"
     embedding_size: int = 0
 

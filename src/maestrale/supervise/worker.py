@@ -176,14 +176,17 @@ class EngineWorker:
 
 
 async def calibrate(engine: Engine, info: EngineInfo) -> float:
-    """Seconds that the longest step should take: a short prompt's time, scaled to a full step.
+    """Seconds that the longest step should take: what the engine says, else a short prompt's time,
+    scaled to a full step.
 
     The first request may also pay for what an engine does only once. So where it is not quick, a
-    second one is measured, unless the engine is steady.
+    second one is measured.
     """
+    if info.step_seconds is not None:
+        return info.step_seconds
     scale = max(1.0, info.max_num_batched_tokens / CALIBRATION_TOKENS)
     expected = await _step_seconds(engine, 1) * scale
-    if info.steady or expected < QUICK:
+    if expected < QUICK:
         return expected
     return await _step_seconds(engine, 2) * scale
 

@@ -13,15 +13,14 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
-    ("steady", "measured", "expected"),
+    ("measured", "expected"),
     [
-        (False, [0.01], 0.01),  # quick: what the first step paid for besides can't matter
-        (False, [1.0, 0.2], 0.2),
-        (True, [1.0], 1.0),  # nothing besides
+        ([0.01], 0.01),  # quick: what the first step paid for besides can't matter
+        ([1.0, 0.2], 0.2),
     ],
 )
 async def test_a_second_step_is_measured_where_the_first_may_be_slow(
-    monkeypatch: pytest.MonkeyPatch, steady: bool, measured: list[float], expected: float
+    monkeypatch: pytest.MonkeyPatch, measured: list[float], expected: float
 ) -> None:
     left = list(measured)
 
@@ -31,10 +30,19 @@ async def test_a_second_step_is_measured_where_the_first_may_be_slow(
     monkeypatch.setattr(worker, "_step_seconds", step_seconds)
     engine = ScriptedEngine(EngineConfig(engine="scripted", model_dir=""))
     await engine.start()
-    info = replace(engine.describe(), steady=steady, max_num_batched_tokens=256)
+    info = replace(engine.describe(), max_num_batched_tokens=256)
     scale = 256 / worker.CALIBRATION_TOKENS
     assert await worker.calibrate(engine, info) == pytest.approx(expected * scale)
     assert left == []
+    await engine.close()
+
+
+async def test_what_the_engine_knows_is_not_measured() -> None:
+    engine = ScriptedEngine(EngineConfig(engine="scripted", model_dir=""))
+    await engine.start()
+    info = replace(engine.describe(), step_seconds=7.0)
+    assert await worker.calibrate(engine, info) == 7.0
+    assert engine.stats().steps == 0
     await engine.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from maestrale.errors import EngineError
 
 LoadProgress = Callable[[float], None]
 Int32Array = NDArray[np.int32]
+PROBED_ROWS = 16  # that are multiplied with one matrix, to know how long all take
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Decoder:
         self._hidden = np.empty((0, self.spec.hidden), np.float32)
         self._kept: list[Any] = []  # what the kernel has pointers to
         number = library.level("scalar" if exact and level is None else level)
+        self._number = number
         self.level = str(library.mst_level_name(number).decode())
         self._error = error = ctypes.create_string_buffer(ERROR_SIZE)
         self._pool = library.mst_pool_open(threads, error, ERROR_SIZE)
@@ -143,6 +146,26 @@ class Decoder:
         if status < 0:
             raise EngineError(f"A step can't be computed: {error.value.decode()}")
         return self._logits[:rows], self._hidden[:hidden_rows]
+
+    def enlarge_pages(self, size: int) -> int:
+        """Put so many bytes of weights, or a few more, into large pages, where the system was too
+        slow with these for a start; returns how many bytes are left.
+        """
+        return int(self._library.mst_pool_enlarge(self._pool, size))
+
+    def step_seconds(self, tokens: int) -> float:
+        """About how long a step of so many tokens takes, by the time of its largest product."""
+        handle, rows, columns = self._packer.largest
+        inputs = np.ones((PROBED_ROWS, columns), np.float32)
+        results = np.empty((PROBED_ROWS, rows), np.float32)
+        begun = time.perf_counter()
+        self._library.mst_matrix_multiply(
+            *(self._pool, self._number, handle, inputs.ctypes.data_as(floats), PROBED_ROWS),
+            *(results.ctypes.data_as(floats), 0),
+        )
+        seconds = time.perf_counter() - begun
+        size = int(self._library.mst_matrix_bytes(handle))
+        return seconds * self.weight_bytes / size * tokens / PROBED_ROWS
 
     def close(self) -> None:
         """Give everything back to the system. The decoder can't be used any more."""

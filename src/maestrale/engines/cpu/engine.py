@@ -58,7 +58,8 @@ from maestrale.models.prepared import load_prepared
 from maestrale.models.vocabulary import Vocabulary, load_vocabulary
 
 DEFAULT_MAX_NUM_SEQS = 64
-INDEX_AFTER = 0.25  # seconds of idleness before what would hold a request up is done
+IDLE_AFTER = 0.25  # seconds without work, before what would hold a request up is done
+LARGE_PAGE = 2 << 20  # bytes of weights that come into large pages at a time: at worst in 6 ms
 COMPILED_CONSTRAINTS = 32  # kept for the next request with the same one
 NICENESS = 5  # of the thread that compiles: who waits for tokens goes first
 
@@ -108,6 +109,7 @@ class CPUEngine:
         self._draft_tokens = self._accepted_tokens = 0
         self._busy_until = 0.0
         self._indexed = False  # the vocabulary, for constraints
+        self._small_pages = 1  # bytes of weights that lie in such, or may
         self._step_tokens = StepTokens()
 
     async def start(self) -> None:
@@ -165,7 +167,7 @@ class CPUEngine:
             max_num_batched_tokens=self._choice.step_tokens,
             features=frozenset(features),
             kv_block_tokens=BLOCK_SIZE,
-            steady=True,
+            step_seconds=self._decoder.step_seconds(self._choice.step_tokens),
             task=self._task,
             embedding_size=self._decoder.spec.hidden,
         )
@@ -299,10 +301,12 @@ class CPUEngine:
         try:
             while self._take_orders():
                 chunks = self._scheduler.schedule()
-                if not chunks:
-                    self._index_vocabulary()
-                elif results := self._step(chunks):
+                if chunks and (results := self._step(chunks)):
                     self._loop.call_soon_threadsafe(self._deliver, results)
+                if not self._indexed and not chunks:
+                    self._index_vocabulary()
+                elif self._small_pages:
+                    self._small_pages = self._decoder.enlarge_pages(LARGE_PAGE)
         except Exception as error:
             logger.exception("A step failed.")
             reason = f"The engine failed: {type(error).__name__} in a step."
@@ -314,8 +318,8 @@ class CPUEngine:
         with self._inbox_filled:
             while not (self._inbox or self._stopped or scheduler.running or scheduler.waiting):
                 pause = None
-                if not self._indexed:
-                    pause = self._busy_until + INDEX_AFTER - time.monotonic()
+                if not self._indexed or self._small_pages:
+                    pause = self._busy_until + IDLE_AFTER - time.monotonic()
                     if pause <= 0:
                         break
                 self._inbox_filled.wait(pause)

@@ -87,6 +87,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "mst_level_name": (c_char_p, (c_int32,)),
     "mst_pool_open": (c_void_p, (c_int32, *_ERROR)),
     "mst_pool_close": (None, (c_void_p,)),
+    "mst_pool_enlarge": (c_int64, (c_void_p, c_int64)),
     "mst_matrix_pack": (
         c_void_p,
         (c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int64, ints, *_ERROR),

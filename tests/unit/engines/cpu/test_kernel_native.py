@@ -127,3 +127,15 @@ def test_whole_models_agree_on_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         objects = list(executor.map(compile_one, files))
     run(CROSS, "-static", "-pthread", *objects, "-o", tmp_path / "step-arm")
     assert run(QEMU, tmp_path / "step-arm") == expected
+
+
+def test_pages_that_were_small_for_a_start_become_large_and_keep_what_they_hold(
+    tmp_path: Path,
+) -> None:
+    program = tmp_path / "memory"
+    files = (NATIVE / "memory_pages.cpp", build.SOURCES / "memory.cpp")
+    run(COMPILER, "-std=c++17", "-O1", "-pthread", INCLUDE, *files, "-o", program)
+    small, left, none, content = run(program).split()
+    # Of some 43 pages 16 were tried before they were judged.
+    assert 20 < int(small) < 30
+    assert (int(left), none, content) == (int(small) - 3, "0", "same")

@@ -43,6 +43,9 @@ MST_API const char *mst_level_name(int32_t level); /* "scalar", "avx2", "avx512"
 typedef struct mst_pool mst_pool;
 MST_API mst_pool *mst_pool_open(int32_t threads, char *error, size_t error_size);
 MST_API void mst_pool_close(mst_pool *pool);
+/* Where the system gives large pages slowly, weights are packed into small ones. Makes up to `bytes`
+ * of them large, between steps; returns how many are left. */
+MST_API int64_t mst_pool_enlarge(mst_pool *pool, int64_t bytes);
 
 /* A matrix [rows, columns] in the kernel's layout (`layout.hpp`). `type`: ggml's number of the
  * tensor's type. `data`: its rows one behind the other, `stride` bytes apart. `order` [rows]: packed

@@ -1,7 +1,6 @@
 // Matrices of the C interface: packed in memory of their own, in parallel, tile by tile.
 
-#include <sys/mman.h>
-
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -18,8 +17,8 @@ namespace {
 
 using namespace mst;
 
-constexpr size_t kLargePage = 2 << 20;
 constexpr int64_t kMost = int64_t(1) << 31;  // rows, and columns
+constexpr size_t kSharesOfThread = 4;        // of a matrix, at least: threads end together
 
 template <typename... Values>
 void complain(char* error, size_t size, const char* format, Values... values) {
@@ -47,19 +46,11 @@ bool describe(const Type& type, int64_t rows, int64_t columns, Matrix& matrix) {
            matrix.bytes < size_t(1) << 46;
 }
 
-void release(const uint8_t* data, size_t bytes) {
-    if (data) munmap(const_cast<uint8_t*>(data), bytes);
-}
-
-uint8_t* reserve(size_t bytes) {
-    void* const place =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (place == MAP_FAILED) return nullptr;
-#ifdef MADV_HUGEPAGE
-    if (bytes >= kLargePage) madvise(place, bytes, MADV_HUGEPAGE);
-#endif
-    return static_cast<uint8_t*>(place);
-}
+// What a handle is.
+struct Kept : Matrix {
+    explicit Kept(const Matrix& shape) : Matrix(shape) {}
+    std::shared_ptr<uint8_t> memory;
+};
 
 }  // namespace
 
@@ -87,27 +78,31 @@ mst_matrix* mst_matrix_pack(mst_pool* pool, int32_t number, int64_t rows, int64_
                  row_bytes, (long long)stride);
         return nullptr;
     }
-    std::unique_ptr<Matrix> matrix(new (std::nothrow) Matrix(shape));
-    uint8_t* const to = matrix ? reserve(shape.bytes) : nullptr;
+    std::unique_ptr<Kept> matrix(new (std::nothrow) Kept(shape));
+    if (matrix) matrix->memory = pool->weights.take(shape.bytes);
+    uint8_t* const to = matrix ? matrix->memory.get() : nullptr;
     const std::unique_ptr<uint64_t[]> digests(new (std::nothrow) uint64_t[shape.tiles]);
     if (!to || !digests) {
-        release(to, shape.bytes);
         complain(error, error_size, "there is no memory left for %zu bytes of weights", shape.bytes);
         return nullptr;
     }
     const Source source{type, static_cast<const uint8_t*>(data), size_t(stride), order};
     std::atomic<Packing> result{Packing::done};
-    pool->run(shape.tiles, [&](size_t tile, size_t) {
-        if (result != Packing::done) return;
-        uint8_t* const place = to + tile * shape.tile_bytes;
-        const Packing packing = pack_tile(shape, source, tile, place);
-        if (packing != Packing::done)
-            result = packing;
-        else
-            digests[tile] = digest_of(place, shape.tile_bytes, tile);
+    const size_t share = shape.bytes / (kSharesOfThread * pool->threads());
+    const size_t together = std::min(share, kLargePage) / shape.tile_bytes + 1;
+    pool->run((shape.tiles + together - 1) / together, [&](size_t part, size_t) {
+        const size_t first = part * together, last = std::min(first + together, shape.tiles);
+        pool->weights.touch(to + first * shape.tile_bytes, to + last * shape.tile_bytes);
+        for (size_t tile = first; tile < last && result == Packing::done; ++tile) {
+            uint8_t* const place = to + tile * shape.tile_bytes;
+            const Packing packing = pack_tile(shape, source, tile, place);
+            if (packing != Packing::done)
+                result = packing;
+            else
+                digests[tile] = digest_of(place, shape.tile_bytes, tile);
+        }
     });
     if (result != Packing::done) {
-        release(to, shape.bytes);
         complain(error, error_size,
                  result == Packing::too_large
                      ? "the tensor holds a value beyond 8 million: such weights can't be served"
@@ -122,11 +117,11 @@ mst_matrix* mst_matrix_pack(mst_pool* pool, int32_t number, int64_t rows, int64_
     return matrix.release();
 }
 
-void mst_matrix_free(mst_matrix* matrix) {
-    if (!matrix) return;
-    release(matrix->data, matrix->bytes);
-    delete matrix;
+int64_t mst_pool_enlarge(mst_pool* pool, int64_t bytes) {
+    return int64_t(pool->weights.enlarge(size_t(std::max(bytes, int64_t(0)))));
 }
+
+void mst_matrix_free(mst_matrix* matrix) { delete static_cast<Kept*>(matrix); }
 
 int64_t mst_matrix_bytes(const mst_matrix* matrix) { return int64_t(matrix->bytes); }
 

@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "memory.hpp"
+
 struct mst_pool {
     explicit mst_pool(size_t threads);
     ~mst_pool();
@@ -52,6 +54,8 @@ struct mst_pool {
     // time. Where it is not called, they are woken for each stage.
     void wake();
     void rest();
+
+    mst::Memory weights;  // that the pool packs
 
 private:
     using Call = void (*)(const void* context, size_t task, size_t thread);

@@ -28,6 +28,7 @@ class Packer:
         self.handles: list[int] = []
         self.digests: list[int] = []
         self.bytes = 0
+        self.largest = (0, 0, 0)  # of the matrices: its handle, rows and columns
         self._rounded: set[str] = set()
 
     def matrix(self, rows: Rows) -> int:
@@ -55,6 +56,8 @@ class Packer:
         self.handles.append(handle)
         self.digests.append(self._library.mst_matrix_digest(handle))
         self.bytes += self._library.mst_matrix_bytes(handle)
+        if rows.rows * rows.columns > math.prod(self.largest[1:]):
+            self.largest = (int(handle), rows.rows, rows.columns)
         self._say_rounded(kind)
         return int(handle)
 
