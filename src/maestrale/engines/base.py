@@ -16,7 +16,7 @@ from msgspec import Struct
 CALIBRATION_ID = "calibration"  # the worker's own request, which measures a step at start
 
 FinishReason = Literal["stop", "length"]
-EngineState = Literal["starting", "ready", "degraded", "draining", "dead"]
+EngineState = Literal["starting", "ready", "degraded", "loading", "unloaded", "draining", "dead"]
 
 Feature = Literal[
     "logit_bias",
@@ -191,6 +191,17 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     embedding_size: int = 0
 
 
+class Forecast(Struct, frozen=True, kw_only=True):
+    """What an engine of `config` will be once it has started, told without starting it.
+
+    `info` lacks the fingerprint. `memory`: bytes that it will take, with its process.
+    """
+
+    config: EngineConfig
+    info: EngineInfo
+    memory: int
+
+
 class EngineStats(Struct, frozen=True, kw_only=True):
     """Counters since start, and gauges of this moment. `steps` stands still when idle."""
 
@@ -217,6 +228,8 @@ class EngineStats(Struct, frozen=True, kw_only=True):
     mismatched: int = 0
     refused: int = 0
     up: bool = True
+    # Not where its model is unloaded until a request asks for it.
+    loaded: bool = True
 
 
 class ReplicaStatus(Struct, frozen=True, kw_only=True):

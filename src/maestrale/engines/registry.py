@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import cast
 
-from maestrale.engines.base import Engine, EngineConfig
+from maestrale.engines.base import Engine, EngineConfig, Forecast
 from maestrale.errors import SettingsError
 
 ENGINES = {
@@ -17,6 +17,11 @@ ENGINES = {
 DEFAULT = "cpu"
 # Engines that have measured which settings suit the machine.
 TUNERS = {"cpu": "maestrale.engines.cpu.tuning"}
+# Engines that can tell what they will be before they start.
+FORECASTS = {
+    "cpu": "maestrale.engines.cpu.forecast",
+    "scripted": "maestrale.engines.scripted.forecast",
+}
 
 
 def engine_name(setting: str) -> str:
@@ -56,3 +61,14 @@ def tuned(config: EngineConfig, progress: Callable[[str, float | None], None]) -
     if module is None:
         return config
     return cast(EngineConfig, importlib.import_module(module).tuned(config, progress))
+
+
+def forecast(config: EngineConfig, memory: int) -> Forecast | None:
+    """What the engine will be with up to `memory` bytes; None where only starting it tells.
+
+    Raises: ModelError, EngineError where it doesn't fit.
+    """
+    module = FORECASTS.get(engine_name(config.engine))
+    if module is None:
+        return None
+    return cast(Forecast, importlib.import_module(module).forecast(config, memory))

@@ -119,12 +119,12 @@ class _EngineMetrics:
         )
         yield self._labelled(
             "vllm:engine_sleep_state",
-            "Always awake: this engine can't be put to sleep.",
+            "Awake, or (discard_all) its model unloaded until a request asks for it.",
             "sleep_state",
-            {"awake": 1, "weights_offloaded": 0, "discard_all": 0},
+            {"awake": stats.loaded, "weights_offloaded": 0, "discard_all": not stats.loaded},
         )
         yield self._gauge(
-            "maestrale_engine_up", "1 while there is an engine, 0 while it is replaced.", stats.up
+            "maestrale_engine_up", "1, but 0 while an engine that stopped is replaced.", stats.up
         )
         yield from self._counters(stats)
         yield from self._replicas()

@@ -3,6 +3,8 @@
 It starts the engine process, watches it, replaces it with growing pauses, and gives the new one
 what was in flight (`ledger.py`). To whoever reads the tokens a crash is a pause. When the engine
 keeps dying, requests end with a clear error, and it goes on trying in the background.
+
+It can be unloaded, and started again, any number of times.
 """
 
 from __future__ import annotations
@@ -72,14 +74,18 @@ class SupervisedEngine:
         *,
         restarts: Restarts | None = None,
         patience: Patience | None = None,
+        expected: EngineInfo | None = None,
     ) -> None:
+        """`expected`: what the engine will be, told by `describe` till it has started."""
         self._config = config
         self._restarts = restarts or Restarts()
         self._patience = patience or Patience()
         self._ledger = Ledger(self, single=True)
         self._process: EngineProcess | None = None
         self._launching: EngineProcess | None = None
-        self._info: EngineInfo | None = None
+        self._info = expected
+        self._unloaded = expected is not None
+        self._loading = False
         self._keeper: asyncio.Task[None] | None = None
         self._closer: asyncio.Task[None] | None = None
         self._grace_ends = float("inf")
@@ -96,14 +102,40 @@ class SupervisedEngine:
     async def start(self) -> None:
         """Start the engine process; ready when this returns.
 
-        Raises: EngineError with the reason, when the first start fails. It is not tried again.
+        Raises: EngineError with the reason, when the first start fails. It is not tried again,
+        unless by another call where it is known what the engine will be.
         """
+        again, self._unloaded, self._loading = self._unloaded, False, True
         try:
             process = await self._launch()
         except EngineError:
-            self._gave_up = "The engine could not start; the server's log says why."
+            self._unloaded = again
+            if not again:
+                self._gave_up = "The engine could not start; the server's log says why."
             raise
+        finally:
+            self._loading = False
         self._keeper = asyncio.create_task(self._keep(process))
+
+    async def unload(self) -> None:
+        """End the process, and have no other until `start` is called again.
+
+        For a time without requests: those in flight end with an error.
+        """
+        self._unloaded = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        self._ledger.fail_all(Unavailable("The model is being unloaded.", retry_after=1))
+        process, self._process, self._up, self._gave_up = self._process, None, False, ""
+        self._deaths.clear()
+        self._barren.clear()
+        if self._launching is not None:
+            await self._launching.kill("the model is being unloaded")
+        if process is not None:
+            self._past = sum_stats(self._past, process.stats)
+            await process.close(CLOSE_SECONDS)
 
     async def close(self, grace: float = 0.0) -> None:
         """No new requests; those in flight have `grace` seconds, replays included. Then the
@@ -121,6 +153,10 @@ class SupervisedEngine:
             return EngineHealth("draining", "The server is stopping.")
         if self._gave_up:
             return EngineHealth("dead", self._gave_up)
+        if self._unloaded:
+            return EngineHealth("unloaded", "The model is loaded when a request asks for it.")
+        if self._loading and self._info is not None:
+            return EngineHealth("loading", "The engine is loading the model; requests wait.")
         if self._info is None:
             return EngineHealth("starting", "The engine is loading the model.")
         if not self._up:
@@ -152,7 +188,8 @@ class SupervisedEngine:
             replayed=counters.replayed,
             mismatched=counters.mismatched,
             refused=counters.refused,
-            up=self._up,
+            up=self._up or self._unloaded or self._loading,
+            loaded=not self._unloaded,
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
@@ -165,7 +202,7 @@ class SupervisedEngine:
             raise Unavailable("The server is stopping.", retry_after=1)
         if self._gave_up:
             raise Unavailable(self._gave_up, retry_after=self._retry_after())
-        if self._info is None:
+        if self._info is None or self._unloaded or self._loading:
             raise Unavailable("The engine is still loading the model.", retry_after=2)
         entry = self._ledger.open(request)
         try:
@@ -183,7 +220,7 @@ class SupervisedEngine:
     @property
     def paused(self) -> bool:
         """True while the engine is being replaced: streams get comments instead of tokens."""
-        return self._info is not None and not self._up
+        return self._info is not None and not self._up and not self._unloaded
 
     @property
     def engine_pid(self) -> int | None:

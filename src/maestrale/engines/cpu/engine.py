@@ -33,7 +33,6 @@ from maestrale.engines.base import (
     EngineHealth,
     EngineInfo,
     EngineStats,
-    Feature,
     GenerationRequest,
     StepTokens,
     Task,
@@ -41,6 +40,7 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.constraint import TokenConstraint, compile_constraint
 from maestrale.engines.cpu.decoder import Decoder
+from maestrale.engines.cpu.forecast import DEFAULT_MAX_NUM_SEQS, features_of
 from maestrale.engines.cpu.generation import Generation
 from maestrale.engines.cpu.kv_cache import BLOCK_SIZE
 from maestrale.engines.cpu.load import OPTIONS, fitting, load, weights_of
@@ -57,7 +57,6 @@ from maestrale.models.pooling import Pooling
 from maestrale.models.prepared import load_prepared
 from maestrale.models.vocabulary import Vocabulary, load_vocabulary
 
-DEFAULT_MAX_NUM_SEQS = 64
 IDLE_AFTER = 0.25  # seconds without work, before what would hold a request up is done
 LARGE_PAGE = 2 << 20  # bytes of weights that come into large pages at a time: at worst in 6 ms
 COMPILED_CONSTRAINTS = 32  # kept for the next request with the same one
@@ -152,10 +151,6 @@ class CPUEngine:
         self._info = self._describe(size.max_model_len)
 
     def _describe(self, max_model_len: int) -> EngineInfo:
-        features: set[Feature] = {"logit_bias", "top_logprobs", "json_schema", "regex", "grammar"}
-        features |= {"deterministic", "embed"}
-        if self._config.enable_prefix_caching:
-            features.add("prefix_cache")
         return EngineInfo(
             engine="cpu",
             version=__version__,
@@ -165,7 +160,7 @@ class CPUEngine:
             kv_capacity_tokens=self._scheduler.blocks.num_blocks * BLOCK_SIZE,
             max_num_seqs=self._scheduler.max_running,
             max_num_batched_tokens=self._choice.step_tokens,
-            features=frozenset(features),
+            features=features_of(self._config),
             kv_block_tokens=BLOCK_SIZE,
             step_seconds=self._decoder.step_seconds(self._choice.step_tokens),
             task=self._task,

@@ -27,6 +27,11 @@ PREFILL_SHARE = 16  # tokens of a step's budget that sequences which generate le
 BESIDE_ANSWERS = 80  # tokens of a step that has sequences which generate, theirs included
 
 
+def most_running(max_num_seqs: int, max_num_batched_tokens: int) -> int:
+    """Sequences that a step has room for: each takes at least one token of its budget."""
+    return max(1, min(max_num_seqs, max_num_batched_tokens - PREFILL_SHARE))
+
+
 class Scheduler:
     """The waiting and the running sequences, and the blocks they hold."""
 
@@ -39,8 +44,7 @@ class Scheduler:
         prefix_caching: bool,
     ) -> None:
         self.blocks = BlockManager(num_blocks)
-        # Each running sequence takes at least one token of the step's budget.
-        self.max_running = max(1, min(max_num_seqs, max_num_batched_tokens - PREFILL_SHARE))
+        self.max_running = most_running(max_num_seqs, max_num_batched_tokens)
         self._budget = max_num_batched_tokens
         self._prefix_caching = prefix_caching
         self.waiting: list[ScheduledSequence] = []  # by rank

@@ -8,7 +8,8 @@ import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import get_args
+
+from msgspec.structs import replace
 
 from maestrale.engines.base import (
     CALIBRATION_ID,
@@ -16,21 +17,18 @@ from maestrale.engines.base import (
     EngineHealth,
     EngineInfo,
     EngineStats,
-    Feature,
     GenerationRequest,
     ReservedGpus,
     StepTokens,
-    Task,
     TokenDelta,
 )
 from maestrale.engines.requests import check_embedding
-from maestrale.engines.scripted.answers import (
-    EMBEDDING_SIZE,
-    Script,
-    ScriptedSequence,
-    digest,
+from maestrale.engines.scripted.answers import Script, ScriptedSequence, digest
+from maestrale.engines.scripted.forecast import (
+    KV_CACHE_BYTES,
+    MAX_NUM_SEQS,
+    foreseen_info,
 )
-from maestrale.engines.task import task_of
 from maestrale.errors import EngineDied, EngineError, SettingsError
 from maestrale.models.vocabulary import byte_vocabulary
 
@@ -41,7 +39,6 @@ OPTIONS = {
     *("crash_on_prompt", "refuse_on_prompt", "marker", "times", "nondeterministic"),
     "fingerprint",
 }
-BYTES_PER_TOKEN = 1024  # of the pretended KV cache
 
 
 class ScriptedEngine:
@@ -56,13 +53,12 @@ class ScriptedEngine:
                 f"It knows: {', '.join(sorted(OPTIONS))}."
             )
         self._config = config
-        self._max_num_seqs = config.max_num_seqs or 64
-        self._kv_cache_bytes = config.kv_cache_bytes or 1 << 30
+        self._max_num_seqs = config.max_num_seqs or MAX_NUM_SEQS
+        self._kv_cache_bytes = config.kv_cache_bytes or KV_CACHE_BYTES
         self._options = config.options
         self._script = Script(config.options)
         self._tokens_per_step = int(config.options.get("tokens_per_step", "1"))
         self._vocabulary = byte_vocabulary()
-        self._task: Task = "embed" if config.task == "embed" else "generate"
         self._info: EngineInfo | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -83,32 +79,14 @@ class ScriptedEngine:
         self._script.may_start()
         if self._config.reserved is not None:
             await self._hold(self._config.reserved)
-        context_length = 4096
         if self._config.model_dir:
-            from maestrale.models.prepared import load_prepared
             from maestrale.models.vocabulary import load_vocabulary
 
-            folder = Path(self._config.model_dir)
-            self._vocabulary = load_vocabulary(folder)
-            prepared = load_prepared(folder)
-            self._task = task_of(self._config, prepared)
-            context_length = prepared.context_length
+            self._vocabulary = load_vocabulary(Path(self._config.model_dir))
         self._script.learn(self._vocabulary)
-        features = frozenset(get_args(Feature)) - {"prefix_cache"}
-        if self._script.salt:
-            features -= {"deterministic"}
-        self._info = EngineInfo(
-            engine="scripted",
-            version="1",
-            fingerprint=self._fingerprint(),
-            max_model_len=self._config.max_model_len or context_length,
-            vocab_size=len(self._vocabulary),
-            kv_capacity_tokens=max(1, self._kv_cache_bytes // BYTES_PER_TOKEN),
-            max_num_seqs=self._max_num_seqs,
-            features=features,
-            task=self._task,
-            embedding_size=EMBEDDING_SIZE,
-        )
+        plain = foreseen_info(self._config, len(self._vocabulary))
+        features = plain.features - ({"deterministic"} if self._script.salt else set())
+        self._info = replace(plain, features=features, fingerprint=self._fingerprint())
         self._loop_task = asyncio.create_task(self._step_loop())
         if "helper" in self._options:
             await asyncio.create_subprocess_exec("sleep", "60")
