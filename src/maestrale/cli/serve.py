@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from maestrale.config import settings as config
-from maestrale.config.reading import load_settings, settings_files
+from maestrale.config.models import check_several, in_folder, load_models
+from maestrale.config.reading import settings_files
 
 
 class SettingOption(click.Option):
@@ -100,25 +101,29 @@ class ServeCommand(click.Command):
 
 
 def serve(
-    model_name: str | None,
+    model_names: tuple[str, ...],
     config_file: Path | None,
     emit_kuberay: bool,
     image: str | None,
     **flags: Any,
 ) -> None:
-    """Serve a model as a chat API, by default the bundled one on http://127.0.0.1:8000.
+    """Serve models as a chat API, by default the bundled one on http://127.0.0.1:8000.
+
+    Several are loaded when requests ask for them by name. They are given as MODELs, as tables
+    [[model]] in maestrale.toml, or as a folder (--models-dir).
 
     Each option is also a variable (MAESTRALE_MAX_MODEL_LEN) and a key under [serve] in
     maestrale.toml (max_model_len); a flag goes before a variable, and that before the file.
     Options that take several values can be repeated, or given with commas.
     """
-    if model_name is not None:
-        if flags["model"] is not None:
-            raise click.UsageError("Give the model once: as MODEL or with --model.")
-        flags["model"] = model_name
-    settings = load_settings(flags, os.environ, config_file)
+    if model_names and flags["model"] is not None:
+        raise click.UsageError("Give the model once: as MODEL or with --model.")
+    settings, models = chosen_models(model_names, flags, os.environ, config_file)
     _say_files(settings, settings_files(os.environ, config_file))
     if emit_kuberay:
+        if len(models) > 1:
+            raise click.UsageError("--emit-kuberay is for one model.")
+        settings = models[0]
         from maestrale import __version__
         from maestrale.serve import kuberay
 
@@ -129,10 +134,28 @@ def serve(
         raise click.UsageError("--image is for --emit-kuberay.")
     from maestrale.supervise.prespawn import begun_engine
 
-    with begun_engine(likely_engine(settings)):
+    with begun_engine(likely_engine(models[0])):
         from maestrale.serve.server import run
 
-        run(settings)
+        run(settings, models=models)
+
+
+def chosen_models(
+    names: Sequence[str],
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    file: Path | None,
+) -> tuple[config.Settings, list[config.Settings]]:
+    """The server's settings, and those of each of its models. Raises: SettingsError, ModelError."""
+    settings, models = load_models(names, flags, environment, file)
+    if settings.models_dir is not None:
+        from maestrale.models.local import models_in
+
+        models += in_folder(settings, models_in(settings.models_dir))
+    check_several(settings, models)
+    if len(models) == 1:
+        settings = models[0]
+    return settings, models
 
 
 def _say_files(settings: config.Settings, files: Sequence[Path]) -> None:
@@ -158,7 +181,7 @@ command = ServeCommand(
     callback=serve,
     help=serve.__doc__,
     params=[
-        click.Argument(["model_name"], required=False, metavar="[MODEL]"),
+        click.Argument(["model_names"], nargs=-1, metavar="[MODEL]..."),
         *(SettingOption(field) for field in config.fields().values()),
         click.Option(
             ["--config", "config_file"],

@@ -133,15 +133,20 @@ def read_options(options: tuple[str, ...]) -> tuple[config.Settings, dict[str, A
 
     with serve.make_context("maestrale serve", list(options)) as context:
         flags = dict(context.params)
-    name = flags.pop("model_name", None)
+    names = flags.pop("model_names", ())
     for other in set(flags) - set(config.fields()):
         if flags.pop(other):
             flag = "--config" if other == "config_file" else config.flag(other)
             raise SettingsError(f"A service takes no {flag}: give the settings themselves.")
-    if name is not None:
+    if len(names) > 1:
+        raise SettingsError(
+            "A service takes one MODEL. For several put them, or links to them, in a folder, and "
+            "give it --models-dir."
+        )
+    if names:
         if flags["model"] is not None:
             raise click.UsageError("Give the model once: as MODEL or with --model.")
-        flags["model"] = name
+        flags["model"] = names[0]
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
     environment = {key: os.environ[key] for key in ("HOME", "XDG_CACHE_HOME") if key in os.environ}
     # Not the environment's settings, nor maestrale.toml: the service won't have them.

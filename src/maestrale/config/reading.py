@@ -50,25 +50,38 @@ def load_settings(
 
     Raises: SettingsError that names the flag, variable or key, and what is allowed.
     """
+    return read_settings(flags, environment, file)[0]
+
+
+def read_settings(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None
+) -> tuple[Settings, dict[str, str]]:
+    """As `load_settings`, with where each that was given came from. Raises: SettingsError."""
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for name, value, source in _given(flags, environment, file):
-        rules = fields()[name].metadata["rules"]
-        try:
-            values[name] = read_value(value, field_type(name), rules)
-            if name != "model" and field_type(name) is not Path:  # those may be names of files
-                check_text(values[name])
-        except ValueError as error:
-            # A key is never repeated, and no value is repeated at any length.
-            given = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            came = "" if rules.get("secret") else f", but {given[:60]!r} was given"
-            raise SettingsError(f"{source}: {error}{came}.") from error
+        values[name] = checked(name, value, source)
         sources[name] = source
     if "cache_dir" not in values:
         values["cache_dir"] = default_cache_dir(environment)
     settings = Settings(**values)
     check_together(settings, sources)
-    return settings
+    return settings, sources
+
+
+def checked(name: str, value: Any, source: str) -> Any:
+    """The value of a field, as its type. Raises: SettingsError that names `source`."""
+    rules = fields()[name].metadata["rules"]
+    try:
+        read = read_value(value, field_type(name), rules)
+        if name != "model" and field_type(name) is not Path:  # those may be names of files
+            check_text(read)
+    except ValueError as error:
+        # A key is never repeated, and no value is repeated at any length.
+        given = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        came = "" if rules.get("secret") else f", but {given[:60]!r} was given"
+        raise SettingsError(f"{source}: {error}{came}.") from error
+    return read
 
 
 def _given(
@@ -78,7 +91,7 @@ def _given(
     named = file is not None or bool(environment.get("MAESTRALE_CONFIG"))
     for path in settings_files(environment, file):
         stranger = path == _WORKING and not named
-        for name, value in _read_toml(path).items():
+        for name, value in read_toml(path)[0].items():
             if stranger and fields()[name].metadata["rules"].get("own"):
                 _check_own(name, environment)
             yield name, value, f"{name} in {path}"
@@ -92,7 +105,7 @@ def _given(
                 yield names[key], value, key
         elif key.startswith(ENVIRONMENT_PREFIX) and key not in OTHER_VARIABLES:
             known = (*names, *OTHER_VARIABLES)
-            raise SettingsError(f"{key} is no setting of maestrale{_closest(key, known)}")
+            raise SettingsError(f"{key} is no setting of maestrale{closest(key, known)}")
     for name, value in flags.items():
         if value is not None and value != ():
             yield name, value, flag(name)
@@ -158,7 +171,8 @@ def _standard_variables(environment: Mapping[str, str]) -> Iterable[tuple[str, A
 _OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What [serve] and each [[model]] of a file hold, as it is there. Raises: SettingsError."""
     import tomllib
 
     try:
@@ -167,21 +181,29 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path} can't be read: {error.strerror}.") from error
     except ValueError as error:  # tomllib's own, too
         raise SettingsError(f"{path} can't be read: {error}") from error
+    models = document.get("model", [])
+    if not isinstance(models, list) or not all(isinstance(each, dict) for each in models):
+        raise SettingsError(
+            f"{path}: 'model' is unknown here. The model to serve belongs under [serve]; of "
+            "several each has a table [[model]], with its 'source'."
+        )
     for table in document:
-        if table != "serve":
+        if table not in ("serve", "model"):
             hint = " It belongs under [serve]." if table in fields() else ""
-            raise SettingsError(f"{path}: {table!r} is unknown; the settings are in [serve].{hint}")
+            raise SettingsError(
+                f"{path}: {table!r} is unknown; the settings are in [serve], and of several "
+                f"models in [[model]].{hint}"
+            )
     serve = document.get("serve", {})
     if not isinstance(serve, dict):
         raise SettingsError(f"{path}: 'serve' must be a table: [serve].")
     for key in serve:
         if key not in fields():
-            raise SettingsError(
-                f"{path}: {key!r} is no setting of [serve]{_closest(key, fields())}"
-            )
-    return serve
+            raise SettingsError(f"{path}: {key!r} is no setting of [serve]{closest(key, fields())}")
+    return serve, models
 
 
-def _closest(name: str, known: Iterable[str]) -> str:
+def closest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the known one that may have been meant."""
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {matches[0]}?" if matches else "."

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maestrale.config.paths import default_cache_dir, default_store_file
-from maestrale.config.values import parse_range, parse_size
+from maestrale.config.values import parse_duration, parse_range, parse_size
 
 BUNDLED_MODEL = "smollm2-135m-instruct"
 ENVIRONMENT_PREFIX = "MAESTRALE_"
@@ -120,6 +120,36 @@ class Settings:
         True,
         "Tool calls at the model's own choice; off: only those that a request demands.",
         group="Model",
+    )
+
+    models_dir: Path | None = setting(
+        None,
+        "Serve each model in this folder: .gguf files and folders, by their names.",
+        group="Several models",
+        metavar="DIR",
+    )
+    pinned: tuple[str, ...] = setting(
+        (),
+        "Name(s) of models that are loaded at the start and stay so.",
+        group="Several models",
+        metavar="NAME",
+    )
+    keep_alive: str | None = setting(
+        None,
+        "Time without a request after which a model is unloaded (30s, 5m, 2h; -1 for never). "
+        "Default: 5m where several are served, never where it is one.",
+        group="Several models",
+        metavar="TIME",
+        duration=True,
+    )
+    memory_budget: str | None = setting(
+        None,
+        "Memory that the models which are loaded may take together. Default: what is available "
+        "at the start.",
+        group="Several models",
+        metavar="SIZE",
+        size=True,
+        minimum=1 << 20,
     )
 
     engine: str = setting(
@@ -515,6 +545,15 @@ class Settings:
     @property
     def kv_cache_bytes(self) -> int | None:
         return None if self.kv_cache_memory is None else parse_size(self.kv_cache_memory)
+
+    @property
+    def budget_bytes(self) -> int | None:
+        return None if self.memory_budget is None else parse_size(self.memory_budget)
+
+    @property
+    def keep_alive_seconds(self) -> float | None:
+        """After so many seconds without a request a model is unloaded; None: never, or not set."""
+        return None if self.keep_alive is None else parse_duration(self.keep_alive)
 
     @property
     def replica_range(self) -> tuple[int, int] | None:

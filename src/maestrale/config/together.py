@@ -40,6 +40,11 @@ def check_together(settings: Settings, sources: Mapping[str, str]) -> None:
         settings.replica_range  # noqa: B018 - raises what is wrong with it
     except ValueError as error:
         raise SettingsError(f"{sources['replicas']}: {error}") from error
+    if settings.keep_alive_seconds is not None and settings.replica_range is not None:
+        raise SettingsError(
+            f"{sources['keep_alive']} and Ray's replicas contradict each other: replicas stay "
+            "loaded, and a range (--replicas 1-4) lets their number follow the load."
+        )
     for name in ("ray_token_file", "ray_join"):
         if getattr(settings, name) and settings.ray_address is None:
             raise SettingsError(f"{sources[name]} needs --ray-address too.")

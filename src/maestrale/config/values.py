@@ -30,6 +30,23 @@ def parse_size(value: object) -> int:
     return int(float(match[1]) * units[match[2].lower()])
 
 
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of a time such as `30s`, `5m`, `2h` or a plain number of seconds; None for `-1`.
+
+    Raises: ValueError that says what is allowed.
+    """
+    plain = text.strip().lower()
+    if plain == "-1":
+        return None
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([smhd]?)", plain)
+    if match is None:
+        raise ValueError("a time is needed, such as 30s, 5m or 2h, or -1 for ever")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
 def _boolean(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -94,7 +111,8 @@ _BY_TYPE: Mapping[Any, Callable[[object], Any]] = {
 def read_value(value: object, kind: Any, rules: Mapping[str, Any]) -> Any:
     """`value` as `kind`, one of the types of `Settings`' fields, within the field's `rules`.
 
-    Rules: `choices`, `minimum`, `maximum` (inclusive), `size` (texts such as 1GiB are taken).
+    Rules: `choices`, `minimum`, `maximum` (inclusive), `size` (texts such as 1GiB are taken),
+    `duration` (texts such as 5m, see `parse_duration`).
 
     Raises: ValueError that says what is allowed; it never repeats the value.
     """
@@ -102,6 +120,11 @@ def read_value(value: object, kind: Any, rules: Mapping[str, Any]) -> Any:
         size = parse_size(value)
         _check_range(size, rules)
         return size if kind is int else _text(str(value))
+    if rules.get("duration"):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        text = _text(f"{value:g}" if number else value)
+        parse_duration(text)
+        return text
     parsed = _BY_TYPE[kind](value)
     if rules.get("choices") and parsed not in rules["choices"]:
         raise ValueError(f"one of {', '.join(rules['choices'])} is needed")

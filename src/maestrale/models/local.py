@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from maestrale.errors import ModelError
@@ -49,6 +50,45 @@ def refuse_other_files(path: Path) -> None:
         )
     if path.suffix.lower() == ".safetensors":
         raise ModelError(f"{path} is one file of a model. Give its folder: {path.parent}")
+
+
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+_PART = re.compile(r"-00001-of-\d{5}$")
+
+
+def models_in(folder: Path) -> dict[str, Path]:
+    """The models in a folder by name: GGUF files (of a split one the first part), and folders with
+    weights. What is no model stays out, and so do the projectors of images.
+
+    Raises: ModelError where there is none, or it can't be read.
+    """
+    found: dict[str, Path] = {}
+    try:
+        for path in sorted(folder.iterdir()):
+            if _is_model(path):
+                name = _PART.sub("", path.stem if path.is_file() else path.name)
+                if name in found:
+                    raise ModelError(
+                        f"{found[name]} and {path} would both be called {name}: rename one."
+                    )
+                found[name] = path
+    except OSError as error:
+        raise ModelError(f"The folder {folder} can't be read: {error.strerror}.") from error
+    if not found:
+        raise ModelError(
+            f"There is no model in {folder}: neither a .gguf file, nor a folder with one or with "
+            "config.json."
+        )
+    return found
+
+
+def _is_model(path: Path) -> bool:
+    name = path.name.lower()
+    if name.startswith((".", "mmproj")):
+        return False
+    if path.is_file():
+        return name.endswith(".gguf") and not _LATER_PART.search(name)
+    return path.is_dir() and ((path / "config.json").is_file() or any(path.glob("*.gguf")))
 
 
 def gguf_in(folder: Path) -> FileSelection | None:

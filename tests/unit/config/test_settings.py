@@ -88,6 +88,8 @@ def test_every_setting_can_be_given_in_all_three_ways() -> None:
             value = text = rules["choices"][-1]
         elif rules.get("size"):
             value = text = "3MiB"
+        elif rules.get("duration"):
+            value = text = "5m"
         elif name == "cache_dir":
             value = text = "elsewhere"
         elif name == "replicas":
