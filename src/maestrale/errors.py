@@ -53,6 +53,7 @@ MaestraleError                     what the command line prints as one clear mes
     ├── NotFound               404
     │   └── ModelNotFound          404  model_not_found
     ├── MethodNotAllowed       405
+    ├── Conflict               409
     ├── RequestTimeout         408
     ├── PayloadTooLarge        413
     ├── UnsupportedMediaType   415
@@ -373,6 +374,13 @@ class MethodNotAllowed(ApiError):
     def __init__(self, message: str, *, allow: str = "") -> None:
         super().__init__(message)
         self.allow = allow
+
+
+class Conflict(ApiError):
+    """What is asked for contradicts what is going on."""
+
+    status = 409
+    default_code = "conflict"
 
 
 class RequestTimeout(ApiError):

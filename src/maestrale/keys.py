@@ -41,7 +41,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Who may call, and how much. Holds the key's digest, never the key.
 
     `prefix` is how the key begins, to recognise it by. `created` is in ISO 8601, UTC. Limits of
-    None are no limits.
+    None are no limits. `operator`: it may also say which models are loaded.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     created: str = ""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    operator: bool = False
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -203,6 +204,7 @@ def add_key(
     *,
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
+    operator: bool = False,
 ) -> str:
     """Add a key to the file (made if need be) and return it: it can't be had again.
 
@@ -221,6 +223,7 @@ def add_key(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
+        operator=operator,
     )
     with _locked(path):
         keys = read_keys(path) if path.exists() else []
@@ -246,10 +249,13 @@ def revoke_key(path: Path, name: str) -> None:
 
 
 def _unnamed(secret: str) -> Key:
-    """A key from the settings: known by the start of its digest, which tells nothing of it."""
+    """A key from the settings, so the operator's.
+
+    It is known by the start of its digest, which tells nothing of it.
+    """
     # A variable or argument that isn't UTF-8 reaches here with surrogates: give its bytes back.
     digest = hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
-    return Key(name=digest[:8], sha256=digest)
+    return Key(name=digest[:8], sha256=digest, operator=True)
 
 
 def _check(key: Key, path: Path) -> None:

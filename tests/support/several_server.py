@@ -24,7 +24,7 @@ def scripted(settings: Settings, model_dir: str) -> EngineConfig:
     return replace(_plain_config(settings, model_dir), options=options)
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, **_: Any) -> None:
     """Serve them all, in order."""
     models = [
         dataclasses.replace(settings, model=each["model"], served_model_name=(name,))

@@ -7,16 +7,21 @@ to the key that holds the fewest; among equals, to the one served longest ago. S
 gets an equal share of the engine, and what one leaves over goes to the others. Where there are
 several keys, an eighth of the places is kept for those that hold few: a key that comes while
 another has taken all the rest need not wait until one of its answers ends.
+
+While there is no engine to hand anything to, as the model is not loaded, all wait here: requests
+have numbers in the order they came in, and go on up to a `horizon`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
-from maestrale.errors import Unavailable
+from maestrale.errors import MaestraleError, Unavailable
 
 RETRY_AFTER = 2  # seconds
 MARGIN = 2
@@ -25,10 +30,18 @@ RESERVED = 8
 """One place of so many is kept for keys that hold few, where there are several keys."""
 
 
-class _Waiter:
-    __slots__ = ("granted", "sequences")
+class Arrivals(Protocol):
+    """Who is told of each request's coming and going, by its number."""
 
-    def __init__(self, sequences: int, granted: asyncio.Future[None]) -> None:
+    def arrived(self, number: int) -> None: ...
+    def left(self, number: int) -> None: ...
+
+
+class _Waiter:
+    __slots__ = ("granted", "number", "sequences")
+
+    def __init__(self, number: int, sequences: int, granted: asyncio.Future[None]) -> None:
+        self.number = number
         self.sequences = sequences
         self.granted = granted
 
@@ -61,6 +74,9 @@ class Admission:
         self._queues: dict[str, _Queue] = {}
         self._places = 0
         self._reserved = 0
+        self._numbers = 0
+        self._horizon = math.inf
+        self.arrivals: Arrivals | None = None
         self.in_flight = 0
         """Sequences handed on and not at their end."""
         self.waiting = 0
@@ -84,17 +100,33 @@ class Admission:
         self._reserved = max_num_seqs // RESERVED if self._several_keys() else 0
         self._make_room(key, sequences, max_num_seqs)
         queue = self._queues.setdefault(key, _Queue())
-        waiter = _Waiter(sequences, asyncio.get_running_loop().create_future())
+        self._numbers += 1
+        waiter = _Waiter(self._numbers, sequences, asyncio.get_running_loop().create_future())
         queue.waiters.append(waiter)
         self.waiting += sequences
         self.requests += 1
         self.idle.clear()
         try:
+            if self.arrivals is not None:
+                self.arrivals.arrived(waiter.number)
             self._grant()
             await waiter.granted
             yield
         finally:
             self._leave(key, queue, waiter)
+
+    def let_on(self, horizon: float) -> None:
+        """From now on the requests with numbers up to this one may go on."""
+        if horizon != self._horizon:
+            self._horizon = horizon
+            self._grant()
+
+    def refuse_waiting(self, error: MaestraleError) -> None:
+        """Those in the queues end with this error, which their clients are told."""
+        for queue in tuple(self._queues.values()):
+            for waiter in queue.waiters:
+                if not waiter.granted.done():
+                    waiter.granted.set_exception(error)
 
     def check(self, key: str, sequences: int, max_num_seqs: int) -> None:
         """Whether `slot` would refuse this now, told before a prompt is made in vain.
@@ -140,7 +172,11 @@ class Admission:
         one with more sequences than there are places runs alone.
         """
         while True:
-            ready = [(key, queue) for key, queue in self._queues.items() if queue.waiters]
+            ready = [
+                (key, queue)
+                for key, queue in self._queues.items()
+                if queue.waiters and queue.waiters[0].number <= self._horizon
+            ]
             if not ready:
                 return
             key, queue = min(ready, key=lambda each: each[1].in_flight)
@@ -172,6 +208,8 @@ class Admission:
         self.requests -= 1
         if not queue.in_flight and not queue.waiters and self._queues.get(key) is queue:
             del self._queues[key]
+        if self.arrivals is not None:
+            self.arrivals.left(waiter.number)
         self._grant()
         if not self.requests:
             self.idle.set()

@@ -231,8 +231,10 @@ class AnswerResponse:
         async with contextlib.aclosing(self._pieces()) as pieces:
             # Errors before the first token still get their HTTP status, if they come soon.
             first = asyncio.ensure_future(self._first(anext(pieces)))
+            loads = await self._deployment.to_be_loaded()
+            patience = sse.PAUSE_KEEP_ALIVE if loads else sse.KEEP_ALIVE
             try:
-                await asyncio.wait({first}, timeout=sse.KEEP_ALIVE)
+                await asyncio.wait({first}, timeout=patience)
                 if not first.done():
                     await events.open()
                     await events.write(COMMENT)

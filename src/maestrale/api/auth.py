@@ -104,6 +104,18 @@ class Guard:
         )
 
 
+def check_operator(owner: Key | None) -> None:
+    """Whether the key that a request came with, if any is asked for, is an operator's.
+
+    Raises: PermissionDenied.
+    """
+    if owner is not None and not owner.operator:
+        raise PermissionDenied(
+            f"The key {owner.name} may ask models, and not load or unload them: that takes an "
+            "operator's key, from --api-key or 'maestrale keys add NAME --operator'."
+        )
+
+
 def _key_of(scope: Scope) -> bytes:
     """The key as sent. Raises: AuthenticationFailed when there is none, or InvalidRequest."""
     authorization = _values(scope, b"authorization")

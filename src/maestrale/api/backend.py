@@ -16,6 +16,7 @@ from maestrale.api.operations.node_status import ApiNodeStatus
 from maestrale.api.rate import Rates
 from maestrale.config.settings import Settings
 from maestrale.engines.base import EngineHealth
+from maestrale.errors import Conflict
 from maestrale.keys import KeyStore
 from maestrale.logs import LOGGER
 from maestrale.metrics import Metrics
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from maestrale.api.operations.tracing import Tracer
 
 About = Literal["metrics", "status", "load"]
+Steering = Literal["load", "unload"]
 
 
 class Backend:
@@ -57,6 +59,8 @@ class Backend:
 
             self.tracer = Tracer(settings.traces_url)
         self.started = time.monotonic()
+        self.steering: Callable[[str, Steering], None] | None = None
+        """Begins to load or unload a deployment, by its id; None: all stay loaded."""
         self.node_status: Callable[[], list[ApiNodeStatus]] = list
         self.metrics.watch_nodes(lambda: [each.state for each in self.node_status()])
         self.deployments = Deployments([self._deploy(each) for each in models or (settings,)])
@@ -84,6 +88,18 @@ class Backend:
         `model`: the id of the deployment that it is about.
         """
         return None
+
+    async def steer(self, model: str, steering: Steering) -> None:
+        """Begin to load or unload the deployment with this id.
+
+        Raises: Conflict where that can't be.
+        """
+        if self.steering is None:
+            raise Conflict(
+                "The one model of this server stays loaded. Several are loaded and unloaded, and "
+                "so is one with --keep-alive."
+            )
+        self.steering(model, steering)
 
     def processes(self) -> list[dict[str, Any]]:
         """The API processes, for the status page."""

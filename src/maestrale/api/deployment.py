@@ -6,6 +6,7 @@ a model. What loads a deployment, and owns its engine, is in serve/.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -19,7 +20,9 @@ from maestrale.errors import Location, ModelNotFound, SettingsError, Unavailable
 from maestrale.metrics import Metrics, ModelMetrics
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 
-READY_STATES = ("ready", "degraded")  # degraded: the engine restarts, requests wait for it
+# degraded: the engine restarts, requests wait for it, as they do for one that is to be loaded
+READY_STATES = ("ready", "degraded", "loading", "unloaded")
+WAITING_STATES = ("degraded", "loading", "unloaded")
 # Of several deployments the best state is the server's.
 STATES = (*READY_STATES, "starting", "draining", "dead")
 
@@ -51,7 +54,12 @@ class Deployment:
         self.phase = "The server is starting."
         """How far loading is, as one sentence."""
         self.failure = ""
-        """Why it can't be loaded."""
+        """Why it can't be loaded, or could not when that was last tried."""
+        self.pinned = False
+        self.memory: int | None = None
+        """Bytes that it takes while it is loaded, where that is known."""
+        self.retry_at = 0.0
+        """Until when, on the monotonic clock, nobody tries to load it after it failed."""
         self.admission = admission
         self.engine: Engine | None = None
         self.metrics: ModelMetrics | None = None
@@ -98,6 +106,24 @@ class Deployment:
         """Whether it is served for embeddings, once it is loaded."""
         return self.engine is not None and self.engine.describe().task == "embed"
 
+    def touch(self) -> None:
+        """A request for it came."""
+        self.last_used = time.time()
+
+    def fail(self, reason: str, seconds: float = math.inf) -> None:
+        """It can't be loaded, and is not tried again for so many seconds."""
+        self.failure, self.retry_at = reason, time.monotonic() + seconds
+
+    def forgive(self) -> None:
+        """It was loaded, or is to be tried again at once."""
+        self.failure, self.retry_at = "", 0.0
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds that a client shall wait which can't be answered now."""
+        left = self.retry_at - time.monotonic()
+        return RETRY_AFTER if not 0 < left < math.inf else max(RETRY_AFTER, math.ceil(left))
+
     def drain(self) -> None:
         """From now on new requests get 503; those in flight go on."""
         self._draining = True
@@ -106,22 +132,29 @@ class Deployment:
         """Its state, as /health reports it."""
         if self._draining:
             return EngineHealth("draining", "The server is shutting down.")
-        if self.failure:
+        if self.failure and time.monotonic() < self.retry_at:
             return EngineHealth("dead", self.failure)
         if self.engine is None:
             return EngineHealth("starting", self.phase)
-        return await self.engine.health()
+        health = await self.engine.health()
+        if health.state == "unloaded" and self.failure:
+            return EngineHealth(health.state, f"It could not be loaded last time: {self.failure}")
+        return health
 
     async def paused(self) -> bool:
-        """Whether answers in flight wait for an engine that is being replaced."""
-        return self.engine is not None and (await self.engine.health()).state == "degraded"
+        """Whether answers in flight wait for an engine that is being replaced or loaded."""
+        return self.engine is not None and (await self.engine.health()).state in WAITING_STATES
+
+    async def to_be_loaded(self) -> bool:
+        """Whether requests wait until the model is in memory."""
+        return (await self.health()).state in ("loading", "unloaded")
 
     async def service(self) -> ChatService:
         """The chat service. Raises: Unavailable while starting, draining or dead."""
         health = await self.health()
         if self._service is None or health.state not in READY_STATES:
-            raise unavailable(health)
-        self.last_used = time.time()
+            raise unavailable(health, self.retry_after)
+        self.touch()
         return self._service
 
     def observe_gap(self, seconds: float) -> None:
@@ -220,10 +253,10 @@ class Deployments:
         return min(found, key=lambda each: STATES.index(each.state))
 
 
-def unavailable(health: EngineHealth) -> Unavailable:
+def unavailable(health: EngineHealth, retry_after: int = RETRY_AFTER) -> Unavailable:
     """The error that tells of this state."""
     detail = health.detail or f"The engine is {health.state}."
-    return Unavailable(detail, code=health.state, retry_after=RETRY_AFTER)
+    return Unavailable(detail, code=health.state, retry_after=retry_after)
 
 
 def _same_name(name: str) -> SettingsError:

@@ -39,9 +39,14 @@ def command() -> None:
     metavar="N",
     help="Tokens of prompts and answers. Default: no limit.",
 )
+@click.option("--operator", is_flag=True, help="It may also load and unload models.")
 @FILE
 def add(
-    name: str, requests_per_minute: int | None, tokens_per_minute: int | None, file: Path | None
+    name: str,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    operator: bool,
+    file: Path | None,
 ) -> None:
     """Make a key and show it, this once."""
     secret = keys.add_key(
@@ -49,6 +54,7 @@ def add(
         name,
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
+        operator=operator,
     )
     echo("This key is shown only now:", err=True)
     echo(secret)
@@ -68,6 +74,7 @@ def list_(file: Path | None, as_json: bool) -> None:
             "created": key.created,
             "requests_per_minute": key.requests_per_minute,
             "tokens_per_minute": key.tokens_per_minute,
+            "operator": key.operator,
         }
         for key in known
     ]
@@ -88,6 +95,8 @@ def list_(file: Path | None, as_json: bool) -> None:
             if limit is not None
         ]
         shown = ", ".join(limits) or "no limits"
+        if key.operator:
+            shown += ", operator"
         echo(f"{key.name:{width}}  {key.prefix}…  {key.created}  {shown}")
 
 

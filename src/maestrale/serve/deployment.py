@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from maestrale.api.deployment import Deployment
 from maestrale.chat.options import ANY_OBJECT
 from maestrale.config.settings import Settings, engines_of, flag
-from maestrale.engines.base import Engine, EngineConfig
+from maestrale.engines.base import Engine, EngineConfig, EngineInfo, Forecast
 from maestrale.errors import MaestraleError, SettingsError
 from maestrale.logs import LOGGER
 from maestrale.models.prepared import PreparedModel
@@ -92,6 +92,32 @@ class DeploymentHost:
         await engine.start()
         return engine
 
+    def forecast(self, config: EngineConfig, memory: int) -> Forecast | None:
+        """What its engine will be with up to `memory` bytes; None where only starting it tells.
+
+        Raises: ModelError, EngineError where it doesn't fit.
+        """
+        from maestrale.engines.registry import forecast
+
+        return None if self.settings.replica_range is not None else forecast(config, memory)
+
+    def expect(self, forecast: Forecast) -> Engine:
+        """Its engine as it will be; `load` starts it."""
+        self.engine = self._build(forecast.config, forecast.info)
+        return self.engine
+
+    async def load(self) -> None:
+        """Start the engine that is expected. Raises: EngineError with the reason."""
+        assert self.engine is not None
+        with StartProgress(self.tell) as progress:
+            progress.update(f"Loading {self.deployment.id}", None)
+            await self.engine.start()
+
+    async def unload(self) -> None:
+        """End the engine's process; `load` starts another."""
+        assert isinstance(self.engine, SupervisedEngine)
+        await self.engine.unload()
+
     def vet(self, folder: Path, prepared: PreparedModel) -> ConstraintVetter:
         """Make the vetter, and say what else of the engine the operator should know."""
         from maestrale.models.fit_cpu import shortened
@@ -108,7 +134,7 @@ class DeploymentHost:
 
     async def fail(self, error: MaestraleError) -> None:
         """It can't be loaded: keep the reason, and nothing running."""
-        self.deployment.failure = str(error)
+        self.deployment.fail(str(error))
         await self.close()
         self.engine = None
 
@@ -121,11 +147,12 @@ class DeploymentHost:
         if self.vetter is not None:
             await self.vetter.close()
 
-    def _build(self, config: EngineConfig) -> Engine:
+    def _build(self, config: EngineConfig, expected: EngineInfo | None = None) -> Engine:
         settings = self.settings
         most, window = settings.max_engine_failures, settings.failure_window
         if settings.replica_range is None:
-            return SupervisedEngine(config, restarts=Restarts(most=most, window=window))
+            restarts = Restarts(most=most, window=window)
+            return SupervisedEngine(config, restarts=restarts, expected=expected)
         from maestrale.cluster.engine import RayServeEngine
 
         options = hosting.cluster_options(settings, config)

@@ -35,8 +35,9 @@ class InProcess(Front):
         deployment, settings = host.deployment, host.deployment.settings
         folder, prepared, config = await host.prepare(progress)
         self.backend.deployments.check_name(deployment, prepared.name)
-        progress.update("Starting the engine", None)
-        engine, text = await asyncio.gather(host.start(config), load_text(folder, settings))
+        engine, text = await asyncio.gather(
+            self.engine_of(host, prepared.name, config, progress), load_text(folder, settings)
+        )
         service = ChatService(
             engine,
             text.encoder,
@@ -46,6 +47,9 @@ class InProcess(Front):
             on_gap=deployment.observe_gap,
         )
         deployment.open(engine, prepared.name, prepared.sampling, service)
+
+    async def changed(self) -> None:
+        """See `Front.changed`: nobody else answers."""
 
     async def answering(self) -> None:
         """See `Front.answering`: they are as soon as they are loaded."""

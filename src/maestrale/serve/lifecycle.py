@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 from maestrale.api.backend import Backend
 from maestrale.api.deployment import Deployments
 from maestrale.api.operations.node_status import ApiNodeStatus
+from maestrale.engines.base import Engine, EngineConfig
 from maestrale.errors import MaestraleError
 from maestrale.logs import LOGGER
 from maestrale.serve.deployment import DeploymentHost
 from maestrale.serve.listening import LAST_WORDS
+from maestrale.serve.loader import ModelLoader
 from maestrale.serve.progress import StartProgress
 
 if TYPE_CHECKING:
@@ -35,14 +37,35 @@ class Front(ABC):
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.hosts = [DeploymentHost(deployment) for deployment in backend.deployments]
+        self.loader: ModelLoader | None = None
+        """Where models are loaded when they are asked for; None: the one is, and stays."""
+        alone = len(self.hosts) == 1 and self.hosts[0].settings.keep_alive_seconds is None
+        if not alone:
+            self.loader = ModelLoader(backend.settings, len(self.hosts), self.changed)
+            backend.steering = self.loader.steer
 
     @abstractmethod
     async def run(self) -> None:
         """Listen at once, and take requests until `end`. Raises: what ends the server."""
 
+    async def engine_of(
+        self, host: DeploymentHost, name: str, config: EngineConfig, progress: StartProgress
+    ) -> Engine:
+        """The engine of a prepared model, which is called `name` by itself: started, or known and
+        loaded later. Raises: ModelError, EngineError.
+        """
+        if self.loader is not None:
+            return await self.loader.adopt(host, name, config, progress)
+        progress.update("Starting the engine", None)
+        return await host.start(config)
+
+    @abstractmethod
+    async def changed(self) -> None:
+        """A model was loaded or unloaded: tell who must know before any request does."""
+
     @abstractmethod
     async def load(self, host: DeploymentHost, progress: StartProgress) -> None:
-        """Load this deployment, and let its requests in. Raises: ModelError, EngineError, ..."""
+        """Prepare this deployment, and let its requests in. Raises: ModelError, EngineError, ..."""
 
     @abstractmethod
     async def answering(self) -> None:
@@ -130,12 +153,13 @@ class Lifecycle:
             loop.add_signal_handler(signal.SIGHUP, self.on_hangup)
 
     async def _load(self) -> None:
-        """Load one model after the other, and let its requests in.
+        """Prepare one model after the other, and let its requests in; the first, and those that
+        shall stay, are loaded, or all where no loader is.
 
         One of several that can't be loaded keeps no other from answering.
         Raises: what went wrong, where none could be loaded.
         """
-        failures = []
+        failures, loader = [], self._front.loader
         for host in self._hosts:
             try:
                 with StartProgress(host.tell) as progress:
@@ -145,9 +169,17 @@ class Lifecycle:
                 if len(self._hosts) > 1:
                     LOGGER.error("The model %s can't be served: %s", host.deployment.id, error)
                     await host.fail(error)
+                continue
+            if loader is not None and loader.at_start(host):
+                try:
+                    await loader.load(host)
+                except MaestraleError as error:  # told, and tried again when it is asked for
+                    failures.append(error)
         if len(failures) == len(self._hosts):
             raise failures[0]
         settings = self._backend.settings
+        if loader is not None:
+            loader.check_pinned(settings)
         if settings.api_nodes == "all":
             from maestrale.serve.nodes.keeper import ApiNodes
 
@@ -179,6 +211,8 @@ class Lifecycle:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             idle.cancel()
             hurry.cancel()
+            if self._front.loader is not None:
+                self._front.loader.stop()
             await asyncio.gather(*(engine.close(0) for engine in engines))
         if others is not None:
             others.cancel()
@@ -191,7 +225,11 @@ class Lifecycle:
         if self._nodes is not None:
             await self._nodes.stop(0)
         await self._front.end()
+        if self._front.loader is not None:
+            self._front.loader.stop()
         await asyncio.gather(*(host.close() for host in self._hosts))
+        if self._front.loader is not None:
+            await self._front.loader.close()
 
     def _node_status(self) -> list[ApiNodeStatus]:
         return self._nodes.statuses() if self._nodes is not None else []

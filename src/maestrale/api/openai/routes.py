@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -9,7 +10,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from maestrale.api.answering import answering
-from maestrale.api.backend import Backend
+from maestrale.api.auth import check_operator
+from maestrale.api.backend import Backend, Steering
 from maestrale.api.context import context_of
 from maestrale.api.deployment import Deployment
 from maestrale.api.openai.fim import read_fim
@@ -56,51 +58,76 @@ def answer_routes(backend: Backend) -> list[Route]:
 
 
 def model_routes(backend: Backend) -> list[Route]:
-    """GET /v1/models and /v1/models/{id}: what is served, under each of its names."""
+    """GET /v1/models and /v1/models/{id}: what is served, under each of its names, and how it is.
+    POST /v1/models/{id}/load and /unload, for the operator.
+    """
 
     async def list_models(request: Request) -> Response:
         await backend.check_ready()
         cards = [
-            card(deployment, deployment.loaded, name)
+            await card(deployment, name)
             for deployment in backend.deployments
-            if deployment.loaded is not None
-            for name in deployment.names
+            for name in deployment.names or (deployment.id,)
         ]
         return JSONResponse({"object": "list", "data": cards})
 
     async def get_model(request: Request) -> Response:
         await backend.check_ready()
         name = request.path_params["model_id"]
-        deployment = backend.deployments.resolve(name)
-        service = deployment.loaded or await deployment.service()
-        return JSONResponse(card(deployment, service, name))
+        return JSONResponse(await card(backend.deployments.resolve(name), name))
+
+    def steer(steering: Steering) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            check_operator(context_of(request.scope).owner)
+            name = request.path_params["model_id"]
+            deployment = backend.deployments.resolve(name)
+            await backend.steer(deployment.id, steering)
+            shown = await card(deployment, name)
+            # It has begun; the card tells when it is done.
+            return JSONResponse(shown, status_code=202)
+
+        return answer
 
     return [
         route
         for root in ROOTS
         for route in (
             Route(f"{root}/models", list_models, methods=["GET"]),
+            Route(f"{root}/models/{{model_id:path}}/load", steer("load"), methods=["POST"]),
+            Route(f"{root}/models/{{model_id:path}}/unload", steer("unload"), methods=["POST"]),
             Route(f"{root}/models/{{model_id:path}}", get_model, methods=["GET"]),
         )
     ]
 
 
-def card(deployment: Deployment, service: ChatService, name: str) -> dict[str, Any]:
-    """One model as OpenAI's, Mistral's and vLLM's clients read it."""
-    length, form = service.context_length, service.encoder.tool_format
-    chats = service.info.task == "generate"
-    return {
+async def card(deployment: Deployment, name: str) -> dict[str, Any]:
+    """One model as OpenAI's, Mistral's and vLLM's clients read it, with its state."""
+    health, service = await deployment.health(), deployment.loaded
+    names = deployment.names or (deployment.id,)
+    known = {
         "id": name,
         "object": "model",
         "created": deployment.created,
         "owned_by": "maestrale",
-        "root": deployment.names[0],
+        "root": names[0],
         "parent": None,
         "permission": [],
-        "max_model_len": length,
         "type": "base",
         "name": name,
-        "aliases": [other for other in deployment.names if other != name],
+        "aliases": [other for other in names if other != name],
+        # Ours, as /health tells it of the server.
+        "state": health.state,
+        "detail": health.detail,
+    }
+    return known if service is None else {**known, **_abilities(deployment, service)}
+
+
+def _abilities(deployment: Deployment, service: ChatService) -> dict[str, Any]:
+    """What is known of a model once it was prepared."""
+    length, form = service.context_length, service.encoder.tool_format
+    chats = service.info.task == "generate"
+    return {
+        "max_model_len": length,
         "max_context_length": length,
         "default_model_temperature": deployment.sampling.temperature,
         "capabilities": {

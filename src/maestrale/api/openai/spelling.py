@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -44,12 +45,17 @@ class Chunks:
             and stream_options.include_usage
             and stream_options.continuous_usage_stats
         )
-        self._frame: dict[str, Any] = {
+        self._model = model
+
+    @cached_property
+    def _frame(self) -> dict[str, Any]:
+        # Not before the first piece: until then the engine may not be there.
+        return {
             "id": self.id,
             "object": self.object_name,
-            "created": answer.created,
-            "model": model,
-            "system_fingerprint": service.info.fingerprint,
+            "created": self._answer.created,
+            "model": self._model,
+            "system_fingerprint": self._service.info.fingerprint,
         }
 
     def opening(self) -> bytes:

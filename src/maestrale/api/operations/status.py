@@ -74,6 +74,9 @@ async def _brief(deployment: Deployment) -> dict[str, Any]:
         "source": deployment.settings.model,
         "state": health.state,
         "detail": health.detail,
+        "pinned": deployment.pinned,
+        "memory_bytes": deployment.memory,
+        "last_used": round(deployment.last_used) or None,
         "now": _now(deployment),
         "totals": _totals(deployment),
     }

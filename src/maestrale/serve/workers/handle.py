@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from maestrale.api.backend import About
+from maestrale.api.backend import About, Steering
 from maestrale.api.operations.history import Event
 from maestrale.api.rate import RateLimiter
 from maestrale.engines.base import GenerationRequest
@@ -42,6 +42,7 @@ from maestrale.serve.workers.messages import (
     Room,
     Settle,
     Snapshot,
+    Steer,
     Take,
     fault_of,
 )
@@ -58,6 +59,7 @@ class Shared(Protocol):
     def rates(self) -> RateLimiter: ...
     def host(self, model: str) -> DeploymentHost: ...
     async def answer(self, about: About, model: str) -> bytes: ...
+    async def steer(self, model: str, steering: Steering) -> None: ...
     def note(self, event: Event) -> None: ...
 
 
@@ -179,6 +181,9 @@ class WorkerHandle:
                     self._keep(self._asked, number, self._reply(number, vetting))
             case Ask(number, about, model):
                 self._keep(self._asked, number, self._answer(number, about, model))
+            case Steer(number, model, steering):
+                work = self._parent.steer(model, steering)
+                self._keep(self._asked, number, self._reply(number, work))
             case Noted(event):
                 self._parent.note(event)
             case Snapshot():

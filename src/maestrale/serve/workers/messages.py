@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from maestrale import errors
-from maestrale.api.backend import About
+from maestrale.api.backend import About, Steering
 from maestrale.api.operations.history import Event
 from maestrale.config.settings import Settings
 from maestrale.engines.base import Constraint, EngineInfo, GenerationRequest
@@ -88,6 +88,7 @@ class ServerState(Struct, tag=True, frozen=True):
     state: str
     detail: str
     info: EngineInfo | None = None
+    retry_at: float = 0.0  # monotonic, which all processes of a machine share
 
 
 class Ended(Struct, tag=True, frozen=True):
@@ -209,6 +210,14 @@ class Ask(Struct, tag=True, frozen=True):
     model: str
 
 
+class Steer(Struct, tag=True, frozen=True):
+    """The operator wants this deployment loaded, or unloaded; the `Reply` is empty."""
+
+    number: int
+    model: str
+    steering: Steering
+
+
 class Noted(Struct, tag=True, frozen=True):
     """Something went wrong, for the status page."""
 
@@ -240,6 +249,7 @@ FromApiWorker = (
     | Levels
     | Check
     | Ask
+    | Steer
     | Noted
     | Snapshot
     | Failed

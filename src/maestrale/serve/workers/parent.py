@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from maestrale.api.backend import About, Backend
+from maestrale.api.backend import About, Backend, Steering
 from maestrale.api.operations.health import load_json
 from maestrale.api.operations.history import Event
 from maestrale.api.operations.status import status_json
@@ -150,8 +150,7 @@ class Parent(Front):
         deployment = host.deployment
         folder, prepared, config = await host.prepare(progress)
         self.backend.deployments.check_name(deployment, prepared.name)
-        progress.update("Starting the engine", None)
-        engine = await host.start(config)
+        engine = await self.engine_of(host, prepared.name, config, progress)
         host.vet(folder, prepared)
         attach = self._attaches[deployment.id] = Attach(
             deployment.id, str(folder), prepared.name, engine.describe(), prepared.sampling
@@ -160,6 +159,15 @@ class Parent(Front):
         await self._tell_states()
         for handle in self.handles:
             handle.attach(attach)
+
+    async def changed(self) -> None:
+        """See `Front.changed`."""
+        await self._tell_states()
+
+    async def steer(self, model: str, steering: Steering) -> None:
+        """Begin to load or unload a model. Raises: Conflict."""
+        await self.backend.steer(model, steering)
+        await self._tell_states()
 
     async def answering(self) -> None:
         """See `Front.answering`."""
@@ -297,7 +305,9 @@ class Parent(Front):
             health = await deployment.health()
             engine = deployment.engine
             info = engine.describe() if engine is not None else None
-            state = ServerState(deployment.id, health.state, health.detail, info)
+            state = ServerState(
+                deployment.id, health.state, health.detail, info, deployment.retry_at
+            )
             if state != self._states.get(deployment.id):
                 self._states[deployment.id] = state
                 for handle in self.handles:

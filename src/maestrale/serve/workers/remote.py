@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from maestrale.api.admission import Admission
-from maestrale.api.backend import About, Backend
+from maestrale.api.backend import About, Backend, Steering
 from maestrale.api.deployment import READY_STATES, Deployment, deployment_id
 from maestrale.api.operations.history import Event, FaultLog
 from maestrale.api.rate import Level, Rates
@@ -46,6 +46,7 @@ from maestrale.serve.workers.messages import (
     Room,
     ServerState,
     Settle,
+    Steer,
     Take,
     ToApiWorker,
     error_of,
@@ -264,6 +265,7 @@ class WorkerDeployment(Deployment):
     def take(self, state: ServerState) -> None:
         """What the parent says of it now."""
         self.told = EngineHealth(_state(state.state), state.detail)
+        self.retry_at = state.retry_at
         if isinstance(self.engine, RemoteEngine):
             self.engine.state = self.told
             if state.info is not None:
@@ -303,6 +305,11 @@ class WorkerBackend(Backend):
         """See `Backend.ask_all`: the parent gathers it."""
         number = self._connection.number()
         return await self._connection.ask(number, Ask(number, about, model))
+
+    async def steer(self, model: str, steering: Steering) -> None:
+        """See `Backend.steer`: the parent does it."""
+        number = self._connection.number()
+        await self._connection.ask(number, Steer(number, model, steering))
 
     def _make_events(self) -> FaultLog:
         return ForwardedEvents(self._connection)
