@@ -1,4 +1,6 @@
-"""`maestrale` with several models on scripted engines. MODELS: by name model and options, JSON."""
+"""`maestrale` with several models on scripted engines. MODELS, JSON: by name the model, what its
+engine is told (`options`) and what it has of settings (`settings`).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ def scripted(settings: Settings, model_dir: str) -> EngineConfig:
 def run(settings: Settings, **_: Any) -> None:
     """Serve them all, in order."""
     models = [
-        dataclasses.replace(settings, model=each["model"], served_model_name=(name,))
+        dataclasses.replace(
+            settings,
+            model=each["model"],
+            served_model_name=(name,),
+            **each.get("settings", {}),
+        )
         for name, each in MODELS.items()
     ]
     _plain_run(settings, models=models)

@@ -246,6 +246,11 @@ def test_the_command_line(path: Path) -> None:
     assert runner.invoke(command, ["revoke", "alice", *file]).exit_code == 0
     assert KeyStore(path=path).authenticate(secret.encode()) is None
     assert runner.invoke(command, ["add", "bob", "--tokens-per-minute", "0"]).exit_code == 2
+    operator = runner.invoke(command, ["add", "carol", "--operator", *file]).stdout.strip()
+    found = KeyStore(path=path).authenticate(operator.encode())
+    assert found is not None
+    assert found.operator
+    assert "no limits, operator" in runner.invoke(command, ["list", *file]).output
 
 
 def test_the_default_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from maestrale.api.backend import Backend
 from maestrale.api.deployment import Deployments
 from maestrale.api.operations.node_status import ApiNodeStatus
+from maestrale.config.settings import Settings
 from maestrale.engines.base import Engine, EngineConfig
 from maestrale.errors import MaestraleError
 from maestrale.logs import LOGGER
@@ -39,8 +40,7 @@ class Front(ABC):
         self.hosts = [DeploymentHost(deployment) for deployment in backend.deployments]
         self.loader: ModelLoader | None = None
         """Where models are loaded when they are asked for; None: the one is, and stays."""
-        alone = len(self.hosts) == 1 and self.hosts[0].settings.keep_alive_seconds is None
-        if not alone:
+        if len(self.hosts) > 1 or may_go(self.hosts[0].settings):
             self.loader = ModelLoader(backend.settings, len(self.hosts), self.changed)
             backend.steering = self.loader.steer
 
@@ -233,6 +233,12 @@ class Lifecycle:
 
     def _node_status(self) -> list[ApiNodeStatus]:
         return self._nodes.statuses() if self._nodes is not None else []
+
+
+def may_go(settings: Settings) -> bool:
+    """Whether a model that is the only one may be unloaded, or has a budget to keep to."""
+    given = settings.keep_alive_seconds, settings.budget_bytes
+    return bool(settings.pinned) or given != (None, None)
 
 
 def terminal_is_gone() -> bool:

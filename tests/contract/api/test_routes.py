@@ -213,7 +213,8 @@ async def test_openapi_describes_every_route() -> None:
         pages = {"/", "/status", "/status.json"}
         messages = {"/v1/messages", "/v1/messages/count_tokens"}
         kept = {f"/v1/responses/{{response_id}}{path}" for path in ("", "/cancel", "/input_items")}
-        named = {*POSTS, *messages, *kept, *others, *pages, "/v1/models/{model_id}", "/ping"}
+        models = {f"/v1/models/{{model_id}}{path}" for path in ("", "/load", "/unload")}
+        named = {*POSTS, *messages, *kept, *others, *pages, *models, "/ping"}
         assert set(document["paths"]) == named
         names = set(document["components"]["schemas"])
         for reference in json.dumps(document).split('"#/components/schemas/')[1:]:

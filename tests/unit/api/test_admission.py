@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 
@@ -253,5 +254,68 @@ def test_what_fits_at_once_never_needs_the_queue(max_waiting: int) -> None:
         for _ in range(3):
             load.start("a")
         assert await load.end_all() == [None] * 3
+
+    run(scene())
+
+
+class Heard:
+    """Who came and left, by number."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+
+    def arrived(self, number: int) -> None:
+        self.told.append(("arrived", number))
+
+    def left(self, number: int) -> None:
+        self.told.append(("left", number))
+
+
+def test_requests_go_on_up_to_the_horizon_and_no_further() -> None:
+    async def scene() -> None:
+        admission, heard = Admission(100), Heard()
+        admission.arrivals = heard
+        admission.let_on(-1)
+        load = Load(admission, 4)
+        for key in "abab":
+            load.start(key)
+        await settle()
+        assert (admission.in_flight, admission.waiting) == (0, 4)
+        assert heard.told == [("arrived", number) for number in (1, 2, 3, 4)]
+        admission.let_on(2)
+        await settle()
+        assert load.order == ["a", "b"]
+        await load.end_first()
+        assert load.order == ["a", "b"]
+        assert heard.told[-1] == ("left", 1)
+        admission.let_on(math.inf)
+        await settle()
+        assert load.order == ["a", "b", "a", "b"]
+        assert await load.end_all() == [None] * 4
+        check_empty(admission)
+        assert sorted(heard.told) == [
+            (what, number) for what in ("arrived", "left") for number in (1, 2, 3, 4)
+        ]
+
+    run(scene())
+
+
+def test_the_queue_of_a_model_that_is_not_loaded_is_bounded_and_can_be_refused() -> None:
+    async def scene() -> None:
+        admission = Admission(2)
+        admission.let_on(-1)
+        load = Load(admission, 1)
+        for _ in range(4):
+            load.start("a")
+        await settle()
+        assert admission.waiting == 3
+        admission.refuse_waiting(Unavailable("It can't be loaded.", retry_after=7))
+        ends = await load.end_all()
+        assert [str(each) for each in ends[:3]] == ["It can't be loaded."] * 3
+        assert "queue is full" in str(ends[3])
+        check_empty(admission)
+        admission.let_on(math.inf)
+        load.start("a")
+        assert await load.end_all() == [*ends, None]
 
     run(scene())

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from maestrale.api.auth import Guard
+from maestrale.api.auth import Guard, check_operator
 from maestrale.errors import InvalidRequest, PermissionDenied
-from maestrale.keys import KEY_PREFIX, KeyStore, new_key
+from maestrale.keys import KEY_PREFIX, Key, KeyStore, new_key
 
 
 def test_keys_are_new_and_long() -> None:
@@ -36,3 +36,12 @@ def test_without_a_host_no_browser_asks() -> None:
         guard.check({**scope, "headers": [(b"host", b"evil.example")]})
     with pytest.raises(InvalidRequest, match="more than one"):
         guard.check({**scope, "headers": [(b"host", b"localhost"), (b"host", b"localhost")]})
+
+
+def test_operators_are_those_of_the_settings_and_those_who_were_made_so() -> None:
+    check_operator(None)  # no key is asked for: whoever reaches the server may
+    secret = new_key()
+    check_operator(KeyStore([secret]).authenticate(secret.encode()))
+    check_operator(Key(name="carol", sha256="0" * 64, operator=True))
+    with pytest.raises(PermissionDenied, match=r"The key bob .* --operator"):
+        check_operator(Key(name="bob", sha256="0" * 64))

@@ -160,7 +160,8 @@ def test_a_folder_without_models_or_with_two_of_one_name(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("5m", 300), ("30s", 30), ("2h", 7200), ("90", 90), ("0", 0), ("-1", None)]
+    ("text", "seconds"),
+    [("5m", 300), ("30s", 30), ("2h", 7200), ("90", 90), ("0", 0), ("-1", None)],
 )
 def test_times_without_a_request(text: str, seconds: float | None) -> None:
     assert load_models((), {"keep_alive": text}, HOME)[0].keep_alive_seconds == seconds

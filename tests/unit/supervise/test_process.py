@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from maestrale.engines.base import GenerationRequest, TokenDelta
+from maestrale.engines.scripted import ScriptedEngine
 from maestrale.errors import EngineError, ReplayMismatch, Unavailable
 from maestrale.models.vocabulary import BYTE_EOS
 from maestrale.supervise.process import Restarts, SupervisedEngine
@@ -461,3 +462,49 @@ async def test_signals_of_the_terminal_and_the_service_manager_leave_the_engine_
     at = {5: lambda: kill(engine, signal.SIGINT), 10: lambda: kill(engine, signal.SIGTERM)}
     assert [await read(engine, request(), at)] == await undisturbed([request()])
     assert engine.counters.restarts == 0
+
+
+async def test_one_that_is_unloaded_can_be_started_again(start_engine: StartEngine) -> None:
+    """Its counters go on, and the process is gone meanwhile."""
+    engine = await start_engine(**PACED)
+    before = await read(engine, request())
+    pid = engine.engine_pid
+    assert pid is not None
+    await until(lambda: engine.stats().generation_tokens == 60)
+    await engine.unload()
+    assert not alive(pid)
+    assert engine.engine_pid is None
+    assert (await engine.health()).state == "unloaded"
+    stats = engine.stats()
+    assert (stats.generation_tokens, stats.up, stats.loaded) == (60, True, False)
+    with pytest.raises(Unavailable, match="loading"):
+        await read(engine, request())
+    await engine.start()
+    assert (await engine.health()).state == "ready"
+    assert await read(engine, request()) == before
+    await until(lambda: engine.stats().generation_tokens == 120)
+    assert (engine.counters.restarts, engine.stats().loaded) == (0, True)
+
+
+async def test_one_that_is_known_beforehand_is_described_before_it_starts(tmp_path: Path) -> None:
+    """A start that fails can be tried again."""
+    stop = tmp_path / "stop"
+    stop.touch()
+    expected = ScriptedEngine(config())
+    await expected.start()
+    engine = SupervisedEngine(config(fail_start_while=str(stop)), expected=expected.describe())
+    await expected.close()
+    try:
+        assert engine.describe().max_num_seqs == expected.describe().max_num_seqs
+        assert (await engine.health()).state == "unloaded"
+        with pytest.raises(EngineError):
+            await engine.start()
+        assert (await engine.health()).state == "unloaded"
+        stop.unlink()
+        await engine.start()
+        assert len((await read(engine, request())).token_ids) == 60
+        pid = engine.engine_pid
+    finally:
+        await engine.close()
+    assert pid is not None
+    assert not alive(pid)

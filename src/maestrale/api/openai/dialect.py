@@ -58,8 +58,10 @@ REFERENCE = Reference(
             "A vector for each text, by an embedding model.",
             EmbeddingRequest,
         ),
-        Operation("get", "/v1/models", "The served model, under each of its names."),
+        Operation("get", "/v1/models", "What is served, under each of its names, and its state."),
         Operation("get", "/v1/models/{model_id}", "One model; slashes in the id are fine."),
+        Operation("post", "/v1/models/{model_id}/load", "Load a model, with an operator's key."),
+        Operation("post", "/v1/models/{model_id}/unload", "Unload an idle model, likewise."),
         Operation(
             "post", "/tokenize", "The token ids of a prompt or of messages.", TokenizeRequest
         ),

@@ -172,6 +172,7 @@ async function explainPause(message) {
   if (!message.paused) return;
   message.pausedText = state === "degraded"
     ? "The engine stopped and is being restarted. The answer goes on by itself where it was."
+    : state === "loading" || state === "unloaded" ? "The model is being loaded."
     : "The server is busy; the answer waits for its turn.";
   views.get(message)?.update("paused");
 }

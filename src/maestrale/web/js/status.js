@@ -6,7 +6,7 @@ import { askForKey, hasKey, addKeyDialog } from "./key.js";
 
 const PERIOD = 2000;
 const STATES = {
-  ready: "Ready", starting: "Starting", degraded: "Restarting the engine", draining: "Shutting down",
+  ready: "Ready", starting: "Starting", degraded: "Restarting the engine", loading: "Loading", unloaded: "Not loaded", draining: "Shutting down",
   dead: "Stopped", unreachable: "Not reachable",
 };
 const EVENTS = {
@@ -17,6 +17,7 @@ const EVENTS = {
   permission_denied: "A request from a page or name that may not ask",
   model_not_found: "A request for a model that isn't here",
   context_length_exceeded: "A conversation longer than the context",
+  model_not_loaded: "A model could not be loaded",
   queue_full: "Turned away: the queue was full",
   queue_timeout: "Waited too long for its turn",
   rate_limit_exceeded: "More requests than the key allows",
@@ -100,13 +101,21 @@ function show(status) {
     ].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
     for (const each of CHARTS) each.update(status.series);
   }
-  showParts(status.api_processes ?? [], status.api_nodes ?? [], status.replicas ?? []);
+  showParts(status.deployments ?? [], status.api_processes ?? [], status.api_nodes ?? [], status.replicas ?? []);
   showEvents(status.events);
 }
 
 // Only where there is more than one of a kind: who they are, where, and what each does.
-function showParts(processes, nodes, replicas) {
+function showParts(models, processes, nodes, replicas) {
   const rows = [];
+  for (const each of models.length > 1 ? models : []) {
+    const doing = [
+      each.memory_bytes && `${count(Math.ceil(each.memory_bytes / 2 ** 20))}\u00a0MiB`, each.pinned && "pinned",
+      each.state === "ready" && each.now && `${count(each.now.running)} running`,
+      each.now?.waiting > 0 && `${count(each.now.waiting)} waiting`, each.state !== "ready" && each.detail,
+    ];
+    rows.push([each.names[0] ?? each.id, (STATES[each.state] ?? each.state).toLowerCase(), doing]);
+  }
   for (const each of processes.length > 1 ? processes : []) {
     const doing = [`${count(each.requests)} request${each.requests === 1 ? "" : "s"}`, `up ${span(each.uptime_seconds)}`];
     rows.push([`API process ${each.pid}`, each.state, doing]);

@@ -1,0 +1,328 @@
+"""Models that don't all fit in memory behind one server; one API process or two."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api_app import api, check_error, make_settings
+from maestrale.keys import add_key
+from serving import ROOT, Server, serving
+from tiny_mistral import write_tiny_mistral
+
+CHAT = "/v1/chat/completions"
+WORDS = {"north": "A wind from the north. ", "south": "A sea in the south. "}
+WORDS |= {"east": "A hill in the east. "}
+SIZE = {"kv_cache_memory": "60MiB"}
+BOTH = pytest.mark.parametrize("workers", [1, 2], ids=["one process", "two workers"])
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_mistral(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@contextlib.contextmanager
+def several(
+    file: Path,
+    cache_dir: Path,
+    workers: int,
+    *flags: str,
+    options: dict[str, dict[str, str]] | None = None,
+    more: dict[str, dict[str, Any]] | None = None,
+    timeout: float = 180,
+) -> Iterator[Server]:
+    """Three models of 60 MiB and room for one; `options` of the engines, `more` settings."""
+    models = {
+        name: {
+            "model": str(file),
+            "options": {"text": words, "tokens_per_second": "200"} | (options or {}).get(name, {}),
+            "settings": SIZE | (more or {}).get(name, {}),
+        }
+        for name, words in WORDS.items()
+    }
+    environment = {
+        "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests/support",
+        "MODELS": json.dumps(models),
+    }
+    given = ("--engine", "scripted", "--api-workers", str(workers), "--memory-budget", "100MiB")
+    with serving(
+        *(*given, *flags),
+        cache_dir=cache_dir,
+        environment=environment,
+        module="several_server",
+        timeout=timeout,
+    ) as server:
+        wait(server, lambda found: "starting" not in found.values())
+        yield server
+
+
+def states(server: Server) -> dict[str, str]:
+    cards = httpx.get(f"{server.url}/v1/models", timeout=30).json()["data"]
+    return {each["id"]: each["state"] for each in cards}
+
+
+def wait(server: Server, true: Any, seconds: float = 60) -> dict[str, str]:
+    """Until the models' states are so."""
+    deadline = time.monotonic() + seconds
+    while not true(found := states(server)):
+        assert time.monotonic() < deadline, (found, server.log())
+        time.sleep(0.05)
+    return found
+
+
+def body(model: str | None, tokens: int = 8, **more: Any) -> dict[str, Any]:
+    named = {} if model is None else {"model": model}
+    messages = [{"role": "user", "content": "Speak."}]
+    return {"messages": messages, "max_tokens": tokens, "ignore_eos": True, **named, **more}
+
+
+def ask(server: Server, model: str | None, tokens: int = 8) -> httpx.Response:
+    return httpx.post(server.url + CHAT, json=body(model, tokens), timeout=120)
+
+
+def check(answer: httpx.Response, model: str) -> None:
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    text = found["choices"][0]["message"]["content"]
+    assert text
+    assert (WORDS[model] * 20).startswith(text)
+    assert (found["model"], bool(found["system_fingerprint"])) == (model, True)
+
+
+def loads(server: Server) -> int:
+    return server.log().count(" is loaded (")
+
+
+@BOTH
+def test_the_one_that_is_asked_for_is_loaded_and_an_idle_one_makes_room(
+    file: Path, tmp_path: Path, workers: int
+) -> None:
+    with several(file, tmp_path, workers) as server:
+        wait(server, lambda found: found["north"] == "ready")
+        assert states(server) == {"north": "ready", "south": "unloaded", "east": "unloaded"}
+        processes = len(server.pids())
+        check(ask(server, "south"), "south")
+        assert states(server) == {"north": "unloaded", "south": "ready", "east": "unloaded"}
+        check(ask(server, None), "north")
+        assert len(server.pids()) <= processes + 1  # one that compiles schemas may have come
+        told = httpx.get(f"{server.url}/status.json").json()["deployments"]
+        assert [each["memory_bytes"] for each in told] == [60 << 20] * 3
+        assert [bool(each["last_used"]) for each in told] == [True, True, False]
+        assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+@BOTH
+def test_ten_clients_that_alternate_lose_nothing_and_do_not_thrash(
+    file: Path, tmp_path: Path, workers: int
+) -> None:
+    turns = 4
+
+    def client(number: int) -> None:
+        for turn in range(turns):
+            model = ("north", "south")[(number + turn) % 2]
+            check(ask(server, model), model)
+
+    with (
+        several(file, tmp_path, workers) as server,
+        ThreadPoolExecutor(10) as threads,
+    ):
+        list(threads.map(client, range(10)))
+        # One change of places serves a queue: of 40 answers most find their model loaded.
+        assert loads(server) <= 2 * turns + 4
+        assert "Traceback" not in server.log()
+
+
+@BOTH
+def test_a_stream_gets_comments_while_its_model_is_loaded(
+    file: Path, tmp_path: Path, workers: int
+) -> None:
+    slow = {"south": {"start_seconds": "4"}}
+    with (
+        several(file, tmp_path, workers, options=slow) as server,
+        httpx.stream(
+            "POST", server.url + CHAT, json=body("south", stream=True), timeout=60
+        ) as answer,
+    ):
+        lines = list(answer.iter_lines())
+        assert answer.status_code == 200
+        first = next(at for at, line in enumerate(lines) if line.startswith("data: "))
+        assert sum(line.startswith(":") for line in lines[:first]) >= 2
+        assert lines[-2] == "data: [DONE]"
+
+
+@BOTH
+def test_work_in_flight_is_waited_for_and_the_queue_has_its_limit(
+    file: Path, tmp_path: Path, workers: int
+) -> None:
+    slow = {"north": {"tokens_per_second": "40"}}
+    with (
+        several(file, tmp_path, workers, "--queue-timeout", "1", options=slow) as server,
+        ThreadPoolExecutor() as threads,
+    ):
+        check(ask(server, "north"), "north")
+        long = threads.submit(ask, server, "north", 160)
+        time.sleep(0.5)
+        late = ask(server, "south")
+        assert late.status_code == 503
+        assert late.headers["retry-after"]
+        assert late.json()["error"]["code"] == "queue_timeout"
+        check(long.result(), "north")
+
+
+@BOTH
+def test_the_operator_loads_and_unloads(file: Path, tmp_path: Path, workers: int) -> None:
+    slow = {"north": {"tokens_per_second": "40"}}
+    with (
+        several(file, tmp_path, workers, options=slow) as server,
+        ThreadPoolExecutor() as threads,
+    ):
+        root = f"{server.url}/v1/models"
+        answer = httpx.post(f"{root}/south/load")
+        assert (answer.status_code, answer.json()["id"]) == (202, "south")
+        wait(server, lambda found: found["south"] == "ready")
+        assert states(server)["north"] == "unloaded"
+        assert httpx.post(f"{root}/south/unload").status_code == 202
+        wait(server, lambda found: set(found.values()) == {"unloaded"})
+        assert httpx.get(f"{server.url}/health").json()["status"] == "unloaded"
+        long = threads.submit(ask, server, "north", 120)
+        wait(server, lambda found: found["north"] == "ready")
+        busy = httpx.post(f"{root}/north/unload")
+        assert (busy.status_code, busy.json()["error"]["code"]) == (409, "conflict")
+        check(long.result(), "north")
+        assert httpx.post(f"{root}/west/load").status_code == 404
+        assert httpx.get(f"{root}/south/load").status_code in (404, 405)
+
+
+@BOTH
+def test_an_idle_one_is_unloaded_and_a_pinned_one_stays(
+    file: Path, tmp_path: Path, workers: int
+) -> None:
+    more: dict[str, dict[str, Any]] = {
+        "north": {"pinned": ("north",)},
+        "south": {"kv_cache_memory": "20MiB"},
+    }
+    flags = ("--keep-alive", "1s", "--memory-budget", "140MiB", "--pinned", "north")
+    with several(file, tmp_path, workers, *flags, more=more) as server:
+        check(ask(server, "south"), "south")
+        assert states(server)["south"] == "ready"
+        wait(server, lambda found: found["south"] == "unloaded", 10)
+        assert states(server)["north"] == "ready"
+        check(ask(server, "south"), "south")
+
+
+@BOTH
+def test_one_that_fails_is_tried_again_and_holds_up_no_other(
+    file: Path, tmp_path: Path, workers: int
+) -> None:
+    stop = tmp_path / "stop"
+    stop.touch()
+    options = {"south": {"fail_start_while": str(stop), "fail_start": "The sea is dry."}}
+    with several(file, tmp_path / "cache", workers, options=options) as server:
+        answer = ask(server, "south")
+        assert answer.status_code == 503
+        assert "The sea is dry." in answer.json()["error"]["message"]
+        card = httpx.get(f"{server.url}/v1/models/south").json()
+        assert "The sea is dry." in card["detail"]
+        check(ask(server, "north"), "north")
+        again = ask(server, "south")
+        assert (again.status_code, bool(again.headers["retry-after"])) == (503, True)
+        stop.unlink()
+        deadline = time.monotonic() + 30
+        while (answer := ask(server, "south")).status_code == 503:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        check(answer, "south")
+
+
+def test_a_budget_that_is_too_small_is_told_with_figures(file: Path, tmp_path: Path) -> None:
+    more = {"south": {"kv_cache_memory": "101MiB"}}
+    with several(file, tmp_path, 1, more=more) as server:
+        answer = ask(server, "south")
+        assert answer.status_code == 503
+        assert "south takes 101 MiB" in answer.json()["error"]["message"]
+        assert states(server)["south"] == "dead"
+        check(ask(server, "east"), "east")
+    every = {name: {"kv_cache_memory": "200MiB"} for name in WORDS}
+    with (
+        pytest.raises(RuntimeError, match="takes 200 MiB of memory"),
+        several(file, tmp_path, 1, more=every),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("flags", [(), ("--keep-alive", "1s")], ids=["stays", "may go"])
+def test_one_model_stays_unless_it_is_told_to_go(
+    file: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    given = (str(file), "--served-model-name", "only", "--engine", "scripted", *flags)
+    with serving(*given, cache_dir=tmp_path) as server:
+        assert httpx.get(f"{server.url}/health").json()["status"] == "ready"
+        answer = httpx.post(f"{server.url}/v1/models/only/unload")
+        assert answer.status_code == (202 if flags else 409)
+        wait(server, lambda found: found == {"only": "unloaded" if flags else "ready"})
+        assert ask(server, "only").status_code == 200
+
+
+def test_tables_of_the_file_are_served(file: Path, tmp_path: Path) -> None:
+    table = tmp_path / "several.toml"
+    table.write_text(
+        f'[serve]\nengine = "scripted"\n[[model]]\nname = "one"\naliases = ["uno"]\n'
+        f'source = "{file}"\n[[model]]\nname = "two"\nsource = "{file}"\n'
+    )
+    with serving("--config", str(table), cache_dir=tmp_path) as server:
+        wait(server, lambda found: "starting" not in found.values())
+        assert [*states(server)] == ["one", "uno", "two"]
+        assert ask(server, "uno").json()["model"] == "one"
+        assert ask(server, "two").json()["model"] == "two"
+
+
+def test_two_of_one_name_end_the_start(file: Path, tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="Two models are called"),
+        serving(str(file), str(file), "--engine", "scripted", cache_dir=tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.anyio
+async def test_only_an_operators_key_may_load(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    user, operator = add_key(path, "bob"), add_key(path, "carol", operator=True)
+    async with api(make_settings(key_file=path)) as app:
+        steered: list[tuple[str, str]] = []
+        backend = app.app._backend
+        backend.steering = lambda model, steering: steered.append((model, steering))
+        name = backend.deployments.default.names[0]
+        for secret, status in ((user, 403), (operator, 202)):
+            headers = {"authorization": f"Bearer {secret}"}
+            answer = await app.client.post(f"/v1/models/{name}/load", headers=headers)
+            assert answer.status_code == status
+        check_error(await app.client.post(f"/v1/models/{name}/load"), 401)
+        assert steered == [(backend.deployments.default.id, "load")]
+
+
+def test_the_command_line_says_what_is_of_one_model(tmp_path: Path) -> None:
+    import sys
+
+    command = [sys.executable, "-m", "maestrale", "serve", "a", "b", "--served-model-name", "x"]
+    found = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT / "src"), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        check=False,
+    )
+    assert found.returncode == 2
+    assert "--served-model-name x is for one model, and 2 are to be served" in found.stderr
