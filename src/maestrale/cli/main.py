@@ -40,6 +40,8 @@ COMMANDS = {
     "create": ("maestrale.cli.create:command", "Make a cloud machine that serves."),
     "plan": ("maestrale.cli.plan:command", "Tell what fits on a GPU or here, before fetching."),
     "pull": ("maestrale.cli.pull:command", "Fetch a model from the Hugging Face hub."),
+    "models": ("maestrale.cli.models:command", "List, show and remove the models on the disk."),
+    "ps": ("maestrale.cli.ps:command", "Show the models of a running server."),
     "render": ("maestrale.cli.render:command", "Show the exact prompt and token ids of a request."),
     "setup": (
         "maestrale.cli.setup:command",

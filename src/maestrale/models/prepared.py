@@ -92,6 +92,20 @@ def weights_path(prepared: PreparedModel, folder: Path) -> Path:
     return path.readlink() if prepared.source == SOURCE_LINK else path
 
 
+def weights_stamp(prepared: PreparedModel, folder: Path) -> str:
+    """What changes when the files of the weights do: their sizes and times.
+
+    Raises: ModelError where they can't be read.
+    """
+    path = weights_path(prepared, folder)
+    try:
+        inside = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        status = [(each.name, each.stat()) for each in inside]
+    except OSError as error:
+        raise ModelError(f"The model's file {path} can't be read: {error.strerror}.") from error
+    return " ".join(f"{name} {each.st_size} {each.st_mtime_ns}" for name, each in status)
+
+
 def load_prepared(folder: Path) -> PreparedModel:
     """Read `maestrale.json` of a prepared model.
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +17,9 @@ from maestrale.api.deployment import Deployment
 from maestrale.chat.options import ANY_OBJECT
 from maestrale.config.settings import Settings, engines_of, flag
 from maestrale.engines.base import Engine, EngineConfig, EngineInfo, Forecast
-from maestrale.errors import MaestraleError, SettingsError
+from maestrale.errors import MaestraleError, ModelError, SettingsError
 from maestrale.logs import LOGGER
-from maestrale.models.prepared import PreparedModel
+from maestrale.models.prepared import PreparedModel, weights_stamp
 from maestrale.serve import hosting
 from maestrale.serve.hosting import in_thread
 from maestrale.serve.progress import StartProgress
@@ -41,6 +43,8 @@ class DeploymentHost:
         self.engine: Engine | None = None
         self.vetter: ConstraintVetter | None = None
         self._warming: asyncio.Task[None] | None = None
+        self._seen = ""  # of the weights, as they were when the model was prepared
+        self._look: Callable[[], str] = str
 
     def tell(self, phase: str) -> None:
         """How far it is, for /health."""
@@ -80,6 +84,8 @@ class DeploymentHost:
             )
         )
         prepared = load_prepared(folder)
+        self._look = partial(weights_stamp, prepared, folder)
+        self._seen = await in_thread(self._look)
         await in_thread(lambda: self._check_fit(folder, prepared, choice.name))
         config = hosting.engine_config(settings, str(folder))
         if settings.ray_address is None:  # on a cluster each node is asked what suits it
@@ -107,8 +113,13 @@ class DeploymentHost:
         return self.engine
 
     async def load(self) -> None:
-        """Start the engine that is expected. Raises: EngineError with the reason."""
+        """Start the engine that is expected. Raises: EngineError, ModelError with the reason."""
         assert self.engine is not None
+        if await in_thread(self._look) != self._seen:
+            raise ModelError(
+                f"The files of {self.deployment.id} were changed since the server prepared them. "
+                "Start the server anew, so that tokenizer and weights belong together."
+            )
         with StartProgress(self.tell) as progress:
             progress.update(f"Loading {self.deployment.id}", None)
             await self.engine.start()

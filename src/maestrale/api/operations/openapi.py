@@ -21,9 +21,7 @@ from maestrale import __version__
 from maestrale.api.dialect import Dialects, Operation, Reference
 
 OPERATIONS = (
-    Operation(
-        "get", "/health", "200 when requests are taken; 503 while starting, draining or dead."
-    ),
+    Operation("get", "/health", "200 when requests are taken, else 503: starting, draining, dead."),
     Operation("get", "/ping", "The same as /health."),
     Operation("get", "/version", "The server's version."),
     Operation("get", "/load", "How many requests are in work or waiting."),
