@@ -15,8 +15,9 @@ from maestrale.engines import constraint
 from maestrale.engines.base import Constraint, EngineConfig, GenerationRequest, Sampling
 from maestrale.engines.cpu.decoder import Batch
 from maestrale.engines.cpu.engine import CPUEngine
-from maestrale.engines.registry import build_engine
+from maestrale.engines.registry import build_engine, forecast
 from maestrale.errors import EngineDied, EngineError, ModelError
+from maestrale.models.fit_cpu import PROCESSES
 from running_engine import RunningEngine
 
 pytestmark = pytest.mark.model
@@ -54,6 +55,29 @@ def test_the_context_shrinks_to_the_kv_cache(cramped: RunningEngine) -> None:
     assert cramped.info.max_model_len == cramped.info.kv_capacity_tokens == 256
     with pytest.raises(EngineError, match="256"):
         cramped.run(request(1, length=200, max_tokens=57))
+
+
+@pytest.mark.parametrize("cache", [3_200_000, None], ids=["given", "as memory allows"])
+def test_what_it_will_be_is_what_it_is(small: EngineConfig, cache: int | None) -> None:
+    """The forecast reads metadata only; its config gives an engine of just that size."""
+    wanted = msgspec.structs.replace(small, kv_cache_bytes=cache, max_num_seqs=7)
+    memory = 2 << 30
+    foreseen = forecast(wanted, memory)
+    assert foreseen is not None
+    engine = RunningEngine(foreseen.config)
+    try:
+        info = msgspec.structs.replace(engine.info, fingerprint="")
+        assert info == foreseen.info
+    finally:
+        engine.stop()
+    assert foreseen.memory <= memory
+    assert foreseen.config.kv_cache_bytes is not None
+    assert foreseen.memory > foreseen.config.kv_cache_bytes + PROCESSES
+
+
+def test_one_for_which_memory_is_too_small_is_refused(small: EngineConfig) -> None:
+    with pytest.raises(EngineError, match="No memory is left for the KV cache"):
+        forecast(msgspec.structs.replace(small, kv_cache_bytes=None), PROCESSES)
 
 
 @pytest.mark.slow
