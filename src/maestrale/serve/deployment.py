@@ -43,6 +43,7 @@ class DeploymentHost:
         self.engine: Engine | None = None
         self.vetter: ConstraintVetter | None = None
         self._warming: asyncio.Task[None] | None = None
+        self._expected = False  # the engine is known, and started when it is asked for
         self._seen = ""  # of the weights, as they were when the model was prepared
         self._look: Callable[[], str] = str
 
@@ -109,6 +110,7 @@ class DeploymentHost:
 
     def expect(self, forecast: Forecast) -> Engine:
         """Its engine as it will be; `load` starts it."""
+        self._expected = True
         self.engine = self._build(forecast.config, forecast.info)
         return self.engine
 
@@ -123,10 +125,13 @@ class DeploymentHost:
         with StartProgress(self.tell) as progress:
             progress.update(f"Loading {self.deployment.id}", None)
             await self.engine.start()
+        self._warm()
 
     async def unload(self) -> None:
         """End the engine's process; `load` starts another."""
         assert isinstance(self.engine, SupervisedEngine)
+        if self._warming is not None:
+            self._warming.cancel()
         await self.engine.unload()
 
     def vet(self, folder: Path, prepared: PreparedModel) -> ConstraintVetter:
@@ -139,9 +144,14 @@ class DeploymentHost:
             note = shortened(prepared, self.engine.describe().max_model_len)
             if note:
                 LOGGER.warning("%s", note)
-        # The first schema would otherwise wait for a process that compiles schemas.
-        self._warming = asyncio.create_task(_warm(self.vetter))
+        if not self._expected:
+            self._warm()
         return self.vetter
+
+    def _warm(self) -> None:
+        """The first schema would otherwise wait for a process that compiles schemas."""
+        if self.vetter is not None:
+            self._warming = asyncio.create_task(_warm(self.vetter))
 
     async def fail(self, error: MaestraleError) -> None:
         """It can't be loaded: keep the reason, and nothing running."""
