@@ -111,3 +111,19 @@ def test_show_tells_a_files_facts(cache: Path, tmp_path: Path) -> None:
     assert facts["architecture"] == "llama"
     assert facts["context_tokens"] > 0
     assert facts["parameters"] > 0
+
+
+def test_what_changes_with_the_weights(tmp_path: Path) -> None:
+    from maestrale.models.prepared import load_prepared, weights_stamp
+
+    file = tmp_path / "weights.gguf"
+    file.write_bytes(b"1")
+    made = prepared(tmp_path, file)
+    model = load_prepared(made)
+    before = weights_stamp(model, made)
+    assert weights_stamp(model, made) == before
+    file.write_bytes(b"12")
+    assert weights_stamp(model, made) != before
+    file.unlink()
+    with pytest.raises(ModelError, match="can't be read: No such file"):
+        weights_stamp(model, made)

@@ -66,6 +66,9 @@ class PretendedHost(DeploymentHost):
         self.engine: PretendedEngine = PretendedEngine()
         return self.engine
 
+    async def load(self) -> None:
+        await self.engine.start()
+
 
 class World:
     """Several models and their loader; `told` counts the changes that were told of."""
