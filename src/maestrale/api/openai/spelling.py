@@ -126,16 +126,19 @@ class ChatSpelling(Chunks):
         """`shows_thoughts`: they are sent. `as_chunks`: as Mistral's API does, in the content."""
         super().__init__(service, answer, model, stream_options)
         self._shows_thoughts, self._as_chunks = shows_thoughts, as_chunks
-        # Nearly every event differs in its text only: the rest is encoded once.
-        head = b"data: " + encode(self._frame)[:-1] + b',"choices":[{"index":'
-        self._heads = [
-            head + str(index).encode() + b',"delta":{"content":'
-            for index in range(len(answer.requests))
-        ]
         self._tail = b'},"logprobs":null,"finish_reason":null}]'
         self._tail += b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
         self._begun: set[int] = set()
         self._called = [0] * len(answer.requests)  # calls sent of each choice
+
+    @cached_property
+    def _heads(self) -> list[bytes]:
+        """Nearly every event differs in its text only: the rest is encoded once."""
+        head = b"data: " + encode(self._frame)[:-1] + b',"choices":[{"index":'
+        return [
+            head + str(index).encode() + b',"delta":{"content":'
+            for index in range(len(self._answer.requests))
+        ]
 
     def whole(self, pieces: list[Piece]) -> dict[str, Any]:
         asked = any(request.logprobs is not None for request in self._answer.requests)
