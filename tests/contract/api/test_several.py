@@ -62,8 +62,16 @@ def several(
         module="several_server",
         timeout=timeout,
     ) as server:
-        wait(server, lambda found: "starting" not in found.values())
+        wait_until_announced(server)
         yield server
+
+
+def wait_until_announced(server: Server) -> None:
+    """Until every API process takes requests for all models, and the first one is loaded."""
+    deadline = time.monotonic() + 60
+    while "API reference:" not in server.log():
+        assert time.monotonic() < deadline, server.log()
+        time.sleep(0.05)
 
 
 def states(server: Server) -> dict[str, str]:
@@ -114,7 +122,6 @@ def test_the_one_that_is_asked_for_is_loaded_and_an_idle_one_makes_room(
     file: Path, tmp_path: Path, workers: int
 ) -> None:
     with several(file, tmp_path, workers) as server:
-        wait(server, lambda found: found["north"] == "ready")
         assert states(server) == {"north": "ready", "south": "unloaded", "east": "unloaded"}
         assert engines(server) == 1
         check(ask(server, "south"), "south")
@@ -272,7 +279,7 @@ def test_one_model_stays_unless_it_is_told_to_go(
 ) -> None:
     given = (str(file), "--served-model-name", "only", "--engine", "scripted", *flags)
     with serving(*given, cache_dir=tmp_path) as server:
-        assert httpx.get(f"{server.url}/health").json()["status"] == "ready"
+        wait_until_announced(server)
         answer = httpx.post(f"{server.url}/v1/models/only/unload")
         assert answer.status_code == (202 if flags else 409)
         wait(server, lambda found: found == {"only": "unloaded" if flags else "ready"})
@@ -286,7 +293,7 @@ def test_tables_of_the_file_are_served(file: Path, tmp_path: Path) -> None:
         f'source = "{file}"\n[[model]]\nname = "two"\nsource = "{file}"\n'
     )
     with serving("--config", str(table), cache_dir=tmp_path) as server:
-        wait(server, lambda found: "starting" not in found.values())
+        wait_until_announced(server)
         assert [*states(server)] == ["one", "uno", "two"]
         assert ask(server, "uno").json()["model"] == "one"
         assert ask(server, "two").json()["model"] == "two"
