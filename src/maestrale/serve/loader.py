@@ -49,7 +49,7 @@ class ModelLoader:
         self, settings: Settings, hosts: int, changed: Callable[[], Awaitable[None]]
     ) -> None:
         """`hosts`: how many models there are. `changed` is awaited after a model was loaded or
-        unloaded, before any request learns of it.
+        unloaded, or could not be, before any request learns of it.
         """
         budget = settings.budget_bytes
         self._given = budget is not None
@@ -203,10 +203,10 @@ class ModelLoader:
         try:
             await host.load()
         except MaestraleError as error:
-            self._fail(host, error)
+            await self._fail(host, error)
         except Exception as error:
             LOGGER.exception("%s could not be loaded", _shown(host))
-            self._fail(host, MaestraleError(f"It failed in a way nobody expected: {error}"))
+            await self._fail(host, MaestraleError(f"It failed in a way nobody expected: {error}"))
         else:
             deployment.forgive()
             LOGGER.info("%s is loaded (%.1f s).", _shown(host), self._now() - begun)
@@ -225,7 +225,7 @@ class ModelLoader:
         self._residency.unloaded(host.deployment.id)
         self._step()
 
-    def _fail(self, host: DeploymentHost, error: MaestraleError) -> None:
+    async def _fail(self, host: DeploymentHost, error: MaestraleError) -> None:
         """It is not tried again for a while; who waits for it is told why."""
         deployment = host.deployment
         if self._stopped:
@@ -234,6 +234,7 @@ class ModelLoader:
         reason = str(error).partition("\n")[0]
         LOGGER.error("%s can't be loaded: %s", _shown(host), error)
         deployment.fail(reason, pause)
+        await self._changed()
         deployment.admission.refuse_waiting(
             Unavailable(reason, code="model_not_loaded", retry_after=math.ceil(pause))
         )

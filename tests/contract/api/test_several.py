@@ -239,13 +239,13 @@ def test_one_that_fails_is_tried_again_and_holds_up_no_other(
 ) -> None:
     stop = tmp_path / "stop"
     stop.touch()
-    options = {"south": {"fail_start_while": str(stop), "fail_start": "The sea is dry."}}
+    options = {"south": {"fail_start_while": str(stop)}}
     with several(file, tmp_path / "cache", workers, options=options) as server:
         answer = ask(server, "south")
         assert answer.status_code == 503
-        assert "The sea is dry." in answer.json()["error"]["message"]
+        assert "The script says not to start now." in answer.json()["error"]["message"]
         card = httpx.get(f"{server.url}/v1/models/south").json()
-        assert "The sea is dry." in card["detail"]
+        assert "The script says not to start now." in card["detail"]
         check(ask(server, "north"), "north")
         again = ask(server, "south")
         assert (again.status_code, bool(again.headers["retry-after"])) == (503, True)
