@@ -71,7 +71,7 @@ def server(
 
 
 def wait_for(server: Server, *names: str) -> None:
-    """Until every API process takes requests for these; a server is healthy when one does for one."""
+    """Until every API process takes requests for these; healthy is a server with one of them."""
     deadline = time.monotonic() + 60
     while "API reference:" not in server.log() or {
         name for name, state in listed(server).items() if state in TAKEN
