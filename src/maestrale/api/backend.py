@@ -100,6 +100,7 @@ class Backend:
                 "so is one with --keep-alive."
             )
         self.steering(model, steering)
+        await asyncio.sleep(0)  # it begins, and its state tells so
 
     def processes(self) -> list[dict[str, Any]]:
         """The API processes, for the status page."""

@@ -53,6 +53,8 @@ class Deployment:
         self.sampling = NEUTRAL
         self.phase = "The server is starting."
         """How far loading is, as one sentence."""
+        self.loading = False
+        """Whether it is being loaded now, for requests that wait."""
         self.failure = ""
         """Why it can't be loaded, or could not when that was last tried."""
         self.pinned = False
@@ -90,6 +92,11 @@ class Deployment:
     def knows(self, name: str) -> bool:
         """Whether requests for `name` are its own, also while it is loaded."""
         return name in (self.names or names_of(self.settings, self.settings.model))
+
+    @property
+    def name(self) -> str:
+        """What it is called where one name is enough."""
+        return (self.names or (self.id,))[0]
 
     @property
     def loaded(self) -> ChatService | None:
@@ -136,6 +143,8 @@ class Deployment:
             return EngineHealth("dead", self.failure)
         if self.engine is None:
             return EngineHealth("starting", self.phase)
+        if self.loading:
+            return EngineHealth("loading", self.phase)
         health = await self.engine.health()
         if health.state == "unloaded" and self.failure:
             return EngineHealth(health.state, f"It could not be loaded last time: {self.failure}")

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import time
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -58,6 +60,7 @@ def list_(as_json: bool) -> None:
 def show(model: str, as_json: bool) -> None:
     """Tell what is known of MODEL: a name, a .gguf file or a folder. Nothing is loaded."""
     from maestrale.models.describe import describe
+    from maestrale.models.inventory import find_stored, gguf_of
     from maestrale.models.transfer import shown_bytes
 
     hub = hub_settings(os.environ)
@@ -71,14 +74,14 @@ def show(model: str, as_json: bool) -> None:
         "weight_type": described.weight_type,
         "weights_bytes": described.weights,
     }
-    facts |= _of_gguf(model)
+    path = _local_gguf(model)
     try:
-        from maestrale.models.inventory import find_stored
-
-        stored = find_stored(hub.cache, described.name)
+        stored = find_stored(hub.cache, model)
         facts |= {"disk_bytes": stored.size, "files": list(stored.files)}
+        path = path or gguf_of(stored)
     except ModelError:
         pass  # not fetched, or no model of the cache
+    facts |= _of_gguf(path) if path is not None else {}
     known = {name: value for name, value in facts.items() if value not in (None, "")}
     if as_json:
         echo(json.dumps(known))
@@ -111,22 +114,30 @@ def rm(model: str, yes: bool) -> None:
     echo(f"Removed {found.name}: {shown_bytes(freed)}.")
 
 
-def _of_gguf(model: str) -> dict[str, object]:
-    """What the head of a GGUF file tells besides: where `model` is one, or a folder with one."""
-    from maestrale.models.gguf_file import read_gguf
+def _local_gguf(model: str) -> Path | None:
+    """The GGUF file that `model` names on this machine, or that its folder has."""
     from maestrale.models.local import gguf_in, local_path
 
     path = local_path(model)
     if path is not None and path.is_dir():
         picked = gguf_in(path)
         path = path / picked.weights if picked is not None else None
-    if path is None or not path.is_file():
-        return {}
-    metadata = read_gguf(path).metadata
-    template = metadata.get("tokenizer.chat_template")
+    return path if path is not None and path.is_file() else None
+
+
+def _of_gguf(path: Path) -> dict[str, object]:
+    """What the head of a GGUF file tells: the types of its weights, the one with most first."""
+    from maestrale.models.gguf_file import read_gguf_model
+
+    file = read_gguf_model(path)
+    template = file.metadata.get("tokenizer.chat_template")
+    sizes: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        sizes[tensor.type] += tensor.size
     return {
-        "architecture": metadata.get("general.architecture"),
-        "licence": metadata.get("general.license"),
+        "architecture": file.metadata.get("general.architecture"),
+        "weight_type": [name for name, _ in sizes.most_common()],
+        "licence": file.metadata.get("general.license"),
         "chat_template": f"{len(template):,} characters" if isinstance(template, str) else "none",
     }
 

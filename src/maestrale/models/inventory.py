@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maestrale.errors import ModelError
-from maestrale.models.catalog import CATALOG, packaged_weights
+from maestrale.models.catalog import CATALOG, find_model, packaged_weights
 from maestrale.models.prepared import METADATA_FILE, load_prepared, weights_path
 
 _FOLDER = "models--"
@@ -40,13 +41,39 @@ def stored_models(cache: Path) -> list[StoredModel]:
 
 
 def find_stored(cache: Path, name: str) -> StoredModel:
-    """The one that is called so, whatever its letters' case. Raises: ModelError."""
-    known = stored_models(cache)
-    for each in known:
-        if each.name.lower() == name.lower():
-            return each
-    there = ", ".join(each.name for each in known) or "none"
+    """The one that is called so, or that a known name stands for, whatever its letters' case.
+
+    Raises: ModelError.
+    """
+    stored = stored_models(cache)
+    wanted = _repositories(name)
+    found = [each for each in stored if each.name.lower() in wanted]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        both = " and ".join(each.name for each in found)
+        raise ModelError(f"{name} is on the disk as {both}: say which of them.")
+    there = ", ".join(each.name for each in stored) or "none"
     raise ModelError(f"There is no model {name!r} on the disk; there is: {there}.")
+
+
+def _repositories(name: str) -> set[str]:
+    """Where a model of this name comes from, in small letters."""
+    known = find_model(name)
+    sources = [name] if known is None else [known.name, known.cpu_source or known.name]
+    return {source.partition(":")[0].lower() for source in sources}
+
+
+def gguf_of(model: StoredModel) -> Path | None:
+    """Its GGUF file, of a split one the first part; None where it has other weights."""
+    for name in model.files:
+        if not name.lower().endswith(".gguf"):
+            continue
+        if model.folder is not None:
+            return next(model.folder.glob(f"snapshots/*/{glob.escape(name)}"), None)
+        known = find_model(model.name)
+        return None if known is None else packaged_weights(known)
+    return None
 
 
 def remove(model: StoredModel, cache_dir: Path) -> int:
@@ -114,11 +141,11 @@ def _of_folder(folder: Path) -> StoredModel | None:
 
 def _prepared_of(folder: Path, cache_dir: Path) -> Iterator[Path]:
     """The prepared models whose weights lie in this folder."""
-    inside = os.path.realpath(folder) + os.sep
+    inside = tuple(f"{each}{os.sep}" for each in (folder, os.path.realpath(folder)))
     for prepared in (cache_dir / "models").glob(f"*/{METADATA_FILE}"):
         try:
             weights = weights_path(load_prepared(prepared.parent), prepared.parent)
         except (ModelError, OSError):
             continue
-        if os.path.realpath(weights).startswith(inside) or str(weights).startswith(str(folder)):
+        if os.path.realpath(weights).startswith(inside) or str(weights).startswith(inside):
             yield prepared.parent

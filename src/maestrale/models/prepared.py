@@ -102,7 +102,7 @@ def weights_stamp(prepared: PreparedModel, folder: Path) -> str:
         inside = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         status = [(each.name, each.stat()) for each in inside]
     except OSError as error:
-        raise ModelError(f"The model's file {path} can't be read: {error.strerror}.") from error
+        raise ModelError(f"The model's {path.name} can't be read: {error.strerror}.") from error
     return " ".join(f"{name} {each.st_size} {each.st_mtime_ns}" for name, each in status)
 
 

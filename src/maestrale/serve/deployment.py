@@ -117,13 +117,15 @@ class DeploymentHost:
     async def load(self) -> None:
         """Start the engine that is expected. Raises: EngineError, ModelError with the reason."""
         assert self.engine is not None
+        name = self.deployment.name
+        self.tell(f"Loading {name}")
         if await in_thread(self._look) != self._seen:
             raise ModelError(
-                f"The files of {self.deployment.id} were changed since the server prepared them. "
+                f"The files of {name} were changed since the server prepared them. "
                 "Start the server anew, so that tokenizer and weights belong together."
             )
         with StartProgress(self.tell) as progress:
-            progress.update(f"Loading {self.deployment.id}", None)
+            progress.update(f"Loading {name}", None)
             await self.engine.start()
         self._warm()
 

@@ -75,14 +75,16 @@ class ModelLoader:
         settings, deployment = host.settings, host.deployment
         names = settings.served_model_name or (name,)
         pinned = bool({*names, settings.model} & {*settings.pinned})
-        foreseen = await in_thread(lambda: host.forecast(config, self._budget))
+        room = max(0, int(self._residency.room(pinned=pinned)))
+        foreseen = await in_thread(lambda: host.forecast(config, room))
         size = foreseen.memory if foreseen is not None else 0
-        lack = self._residency.room_for(size)
-        if lack is not None:
+        if size > room:
+            beside = ", and stays beside the others" if pinned else ""
             raise ModelDoesNotFit(
-                f"{names[0]} takes {_mib(size)} of memory when it is loaded, {_mib(lack)} more "
-                f"than {self._told_budget()}. Give it a smaller --kv-cache-memory or "
-                "--max-model-len, or pin fewer models; 'maestrale plan' shows the account."
+                f"{names[0]} takes {_mib(size)} of memory when it is loaded{beside}: "
+                f"{_mib(size - room)} more than {self._told_budget()}. Give it a smaller "
+                "--kv-cache-memory or --max-model-len, or pin fewer models; 'maestrale plan' "
+                "shows the account."
             )
         if foreseen is None:
             progress.update("Starting the engine", None)
@@ -186,6 +188,7 @@ class ModelLoader:
         loop, now = asyncio.get_running_loop(), self._now()
         for action in self._residency.decide(now):
             host = self._hosts[action.id]
+            host.deployment.loading = isinstance(action, Load)
             work = self._load(host) if isinstance(action, Load) else self._unload(host, action.why)
             task = asyncio.create_task(work)
             self._tasks.add(task)
@@ -200,27 +203,24 @@ class ModelLoader:
     async def _load(self, host: DeploymentHost) -> None:
         deployment = host.deployment
         begun, id_ = self._now(), deployment.id
-        try:
-            await host.load()
-        except MaestraleError as error:
-            await self._fail(host, error)
-        except Exception as error:
-            LOGGER.exception("%s could not be loaded", _shown(host))
-            await self._fail(host, MaestraleError(f"It failed in a way nobody expected: {error}"))
+        fault = await _tried(host)
+        deployment.loading = False
+        if fault is not None:
+            await self._fail(host, fault)
         else:
             deployment.forgive()
-            LOGGER.info("%s is loaded (%.1f s).", _shown(host), self._now() - begun)
+            LOGGER.info("%s is loaded (%.1f s).", host.deployment.name, self._now() - begun)
             await self._changed()
             self._residency.loaded(id_, self._now())
             self._settle(id_, None)
         self._step()
 
     async def _unload(self, host: DeploymentHost, why: str) -> None:
-        LOGGER.info("Unloading %s: %s.", _shown(host), why)
+        LOGGER.info("Unloading %s: %s.", host.deployment.name, why)
         try:
             await host.unload()
         except Exception:
-            LOGGER.exception("%s was not unloaded in order", _shown(host))
+            LOGGER.exception("%s was not unloaded in order", host.deployment.name)
         await self._changed()
         self._residency.unloaded(host.deployment.id)
         self._step()
@@ -232,7 +232,7 @@ class ModelLoader:
             return
         pause = self._residency.failed(deployment.id, self._now())
         reason = str(error).partition("\n")[0]
-        LOGGER.error("%s can't be loaded: %s", _shown(host), error)
+        LOGGER.error("%s can't be loaded: %s", host.deployment.name, error)
         deployment.fail(reason, pause)
         await self._changed()
         deployment.admission.refuse_waiting(
@@ -258,8 +258,16 @@ class ModelLoader:
         return asyncio.get_running_loop().time()
 
 
-def _shown(host: DeploymentHost) -> str:
-    return (host.deployment.names or (host.deployment.id,))[0]
+async def _tried(host: DeploymentHost) -> MaestraleError | None:
+    """Load it; what kept it from being loaded, if anything did."""
+    try:
+        await host.load()
+    except MaestraleError as error:
+        return error
+    except Exception as error:
+        LOGGER.exception("%s could not be loaded", host.deployment.name)
+        return MaestraleError(f"It failed in a way nobody expected: {error}")
+    return None
 
 
 def _mib(size: int) -> str:

@@ -92,16 +92,18 @@ class Residency:
         self._models: dict[str, _Model] = {}
 
     def add(self, id_: str, size: int, *, pinned: bool, keep_alive: float | None) -> None:
-        """One more model, not loaded. See `room_for`."""
+        """One more model, not loaded. See `room`."""
         self._models[id_] = _Model(id_, size, pinned, keep_alive)
 
-    def room_for(self, size: int) -> int | None:
-        """Bytes that lack for a model of this size beside all that are pinned; None: it fits."""
+    def room(self, *, pinned: bool = False) -> float:
+        """Bytes that a model may take beside all that are pinned; one that is pinned itself leaves
+        room for the largest of the others, too.
+        """
         if self.budget is None:
-            return None
-        pinned = sum(each.size for each in self._models.values() if each.pinned)
-        lack = size + pinned - self.budget
-        return lack if lack > 0 else None
+            return OPEN
+        stay = sum(each.size for each in self._models.values() if each.pinned)
+        others = (each.size for each in self._models.values() if not each.pinned)
+        return self.budget - stay - (max(others, default=0) if pinned else 0)
 
     # What happens
 

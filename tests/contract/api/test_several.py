@@ -20,10 +20,12 @@ from serving import ROOT, Server, serving
 from tiny_mistral import write_tiny_mistral
 
 CHAT = "/v1/chat/completions"
-WORDS = {"north": "A wind from the north. ", "south": "A sea in the south. "}
-WORDS |= {"east": "A hill in the east. "}
-SIZE = {"kv_cache_memory": "60MiB"}
-BOTH = pytest.mark.parametrize("workers", [1, 2], ids=["one process", "two workers"])
+WORDS = {
+    "north": "A wind from the north. ",
+    "south": "A sea in the south. ",
+    "east": "A hill in the east. ",
+    "west": "A rock in the west. ",
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,38 +33,76 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_mistral(tmp_path_factory.mktemp("models") / "tiny.gguf")
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @contextlib.contextmanager
 def several(
-    file: Path,
-    cache_dir: Path,
-    workers: int,
-    *flags: str,
-    options: dict[str, dict[str, str]] | None = None,
-    more: dict[str, dict[str, Any]] | None = None,
-    timeout: float = 180,
+    file: Path, cache_dir: Path, *flags: str, models: dict[str, dict[str, Any]]
 ) -> Iterator[Server]:
-    """Three models of 60 MiB and room for one; `options` of the engines, `more` settings."""
-    models = {
+    """A server of scripted `models`: of each what its engine is told, and its settings."""
+    given = {
         name: {
             "model": str(file),
-            "options": {"text": words, "tokens_per_second": "200"} | (options or {}).get(name, {}),
-            "settings": SIZE | (more or {}).get(name, {}),
+            "options": {"text": WORDS[name], "tokens_per_second": "200", **each["options"]},
+            "settings": each["settings"],
         }
-        for name, words in WORDS.items()
+        for name, each in models.items()
     }
-    environment = {
-        "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests/support",
-        "MODELS": json.dumps(models),
-    }
-    given = ("--engine", "scripted", "--api-workers", str(workers), "--memory-budget", "100MiB")
+    environment = {"PYTHONPATH": f"{ROOT}/src:{ROOT}/tests/support", "MODELS": json.dumps(given)}
     with serving(
-        *(*given, *flags),
+        *("--engine", "scripted", *flags),
         cache_dir=cache_dir,
         environment=environment,
         module="several_server",
-        timeout=timeout,
     ) as server:
         wait_until_announced(server)
+        yield server
+
+
+def model(kv_cache_memory: str = "60MiB", **options: str) -> dict[str, dict[str, Any]]:
+    return {"options": options, "settings": {"kv_cache_memory": kv_cache_memory}}
+
+
+@pytest.fixture(scope="module")
+def stop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While it is there, west's engine doesn't start."""
+    return tmp_path_factory.mktemp("stop") / "stop"
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two workers"])
+def workers(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def one_at_a_time(file: Path, cache: Path, stop: Path, workers: str) -> Iterator[Server]:
+    """Four models, and room for one of them."""
+    models = {
+        "north": model(),
+        "south": model(),
+        "east": model(start_seconds="3"),
+        "west": model(fail_start_while=str(stop)),
+    }
+    flags = ("--memory-budget", "100MiB", "--api-workers", workers)
+    with several(file, cache, *flags, models=models) as server:
+        assert states(server) == {"north": "ready"} | dict.fromkeys(
+            ("south", "east", "west"), "unloaded"
+        )
+        assert engines(server) == 1
+        yield server
+
+
+@pytest.fixture(scope="module")
+def beside_a_pinned_one(file: Path, cache: Path, workers: str) -> Iterator[Server]:
+    """South or east fits beside north, and east is unloaded after a second."""
+    models = {"north": model(), "south": model(tokens_per_second="40"), "east": model()}
+    models["south"]["settings"]["keep_alive"] = "-1"
+    flags = ("--memory-budget", "140MiB", "--pinned", "north", "--keep-alive", "1s")
+    more = ("--queue-timeout", "1.5", "--api-workers", workers)
+    with several(file, cache, *flags, *more, models=models) as server:
         yield server
 
 
@@ -117,168 +157,151 @@ def loads(server: Server) -> int:
     return server.log().count(" is loaded (")
 
 
-@BOTH
+def only(server: Server, model: str) -> None:
+    """Nothing but this model is loaded."""
+    check(ask(server, model), model)
+    assert {name for name, state in states(server).items() if state != "unloaded"} == {model}
+
+
 def test_the_one_that_is_asked_for_is_loaded_and_an_idle_one_makes_room(
-    file: Path, tmp_path: Path, workers: int
+    one_at_a_time: Server,
 ) -> None:
-    with several(file, tmp_path, workers) as server:
-        assert states(server) == {"north": "ready", "south": "unloaded", "east": "unloaded"}
-        assert engines(server) == 1
-        check(ask(server, "south"), "south")
-        assert states(server) == {"north": "unloaded", "south": "ready", "east": "unloaded"}
-        check(ask(server, None), "north")
-        assert engines(server) == 1
-        told = httpx.get(f"{server.url}/status.json").json()["deployments"]
-        assert [each["memory_bytes"] for each in told] == [60 << 20] * 3
-        assert [bool(each["last_used"]) for each in told] == [True, True, False]
-        assert httpx.get(f"{server.url}/health").status_code == 200
+    server = one_at_a_time
+    only(server, "south")
+    check(ask(server, None), "north")
+    assert states(server)["south"] == "unloaded"
+    assert engines(server) == 1
+    told = httpx.get(f"{server.url}/status.json").json()["deployments"]
+    assert [each["memory_bytes"] for each in told] == [60 << 20] * 4
+    assert all(told[at]["last_used"] for at in (0, 1))
+    assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-@BOTH
-def test_ten_clients_that_alternate_lose_nothing_and_do_not_thrash(
-    file: Path, tmp_path: Path, workers: int
-) -> None:
-    turns = 4
+def test_ten_clients_that_alternate_lose_nothing_and_do_not_thrash(one_at_a_time: Server) -> None:
+    server, turns = one_at_a_time, 4
 
     def client(number: int) -> None:
         for turn in range(turns):
             model = ("north", "south")[(number + turn) % 2]
             check(ask(server, model), model)
 
-    with (
-        several(file, tmp_path, workers) as server,
-        ThreadPoolExecutor(10) as threads,
-    ):
+    before = loads(server)
+    with ThreadPoolExecutor(10) as threads:
         list(threads.map(client, range(10)))
-        # One change of places serves a queue: of 40 answers most find their model loaded.
-        assert loads(server) <= 2 * turns + 4
-        assert "Traceback" not in server.log()
+    # One change of places serves a queue: of 40 answers most find their model loaded.
+    assert loads(server) - before <= 2 * turns + 4
+    assert "Traceback" not in server.log()
 
 
-@BOTH
-def test_a_stream_gets_comments_while_its_model_is_loaded(
-    file: Path, tmp_path: Path, workers: int
-) -> None:
-    slow = {"south": {"start_seconds": "4"}}
+def test_a_stream_gets_comments_while_its_model_is_loaded(one_at_a_time: Server) -> None:
+    server = one_at_a_time
+    only(server, "south")
     with (
-        several(file, tmp_path, workers, options=slow) as server,
+        ThreadPoolExecutor() as threads,
         httpx.stream(
-            "POST", server.url + CHAT, json=body("south", stream=True), timeout=60
+            "POST", server.url + CHAT, json=body("east", stream=True), timeout=60
         ) as answer,
     ):
+        loading = threads.submit(wait, server, lambda found: found["east"] == "loading", 10)
         lines = list(answer.iter_lines())
-        assert answer.status_code == 200
-        first = next(at for at, line in enumerate(lines) if line.startswith("data: "))
-        assert sum(line.startswith(":") for line in lines[:first]) >= 2
-        assert lines[-2] == "data: [DONE]"
+        loading.result()
+    assert answer.status_code == 200
+    first = next(at for at, line in enumerate(lines) if line.startswith("data: "))
+    assert any(line.startswith(":") for line in lines[:first])
+    assert lines[-2] == "data: [DONE]"
 
 
-@BOTH
-def test_work_in_flight_is_waited_for_and_the_queue_has_its_limit(
-    file: Path, tmp_path: Path, workers: int
-) -> None:
-    slow = {"north": {"tokens_per_second": "40"}}
-    with (
-        several(file, tmp_path, workers, "--queue-timeout", "1", options=slow) as server,
-        ThreadPoolExecutor() as threads,
-    ):
-        check(ask(server, "north"), "north")
-        long = threads.submit(ask, server, "north", 160)
-        time.sleep(0.5)
-        late = ask(server, "south")
-        assert late.status_code == 503
-        assert late.headers["retry-after"]
-        assert late.json()["error"]["code"] == "queue_timeout"
-        check(long.result(), "north")
-
-
-@BOTH
-def test_the_operator_loads_and_unloads(file: Path, tmp_path: Path, workers: int) -> None:
-    slow = {"north": {"tokens_per_second": "40"}}
-    with (
-        several(file, tmp_path, workers, options=slow) as server,
-        ThreadPoolExecutor() as threads,
-    ):
-        root = f"{server.url}/v1/models"
-        answer = httpx.post(f"{root}/south/load")
-        assert (answer.status_code, answer.json()["id"]) == (202, "south")
-        wait(server, lambda found: found["south"] == "ready")
-        assert states(server)["north"] == "unloaded"
-        assert httpx.post(f"{root}/south/unload").status_code == 202
-        wait(server, lambda found: set(found.values()) == {"unloaded"})
-        assert httpx.get(f"{server.url}/health").json()["status"] == "unloaded"
-        long = threads.submit(ask, server, "north", 120)
+def test_the_operator_loads_and_unloads(one_at_a_time: Server) -> None:
+    server = one_at_a_time
+    only(server, "north")
+    root = f"{server.url}/v1/models"
+    answer = httpx.post(f"{root}/south/load")
+    assert (answer.status_code, answer.json()["id"]) == (202, "south")
+    wait(server, lambda found: found["south"] == "ready")
+    assert states(server)["north"] == "unloaded"
+    answer = httpx.post(f"{root}/south/unload")
+    assert (answer.status_code, answer.json()["state"]) == (202, "unloaded")
+    assert set(states(server).values()) == {"unloaded"}
+    assert httpx.get(f"{server.url}/health").json()["status"] == "unloaded"
+    with ThreadPoolExecutor() as threads:
+        long = threads.submit(ask, server, "north", 300)
         wait(server, lambda found: found["north"] == "ready")
         busy = httpx.post(f"{root}/north/unload")
         assert (busy.status_code, busy.json()["error"]["code"]) == (409, "conflict")
         check(long.result(), "north")
-        assert httpx.post(f"{root}/west/load").status_code == 404
-        assert httpx.get(f"{root}/south/load").status_code in (404, 405)
+    assert httpx.post(f"{root}/up/load").status_code == 404
+    assert httpx.get(f"{root}/south/load").status_code in (404, 405)
 
 
-@BOTH
-def test_an_idle_one_is_unloaded_and_a_pinned_one_stays(
-    file: Path, tmp_path: Path, workers: int
-) -> None:
-    more: dict[str, dict[str, Any]] = {
-        "north": {"pinned": ("north",)},
-        "south": {"kv_cache_memory": "20MiB"},
-    }
-    flags = ("--keep-alive", "1s", "--memory-budget", "140MiB", "--pinned", "north")
-    with several(file, tmp_path, workers, *flags, more=more) as server:
-        check(ask(server, "south"), "south")
-        assert states(server)["south"] == "ready"
-        wait(server, lambda found: found["south"] == "unloaded", 10)
-        assert states(server)["north"] == "ready"
-        check(ask(server, "south"), "south")
-
-
-@BOTH
 def test_one_that_fails_is_tried_again_and_holds_up_no_other(
-    file: Path, tmp_path: Path, workers: int
+    one_at_a_time: Server, stop: Path
 ) -> None:
-    stop = tmp_path / "stop"
+    server = one_at_a_time
     stop.touch()
-    options = {"south": {"fail_start_while": str(stop)}}
-    with several(file, tmp_path / "cache", workers, options=options) as server:
-        answer = ask(server, "south")
-        assert answer.status_code == 503
-        assert "The script says not to start now." in answer.json()["error"]["message"]
-        card = httpx.get(f"{server.url}/v1/models/south").json()
-        assert "The script says not to start now." in card["detail"]
-        check(ask(server, "north"), "north")
-        again = ask(server, "south")
-        assert (again.status_code, bool(again.headers["retry-after"])) == (503, True)
-        stop.unlink()
-        deadline = time.monotonic() + 30
-        while (answer := ask(server, "south")).status_code == 503:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        check(answer, "south")
+    answer = ask(server, "west")
+    assert answer.status_code == 503
+    assert "The script says not to start now." in answer.json()["error"]["message"]
+    card = httpx.get(f"{server.url}/v1/models/west").json()
+    assert "The script says not to start now." in card["detail"]
+    check(ask(server, "north"), "north")
+    again = ask(server, "west")
+    assert (again.status_code, bool(again.headers["retry-after"])) == (503, True)
+    stop.unlink()
+    deadline = time.monotonic() + 30
+    while (answer := ask(server, "west")).status_code == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    check(answer, "west")
 
 
-def test_a_budget_that_is_too_small_is_told_with_figures(file: Path, tmp_path: Path) -> None:
-    more = {"south": {"kv_cache_memory": "101MiB"}}
-    with several(file, tmp_path, 1, more=more) as server:
+def test_work_in_flight_is_waited_for_and_the_queue_has_its_limit(
+    beside_a_pinned_one: Server,
+) -> None:
+    server = beside_a_pinned_one
+    httpx.post(f"{server.url}/v1/models/south/load")
+    wait(server, lambda found: found["south"] == "ready")
+    with ThreadPoolExecutor() as threads:
+        long = threads.submit(ask, server, "south", 160)
+        time.sleep(0.3)
+        late = ask(server, "east")
+        assert late.status_code == 503
+        assert late.headers["retry-after"]
+        assert late.json()["error"]["code"] == "queue_timeout"
+        check(long.result(), "south")
+
+
+def test_an_idle_one_is_unloaded_and_a_pinned_one_stays(beside_a_pinned_one: Server) -> None:
+    server = beside_a_pinned_one
+    httpx.post(f"{server.url}/v1/models/east/load")
+    wait(server, lambda found: found["east"] == "ready")
+    wait(server, lambda found: found["east"] == "unloaded", 10)
+    assert states(server)["north"] == "ready"
+    assert engines(server) == 1
+
+
+def test_a_budget_that_is_too_small_is_told_with_figures(file: Path, cache: Path) -> None:
+    flags = ("--memory-budget", "100MiB")
+    models = {"north": model(), "south": model("101MiB")}
+    with several(file, cache, *flags, models=models) as server:
         answer = ask(server, "south")
         assert answer.status_code == 503
         assert "south takes 101 MiB" in answer.json()["error"]["message"]
         assert states(server)["south"] == "dead"
-        check(ask(server, "east"), "east")
-    every = {name: {"kv_cache_memory": "200MiB"} for name in WORDS}
+        check(ask(server, "north"), "north")
+    models = {"north": model("200MiB"), "south": model("200MiB")}
     with (
         pytest.raises(RuntimeError, match="takes 200 MiB of memory"),
-        several(file, tmp_path, 1, more=every),
+        several(file, cache, *flags, models=models),
     ):
         pass
 
 
 @pytest.mark.parametrize("flags", [(), ("--keep-alive", "1s")], ids=["stays", "may go"])
 def test_one_model_stays_unless_it_is_told_to_go(
-    file: Path, tmp_path: Path, flags: tuple[str, ...]
+    file: Path, cache: Path, flags: tuple[str, ...]
 ) -> None:
     given = (str(file), "--served-model-name", "only", "--engine", "scripted", *flags)
-    with serving(*given, cache_dir=tmp_path) as server:
+    with serving(*given, cache_dir=cache) as server:
         wait_until_announced(server)
         answer = httpx.post(f"{server.url}/v1/models/only/unload")
         assert answer.status_code == (202 if flags else 409)
@@ -286,23 +309,23 @@ def test_one_model_stays_unless_it_is_told_to_go(
         assert ask(server, "only").status_code == 200
 
 
-def test_tables_of_the_file_are_served(file: Path, tmp_path: Path) -> None:
+def test_tables_of_the_file_are_served(file: Path, cache: Path, tmp_path: Path) -> None:
     table = tmp_path / "several.toml"
     table.write_text(
         f'[serve]\nengine = "scripted"\n[[model]]\nname = "one"\naliases = ["uno"]\n'
         f'source = "{file}"\n[[model]]\nname = "two"\nsource = "{file}"\n'
     )
-    with serving("--config", str(table), cache_dir=tmp_path) as server:
+    with serving("--config", str(table), cache_dir=cache) as server:
         wait_until_announced(server)
         assert [*states(server)] == ["one", "uno", "two"]
         assert ask(server, "uno").json()["model"] == "one"
         assert ask(server, "two").json()["model"] == "two"
 
 
-def test_two_of_one_name_end_the_start(file: Path, tmp_path: Path) -> None:
+def test_two_of_one_name_end_the_start(file: Path, cache: Path) -> None:
     with (
         pytest.raises(RuntimeError, match="Two models are called"),
-        serving(str(file), str(file), "--engine", "scripted", cache_dir=tmp_path),
+        serving(str(file), str(file), "--engine", "scripted", cache_dir=cache),
     ):
         pass
 

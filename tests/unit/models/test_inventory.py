@@ -30,6 +30,8 @@ def fetched(cache: Path, repo: str, *names: str, cut: bool = False) -> Path:
             link = folder / "snapshots" / "c0ffee" / name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(blob)
+            (folder / "refs").mkdir(exist_ok=True)
+            (folder / "refs" / "main").write_text("c0ffee")
     return folder
 
 
@@ -91,6 +93,24 @@ def test_one_is_removed_with_what_was_prepared_of_it(cache: Path, tmp_path: Path
         find_stored(cache, "org/x")
 
 
+def test_a_known_name_stands_for_where_its_files_come_from(cache: Path) -> None:
+    gguf = "TheBloke/Mistral-7B-Instruct-v0.1-GGUF"
+    fetched(cache, gguf, "mistral.Q4_K_M.gguf")
+    for name in ("mistral-7b-instruct-v0.1", gguf, f"{gguf}:Q4_K_M"):
+        assert find_stored(cache, name).name == gguf
+    fetched(cache, "mistralai/Mistral-7B-Instruct-v0.1", "model.safetensors")
+    with pytest.raises(ModelError, match=r"on the disk as mistralai/.* and .*GGUF: say which"):
+        find_stored(cache, "mistral-7b-instruct-v0.1")
+
+
+def test_what_was_prepared_of_a_model_with_a_longer_name_stays(cache: Path, tmp_path: Path) -> None:
+    fetched(cache, "org/small", "small.gguf")
+    other = fetched(cache, "org/small-2", "small.gguf")
+    made = prepared(tmp_path, other / "snapshots" / "c0ffee" / "small.gguf")
+    assert CliRunner().invoke(command, ["rm", "org/small", "--yes"]).exit_code == 0
+    assert made.exists()
+
+
 def test_the_table_and_json(cache: Path) -> None:
     fetched(cache, "org/whole", "model.safetensors")
     runner = CliRunner()
@@ -111,6 +131,12 @@ def test_show_tells_a_files_facts(cache: Path, tmp_path: Path) -> None:
     assert facts["architecture"] == "llama"
     assert facts["context_tokens"] > 0
     assert facts["parameters"] > 0
+    assert facts["weight_type"][0] in ("F16", "F32")
+    folder = fetched(cache, "org/small-GGUF", "small.gguf")
+    (folder / "blobs" / "0").write_bytes(path.read_bytes())
+    shown = CliRunner().invoke(command, ["show", "org/small-GGUF"]).output
+    assert "org/small-GGUF" in shown
+    assert "chat template" in shown
 
 
 def test_what_changes_with_the_weights(tmp_path: Path) -> None:

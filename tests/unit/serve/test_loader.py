@@ -169,6 +169,8 @@ def test_one_that_does_not_fit_is_refused_with_figures() -> None:
             await World(model("a", 120), model("b")).adopt()
         with pytest.raises(ModelDoesNotFit, match=r"b takes 60 MiB .* 20 MiB more"):
             await World(model("a", pinned=("a",)), model("b")).adopt()
+        with pytest.raises(ModelDoesNotFit, match=r"b takes 60 .* stays beside .* 20 MiB more"):
+            await World(model("a"), model("b", pinned=("b",))).adopt()
 
     run(scene)
 

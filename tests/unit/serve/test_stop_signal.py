@@ -36,6 +36,9 @@ class _Front(Front):
     async def answering(self) -> None:
         pass
 
+    async def changed(self) -> None:
+        pass
+
     def reload(self) -> None:
         self.reloads += 1
 
