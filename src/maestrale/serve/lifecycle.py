@@ -159,22 +159,29 @@ class Lifecycle:
         One of several that can't be loaded keeps no other from answering.
         Raises: what went wrong, where none could be loaded.
         """
-        failures, loader = [], self._front.loader
-        for host in self._hosts:
-            try:
-                with StartProgress(host.tell) as progress:
-                    await self._front.load(host, progress)
-            except MaestraleError as error:
-                failures.append(error)
-                if len(self._hosts) > 1:
-                    LOGGER.error("The model %s can't be served: %s", host.deployment.id, error)
-                    await host.fail(error)
-                continue
-            if loader is not None and loader.at_start(host):
+        failures: list[MaestraleError] = []
+        loads, loader = [], self._front.loader
+        try:
+            for host in self._hosts:
                 try:
-                    await loader.load(host)
-                except MaestraleError as error:  # told, and tried again when it is asked for
+                    with StartProgress(host.tell) as progress:
+                        await self._front.load(host, progress)
+                except MaestraleError as error:
                     failures.append(error)
+                    if len(self._hosts) > 1:
+                        LOGGER.error("The model %s can't be served: %s", host.deployment.id, error)
+                        await host.fail(error)
+                    continue
+                if loader is not None and loader.at_start(host):
+                    loads.append(asyncio.create_task(loader.load(host)))
+            if loads:
+                await asyncio.wait(loads)
+            # They are told by the loader, and tried again when they are asked for.
+            errors = [load.exception() for load in loads]
+            failures += [error for error in errors if isinstance(error, MaestraleError)]
+        finally:
+            for load in loads:
+                load.cancel()
         if len(failures) == len(self._hosts):
             raise failures[0]
         settings = self._backend.settings

@@ -55,9 +55,10 @@ class ModelLoader:
         self._given = budget is not None
         self._budget = budget if budget is not None else max(0, memory_to_use() - SPARE)
         self._residency = Residency(self._budget)
-        self._several = hosts > 1
+        self._number = hosts
         self._changed = changed
         self._hosts: dict[str, DeploymentHost] = {}
+        self._adopted: list[tuple[tuple[str, ...], str]] = []  # names, and where each comes from
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: dict[str, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -91,13 +92,14 @@ class ModelLoader:
             engine = await host.start(config)
         else:
             engine = host.expect(foreseen)
+        self._adopted.append((names, settings.model))
         if not isinstance(engine, SupervisedEngine):
             return engine
         deployment.pinned, deployment.memory = pinned, size or None
         id_, now = deployment.id, self._now()
         self._hosts[id_] = host
         keep_alive = settings.keep_alive_seconds
-        if settings.keep_alive is None and self._several:
+        if settings.keep_alive is None and self._number > 1:
             keep_alive = KEEP_ALIVE
         self._residency.add(id_, size, pinned=pinned, keep_alive=keep_alive)
         if foreseen is None:
@@ -143,12 +145,13 @@ class ModelLoader:
 
     def check_pinned(self, settings: Settings) -> None:
         """Raises: SettingsError for a name under --pinned that no model has."""
-        known = {name for each in self._hosts.values() for name in each.deployment.names}
-        known |= {each.settings.model for each in self._hosts.values()}
+        if len(self._adopted) < self._number:
+            return  # it may be the name of one that can't be served, which the log tells
+        names = {name for each, _ in self._adopted for name in each}
         for name in settings.pinned:
-            if name not in known:
+            if name not in names | {source for _, source in self._adopted}:
                 raise SettingsError(
-                    f"--pinned: no model is called {name!r}; there is {', '.join(sorted(known))}."
+                    f"--pinned: no model is called {name!r}; there is {', '.join(sorted(names))}."
                 )
 
     def stop(self) -> None:
