@@ -287,6 +287,23 @@ def test_errors_in_plain_words(visitor: Visitor) -> None:
     visitor.complaints.clear()
 
 
+def test_one_of_several_models_is_picked(visitor: Visitor) -> None:
+    known = {"object": "model", "task": "chat"}
+    models = [{**known, "id": name, "root": name} for name in ("chat", "coder")]
+    models += [{**models[0], "id": "gpt-4o"}, {**known, "id": "e5", "root": "e5", "task": "embed"}]
+    visitor.page.route("**/v1/models", lambda route: route.fulfill(json={"data": models}))
+    page = visitor.open()
+    visitor.settle()
+    expect(page.locator("#state")).to_have_text("chat")
+    assert page.locator("#model option").all_inner_texts() == ["chat", "coder"]
+    page.locator("#model").select_option("coder")
+    expect(page.locator("#state")).to_have_text("coder")
+    with page.expect_request("**/v1/chat/completions") as asked:
+        visitor.say("Hello")
+    assert asked.value.post_data_json["model"] == "coder"
+    visitor.finished()
+
+
 def test_full_storage_is_said_and_loses_nothing_shown(visitor: Visitor) -> None:
     page = visitor.open()
     page.evaluate(

@@ -1,6 +1,6 @@
 // The server as the chat page knows it: its model, its state, whether it asks for a key.
 import { call, health } from "./api.js";
-import { $ } from "./dom.js";
+import { $, h } from "./dom.js";
 import { askForKey, hasKey } from "./key.js";
 import { DEFAULTS } from "./store.js";
 
@@ -17,9 +17,7 @@ export async function meet() {
   $("#server-notice").hidden = true;
   try {
     const { data } = await (await call("v1/models")).json();
-    server.model = data[0].id;
-    adopt(data[0].default_model_temperature);
-    showState("ready", server.model);
+    offer(data.filter((each) => each.id === each.root && each.task !== "embed"), data[0]);
     $("#key-open").hidden = !hasKey();
     $("#docs").hidden = hasKey(); // a page opened by a link can't bring a key
   } catch (failure) {
@@ -36,6 +34,22 @@ export async function meet() {
     $("#server-text").textContent = `${failure.title}. ${detail || failure.detail}`;
     setTimeout(meet, 2000);
   }
+}
+
+/** Lets the reader choose where there are several; the first answers until then. */
+function offer(models, first) {
+  const chosen = models.find((each) => each.id === server.model) ?? models[0] ?? first;
+  const picker = $("#model");
+  $("#model-field").hidden = models.length < 2;
+  picker.replaceChildren(...models.map((each) => h("option", { value: each.id }, each.id)));
+  const take = (model) => {
+    server.model = model.id;
+    adopt(model.default_model_temperature);
+    showState("ready", model.id);
+  };
+  take(chosen);
+  picker.value = chosen.id;
+  picker.onchange = () => take(models.find((each) => each.id === picker.value));
 }
 
 /** What the model's makers advise is what a new conversation begins with. */
