@@ -194,7 +194,8 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
 class Forecast(Struct, frozen=True, kw_only=True):
     """What an engine of `config` will be once it has started, told without starting it.
 
-    `info` lacks the fingerprint. `memory`: bytes that it will take, with its process.
+    `info` lacks the fingerprint and a step's time. `memory`: bytes that it will take, with its
+    process.
     """
 
     config: EngineConfig
