@@ -300,7 +300,7 @@ def test_one_of_several_models_is_picked(visitor: Visitor) -> None:
     expect(page.locator("#state")).to_have_text("coder")
     with page.expect_request("**/v1/chat/completions") as asked:
         visitor.say("Hello")
-    assert asked.value.post_data_json["model"] == "coder"
+    assert '"model":"coder"' in (asked.value.post_data or "")
     visitor.finished()
 
 
