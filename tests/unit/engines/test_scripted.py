@@ -115,6 +115,27 @@ def test_constrained_answers_are_valid(seed: int) -> None:
     assert isinstance(json.loads(text)["a"], list)
 
 
+def test_it_replies_by_the_words_of_a_prompt() -> None:
+    pairs = [["two", "second"], ["t", "first"]]
+    options = {"text": "else", "replies": json.dumps(pairs)}
+    prompts = (b"a two", b"a t", b"the end")
+    asked = [request(prompt=tuple(prompt), stop_token_ids=(BYTE_EOS,)) for prompt in prompts]
+    said = [bytes(told.token_ids[:-1]).decode() for told in answers(*asked, **options)]
+    assert said == ["second", "first", "first"]
+    assert answers(request(prompt=(1,)), **options)[0].token_ids[:4] == tuple(b"else")
+
+
+def test_what_it_is_told_to_say_it_says_where_the_grammar_lets_it() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    constraint = Constraint("json_schema", json.dumps(schema))
+    what = request(constraint=constraint, max_tokens=500, stop_token_ids=(BYTE_EOS,))
+    for text, whole in (('{"a": 5}', True), ('{"a": "five"}', False)):
+        (told,) = answers(what, text=text)
+        said = bytes(token for token in told.token_ids if token != BYTE_EOS).decode()
+        assert (said == text) is whole
+        assert isinstance(json.loads(said)["a"], int)
+
+
 def test_the_kv_cache_fills_and_empties() -> None:
     async def main() -> None:
         config = EngineConfig(

@@ -5,7 +5,10 @@ deterministic engine's must be. Tests of everything above the engine run on it.
 
 `EngineConfig.options` (all values are strings):
 
-    text / tokens        what each answer says: a text, or a JSON list of token ids
+    text / tokens        what each answer says: a text, or a JSON list of token ids. A grammar is
+                         obeyed first
+    replies              a JSON list of pairs: words of a prompt, what is said to it. The first pair
+                         that fits; none: as above
     length               tokens before the natural end; default: 8 to 64, by the request's hash
     tokens_per_second    pace of each sequence; default: as fast as it goes
     tokens_per_step      of each sequence; default: 1

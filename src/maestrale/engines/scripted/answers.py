@@ -28,16 +28,30 @@ class Script:
         self._options = options
         self.salt = str(os.getpid()) if options.get("nondeterministic") else ""
         self.length = int(options["length"]) if "length" in options else None
-        self.said: tuple[int, ...] | None = None
         self.words: tuple[int, ...] = ()
+        self._said: tuple[int, ...] | None = None
+        self._replies: list[tuple[bytes, tuple[int, ...]]] = []
+        self._spelled: tuple[bytes, ...] = ()
 
     def learn(self, vocabulary: Vocabulary) -> None:
         spelled = list(enumerate(vocabulary.token_bytes))
         if "tokens" in self._options:
-            self.said = tuple(json.loads(self._options["tokens"]))
+            self._said = tuple(json.loads(self._options["tokens"]))
         elif "text" in self._options:
-            self.said = tuple(_spell(self._options["text"].encode(), spelled))
+            self._said = tuple(_spell(self._options["text"].encode(), spelled))
+        for words, text in json.loads(self._options.get("replies", "[]")):
+            self._replies.append((words.encode(), tuple(_spell(text.encode(), spelled))))
+        self._spelled = tuple(vocabulary.token_bytes)
         self.words = tuple(i for i, b in spelled if b and b.isascii() and _word(b))
+
+    def answer_to(self, prompt: tuple[int, ...]) -> tuple[int, ...] | None:
+        """What it is told to say to this prompt; None: whatever the hash says."""
+        if self._replies:
+            asked = b"".join(self._spelled[token] for token in prompt)
+            for words, answer in self._replies:
+                if words in asked:
+                    return answer
+        return self._said
 
     def may_start(self) -> None:
         """Raises: EngineError when it shall not start."""
@@ -108,10 +122,10 @@ class ScriptedSequence:
         self._limit = min(request.max_tokens, max_model_len - len(request.prompt))
         seed = request.seed if request.sampling.temperature > 0 else 0
         self._key = digest(f"{request.prompt}{seed}{request.sampling.temperature}{script.salt}")
+        self._said = script.answer_to(request.prompt)
         self._length = script.length
         if self._length is None:
-            said = script.said
-            self._length = len(said) if said is not None else 8 + self._draw(-1) % 57
+            self._length = len(self._said) if self._said is not None else 8 + self._draw(-1) % 57
         self._bias = dict(request.sampling.logit_bias)
         self._wanted = max(self._bias, key=self._bias.__getitem__, default=None)
         self._constraint = None
@@ -158,9 +172,8 @@ class ScriptedSequence:
             return stops[0]
         if self._wanted is not None and self._bias[self._wanted] >= 100:
             return self._wanted
-        said = self._script.said
-        if said:
-            return said[position % len(said)]
+        if self._said:
+            return self._said[position % len(self._said)]
         words = self._script.words
         for attempt in range(64):
             token = words[self._draw(position, attempt) % len(words)]
@@ -170,9 +183,16 @@ class ScriptedSequence:
         return words[self._draw(position) % len(words)]
 
     def _choose_allowed(self, position: int) -> int:
-        """One of the tokens that the grammar allows; half the time one that closes something."""
+        """What it is told to say, as far as the grammar allows it.
+
+        Else one of the tokens that it allows; half the time one that closes something.
+        """
         assert self._constraint is not None
         allowed = [int(i) for i in self._constraint.allowed().nonzero()[0]]
+        said = self._said or ()
+        told = position < len(said) and tuple(self.generated) == said[:position]
+        if told and said[position] in allowed:
+            return said[position]
         spelled = self._vocabulary.token_bytes
         ends = [i for i in allowed if i in self._vocabulary.eos_token_ids]
         if ends and position >= self.request.min_tokens:

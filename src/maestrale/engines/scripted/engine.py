@@ -33,7 +33,8 @@ from maestrale.errors import EngineDied, EngineError, SettingsError
 from maestrale.models.vocabulary import byte_vocabulary
 
 OPTIONS = {
-    *("text", "tokens", "length", "tokens_per_second", "tokens_per_step", "step_seconds"),
+    *("text", "tokens", "replies", "length"),
+    *("tokens_per_second", "tokens_per_step", "step_seconds"),
     *("start_seconds", "fail_start", "fail_start_while", "crash_at_token", "hang_at_token"),
     *("lose_at_token", "lose_idle_after", "helper"),
     *("crash_on_prompt", "refuse_on_prompt", "marker", "times", "nondeterministic"),
