@@ -341,7 +341,8 @@ async def test_what_changes_nothing_is_taken() -> None:
             output_config={"task_budget": None},
             context_management={"edits": EDITS_FOR_NOTHING},
         )
-        await answer(server, thinking={"type": "adaptive"})
+        for shown in (None, "summarized", "updates"):
+            await answer(server, thinking={"type": "adaptive", "display": shown})
         headers = {"anthropic-version": "2023-06-01", "anthropic-beta": "a,b"}
         got = await server.client.post(f"{MESSAGES}?beta=true", json=body(), headers=headers)
         assert got.status_code == 200

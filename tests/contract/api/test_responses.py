@@ -22,12 +22,18 @@ from responses_api import (
 
 pytestmark = pytest.mark.anyio
 
+NO_SCHEMA = {"type": "object", "properties": {"a": {"type": "zork"}}}
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 SHAPE = {
     "type": "json_schema",
     "name": "shape",
     "schema": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
 }
+
+
+def space(*tools: Any) -> dict[str, Any]:
+    """These in a namespace."""
+    return {"type": "namespace", "name": "sky", "description": "Of the sky.", "tools": [*tools]}
 
 
 async def test_a_whole_response() -> None:
@@ -120,6 +126,24 @@ async def test_log_probabilities() -> None:
         assert spelled == ["H", "i"]
         check_error(await ask(server, top_logprobs=2), 400, "top_logprobs")
         check_error(await ask(server, include=["everything"]), 400, "include[0]")
+
+
+async def test_calls_of_functions_in_a_namespace() -> None:
+    """As Codex has them: the model knows such a function by a longer name, the client by two."""
+    said = CALL.replace("get_weather", "sky__get_weather")
+    fields: dict[str, Any] = {"tools": [space(WEATHER), WEATHER]}
+    async with api(tools=True, options={"text": said}) as server:
+        found = await answer(server, **fields)
+        (call,) = found["output"]
+        assert (call["namespace"], call["name"]) == ("sky", "get_weather")
+        assert found["tools"][0]["type"] == "namespace"
+        streamed = await events(server, **fields)
+        items = [each["item"] for each in streamed if each["type"] == "response.output_item.done"]
+        assert [(each["namespace"], each["name"]) for each in items] == [("sky", "get_weather")]
+        gave = {"type": "function_call_output", "call_id": call["call_id"], "output": "5"}
+        asked = [{"role": "user", "content": "?"}, call, gave]
+        prompt = await prompt_of(server, input=asked, **fields)
+    assert prompt.count("sky__get_weather") == 2  # among the tools, and called
 
 
 async def test_calls_whole_and_as_events() -> None:
@@ -222,6 +246,7 @@ async def test_what_changes_nothing_is_taken() -> None:
         "parallel_tool_calls": True,
         "prompt_cache_key": "k",
         "prompt_cache_retention": "24h",
+        "client_metadata": {"session_id": "s"},
         "reasoning": {"effort": "low", "summary": "auto"},
         "safety_identifier": "s",
         "service_tier": "auto",
@@ -289,6 +314,13 @@ async def test_what_changes_nothing_is_taken() -> None:
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1].name"),
+        ({"tools": [space(WEATHER, {**WEATHER, "name": "a b"})]}, "tools[0].tools[1].name"),
+        ({"tools": [space({"type": "custom", "name": "c"})]}, "tools[0].tools[0].type"),
+        ({"tools": [space(WEATHER), space(WEATHER)]}, "tools[1].tools[0].name"),
+        (
+            {"tools": [space(WEATHER), {**WEATHER, "strict": True, "parameters": NO_SCHEMA}]},
+            "tools[1].parameters",
+        ),
         ({"tools": [{**WEATHER, "parameters": 5}]}, "tools[0].parameters"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "sometimes"}, "tool_choice"),

@@ -106,7 +106,7 @@ class Thinking(Body, kw_only=True):
 
     type: Literal["disabled", "adaptive", "enabled", "between_tools"]
     budget_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
-    display: Literal["summarized", "omitted"] | None = None
+    display: Literal["summarized", "omitted", "updates"] | None = None
 
 
 class Format(Body, kw_only=True):

@@ -21,6 +21,7 @@ from maestrale.api.openai.responses.schemas import (
     RefusalPart,
     TextPart,
 )
+from maestrale.api.openai.responses.tools import full_name
 from maestrale.api.validation import decoded_part, not_text, typed_parts
 from maestrale.errors import InvalidRequest, Sent, UnsupportedParameter, quoted
 from maestrale.prompt.messages import ChatMessage, ToolCall
@@ -150,7 +151,7 @@ def _message(item: MessageItem, at: Sent, *, places: bool = True) -> Item:
 
 
 def _call(item: CallItem, at: Sent) -> Item:
-    _refuse_namespace(item, at)
+    _check_caller(item, at)
     shown: Shown = {
         "id": item.id or new_id("fc"),
         "type": "function_call",
@@ -159,12 +160,15 @@ def _call(item: CallItem, at: Sent) -> Item:
         "name": item.name,
         "arguments": item.arguments,
     }
-    call = ToolCall(id=item.call_id, name=item.name, arguments=item.arguments or "{}")
+    if item.namespace is not None:
+        shown["namespace"] = item.namespace
+    name = full_name(item.namespace, item.name)
+    call = ToolCall(id=item.call_id, name=name, arguments=item.arguments or "{}")
     return Item(kind="call", role="assistant", at=at, shown=shown, call=call)
 
 
 def _output(item: OutputItem, at: Sent) -> Item:
-    _refuse_namespace(item, at)
+    _check_caller(item, at)
     text = _text(item.output, at.at("output"))
     shown: Shown = {
         "id": item.id or new_id("fco"),
@@ -191,16 +195,12 @@ def _thought(item: ReasoningItem, at: Sent) -> Item:
     return Item(kind="thought", role="assistant", at=at, shown=shown, thought=thought)
 
 
-def _refuse_namespace(item: CallItem | OutputItem, at: Sent) -> None:
+def _check_caller(item: CallItem | OutputItem, at: Sent) -> None:
     """Refuse what belongs to tools that the server would run."""
     caller = decoded_part(item.caller, Any, at.at("caller"))
     if caller not in (None, DIRECT_CALLER):
         raise UnsupportedParameter(
             "'caller' is not supported: calls are made by the model itself.", at=at.at("caller")
-        )
-    if item.namespace is not None:
-        raise UnsupportedParameter(
-            "'namespace' is not supported: a function is known by its name.", at=at.at("namespace")
         )
 
 

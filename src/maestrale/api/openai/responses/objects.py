@@ -51,7 +51,9 @@ def _reasoning(body: ResponsesRequest) -> Body:
 
 
 def _tool(written: Body) -> Body:
-    """A function with the fields that each one has."""
+    """A function with the fields that each one has; a namespace as it is."""
+    if written.get("type") == "namespace":
+        return {"description": "", **written}
     return {
         "description": None,
         "parameters": None,

@@ -5,12 +5,8 @@ What contradicts itself, or asks for what can't be done, is refused by name befo
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
-
-from msgspec import Raw
 
 from maestrale.api.answering import Serving
 from maestrale.api.dialect import AnswerRequest
@@ -26,13 +22,11 @@ from maestrale.api.openai.responses.schemas import (
     LOGPROBS,
     OF_CHATS,
     UNSUPPORTED_FIELDS,
-    AllowedTools,
-    FunctionTool,
-    NamedTool,
     ResponsesRequest,
 )
 from maestrale.api.openai.responses.spelling import ResponseSpelling
-from maestrale.api.validation import check_seed, decoded_part, refuse_given, type_of
+from maestrale.api.openai.responses.tools import namespaces_of, places_of, read_tool_use
+from maestrale.api.validation import check_seed, refuse_given
 from maestrale.chat.options import (
     ANY_OBJECT,
     CONSTRAINT,
@@ -42,11 +36,9 @@ from maestrale.chat.options import (
     Reasoning,
     schema_constraint,
 )
-from maestrale.chat.tools import Choice, check_names, check_tools_size, tool_spec, tool_use
 from maestrale.engines.base import Constraint
 from maestrale.errors import InvalidRequest, Location, Sent, UnsupportedParameter, quoted
 from maestrale.prompt.messages import MESSAGES
-from maestrale.prompt.tools.base import ToolSpec, ToolUse
 
 # What there can be more of in answers with built-in tools, and so never is here.
 HARMLESS_INCLUDES = (
@@ -59,7 +51,6 @@ HARMLESS_INCLUDES = (
     "reasoning.encrypted_content",
 )
 FOREIGN = {name: why for name, why in FOREIGN_FIELDS.items() if name not in UNSUPPORTED_FIELDS}
-BUILT_IN = "the server runs no tools of its own; only functions that the client runs"
 
 
 def read_response(
@@ -76,9 +67,13 @@ def read_response(
     return AnswerRequest(
         asked=conversation,
         options=options,
-        spelling=partial(ResponseSpelling, asked=echoed(body, options, store=store)),
+        spelling=partial(
+            ResponseSpelling,
+            asked=echoed(body, options, store=store),
+            namespaces=namespaces_of(body.tools),
+        ),
         stream=bool(body.stream),
-        renamed={**named, **places, **constrained},
+        renamed={**named, **places, **constrained, **places_of(body.tools)},
     )
 
 
@@ -191,74 +186,3 @@ def _constraint(body: ResponsesRequest) -> Constraint | None:
 
 
 # Tools
-
-
-def read_tool_use(body: ResponsesRequest) -> ToolUse | None:
-    """What the model may do with the tools; None when it may call none. Raises: InvalidRequest."""
-    tools = body.tools or []
-    check_tools_size(sum(len(bytes(tool)) for tool in tools))
-    specs = check_names([_tool(index, raw) for index, raw in enumerate(tools)])
-    parallel = body.parallel_tool_calls is not False
-    return tool_use(specs, _choice(body.tool_choice), parallel=parallel)
-
-
-def _tool(index: int, raw: Raw) -> ToolSpec:
-    at = Sent("tools", index)
-    kind = type_of(raw, at)
-    if kind not in (None, "function"):
-        raise UnsupportedParameter(
-            f"A tool of type '{quoted(kind)}' is not supported: {BUILT_IN}.", at=at.at("type")
-        )
-    tool: FunctionTool = decoded_part(raw, FunctionTool, at)
-    for name in ("defer_loading", "runs_async"):
-        if getattr(tool, name):
-            field = "async" if name == "runs_async" else name
-            raise UnsupportedParameter(
-                f"'{field}' is not supported: all tools are in the prompt, and called there.",
-                at=at.at(field),
-            )
-    return tool_spec(
-        index,
-        tool.name,
-        bytes(tool.parameters),
-        description=tool.description,
-        strict=bool(tool.strict),
-    )
-
-
-def _choice(raw: Raw) -> Choice:
-    """What `tool_choice` says. Raises: InvalidRequest, UnsupportedParameter."""
-    at = Sent("tool_choice")
-    said = decoded_part(raw, Any, at)
-    if said in (None, "auto"):
-        return Choice()
-    if said == "none":
-        return Choice(forbidden=True)
-    if said == "required":
-        return Choice(required=True)
-    if not isinstance(said, dict):
-        raise InvalidRequest(
-            "'tool_choice' must be 'none', 'auto', 'required' or an object naming a tool.", at=at
-        )
-    kind = said.get("type")
-    if kind == "function":
-        named: NamedTool = decoded_part(raw, NamedTool, at)
-        # One that is named is called once: a model that likes to repeat itself would go on.
-        return Choice(required=True, names=(named.name,), once=True)
-    if kind == "allowed_tools":
-        for index, tool in enumerate(typing.cast("list[Any]", said.get("tools") or [])):
-            _refuse_built_in(tool, at.at("tools", index))
-        allowed: AllowedTools = decoded_part(raw, AllowedTools, at)
-        names = tuple(tool.name for tool in allowed.tools)
-        return Choice(required=allowed.mode == "required", names=names)
-    _refuse_built_in(said, at)
-    raise InvalidRequest("'tool_choice' is an object with a 'type'.", at=at.at("type"))
-
-
-def _refuse_built_in(named: Any, at: Sent) -> None:
-    """Raises: UnsupportedParameter for a tool of the server's own."""
-    kind = named.get("type") if isinstance(named, dict) else None
-    if isinstance(kind, str) and kind != "function":
-        raise UnsupportedParameter(
-            f"'{at}' asks for '{quoted(kind)}': {BUILT_IN}.", at=at.at("type")
-        )

@@ -125,6 +125,15 @@ class FunctionTool(Body, kw_only=True):
     runs_async: bool | None = msgspec.field(name="async", default=None)
 
 
+class NamespaceTool(Body, kw_only=True):
+    """Functions of one subject. What is in it stays raw until its type is known."""
+
+    name: ItemId
+    tools: Tools
+    type: Literal["namespace"]
+    description: str | None = None
+
+
 class NamedTool(Body, kw_only=True):
     """A function as `tool_choice` names it."""
 
@@ -184,6 +193,7 @@ IGNORED_FIELDS = {
     "prompt_cache_options": "the prefix cache finds shared beginnings by itself",
     "prompt_cache_retention": "the prefix cache keeps what fits",
     "access_programs": "for the provider's records",
+    "client_metadata": "what Codex says of its session, for the provider's records",
     "max_tool_calls": "counts calls of tools that the server runs, of which there are none",
     "stream_options": "padding of events; there is none",
     "background_options": "there is one queue",
@@ -259,6 +269,7 @@ class ResponsesRequest(WithChatsFields, kw_only=True):
     prompt_cache_options: Raw = msgspec.field(default_factory=null)
     prompt_cache_retention: ShortText | None = None
     access_programs: Raw = msgspec.field(default_factory=null)
+    client_metadata: Raw = msgspec.field(default_factory=null)
     max_tool_calls: Annotated[int, Meta(ge=1)] | None = None
     stream_options: StreamOptions | None = None
     background_options: BackgroundOptions | None = None

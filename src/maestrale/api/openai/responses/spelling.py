@@ -7,7 +7,7 @@ together; what is whole leaves the events out.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -54,12 +54,22 @@ class ResponseSpelling:
     call.
     """
 
-    def __init__(self, service: ChatService, answer: Answer, model: str, asked: Body) -> None:
-        """`asked`: what the Response repeats of its request."""
+    def __init__(
+        self,
+        service: ChatService,
+        answer: Answer,
+        model: str,
+        asked: Body,
+        namespaces: Mapping[str, tuple[str, str]],
+    ) -> None:
+        """`asked`: what the Response repeats of its request. `namespaces`: of functions that are
+        in one, what the model calls them → the namespace, and their name there.
+        """
         self.id = f"resp_{answer.id}"
         self.status = "in_progress"
         self.output: list[Body] = []
         self._service = service
+        self._namespaces = namespaces
         self._answer = answer
         self._number = 0  # of the next event
         self._begun = False
@@ -213,14 +223,17 @@ class ResponseSpelling:
         return part
 
     def _call(self, call: ToolCall, status: str) -> Iterator[bytes]:
+        space, name = self._namespaces.get(call.name, (None, call.name))
         item = self._new(
-            "fc", "function_call", call_id=call.id, name=call.name, arguments=call.arguments
+            "fc", "function_call", call_id=call.id, name=name, arguments=call.arguments
         )
+        if space is not None:
+            item["namespace"] = space
         at, arguments = {"item_id": item["id"], "output_index": len(self.output)}, call.arguments
         yield self._of_item("response.output_item.added", item={**item, "arguments": ""})
         yield self._event("response.function_call_arguments.delta", **at, delta=arguments)
         yield self._event(
-            "response.function_call_arguments.done", **at, name=call.name, arguments=arguments
+            "response.function_call_arguments.done", **at, name=name, arguments=arguments
         )
         yield from self._done({**item, "status": status})
 

@@ -99,15 +99,18 @@ def test_references() -> None:
     assert references("text") == references(None) == []
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [{"namespace": "n"}, {"caller": {"type": "program", "caller_id": "p"}}],
-)
-def test_what_belongs_to_the_servers_tools_is_refused(extra: dict[str, Any]) -> None:
+def test_what_belongs_to_the_servers_tools_is_refused() -> None:
     with pytest.raises(UnsupportedParameter) as error:
-        read({**call("1"), **extra})
-    assert str(error.value.at) == f"input[0].{next(iter(extra))}"
+        read({**call("1"), "caller": {"type": "program", "caller_id": "p"}})
+    assert str(error.value.at) == "input[0].caller"
     read({**call("1"), "caller": {"type": "direct"}})
+
+
+def test_a_call_in_a_namespace_keeps_it_and_is_one_name_to_the_model() -> None:
+    (item,) = read({**call("1"), "namespace": "n"})
+    assert item.call is not None
+    assert item.call.name == f"n__{item.shown['name']}"
+    assert item.shown["namespace"] == "n"
 
 
 def test_a_type_of_null_is_that_of_a_message() -> None:
