@@ -116,15 +116,16 @@ def serving(
     tls: ssl.SSLContext | None = None,
     module: str = "maestrale",
     within: Sequence[str] = (),
+    python: str = sys.executable,
 ) -> Iterator[Server]:
     """Serve with these flags on `port` (0: a free one) until the block ends.
 
     `tls` is what a client trusts, when the flags say to serve over TLS. `module` is run in the
     place of `maestrale`; one of the tests' needs their folder in
-    PYTHONPATH. `within` is a command that runs another one.
+    PYTHONPATH. `within` is a command that runs another one. `python` has what a server needs.
     """
     port, mark = port or free_port(), uuid.uuid4().hex
-    command = [*within, sys.executable, "-m", module, "serve", "--host", host, "--port", str(port)]
+    command = [*within, python, "-m", module, "serve", "--host", host, "--port", str(port)]
     command += ["--cache-dir", str(cache_dir), *flags]
     with tempfile.TemporaryDirectory(prefix="maestrale-test-") as folder:
         log_file = Path(folder) / "server.log"

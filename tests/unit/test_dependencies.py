@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -103,6 +104,17 @@ def test_the_lock_is_whole_and_names_no_host(lock: str) -> None:
     assert "://" not in text
     assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}", text)) >= len(pins)
     assert not pins & {"llama-cpp-python", "torch", "opencv-python-headless"}
+
+
+def test_the_clients_locks_pin_all_by_hash_and_name_no_host() -> None:
+    text = (ROOT / "locks/clients.lock").read_text()
+    pins = {name_of(line) for line in text.splitlines() if re.match(r"[a-z0-9]", line)}
+    assert {name_of(each) for each in PYPROJECT["dependency-groups"]["clients"]} <= pins
+    assert "://" not in text
+    assert not pins & {"torch", "transformers"}
+    packages = json.loads((ROOT / "tests/clients/npm/package-lock.json").read_text())["packages"]
+    del packages[""]
+    assert all("integrity" in each and "resolved" not in each for each in packages.values())
 
 
 def test_both_locks_pin_the_same_versions() -> None:
