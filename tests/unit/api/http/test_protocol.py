@@ -49,7 +49,14 @@ LIMITS = HttpLimits(
     linger_bytes=8 * 2**20,
     still_there=0.2,
 )
-PATIENT = dataclasses.replace(LIMITS, head_timeout=20, body_idle_timeout=20, body_timeout=20)
+PATIENT = dataclasses.replace(
+    LIMITS,
+    head_timeout=20,
+    body_idle_timeout=20,
+    body_timeout=20,
+    stall_timeout=20,
+    write_window=20,
+)
 
 
 class App:
@@ -189,6 +196,7 @@ def server(shared: Running) -> Iterator[Running]:
 @pytest.fixture
 def patient(shared_patient: Running) -> Iterator[Running]:
     """As `server`, for what isn't about time: a pause of a busy machine is no slow client."""
+    shared_patient.app.ended.clear()
     yield shared_patient
     all_is_well(shared_patient)
 
@@ -288,17 +296,17 @@ def test_a_client_that_waits_for_the_application_is_not_late(server: Running) ->
     assert b'"size": 1000000' in answer
 
 
-def test_short_body_then_fin(server: Running) -> None:
-    with server.connect() as client:
+def test_short_body_then_fin(patient: Running) -> None:
+    with patient.connect() as client:
         client.sendall(POST + b"Content-Length: 10\r\n\r\nabc")
         client.shutdown(socket.SHUT_WR)
         assert read_to_end(client) == b""
-    wait_until(lambda: server.app.ended == ["disconnect"])
+    wait_until(lambda: patient.app.ended == ["disconnect"])
 
 
-def test_trailers_do_not_become_headers(server: Running) -> None:
+def test_trailers_do_not_become_headers(patient: Running) -> None:
     request = CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-    answer = server.exchange(request + b"3\r\nabc\r\n0\r\nAuthorization: Bearer x\r\n\r\n")
+    answer = patient.exchange(request + b"3\r\nabc\r\n0\r\nAuthorization: Bearer x\r\n\r\n")
     assert statuses(answer) == [200]
     assert b"authorization" not in answer
 
@@ -350,9 +358,9 @@ def test_a_client_that_ends_its_side_after_a_whole_request_gets_its_answer(
     assert b"connection: close" in answer or path == b"/good"
 
 
-def test_pipelined_requests_before_the_end_are_all_answered(server: Running) -> None:
+def test_pipelined_requests_before_the_end_are_all_answered(patient: Running) -> None:
     slow = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
-    with server.connect() as client:
+    with patient.connect() as client:
         client.sendall(slow + slow)
         time.sleep(0.05)
         client.shutdown(socket.SHUT_WR)
@@ -369,8 +377,8 @@ def test_one_who_has_left_altogether_is_told_from_one_who_waits(server: Running)
     wait_until(lambda: server.app.ended == ["disconnect"], 3)
 
 
-def test_a_stream_to_http_1_0_ends_with_the_connection_and_has_no_chunks(server: Running) -> None:
-    with server.connect() as client:
+def test_a_stream_to_http_1_0_ends_with_the_connection_and_has_no_chunks(patient: Running) -> None:
+    with patient.connect() as client:
         client.sendall(b"GET /three HTTP/1.0\r\n\r\n")
         answer = read_to_end(client)
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -378,12 +386,12 @@ def test_a_stream_to_http_1_0_ends_with_the_connection_and_has_no_chunks(server:
     assert b"transfer-encoding" not in head.lower()
     assert b"connection: close" in head.lower()
     assert body == b"one two three"
-    chunked = server.exchange(b"GET /three HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    chunked = patient.exchange(b"GET /three HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     assert b"transfer-encoding: chunked" in chunked
 
 
-def test_an_answer_of_known_length_to_http_1_0(server: Running) -> None:
-    answer = server.exchange(b"GET /good HTTP/1.0\r\n\r\n")
+def test_an_answer_of_known_length_to_http_1_0(patient: Running) -> None:
+    answer = patient.exchange(b"GET /good HTTP/1.0\r\n\r\n")
     assert statuses(answer) == [200]
     assert b"content-length" in answer
 
@@ -393,8 +401,8 @@ def test_endless_chunks_after_an_early_answer(server: Running) -> None:
     assert statuses(server.exchange(request + b"3\r\nabc\r\n" * 1000)) == [413]
 
 
-def test_continue_is_sent_when_the_application_reads(server: Running) -> None:
-    with server.connect() as client:
+def test_continue_is_sent_when_the_application_reads(patient: Running) -> None:
+    with patient.connect() as client:
         client.sendall(POST + b"Expect: 100-continue\r\nConnection: close\r\n")
         client.sendall(b"Content-Length: 3\r\n\r\n")
         assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -404,45 +412,45 @@ def test_continue_is_sent_when_the_application_reads(server: Running) -> None:
     assert b'"size": 3' in answer
 
 
-def test_no_continue_without_reading(server: Running) -> None:
+def test_no_continue_without_reading(patient: Running) -> None:
     request = b"POST /early HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
-    answer = server.exchange(request + b"Content-Length: 3\r\n\r\n")
+    answer = patient.exchange(request + b"Content-Length: 3\r\n\r\n")
     assert statuses(answer) == [413]
     assert b"connection: close" in answer
 
 
-def test_pipelined_requests_are_answered_in_order(server: Running) -> None:
+def test_pipelined_requests_are_answered_in_order(patient: Running) -> None:
     slow = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
     body = POST + b"Content-Length: 5\r\n\r\nhello"
     many = GET + b"\r\n"
-    answer = server.exchange(slow + body + many * 2000 + slow + GOOD)
+    answer = patient.exchange(slow + body + many * 2000 + slow + GOOD)
     assert statuses(answer) == [200] * 2004
     first = answer.index(b"slow")
     assert first < answer.index(b'"size": 5') < answer.rindex(b"slow") < answer.index(b"/good")
 
 
-def test_an_error_in_a_pipelined_request_leaves_the_earlier_answers_whole(server: Running) -> None:
+def test_an_error_in_a_pipelined_request_leaves_the_earlier_answers_whole(patient: Running) -> None:
     slow = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
     for bad in (MALFORMED["NUL in a header"], MALFORMED["bad chunk size"], b"\0\0\r\n\r\n"):
-        answer = server.exchange(slow + slow + bad)
+        answer = patient.exchange(slow + slow + bad)
         assert statuses(answer) == [200, 200, 400]
         assert answer.count(b"slow") == 2
         error_of(answer)
 
 
 def test_a_lost_client_is_told_to_the_request_at_work_and_not_only_to_the_last(
-    server: Running,
+    patient: Running,
 ) -> None:
-    with server.connect() as client:
+    with patient.connect() as client:
         client.sendall(b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n" + GET + b"\r\n")
-        wait_until(lambda: bool(server.server.server_state.tasks))
+        wait_until(lambda: bool(patient.server.server_state.tasks))
         time.sleep(0.1)
-    wait_until(lambda: server.app.ended == ["disconnect"])
+    wait_until(lambda: patient.app.ended == ["disconnect"])
 
 
-def test_an_upgrade_that_is_not_taken_is_plain_http(server: Running) -> None:
+def test_an_upgrade_that_is_not_taken_is_plain_http(patient: Running) -> None:
     upgrade = GET + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
-    answer = server.exchange(upgrade + b"HTTP2-Settings: AAMA\r\n\r\n" + GOOD)
+    answer = patient.exchange(upgrade + b"HTTP2-Settings: AAMA\r\n\r\n" + GOOD)
     assert statuses(answer) == [200, 200]
 
 
@@ -483,40 +491,40 @@ def test_a_client_that_reads_fast_enough_is_not_cut_off(server: Running) -> None
     wait_until(lambda: server.app.ended == ["disconnect"])
 
 
-def test_idle_sockets_give_way_to_others(server: Running) -> None:
+def test_idle_sockets_give_way_to_others(patient: Running) -> None:
     idle = []
     for _ in range(150):
-        idle.append(server.connect())
+        idle.append(patient.connect())
         if len(idle) % 10 == 0:
-            assert statuses(server.exchange(GOOD)) == [200]
-    assert server.connections <= LIMITS.max_connections
+            assert statuses(patient.exchange(GOOD)) == [200]
+    assert patient.connections <= LIMITS.max_connections
     for client in idle:
         client.close()
 
 
-def test_slow_heads_give_way_to_others(server: Running) -> None:
+def test_slow_heads_give_way_to_others(patient: Running) -> None:
     slow = []
     for _ in range(60):
-        slow.append(server.connect())
+        slow.append(patient.connect())
         slow[-1].sendall(GET)
-    assert statuses(server.exchange(GOOD)) == [200]
+    assert statuses(patient.exchange(GOOD)) == [200]
     for client in slow:
         client.close()
 
 
-def test_requests_at_work_are_never_evicted(server: Running) -> None:
-    at_work = [server.connect() for _ in range(LIMITS.max_connections)]
+def test_requests_at_work_are_never_evicted(patient: Running) -> None:
+    at_work = [patient.connect() for _ in range(LIMITS.max_connections)]
     for client in at_work:
         client.sendall(b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n")
-    wait_until(lambda: len(server.server.server_state.tasks) == LIMITS.max_connections)
-    with server.connect() as client:
+    wait_until(lambda: len(patient.server.server_state.tasks) == LIMITS.max_connections)
+    with patient.connect() as client:
         answer = read_to_end(client)
     assert statuses(answer) == [503]
     assert b"retry-after: 1" in answer
-    assert not server.app.ended
+    assert not patient.app.ended
     for client in at_work:
         client.close()
-    wait_until(lambda: len(server.app.ended) == LIMITS.max_connections)
+    wait_until(lambda: len(patient.app.ended) == LIMITS.max_connections)
 
 
 def test_the_larger_group_loses_its_oldest() -> None:
