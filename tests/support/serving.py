@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -105,6 +106,22 @@ class Server:
         return left
 
 
+def lend_kernel(cache_dir: Path) -> None:
+    """Copy the CPU engine's kernel from the cache of all tests to one of a test's own: compiling it
+    takes most of a minute.
+    """
+    # Not above: a server of another environment is started without ours.
+    from maestrale.config.paths import default_cache_dir
+    from maestrale.engines.cpu.kernel.build import KEPT, name
+
+    own = cache_dir / KEPT / name()
+    shared = default_cache_dir().with_name("maestrale-tests")
+    compiled = next(shared.glob(f"*/{KEPT}/{own.name}"), None)
+    if compiled is not None and not own.exists():
+        own.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(compiled, own)
+
+
 @contextlib.contextmanager
 def serving(
     *flags: str,
@@ -124,6 +141,8 @@ def serving(
     place of `maestrale`; one of the tests' needs their folder in
     PYTHONPATH. `within` is a command that runs another one. `python` has what a server needs.
     """
+    if python == sys.executable:
+        lend_kernel(cache_dir)
     port, mark = port or free_port(), uuid.uuid4().hex
     command = [*within, python, "-m", module, "serve", "--host", host, "--port", str(port)]
     command += ["--cache-dir", str(cache_dir), *flags]
