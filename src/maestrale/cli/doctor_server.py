@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from maestrale.bounded import MOST_BODY, UNCOMPRESSED, Oversized, Undecodable, read_body
+from maestrale.bounded import Oversized, Undecodable
+from maestrale.cli.server_status import read_status
 from maestrale.config.settings import Settings
 from maestrale.machine.doctor.findings import Finding
 from maestrale.printable import one_line
@@ -36,25 +36,19 @@ def server_findings(settings: Settings, local: bool) -> list[Finding]:
 def _status(settings: Settings) -> dict[str, Any] | Finding | None:
     import httpx
 
-    url = f"http://127.0.0.1:{settings.port}/status.json"
-    headers = {"authorization": f"Bearer {settings.api_key[0]}"} if settings.api_key else {}
-    headers |= UNCOMPRESSED
+    key = settings.api_key[0] if settings.api_key else None
     try:
-        with (
-            httpx.Client(timeout=TIMEOUT, trust_env=False) as client,
-            client.stream("GET", url, headers=headers) as answer,
-        ):
-            if answer.status_code == 401:
-                return Finding(
-                    "server",
-                    "ok",
-                    f"The server on port {settings.port} asks for a key; with MAESTRALE_API_KEY "
-                    "set doctor tells what it runs.",
-                )
-            body = json.loads(read_body(answer, MOST_BODY, seconds=2 * TIMEOUT))
+        code, body = read_status(f"http://127.0.0.1:{settings.port}", key, timeout=TIMEOUT)
     except (httpx.HTTPError, ValueError, RecursionError, Oversized, Undecodable):
         return None
-    ours = answer.status_code == 200 and isinstance(body, dict) and "api_processes" in body
+    if code == 401:
+        return Finding(
+            "server",
+            "ok",
+            f"The server on port {settings.port} asks for a key; with MAESTRALE_API_KEY "
+            "set doctor tells what it runs.",
+        )
+    ours = code == 200 and isinstance(body, dict) and "api_processes" in body
     return body if ours else None
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from maestrale.bounded import MOST_BODY, UNCOMPRESSED, Oversized, Undecodable, read_body
+from maestrale.bounded import Oversized, Undecodable
 from maestrale.cli.api_key import api_key_options
 from maestrale.cli.chat import DEFAULT_URL
 from maestrale.cli.echo import echo
+from maestrale.cli.server_status import read_status
 from maestrale.errors import MaestraleError
 from maestrale.printable import one_line
 
@@ -71,19 +72,9 @@ def models_of(url: str, api_key: str | None) -> list[dict[str, Any]]:
     """What the server says of its models. Raises: MaestraleError."""
     import httpx
 
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    address = f"{url.rstrip('/').removesuffix('/v1')}/status.json"
+    server = url.rstrip("/").removesuffix("/v1")
     try:
-        with (
-            httpx.Client(timeout=TIMEOUT, trust_env=False) as client,
-            client.stream("GET", address, headers={**headers, **UNCOMPRESSED}) as answer,
-        ):
-            status = answer.status_code
-            body = (
-                json.loads(read_body(answer, MOST_BODY, seconds=2 * TIMEOUT))
-                if status < 300
-                else {}
-            )
+        status, body = read_status(server, api_key, timeout=TIMEOUT)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise MaestraleError(
             f"No server answers at {url}: {one_line(str(error)) or type(error).__name__}. Start "
