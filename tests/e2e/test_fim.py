@@ -6,11 +6,9 @@ The tiny Mistral's weights are random: what it fills in is noise, the same each 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,9 +18,10 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistralai.client import Mistral
 
 from e2e_clients import TIMEOUT
+from faults import hit
 from maestrale.models.mistral_vocabulary import shipped_file
-from serving import Server, serving
-from tiny_mistral import write_tiny_mistral
+from serving import Server
+from tiny_mistral import serving_tiny_mistral
 from verifying import verify
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
@@ -33,18 +32,8 @@ ASKED: dict[str, Any] = {"prompt": "def fibonacci(n):\n    ", "suffix": "\n    r
 
 @pytest.fixture(scope="module")
 def codestral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("fim")
-    model = write_tiny_mistral(folder / "tiny-v3.gguf", version="v3")
-    with serving(
-        "--model", str(model), "--served-model-name", CODESTRAL, cache_dir=folder / "cache"
-    ) as running:
+    with serving_tiny_mistral(tmp_path_factory.mktemp("fim"), CODESTRAL, version="v3") as running:
         yield running
-
-
-def kill_engine(server: Server) -> None:
-    for pid in server.pids():
-        if b"supervise.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
 
 
 def test_the_prompt_is_mistral_common_s(codestral: Server) -> None:
@@ -78,13 +67,13 @@ def test_a_kill_within_an_answer_changes_no_byte(codestral: Server) -> None:
         with client.stream("POST", url, json={**body, "stream": True}) as answer:
             lines = answer.iter_lines()
             first = next(lines)
-            kill_engine(codestral)
+            hit(codestral, signal.SIGKILL)
             events = [json.loads(line[6:]) for line in [first, *lines] if line[:7] == "data: {"]
         choices = [event["choices"][0] for event in events]
         texts = [choice["delta"].get("content") or "" for choice in choices]
         assert "".join(texts) == before["message"]["content"]
         assert choices[-1]["finish_reason"] == "length"
-        killer = threading.Timer(0.1, kill_engine, [codestral])
+        killer = threading.Timer(0.1, hit, [codestral, signal.SIGKILL])
         killer.start()
         again = client.post(url, json=body).json()["choices"][0]
         killer.join()

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from serving import Server, serving
-from tiny_mistral import write_tiny_mistral
+from serving import Server
+from tiny_mistral import serving_tiny_mistral
 
 GIST = "Keep your answers to 20 words or less. What is the plot of movie Lion king ? "
 NAME = "mistralai/Mistral-7B-Instruct-v0.2"
@@ -18,11 +18,7 @@ pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def mistral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("mistral")
-    model = write_tiny_mistral(folder / "tiny-mistral.gguf")
-    with serving(
-        "--model", str(model), "--served-model-name", NAME, cache_dir=folder / "cache"
-    ) as running:
+    with serving_tiny_mistral(tmp_path_factory.mktemp("mistral"), NAME) as running:
         yield running
 
 

@@ -7,7 +7,6 @@ noise. That a call is valid, whole and the same each time is not left to them.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -26,9 +25,10 @@ from mistralai.client import Mistral
 from pydantic import SecretStr
 
 from e2e_clients import TIMEOUT, strict_openai
+from faults import hit
 from maestrale.models.mistral_vocabulary import shipped_file
 from serving import ROOT, Server, serving
-from tiny_mistral import write_tiny_mistral
+from tiny_mistral import serving_tiny_mistral
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -55,11 +55,7 @@ ASK: list[Any] = [{"role": "user", "content": "What is the weather in Lyon?"}]
 
 @pytest.fixture(scope="module")
 def mistral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("tools")
-    model = write_tiny_mistral(folder / "tiny-v3.gguf", version="v3")
-    with serving(
-        "--model", str(model), "--served-model-name", MISTRAL, cache_dir=folder / "cache"
-    ) as running:
+    with serving_tiny_mistral(tmp_path_factory.mktemp("tools"), MISTRAL, version="v3") as running:
         yield running
 
 
@@ -204,9 +200,7 @@ def test_a_crash_within_a_call_changes_no_byte(mistral: Server) -> None:
             lines = answer.iter_lines()
             next(lines)
             time.sleep(0.1)
-            for pid in mistral.pids():
-                if b"supervise.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
+            hit(mistral, signal.SIGKILL)
             events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     calls = [c for e in events for c in e["choices"][0]["delta"].get("tool_calls", [])]
     expected = before[0]["message"]["tool_calls"]

@@ -7,6 +7,7 @@ counts are Mistral's own.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from sentencepiece import SentencePieceProcessor
 
 from maestrale.models.mistral_vocabulary import shipped_file
+from serving import Server, serving
 
 
 class Shape(NamedTuple):
@@ -45,6 +47,15 @@ CHAT_TEMPLATE = (
 def write_tiny_mistral(path: Path, *, version: str = "v1", seed: int = 0) -> Path:
     """Write the model to `path` and return it. The same seed gives the same weights."""
     return write_mistral(path, TINY, version=version, seed=seed)
+
+
+@contextlib.contextmanager
+def serving_tiny_mistral(folder: Path, name: str, *, version: str = "v1") -> Iterator[Server]:
+    """Serve one by this name, with its file and its cache in `folder`."""
+    model = write_tiny_mistral(folder / "tiny-mistral.gguf", version=version)
+    flags = ("--model", str(model), "--served-model-name", name)
+    with serving(*flags, cache_dir=folder / "cache") as running:
+        yield running
 
 
 def write_mistral(path: Path, shape: Shape, *, version: str = "v1", seed: int = 0) -> Path:
