@@ -90,6 +90,17 @@ class ByteEncoder:
         refuse_if_hopeless([prefix, suffix], 1, max_tokens)
         return around_gap(self.fim_marks, begin=(), prefix=prefix.encode(), suffix=suffix.encode())
 
+    def encode_pair(
+        self,
+        query: str,
+        document: str,
+        *,
+        max_document_tokens: int | None = None,
+        max_tokens: int | None = None,
+    ) -> tuple[int, ...]:
+        refuse_if_hopeless([query, document], 1, max_tokens)
+        return (*query.encode(), *b"?", *document.encode()[:max_document_tokens])
+
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(token for token in ids if token != BYTE_EOS).decode(errors="replace")
 
@@ -159,7 +170,7 @@ async def api(
 
     With `tools` the model knows Hermes' format of tool calls; with `thinks` it thinks in tags,
     and with `fills` it has marks for filling in the middle: the bytes 1 to 3.
-    `task` embed: it is served for embeddings.
+    `task` embed: it is served for embeddings; rerank: for rankings.
     """
     settings = settings or make_settings()
     engine = ScriptedEngine(

@@ -9,12 +9,16 @@ from typing import Any
 import gguf
 import numpy as np
 
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
 Tensors = dict[str, np.ndarray]
 Change = Callable[[dict[str, Any], Tensors], None]
 
 
 def rewritten(source: Path, target: Path, change: Change) -> Path:
-    """A GGUF file with other metadata or tensors: `change` alters both in place."""
+    """A GGUF file with other metadata or tensors: `change` alters both in place.
+
+    A new tensor of bytes is one of Q8_0.
+    """
     reader = gguf.GGUFReader(source)
     fields = {
         name: (field.types, field.contents())
@@ -42,7 +46,7 @@ def rewritten(source: Path, target: Path, change: Change) -> Path:
             writer.add_string(name, value)
     for name, data in tensors.items():
         packed = data.dtype == np.uint8  # its values are in blocks
-        writer.add_tensor(name, data, raw_dtype=kinds[name] if packed else None)
+        writer.add_tensor(name, data, raw_dtype=kinds.get(name, Q8_0) if packed else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -28,7 +28,7 @@ from maestrale.api.dialect import AnswerRequest, Spelling
 from maestrale.api.errors import as_api_error, error_body
 from maestrale.api.sse import COMMENT, EventStream, Headers, while_connected
 from maestrale.chat.answer import Answer
-from maestrale.chat.options import Conversation, Inputs, Options, Prompts
+from maestrale.chat.options import Asked, Inputs, Options, Prompts, Ranking
 from maestrale.chat.reader import Piece
 from maestrale.chat.service import ChatService
 from maestrale.errors import InvalidRequest, Location, MaestraleError, Unavailable
@@ -102,10 +102,12 @@ async def prepare(
     return AnswerResponse(backend, deployment, prepared, spelling, stream=asked.stream)
 
 
-def _choices(asked: Conversation | Prompts | Inputs, options: Options, most: int) -> int:
+def _choices(asked: Asked, options: Options, most: int) -> int:
     """The sequences that it will run at once, of which the engine takes `most` (Answer.places)."""
     if isinstance(asked, Inputs):
         return min(len(asked.inputs), most)
+    if isinstance(asked, Ranking):
+        return min(len(asked.documents), most)
     return options.n * (len(asked.prompts) if isinstance(asked, Prompts) else 1)
 
 
@@ -301,7 +303,7 @@ async def _chain(first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[Piec
 def headers_of(answer: Answer) -> Headers:
     """The seed used, given or drawn: with it the request can be run again exactly. The most
     tokens that a choice may have: as asked for, or what the prompt leaves room for. Embeddings
-    have neither.
+    and scores have neither.
     """
     if answer.embeds:
         return []

@@ -15,7 +15,7 @@ from maestrale.api.operations.history import Event, FaultLog, History, Sample, r
 from maestrale.chat.answer import Answer
 from maestrale.chat.service import ChatService
 from maestrale.config.settings import Settings
-from maestrale.engines.base import Engine, EngineHealth
+from maestrale.engines.base import Engine, EngineHealth, Task
 from maestrale.errors import Location, ModelNotFound, SettingsError, Unavailable, quoted
 from maestrale.metrics import Metrics, ModelMetrics
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
@@ -109,9 +109,9 @@ class Deployment:
         return self.engine.describe().max_num_seqs if self.engine is not None else 1
 
     @property
-    def embeds(self) -> bool:
-        """Whether it is served for embeddings, once it is loaded."""
-        return self.engine is not None and self.engine.describe().task == "embed"
+    def task(self) -> Task:
+        """What it is served for, once it is loaded."""
+        return self.engine.describe().task if self.engine is not None else "generate"
 
     def touch(self) -> None:
         """A request for it came."""

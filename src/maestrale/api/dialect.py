@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from maestrale.api.rate import Level
 from maestrale.chat.answer import Answer
-from maestrale.chat.options import Conversation, Inputs, Options, Prompts
+from maestrale.chat.options import Asked, Options
 from maestrale.chat.reader import Piece
 from maestrale.chat.service import ChatService
 from maestrale.errors import ApiError, Location, Sent
@@ -54,7 +54,7 @@ class AnswerRequest(Struct, frozen=True, kw_only=True):
     has what this client called something otherwise than the dialect's others.
     """
 
-    asked: Conversation | Prompts | Inputs
+    asked: Asked
     options: Options
     spelling: Callable[[ChatService, Answer, str], Spelling]
     """Made of the service, the answer, and the served model's name."""

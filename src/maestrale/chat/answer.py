@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 
 from maestrale.chat.embedding import unit_vector
 from maestrale.chat.options import Options
+from maestrale.chat.ranking import score_of
 from maestrale.chat.reader import ChoiceReader, Formats, Piece
 from maestrale.engines.base import (
     Constraint,
@@ -103,8 +104,9 @@ class Answer:
         on_gap: Callable[[float], None] | None = None,
         formats: Formats,
         dimensions: int | None = None,
+        ranks: bool = False,
     ) -> None:
-        """`dimensions`: of embeddings."""
+        """`dimensions`: of embeddings. `ranks`: scores are asked for, not embeddings."""
         self.id = answer_id
         self.created = int(time.time())
         self.requests = requests
@@ -125,6 +127,9 @@ class Answer:
         self._dimensions = dimensions
         self.embeddings: dict[int, bytes] = {}
         """By choice, where they are asked for: unit vectors, float32, little-endian."""
+        self._ranks = ranks
+        self.scores: dict[int, float] = {}
+        """By choice, where they are asked for: from 0 to 1."""
 
     @property
     def options(self) -> Options:
@@ -139,7 +144,7 @@ class Answer:
 
     @property
     def embeds(self) -> bool:
-        """Whether embeddings are asked for."""
+        """Whether embeddings or scores are asked for, so that nothing is generated."""
         return self.requests[0].embed
 
     @property
@@ -234,7 +239,7 @@ class Answer:
                     self.prompt_logprobs[index] = delta.prompt_logprobs
                     reader.take_prompt(delta.prompt_logprobs)
                 if delta.embedding is not None:
-                    self.embeddings[index] = unit_vector(delta.embedding, self._dimensions)
+                    self._take(index, delta.embedding)
                 thought = reader.reasoning_tokens
                 piece = reader.push(delta)
                 self.usage.completion_tokens += len(delta.token_ids)
@@ -250,6 +255,13 @@ class Answer:
             close = getattr(stream, "aclose", None)
             if close is not None:
                 await close()
+
+    def _take(self, index: int, pooled: bytes) -> None:
+        """Keep what came for an input. Raises: EngineError for what is no number."""
+        if self._ranks:
+            self.scores[index] = score_of(pooled)
+        else:
+            self.embeddings[index] = unit_vector(pooled, self._dimensions)
 
     def _finish(self, index: int, reason: FinishReason, tokens: int) -> None:
         self.finish_reasons[index] = reason

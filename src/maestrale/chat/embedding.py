@@ -10,33 +10,11 @@ import math
 import struct
 from collections.abc import Sequence
 
-from maestrale.chat.options import INPUT, Conversation, Inputs, Prompts, require, too_long
+from maestrale.chat.options import INPUT, Inputs, require, too_long
 from maestrale.engines.base import EngineInfo
 from maestrale.errors import EngineError, InvalidRequest, Location
 
 DIMENSIONS = Location("dimensions")
-MODEL = Location("model")
-WRONG_TASK = "wrong_task"
-
-
-def check_task(asked: Conversation | Prompts | Inputs, info: EngineInfo) -> None:
-    """Whether the model is served for what is asked of it. Raises: InvalidRequest."""
-    wants = isinstance(asked, Inputs)
-    if wants == (info.task == "embed"):
-        return
-    if wants:
-        raise InvalidRequest(
-            "This model is served for chat, and makes no embeddings. An embedding model does; or "
-            "the server is started with --task embed.",
-            at=MODEL,
-            code=WRONG_TASK,
-        )
-    raise InvalidRequest(
-        "This model is served for embeddings (/v1/embeddings), and answers nothing. For answers "
-        "serve a chat model.",
-        at=MODEL,
-        code=WRONG_TASK,
-    )
 
 
 def check_dimensions(asked: Inputs, info: EngineInfo) -> None:

@@ -29,6 +29,8 @@ PROMPT = Location("prompt")
 SUFFIX = Location("suffix")
 TOOLS = Location("tools")
 INPUT = Location("input")
+QUERY = Location("query")
+DOCUMENTS = Location("documents")
 CONSTRAINT = Location("constraint")
 REASONING = Location("reasoning")
 
@@ -60,6 +62,19 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
     inputs: tuple[str | Sequence[int], ...]
     dimensions: int | None = None
+
+
+class Ranking(Struct, frozen=True, kw_only=True):
+    """A query, and documents to score, each by how well it answers it. Of a document the first
+    `max_document_tokens` are read; None: all.
+    """
+
+    query: str
+    documents: tuple[str, ...]
+    max_document_tokens: int | None = None
+
+
+Asked = Conversation | Prompts | Inputs | Ranking
 
 
 class Reasoning(Struct, frozen=True, kw_only=True):

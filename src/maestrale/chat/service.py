@@ -14,7 +14,7 @@
         Piece         reasoning, text, calls, logprobs and finish reason, for the dialect to spell
 
 Embeddings (`Inputs`, chat/embedding.py) go the same way: nothing is generated, and an Answer's
-`embeddings` has a vector for each.
+`embeddings` has a vector for each. So do rankings (`Ranking`), of which `scores` has numbers.
 
 An engine knows tokens only, a dialect words only. Text, stop strings, choices and usage are all
 here and in those two; nothing here knows what any API calls them.
@@ -32,21 +32,24 @@ from typing import Protocol
 from msgspec import structs
 
 from maestrale.chat.answer import Answer
-from maestrale.chat.embedding import check_dimensions, check_task
+from maestrale.chat.embedding import check_dimensions
 from maestrale.chat.options import (
     CONSTRAINT,
     PROMPT,
     SUFFIX,
     TOOLS,
+    Asked,
     Conversation,
     Inputs,
     Options,
     Prompts,
+    Ranking,
     check_options,
     check_token_ids,
     room_for_answer,
 )
 from maestrale.chat.reader import Formats
+from maestrale.chat.task import check_task
 from maestrale.chat.thinking import ThinkingPlan, constrained_by, constraint_of, plan
 from maestrale.chat.tokenizer import Tokenizer
 from maestrale.engines.base import Constraint, Engine, EngineInfo, GenerationRequest
@@ -100,7 +103,7 @@ class ChatService:
         info = self.info
         return min(info.max_model_len, info.kv_capacity_tokens)
 
-    async def answer(self, asked: Conversation | Prompts | Inputs, options: Options) -> Answer:
+    async def answer(self, asked: Asked, options: Options) -> Answer:
         """Prepare an answer: all of it is checked, and nothing runs yet.
 
         Raises: InvalidRequest and its kin (400).
@@ -109,6 +112,8 @@ class ChatService:
         check_task(asked, self.info)
         if isinstance(asked, Inputs):
             answer = await self._embed(asked, options)
+        elif isinstance(asked, Ranking):
+            answer = self._pool(await self.tokenizer.encode_pairs(asked), options, ranks=True)
         elif isinstance(asked, Conversation):
             answer = await self._chat(asked, options)
         else:
@@ -184,6 +189,17 @@ class ChatService:
         check_dimensions(asked, self.info)
         special = options.add_special_tokens
         encoded = await self.tokenizer.encode_inputs(asked.inputs, add_special=special)
+        return self._pool(encoded, options, dimensions=asked.dimensions)
+
+    def _pool(
+        self,
+        encoded: Sequence[tuple[int, ...]],
+        options: Options,
+        *,
+        dimensions: int | None = None,
+        ranks: bool = False,
+    ) -> Answer:
+        """The answer that generates nothing, but has a vector of each prompt, or a score."""
         answer_id = secrets.token_hex(12)
         requests = tuple(
             GenerationRequest(
@@ -206,7 +222,8 @@ class ChatService:
             seed=0,
             leads=[""] * len(requests),
             formats=Formats(),
-            dimensions=asked.dimensions,
+            dimensions=dimensions,
+            ranks=ranks,
         )
 
     def _until_a_mark(self, options: Options) -> Options:

@@ -13,7 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from maestrale.chat.embedding import check_length, place_of
-from maestrale.chat.options import PROMPT, SUFFIX, Conversation, check_token_ids, too_long
+from maestrale.chat.options import (
+    DOCUMENTS,
+    PROMPT,
+    QUERY,
+    SUFFIX,
+    Conversation,
+    Ranking,
+    check_token_ids,
+    too_long,
+)
 from maestrale.errors import InvalidRequest, Location
 from maestrale.models.vocabulary import Vocabulary
 from maestrale.prompt.decode import IncrementalDecoder
@@ -112,6 +121,31 @@ class Tokenizer:
         except InvalidRequest as error:
             error.at = at
             raise
+
+    async def encode_pairs(self, asked: Ranking) -> list[tuple[int, ...]]:
+        """The prompt of each document. Raises: InvalidRequest, ContextLengthExceeded."""
+        limit, query = self._limit(), asked.query
+
+        def encode() -> list[tuple[int, ...]]:
+            encoded = []
+            for index, document in enumerate(asked.documents):
+                at = QUERY if len(query) > len(document) else DOCUMENTS.at(index)
+                try:
+                    ids = self.encoder.encode_pair(
+                        *(query, document),
+                        max_document_tokens=asked.max_document_tokens,
+                        max_tokens=limit,
+                    )
+                except InvalidRequest as error:
+                    error.at = at
+                    raise
+                if len(ids) > limit:
+                    raise too_long(limit, at, f"query and document make a prompt of {len(ids)}")
+                encoded.append(ids)
+            return encoded
+
+        size = sum(len(query) + len(document) for document in asked.documents)
+        return encode() if size <= LONG_TEXT else await self._in_thread(encode, heavy=True)
 
     async def encode_fim(
         self, prompt: str | Sequence[int], suffix: str, *, add_bos: bool

@@ -82,10 +82,10 @@ class Settings:
 
     task: str = setting(
         "auto",
-        "What the model is served for: chat, or embeddings. auto: what it was made for, by its own "
-        "files.",
+        "What the model is served for: chat, embeddings, or to rerank documents. auto: what it was "
+        "made for, by its own files.",
         group="Model",
-        choices=("auto", "chat", "embed"),
+        choices=("auto", "chat", "embed", "rerank"),
     )
     tool_call_parser: str | None = setting(
         None,

@@ -29,9 +29,9 @@ Feature = Literal[
     "embed",
 ]
 
-# What a model is served for: to go on from prompts, or to make one vector of each.
-Task = Literal["generate", "embed"]
-TaskChoice = Literal["auto", "generate", "embed"]
+# What a model is served for: to go on from prompts, to make one vector of each, or one score.
+Task = Literal["generate", "embed", "rerank"]
+TaskChoice = Literal["auto", "generate", "embed", "rerank"]
 
 
 class Constraint(Struct, frozen=True):
@@ -77,9 +77,9 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     None is off, 0 gives the chosen token's, k > 0 also the k most likely. `prompt_logprobs`
     asks the same of the prompt's tokens, whose logits are then computed, prefix cache or not;
     with it `max_tokens` may be 0: the prompt is computed, nothing is generated. So it is with
-    `embed`, which asks for the prompt's embedding. `share` says for
-    whom it is: an engine that can gives each an equal part of its time. `forced` tokens
-    are taken as if sampled, in order, before free generation goes on (they count as
+    `embed`, which asks for the prompt's embedding; of an engine that reranks, for its score.
+    `share` says for whom it is: an engine that can gives each an equal part of its time. `forced`
+    tokens are taken as if sampled, in order, before free generation goes on (they count as
     generated, and advance penalties, constraint and random stream).
     """
 
@@ -119,7 +119,8 @@ class TokenDelta(Struct, frozen=True):
     was asked for of the prompt's tokens from the second on (the first follows nothing); all are
     meaningful on the first delta with a token. An engine may give deltas without one while it
     reads a long prompt: `prefilled` says how much of it is read. `embedding`: float32,
-    little-endian, as the model's pooling gives it, whatever its length.
+    little-endian, as the model's pooling gives it, whatever its length; a reranker's is one number,
+    the score, from 0 to 1.
     """
 
     token_ids: tuple[int, ...]
@@ -173,7 +174,7 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     depend on: model, weights, engine version, CPU features, threads, settings. A step computes up
     to `max_num_batched_tokens`, and then takes about `step_seconds`, where the engine knows that
     without a step. `task`: what it was started for. `embedding_size`: numbers of an embedding,
-    where it makes some.
+    where it makes some; 1 where it reranks.
     """
 
     engine: str

@@ -60,6 +60,7 @@ MAGIC = b"GGUF"
 LFS_POINTER = b"version https://git-lfs"
 MAX_DIMENSIONS = 4  # as ggml has it
 MAX_ALIGNMENT = 1 << 20
+SHORT_ARRAY = 64  # texts that are read in any case: labels, no vocabulary
 _PAGE = 1 << 20  # bytes read ahead
 _LENGTH = struct.Struct("<Q")
 _STRING, _ARRAY = 8, 9
@@ -79,8 +80,8 @@ class GGUFFile:
 def read_gguf(path: Path, *, texts: bool = True) -> GGUFFile:
     """Read metadata and tensor table of one file, and check that its weights are there.
 
-    `texts`: arrays of texts, which are the vocabulary, are wanted; else they are empty, which takes
-    half the time. Raises: ModelError when the file is no GGUF, damaged or truncated.
+    `texts`: long arrays of texts, which are the vocabulary, are wanted; else they are empty, which
+    takes half the time. Raises: ModelError when the file is no GGUF, damaged or truncated.
     """
     try:
         with path.open("rb") as file:
@@ -227,10 +228,10 @@ class _Cursor:
         if count * _LENGTH.size > self.size:
             raise self.truncated(self.at + count * _LENGTH.size)
         found: list[bytes] = []
-        left = count
+        left, wanted = count, self._texts or count <= SHORT_ARRAY
         while left:
             self._have(_LENGTH.size)
-            page, at, end, wanted = self._page, self._next, len(self._page), self._texts
+            page, at, end = self._page, self._next, len(self._page)
             for _ in range(left):
                 begin = at + 8
                 if begin > end:

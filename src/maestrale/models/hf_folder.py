@@ -15,7 +15,7 @@ from maestrale.errors import ModelError
 from maestrale.models.file_selection import OPENVINO_MODEL, FileSelection, select_files
 from maestrale.models.folder_tokenizer import TOKENIZERS, lacking, write_tokenizer
 from maestrale.models.folder_words import TEMPLATE_FOLDER, read_json
-from maestrale.models.pooling import POOLING_FILES, pooling_of_folder
+from maestrale.models.pooling import POOLING_FILES, is_reranker, pooling_of_folder
 from maestrale.models.prepared import PreparedModel, named_source, save_prepared
 from maestrale.models.safetensors_file import check_safetensors
 from maestrale.models.sampling_defaults import of_generation_config
@@ -139,7 +139,7 @@ def _fill(folder: Path, source: Path, selection: FileSelection, called: str, dig
         source="" if digest else named_source(source, folder),
         weights_digest=digest,
         sampling=of_generation_config(generation),
-        pooling=pooling_of_folder(source),
+        pooling="rank" if is_reranker(config) else pooling_of_folder(source),
         headless=_is_headless(config),
         **fields,
     )

@@ -1,7 +1,8 @@
-"""How an embedding model makes one vector of a text: what its GGUF file or folder says of it.
+"""How a model makes one vector of a text, or a score: what its GGUF file or folder says of it.
 
-A folder says it in sentence-transformers' files: modules.json, and the pooling module's
-config.json. Served are the last token's vector and the mean of all.
+A folder of an embedding model says it in sentence-transformers' files: modules.json, and the
+pooling module's config.json. Served are the last token's vector and the mean of all. A reranker
+(rank) has a matrix behind the last token's; its folder says so by the name of its architecture.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ import msgspec
 from maestrale.errors import ModelError
 from maestrale.models.folder_words import read_json
 
-Pooling = Literal["last", "mean"]
+Pooling = Literal["last", "mean", "rank"]
 
 MODULES_FILE = "modules.json"
 POOLING_FILES = "*_Pooling/config.json"
+RERANKERS = frozenset({"Qwen3ForSequenceClassification"})
 # GGUF's numbers (llama.cpp's enum) → ours; 0 is none.
-_GGUF: Mapping[int, Pooling] = {1: "mean", 3: "last"}
-_GGUF_OTHERS = {2: "that of the first token (cls)", 4: "a reranker's (rank)"}
+_GGUF: Mapping[int, Pooling] = {1: "mean", 3: "last", 4: "rank"}
+_GGUF_OTHERS = {2: "that of the first token (cls)"}
 _MODES: Mapping[str, Pooling] = {"lasttoken": "last", "mean": "mean", "mean_tokens": "mean"}
 _PREFIX = "pooling_mode_"
 # Modules that are done here: the decoder, its pooling, and that vectors have the length 1.
 _DONE = frozenset({"Transformer", "Pooling", "Normalize"})
-_SERVED = "Served are the last token's vector (last) and the mean of all (mean)."
+_SERVED = (
+    "Served are the last token's vector (last), the mean of all (mean), and a reranker's (rank)."
+)
 
 
 def pooling_of_gguf(metadata: Mapping[str, Any]) -> Pooling | None:
@@ -43,6 +47,12 @@ def pooling_of_gguf(metadata: Mapping[str, Any]) -> Pooling | None:
             f"{what}. {_SERVED}"
         )
     return pooling
+
+
+def is_reranker(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a reranker. What its last matrix has to be is another's."""
+    classes = config.get("architectures")
+    return isinstance(classes, list) and bool(classes) and classes[0] in RERANKERS
 
 
 def pooling_of_folder(folder: Path) -> Pooling | None:

@@ -25,7 +25,7 @@ from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 METADATA_FILE = "maestrale.json"
 SOURCE_LINK = "source"
 MOST_READ = 64 << 20  # bytes of a file that is read and compared at each start; others by size
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 
 
 # A string that is no UTF-8 has an error of its own.
@@ -43,9 +43,10 @@ class PreparedModel(Struct, frozen=True, kw_only=True):
     as tool_use. `special_tokens`: what templates call bos_token, eos_token and so on.
     `fim_token_ids`: marks for filling in the middle that the file states by id. `sizes` holds the
     bytes of each file beside this one, by name: a folder that differs was damaged.
-    `sampling`: how its makers want it sampled. `pooling`: how it makes one vector of a text, where
-    it is an embedding model; `headless`: it has nothing to make tokens with. `digests`:
-    SHA-256 of the files that are read again at each start; `checksum`: of this struct.
+    `sampling`: how its makers want it sampled. `pooling`: how it makes one vector of a text, or a
+    score, where it is an embedding model or a reranker; `headless`: it has nothing to make tokens
+    with. `digests`: SHA-256 of the files that are read again at each start; `checksum`: of this
+    struct.
     """
 
     name: str

@@ -16,6 +16,7 @@ from maestrale.models.vocabulary import load_vocabulary
 from maestrale.prompt.jinja import TemplateReads
 from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool
 from maestrale.prompt.reasoning.base import ReasoningFormat
+from maestrale.prompt.reranking import RERANK_TEMPLATE
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.text_files import decode_text
 
@@ -68,6 +69,20 @@ class PromptEncoder(Protocol):
         Raises: InvalidRequest, ContextLengthExceeded.
         """
 
+    def encode_pair(
+        self,
+        query: str,
+        document: str,
+        *,
+        max_document_tokens: int | None = None,
+        max_tokens: int | None = None,
+    ) -> tuple[int, ...]:
+        """The prompt by which a reranker scores a document, in which nothing of either text is a
+        control token. Of the document the first `max_document_tokens` are taken; None: all.
+
+        Raises: InvalidRequest, ContextLengthExceeded.
+        """
+
     def decode(self, ids: Sequence[int]) -> str:
         """What these tokens spell, control tokens by their names.
 
@@ -107,7 +122,14 @@ def encoder_for(
         text_suffix=prepared.text_suffix,
         tool_template=prepared.named_templates.get("tool_use") if chat_template is None else None,
         fim_token_ids=prepared.fim_token_ids,
+        rerank_template=_rerank_template(prepared),
     )
+
+
+def _rerank_template(prepared: PreparedModel) -> str | None:
+    """A reranker's own; a template of this name in a chat model may be anything."""
+    ranks = prepared.pooling == "rank"
+    return prepared.named_templates.get(RERANK_TEMPLATE) if ranks else None
 
 
 def _document(folder: Path, prepared: PreparedModel) -> dict[str, Any]:

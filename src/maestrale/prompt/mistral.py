@@ -139,6 +139,21 @@ class MistralEncoder:
         ids = self._tokenizer.encode_fim(FIMRequest(prompt=prefix, suffix=suffix)).tokens
         return tuple(ids if add_bos else ids[1:])
 
+    def encode_pair(
+        self,
+        query: str,
+        document: str,
+        *,
+        max_document_tokens: int | None = None,
+        max_tokens: int | None = None,
+    ) -> tuple[int, ...]:
+        """No reranker has Mistral's tokenizer. Raises: InvalidRequest."""
+        raise InvalidRequest(
+            "This model has Mistral's tokenizer, and no prompt to rerank with. Serve a reranker, "
+            "such as Qwen3-Reranker.",
+            at=Location("model"),
+        )
+
     def decode(self, ids: Sequence[int]) -> str:
         """See `PromptEncoder.decode`."""
         return spell(self._vocabulary, ids)

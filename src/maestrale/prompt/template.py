@@ -35,6 +35,7 @@ from maestrale.prompt.messages import (
 from maestrale.prompt.plain_text import plain_text
 from maestrale.prompt.reasoning.base import ReasoningFormat
 from maestrale.prompt.reasoning.pick import reasoning_format
+from maestrale.prompt.reranking import QWEN3_RERANKER, check_template, filled
 from maestrale.prompt.seal import Seal, unused_marks
 from maestrale.prompt.tools.base import ToolFormat
 from maestrale.prompt.tools.probe import TOOL as PROBE
@@ -63,6 +64,7 @@ class TemplateEncoder:
         text_suffix: tuple[int, ...] = (),
         tool_template: str | None = None,
         fim_token_ids: Mapping[str, int] | None = None,
+        rerank_template: str | None = None,
     ) -> None:
         """`tokenizer` is the document of a `tokenizer.json`, or {"sentencepiece": model,
         "added_tokens": the tokens that are not of its pieces}.
@@ -70,11 +72,12 @@ class TemplateEncoder:
         Plain text is put between `text_prefix` and `text_suffix`. `tool_template` stands in for
         `template` where a request has tools. `tool_call_parser` names the format of tool calls; by
         default the template tells it. `fim_token_ids`: marks for filling in the middle that the
-        model states by id.
+        model states by id. `rerank_template`: a reranker's prompt; None: Qwen3-Reranker's.
 
         Raises: ModelError when the tokenizer or the template can't be used.
         """
         self.chat_template = template
+        self._rerank_template = check_template(rerank_template or QWEN3_RERANKER)
         known = [
             token
             for token in tokenizer.get("added_tokens") or ()
@@ -179,6 +182,33 @@ class TemplateEncoder:
             prefix=self._encode_plain(prefix, max_tokens),
             suffix=self._encode_plain(suffix, max_tokens, inner=True),
         )
+
+    def encode_pair(
+        self,
+        query: str,
+        document: str,
+        *,
+        max_document_tokens: int | None = None,
+        max_tokens: int | None = None,
+    ) -> tuple[int, ...]:
+        """See `PromptEncoder.encode_pair`."""
+        refuse_if_hopeless((query, document), 0, None)  # what isn't Unicode
+        if max_document_tokens is not None:
+            document = self._beginning(document, max_document_tokens)
+        refuse_if_hopeless((query, document), self._longest, max_tokens)
+        (mark,) = unused_marks([query, document], 1)
+        rendered = filled(
+            self._rerank_template,
+            {"query": self._seal.apply(query, mark), "document": self._seal.apply(document, mark)},
+        )
+        return tuple(self._encode(rendered, mark, max_tokens))
+
+    def _beginning(self, text: str, tokens: int) -> str:
+        """The text of its first `tokens`; of a character that is cut through, nothing."""
+        ids = self._encode_plain(text[: tokens * self._longest], None)[:tokens]
+        spelled = b"".join(self._vocabulary.token_bytes[id_] for id_ in ids)
+        beginning = spelled.decode(errors="ignore")
+        return beginning if text.startswith(beginning) else beginning.removeprefix(" ")
 
     def decode(self, ids: Sequence[int]) -> str:
         """What these tokens spell, control tokens by their names.

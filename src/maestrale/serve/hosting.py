@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from maestrale.cluster.options import ClusterOptions
 
 T = TypeVar("T")
-TASKS: dict[str, TaskChoice] = {"auto": "auto", "chat": "generate", "embed": "embed"}
+TASKS: dict[str, TaskChoice] = {
+    "auto": "auto",
+    "chat": "generate",
+    "embed": "embed",
+    "rerank": "rerank",
+}
 
 
 def cluster_options(settings: Settings, config: EngineConfig) -> ClusterOptions:

@@ -17,6 +17,7 @@ from maestrale.api.http.connections import raise_file_limit
 from maestrale.config.addresses import is_loopback
 from maestrale.config.paths import default_key_file
 from maestrale.config.settings import Settings
+from maestrale.engines.base import Task
 from maestrale.keys import KeyStore, kept_key, new_key
 from maestrale.logs import LOGGER
 from maestrale.serve.lifecycle import Front, Lifecycle
@@ -59,8 +60,8 @@ def run(
         url = server_url(settings, sock)
 
         def tell(deployments: Deployments) -> None:
-            embeds = deployments.default.embeds
-            announce(url, banner(settings, url, deployments.names, made_key, embeds=embeds))
+            task = deployments.default.task
+            announce(url, banner(settings, url, deployments.names, made_key, task=task))
 
         runner.run(_serve(settings, models or (settings,), sock, listening, tell))
 
@@ -108,10 +109,17 @@ def asks_for_key(settings: Settings) -> bool:
     return KeyStore(settings.api_key, settings.key_file).required
 
 
+_FIRST_REQUESTS: dict[Task, tuple[str, str]] = {
+    "generate": ("chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'),
+    "embed": ("embeddings", '"input": "Hello!"'),
+    "rerank": ("rerank", '"query": "What do cats eat?", "documents": ["Mice.", "Stones."]'),
+}
+
+
 def banner(
-    settings: Settings, url: str, names: tuple[str, ...], made_key: str, *, embeds: bool = False
+    settings: Settings, url: str, names: tuple[str, ...], made_key: str, *, task: Task = "generate"
 ) -> str:
-    """What the terminal shows once requests can be answered; `embeds`: for embeddings."""
+    """What the terminal shows once requests for this `task` can be answered."""
     key = made_key or ("YOUR_KEY" if asks_for_key(settings) else "")
     lines = ["", f"maestrale serves {', '.join(names)} on {url}", ""]
     if made_key:
@@ -119,9 +127,7 @@ def banner(
         lines += [f"API key ({f'kept in {kept}' if kept else 'shown this once'}): {made_key}", ""]
     if settings.no_auth and not is_loopback(settings.host):
         lines += ["Anyone who can reach this address can use it: --no-auth was given.", ""]
-    path, asked = "chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'
-    if embeds:
-        path, asked = "embeddings", '"input": "Hello!"'
+    path, asked = _FIRST_REQUESTS[task]
     lines.append(f"  curl {url}/v1/{path} \\")
     if key:
         lines.append(f"    -H 'Authorization: Bearer {key}' \\")
@@ -129,7 +135,7 @@ def banner(
         "    -H 'Content-Type: application/json' \\",
         f'    -d \'{{"model": "{names[0]}", {asked}}}\'',
         "",
-        f"Status: {url}/status" if embeds else f"Chat: {url}/    Status: {url}/status",
+        f"Chat: {url}/    Status: {url}/status" if task == "generate" else f"Status: {url}/status",
         f"API reference: {url}/docs    Stop: Ctrl-C",
         "",
     ]

@@ -192,7 +192,7 @@ async def calibrate(engine: Engine, info: EngineInfo) -> float:
 
 
 async def _step_seconds(engine: Engine, first_token: int) -> float:
-    embeds = engine.describe().task == "embed"
+    embeds = engine.describe().task != "generate"
     request = GenerationRequest(
         request_id=CALIBRATION_ID,
         prompt=tuple(range(first_token, first_token + CALIBRATION_TOKENS)),

@@ -56,7 +56,7 @@ def test_metadata_and_tensors_come_back(written: bytes, scratch: Path) -> None:
     assert tuple(read.tensors) == ("first", "last")
     bare = read_gguf(scratch, texts=False)
     assert bare.tensors == read.tensors
-    assert bare.metadata == {**read.metadata, "tokenizer.ggml.tokens": []}
+    assert bare.metadata == read.metadata  # a short array is read in any case
 
 
 def test_a_vocabulary_of_any_size_is_read_whole(tmp_path: Path) -> None:
@@ -71,7 +71,8 @@ def test_a_vocabulary_of_any_size_is_read_whole(tmp_path: Path) -> None:
     read = read_gguf(tmp_path / "long.gguf").metadata
     assert read["tokenizer.ggml.tokens"] == texts
     assert read["last"] == "one"
-    assert read_gguf(tmp_path / "long.gguf", texts=False).metadata["last"] == "one"
+    bare = read_gguf(tmp_path / "long.gguf", texts=False).metadata
+    assert bare == {**read, "tokenizer.ggml.tokens": []}
 
 
 @given(data=st.data())

@@ -11,7 +11,7 @@ import pytest
 from maestrale.engines.base import EngineConfig
 from maestrale.engines.task import pooling_of, task_of
 from maestrale.errors import ModelError
-from maestrale.models.pooling import pooling_of_folder, pooling_of_gguf
+from maestrale.models.pooling import is_reranker, pooling_of_folder, pooling_of_gguf
 from maestrale.models.prepared import PreparedModel
 
 ST = "sentence_transformers.models."
@@ -100,14 +100,14 @@ def test_a_pooling_that_is_not_in_the_folder_is_told_of(tmp_path: Path, where: s
         pooling_of_folder(tmp_path)
 
 
-@pytest.mark.parametrize(("number", "expected"), [(0, None), (1, "mean"), (3, "last")])
+@pytest.mark.parametrize(("number", "expected"), [(0, None), (1, "mean"), (3, "last"), (4, "rank")])
 def test_a_gguf_file_says_it(number: int, expected: str | None) -> None:
     metadata = {"general.architecture": "qwen3", "qwen3.pooling_type": number}
     assert pooling_of_gguf(metadata) == expected
     assert pooling_of_gguf({"general.architecture": "qwen3"}) is None
 
 
-@pytest.mark.parametrize(("number", "named"), [(2, "cls"), (4, "rank"), (9, "unknown"), (True, "")])
+@pytest.mark.parametrize(("number", "named"), [(2, "cls"), (9, "unknown"), (True, "")])
 def test_other_numbers_of_gguf_files_are_refused(number: int, named: str) -> None:
     metadata = {"general.architecture": "qwen3", "qwen3.pooling_type": number}
     with pytest.raises(ModelError, match=f"pooling_type is {number}.*{named}"):
@@ -151,3 +151,34 @@ def test_a_model_without_a_head_cannot_be_told_to_chat() -> None:
     assert task_of(config, prepared(pooling="last")) == "generate"
     with pytest.raises(ModelError, match=r"lm_head.*--task chat"):
         task_of(config, prepared(headless=True))
+
+
+def test_a_reranker_is_served_for_nothing_else() -> None:
+    model = prepared(pooling="rank")
+    for task in ("auto", "rerank"):
+        assert task_of(EngineConfig(engine="cpu", model_dir="", task=task), model) == "rerank"
+    for other in ("generate", "embed"):
+        with pytest.raises(ModelError, match="is a reranker"):
+            task_of(EngineConfig(engine="cpu", model_dir="", task=other), model)
+
+
+@pytest.mark.parametrize("fields", [{"pooling": "last"}, {"headless": True}])
+def test_an_embedding_model_cannot_be_told_to_rerank(fields: dict[str, Any]) -> None:
+    config = EngineConfig(engine="cpu", model_dir="", task="rerank")
+    assert task_of(config, prepared()) == "rerank"
+    with pytest.raises(ModelError, match="made for embeddings"):
+        task_of(config, prepared(**fields))
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (["Qwen3ForSequenceClassification"], True),
+        (["Qwen3ForCausalLM"], False),
+        ([], False),
+        (None, False),
+        ("Qwen3ForSequenceClassification", False),
+    ],
+)
+def test_a_folder_says_by_its_class_that_it_reranks(classes: Any, expected: bool) -> None:
+    assert is_reranker({"architectures": classes}) is expected

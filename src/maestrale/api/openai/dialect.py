@@ -17,6 +17,8 @@ from maestrale.api.openai.foreign_fields import (
     UNSUPPORTED_FIELDS,
 )
 from maestrale.api.openai.other_names import MEANINGS
+from maestrale.api.openai.rerank import OTHER_WAYS as OTHER_RANKINGS
+from maestrale.api.openai.rerank import RerankRequest, rerank_routes
 from maestrale.api.openai.routes import answer_routes, model_routes, token_routes
 from maestrale.api.openai.schemas import (
     ChatRequest,
@@ -58,6 +60,12 @@ REFERENCE = Reference(
             "A vector for each text, by an embedding model.",
             EmbeddingRequest,
         ),
+        Operation(
+            "post",
+            "/v1/rerank",
+            "Documents by how well they answer a query, by a reranker.",
+            RerankRequest,
+        ),
         Operation("get", "/v1/models", "What is served, under each of its names, and its state."),
         Operation("get", "/v1/models/{model_id}", "One model; slashes in the id are fine."),
         Operation("post", "/v1/models/{model_id}/load", "Load a model, with an operator's key."),
@@ -98,6 +106,7 @@ REFERENCE = Reference(
             OPTIONS_UNSUPPORTED
         ),
         "Other servers' words, refused in embeddings": OTHER_WAYS,
+        "Other servers' words, refused in rankings": OTHER_RANKINGS,
     },
 )
 TYPES: dict[type[ApiError], str] = {
@@ -123,6 +132,7 @@ class OpenAI(Dialect):
         return [
             *answer_routes(backend),
             *embedding_routes(backend),
+            *rerank_routes(backend),
             *model_routes(backend),
             *token_routes(backend),
         ]

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Raw
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from maestrale.api.answering import Serving, answering
@@ -30,10 +28,9 @@ from maestrale.chat.answer import Answer
 from maestrale.chat.options import PROMPT, Inputs, Options
 from maestrale.chat.reader import Piece
 from maestrale.chat.service import ChatService
-from maestrale.errors import InvalidRequest, Location, NotFound, Sent, UnsupportedParameter
+from maestrale.errors import InvalidRequest, Location, Sent, UnsupportedParameter
 
 MAX_INPUTS = 2048  # of one request, as OpenAI's
-RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
 
 # Other servers' ways to make an embedding another one.
 OTHER_WAYS = {
@@ -80,20 +77,9 @@ class EmbeddingRequest(_Foreign, kw_only=True):
 
 
 def embedding_routes(backend: Backend) -> list[Route]:
-    """POST /v1/embeddings; and what asks for a ranking is told that there is none."""
+    """POST /v1/embeddings."""
     endpoint = answering(backend, EmbeddingRequest, read_embedding)
-
-    async def rerank(request: Request) -> Response:
-        raise NotFound(
-            "Reranking isn't served. Make embeddings of the query and of the documents "
-            "(/v1/embeddings) and compare these.",
-            code="not_supported",
-        )
-
-    return [
-        *(Route(f"{root}/embeddings", endpoint, methods=["POST"]) for root in ROOTS),
-        *(Route(path, rerank, methods=["POST"]) for path in RERANK_PATHS),
-    ]
+    return [Route(f"{root}/embeddings", endpoint, methods=["POST"]) for root in ROOTS]
 
 
 def read_embedding(body: EmbeddingRequest, serving: Serving) -> AnswerRequest:
@@ -146,7 +132,27 @@ def read_inputs(given: str | list[Any]) -> list[str | list[int]]:
     return given
 
 
-class EmbeddingSpelling:
+class NotStreamed:
+    """The part of a Spelling that is for streams, of what has none."""
+
+    def opening(self) -> bytes:
+        """There are no streams."""
+        return b""
+
+    def event(self, piece: Piece, *, is_last: bool) -> bytes:
+        """There are no streams."""
+        return b""
+
+    def closing(self) -> bytes:
+        """There are no streams."""
+        return b""
+
+    def failure(self, body: bytes) -> bytes:
+        """There are no streams."""
+        return b""
+
+
+class EmbeddingSpelling(NotStreamed):
     """Spells embeddings as OpenAI's list; Mistral's client wants an id, too."""
 
     def __init__(
@@ -177,19 +183,3 @@ class EmbeddingSpelling:
         if self._as_base64:
             return base64.b64encode(raw).decode()
         return struct.unpack(f"<{len(raw) // 4}f", raw)
-
-    def opening(self) -> bytes:
-        """There are no streams of embeddings."""
-        return b""
-
-    def event(self, piece: Piece, *, is_last: bool) -> bytes:
-        """There are no streams of embeddings."""
-        return b""
-
-    def closing(self) -> bytes:
-        """There are no streams of embeddings."""
-        return b""
-
-    def failure(self, body: bytes) -> bytes:
-        """There are no streams of embeddings."""
-        return b""

@@ -35,9 +35,12 @@ from maestrale.api.openai.tools import read_tools
 from maestrale.chat.options import Conversation
 from maestrale.chat.service import ChatService
 from maestrale.chat.thinking import VARIABLES, check_variables
+from maestrale.engines.base import Task
 from maestrale.errors import InvalidRequest, Sent
 
 ROOTS = ("/v1", "")  # some clients' base has no /v1
+# An engine's word for what a model is served for: the one of --task.
+TASKS: dict[Task, str] = {"generate": "chat", "embed": "embed", "rerank": "rerank"}
 
 
 def answer_routes(backend: Backend) -> list[Route]:
@@ -137,7 +140,7 @@ def _abilities(deployment: Deployment, service: ChatService) -> dict[str, Any]:
             "fine_tuning": False,
             "vision": False,
         },
-        "task": "chat" if chats else "embed",
+        "task": TASKS[service.info.task],
         # Ours: how the model writes calls; generic where its prompts know no tools.
         "tool_call_format": None if form is None else form.name,
     }

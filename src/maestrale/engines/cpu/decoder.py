@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maestrale.engines.cpu.architectures import DescribedModel
+from maestrale.engines.cpu.architectures.classifier import Classifier
 from maestrale.engines.cpu.library import (
     ACTIVATIONS,
     ERROR_SIZE,
@@ -31,7 +32,7 @@ from maestrale.engines.cpu.library import (
 from maestrale.engines.cpu.model_files import open_model
 from maestrale.engines.cpu.spec import DecoderSpec
 from maestrale.engines.cpu.weights.packing import Packer
-from maestrale.engines.cpu.weights.roles import LayerRoles
+from maestrale.engines.cpu.weights.roles import LayerRoles, Vector
 from maestrale.errors import EngineError
 
 LoadProgress = Callable[[float], None]
@@ -85,6 +86,8 @@ class Decoder:
         self._logits = np.empty((0, self.spec.vocab), np.float32)
         self._hidden = np.empty((0, self.spec.hidden), np.float32)
         self._kept: list[Any] = []  # what the kernel has pointers to
+        # A reranker's rows, their biases, and of two rows which is for yes.
+        self.classifier: tuple[NDArray[np.float32], NDArray[np.float32], int] | None = None
         number = library.level("scalar" if exact and level is None else level)
         self._number = number
         self.level = str(library.mst_level_name(number).decode())
@@ -147,6 +150,10 @@ class Decoder:
             raise EngineError(f"A step can't be computed: {error.value.decode()}")
         return self._logits[:rows], self._hidden[:hidden_rows]
 
+    def logits_row(self, token: int) -> NDArray[np.float32]:
+        """What the hidden row is multiplied with for a token's logit, [hidden]."""
+        return self._unpacked(self._logits_matrix, token, 1)[0]
+
     def enlarge_pages(self, size: int) -> int:
         """Put so many bytes of weights, or a few more, into large pages, where the system was too
         slow with these for a start; returns how many bytes are left.
@@ -200,12 +207,37 @@ class Decoder:
         model.layer = layers
         model.embedding = embedding
         model.logits = embedding if roles.logits is None else packed(roles.logits)
+        self._logits_matrix = int(model.logits)
         model.final_norm = self._floats(self._packer.vector(roles.final_norm))
+        if described.classifier is not None:
+            self.classifier = self._classifier(described.classifier)
         if roles.logits_bias is not None:
             model.logits_bias = self._floats(self._packer.vector(roles.logits_bias))
         self._tables(model)
         self._kept += [layers, model]
         return model
+
+    def _classifier(
+        self, found: Classifier
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+        """Its values are those of the file, as few as they are: not rounded to 8 bits."""
+        rows, size = found.weight, found.weight.rows * found.weight.columns
+        if self._packer.is_plain(rows.tensor):
+            weight = self._packer.vector(Vector(rows.tensor, size)).reshape(rows.rows, -1)
+        else:
+            weight = self._unpacked(self._packer.matrix(rows), 0, rows.rows)
+        bias = np.zeros(rows.rows, np.float32)
+        if found.bias is not None:
+            bias = self._packer.vector(found.bias)
+        self._kept += [weight, bias]
+        return weight, bias, found.yes
+
+    def _unpacked(self, matrix: int, first: int, rows: int) -> NDArray[np.float32]:
+        """Rows of a packed matrix of `hidden` columns."""
+        out = np.empty((rows, self.spec.hidden), np.float32)
+        status = self._library.mst_matrix_unpack(matrix, first, rows, out.ctypes.data_as(floats))
+        assert status >= 0
+        return out
 
     def _fill(
         self, struct: LayerStruct, number: int, layer: LayerRoles, packed: Callable[[Any], int]

@@ -40,13 +40,14 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.constraint import TokenConstraint, compile_constraint
 from maestrale.engines.cpu.decoder import Decoder
-from maestrale.engines.cpu.forecast import DEFAULT_MAX_NUM_SEQS, features_of
+from maestrale.engines.cpu.forecast import DEFAULT_MAX_NUM_SEQS, embedding_size, features_of
 from maestrale.engines.cpu.generation import Generation
 from maestrale.engines.cpu.kv_cache import BLOCK_SIZE
 from maestrale.engines.cpu.load import OPTIONS, fitting, load, weights_of
 from maestrale.engines.cpu.model_files import spec_of
 from maestrale.engines.cpu.prompt_lookup import PromptLookup
 from maestrale.engines.cpu.scheduler import Scheduler
+from maestrale.engines.cpu.scoring import Scorer, check_reranker, scorer_of
 from maestrale.engines.cpu.sequence import Chunk
 from maestrale.engines.cpu.step import step_input
 from maestrale.engines.cpu.tuning import chosen
@@ -84,6 +85,7 @@ class CPUEngine:
         self._closing = False
         self._task: Task
         self._pooling: Pooling
+        self._scorer: Scorer | None = None
         self._vocabulary: Vocabulary
         self._decoder: Decoder
         self._scheduler: Scheduler
@@ -126,13 +128,17 @@ class CPUEngine:
         prepared = load_prepared(Path(config.model_dir))
         self._task, self._pooling = task_of(config, prepared), pooling_of(prepared)
         self._vocabulary = load_vocabulary(Path(config.model_dir))
-        size = fitting(config, spec_of(weights_of(config)))
+        spec = spec_of(weights_of(config))
+        check_reranker(self._task, spec, prepared, self._vocabulary)
+        size = fitting(config, spec)
         self._decoder = load(config, threads=self._choice.threads, context=size.max_model_len)
         if self._decoder.vocab_size != len(self._vocabulary):
             raise ModelError(
                 f"The model has {self._decoder.vocab_size} logits, its tokenizer "
                 f"{len(self._vocabulary)} tokens: they don't belong together."
             )
+        if self._task == "rerank":
+            self._scorer = scorer_of(self._decoder, prepared, self._vocabulary)
         self._decoder.open_cache(size.blocks)
         if not config.deterministic:
             logger.info("--no-deterministic changes nothing: this engine gains no speed by it.")
@@ -164,7 +170,7 @@ class CPUEngine:
             kv_block_tokens=BLOCK_SIZE,
             step_seconds=self._decoder.step_seconds(self._choice.step_tokens),
             task=self._task,
-            embedding_size=self._decoder.spec.hidden,
+            embedding_size=embedding_size(self._task, self._decoder.spec),
         )
 
     def _fingerprint(self) -> str:
@@ -245,6 +251,7 @@ class CPUEngine:
             self._vocabulary.eos_token_ids,
             PromptLookup(),
             self._pooling,
+            self._scorer,
         )
         self._active.add(generation)
         self._drained.clear()

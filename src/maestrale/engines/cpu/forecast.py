@@ -7,15 +7,18 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from maestrale import __version__
-from maestrale.engines.base import EngineConfig, EngineInfo, Feature, Forecast
+from maestrale.engines.base import EngineConfig, EngineInfo, Feature, Forecast, Task
 from maestrale.engines.cpu.load import weights_of
 from maestrale.engines.cpu.memory import block_bytes, weight_bytes
 from maestrale.engines.cpu.model_files import spec_of
 from maestrale.engines.cpu.scheduler import most_running
+from maestrale.engines.cpu.scoring import check_reranker
+from maestrale.engines.cpu.spec import DecoderSpec
 from maestrale.engines.cpu.tuning import chosen
 from maestrale.engines.task import task_of
 from maestrale.models.fit_cpu import BLOCK, PROCESSES, cache_size
 from maestrale.models.prepared import load_prepared
+from maestrale.models.vocabulary import load_vocabulary
 
 DEFAULT_MAX_NUM_SEQS = 64
 
@@ -29,6 +32,11 @@ def features_of(config: EngineConfig) -> frozenset[Feature]:
     return frozenset(features)
 
 
+def embedding_size(task: Task, spec: DecoderSpec) -> int:
+    """The numbers of an embedding: of a reranker's one, its score."""
+    return 1 if task == "rerank" else spec.hidden
+
+
 def forecast(config: EngineConfig, memory: int) -> Forecast:
     """The engine of this `config` that takes up to `memory` bytes, its process included.
 
@@ -36,7 +44,11 @@ def forecast(config: EngineConfig, memory: int) -> Forecast:
 
     Raises: ModelError, EngineError where it doesn't fit.
     """
-    spec, prepared = spec_of(weights_of(config)), load_prepared(Path(config.model_dir))
+    folder = Path(config.model_dir)
+    spec, prepared = spec_of(weights_of(config)), load_prepared(folder)
+    task = task_of(config, prepared)
+    if task == "rerank":
+        check_reranker(task, spec, prepared, load_vocabulary(folder))
     weights, block = weight_bytes(spec), block_bytes(spec)
     size = cache_size(
         context=prepared.context_length,
@@ -57,8 +69,8 @@ def forecast(config: EngineConfig, memory: int) -> Forecast:
         max_num_batched_tokens=step_tokens,
         features=features_of(config),
         kv_block_tokens=BLOCK,
-        task=task_of(config, prepared),
-        embedding_size=spec.hidden,
+        task=task,
+        embedding_size=embedding_size(task, spec),
     )
     cache = size.blocks * block
     fixed = replace(config, kv_cache_bytes=cache, max_model_len=size.max_model_len)

@@ -19,6 +19,7 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.constraint import TokenConstraint
 from maestrale.engines.cpu.prompt_lookup import PromptLookup
+from maestrale.engines.cpu.scoring import Scorer
 from maestrale.engines.cpu.sequence import ScheduledSequence
 from maestrale.engines.mailbox import Mailbox
 from maestrale.models.pooling import Pooling
@@ -34,7 +35,9 @@ class Generation(ScheduledSequence):
         eos_token_ids: tuple[int, ...],
         lookup: PromptLookup,
         pooling: Pooling = "last",
+        scorer: Scorer | None = None,
     ) -> None:
+        """`scorer`: of a reranker, whose embedding is a score."""
         super().__init__(
             tokens=list(request.prompt),
             prompt_length=len(request.prompt),
@@ -45,6 +48,7 @@ class Generation(ScheduledSequence):
         self.mailbox = Mailbox()  # touched on the event loop only
         self.embeds = request.embed
         self.scoring = request.prompt_logprobs is not None or (self.embeds and pooling == "mean")
+        self._scorer = scorer
         self._sum: NDArray[np.float64] | None = None  # of the hidden rows so far
         self._prompt_logprobs: list[TokenLogprob] = []
         self._constraint = constraint
@@ -85,9 +89,12 @@ class Generation(ScheduledSequence):
             self.scored += len(rows)
 
     def embedding(self, row: NDArray[np.float32]) -> TokenDelta:
-        """The end of an embedding, with the last token's hidden row [hidden]."""
+        """The end of an embedding, or a score, with the last token's hidden row [hidden]."""
         pooled = row
-        if self.scoring:
+        if self._scorer is not None:
+            with self._counted(0):
+                pooled = np.array([self._scorer(row)], np.float32)
+        elif self.scoring:
             self.pool(row[np.newaxis])
             assert self._sum is not None
             pooled = (self._sum / self.prompt_length).astype(np.float32)

@@ -110,7 +110,10 @@ class ScriptedSequence:
         vocabulary: Vocabulary,
         script: Script,
         max_model_len: int,
+        *,
+        ranks: bool = False,
     ) -> None:
+        """`ranks`: what it embeds is a score."""
         self.request = request
         self.mailbox = Mailbox()
         self.generated: list[int] = []
@@ -119,6 +122,7 @@ class ScriptedSequence:
         self.waited = 0.0  # seconds until it was let in
         self._vocabulary = vocabulary
         self._script = script
+        self._ranks = ranks
         self._limit = min(request.max_tokens, max_model_len - len(request.prompt))
         seed = request.seed if request.sampling.temperature > 0 else 0
         self._key = digest(f"{request.prompt}{seed}{request.sampling.temperature}{script.salt}")
@@ -212,7 +216,9 @@ class ScriptedSequence:
         return "length" if len(self.generated) >= self._limit else None
 
     def _embedding(self) -> bytes:
-        """Numbers of either sign that depend on the prompt alone."""
+        """Numbers of either sign that depend on the prompt alone; of a reranker's a score."""
+        if self._ranks:
+            return struct.pack("<f", self._draw(0, 2000) % 10_001 / 10_000)
         drawn = (self._draw(place, 2000) % 2001 - 1000 for place in range(EMBEDDING_SIZE))
         return struct.pack(f"<{EMBEDDING_SIZE}f", *(number / 1000 for number in drawn))
 

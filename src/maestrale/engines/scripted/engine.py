@@ -160,7 +160,10 @@ class ScriptedEngine:
             )
         if self._options.get("refuse_on_prompt", "") in [str(token) for token in request.prompt]:
             raise EngineError("The script refuses this prompt.")
-        sequence = ScriptedSequence(request, self._vocabulary, self._script, info.max_model_len)
+        sequence = ScriptedSequence(
+            *(request, self._vocabulary, self._script, info.max_model_len),
+            ranks=info.task == "rerank",
+        )
         self._waiting.append(sequence)
         self._drained.clear()
         self._wake.set()

@@ -17,7 +17,7 @@ MAX_NUM_SEQS = 64
 
 def foreseen_info(config: EngineConfig, vocab_size: int) -> EngineInfo:
     """What an engine of this config is, but for its fingerprint. Raises: ModelError."""
-    task: Task = "embed" if config.task == "embed" else "generate"
+    task: Task = "generate" if config.task == "auto" else config.task
     context = 4096
     if config.model_dir:
         prepared = load_prepared(Path(config.model_dir))
@@ -33,7 +33,7 @@ def foreseen_info(config: EngineConfig, vocab_size: int) -> EngineInfo:
         max_num_seqs=config.max_num_seqs or MAX_NUM_SEQS,
         features=frozenset(get_args(Feature)) - {"prefix_cache"},
         task=task,
-        embedding_size=EMBEDDING_SIZE,
+        embedding_size=1 if task == "rerank" else EMBEDDING_SIZE,
     )
 
 

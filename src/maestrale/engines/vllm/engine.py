@@ -113,6 +113,11 @@ class VLLMEngine:
         if cpu:
             prepare_environment(self._sockets, config.threads or available_cores())
         task = task_of(config, prepared)
+        if task == "rerank":
+            raise ModelError(
+                f"{prepared.name} is to rerank, which the vllm engine doesn't do here. Serve it "
+                "with --engine cpu, or with 'vllm serve' itself."
+            )
         arguments = engine_arguments(config, prepared, cpu=cpu, embeds=task == "embed")
         capability = None if cpu else current_platform.get_device_capability()
         invariant = bool(

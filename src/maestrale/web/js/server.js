@@ -17,7 +17,7 @@ export async function meet() {
   $("#server-notice").hidden = true;
   try {
     const { data } = await (await call("v1/models")).json();
-    offer(data.filter((each) => each.id === each.root && each.task !== "embed"), data[0]);
+    offer(data.filter((each) => each.id === each.root && (each.task ?? "chat") === "chat"), data[0]);
     $("#key-open").hidden = !hasKey();
     $("#docs").hidden = hasKey(); // a page opened by a link can't bring a key
   } catch (failure) {

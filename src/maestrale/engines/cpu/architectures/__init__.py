@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, fields, replace
 
 from maestrale.engines.cpu.architectures import config, gguf
+from maestrale.engines.cpu.architectures.classifier import Classifier, find_classifier
 from maestrale.engines.cpu.architectures.family import Family, Form
 from maestrale.engines.cpu.architectures.gemma import GEMMA2, GEMMA3
 from maestrale.engines.cpu.architectures.gpt_oss import GPT_OSS
@@ -46,11 +47,15 @@ _FOLDER = {name: family.folder for family in FAMILIES for name in family.folder.
 
 @dataclass(frozen=True)
 class DescribedModel:
-    """A model that can be loaded: what it computes, and where its weights lie."""
+    """A model that can be loaded: what it computes, and where its weights lie.
+
+    `classifier`: of a reranker.
+    """
 
     spec: DecoderSpec
     roles: Roles
     source: WeightSource
+    classifier: Classifier | None = None
 
 
 def form_of(kind: str, architecture: str, where: str) -> Form:
@@ -75,6 +80,7 @@ def describe(source: WeightSource) -> DescribedModel:
     _check(source, spec)
     naming = form.naming(source, spec)
     roles = find_roles(source, spec, naming)
+    classifier = find_classifier(source, spec)
     common = gguf.HARMLESS if source.kind == "gguf" else config.harmless(source.keys)
     source.keys.refuse_unread(common | form.harmless)
     left = left_over(source, naming)
@@ -91,7 +97,7 @@ def describe(source: WeightSource) -> DescribedModel:
         vector_elements=sum(vector.size for vector in roles.vectors()),
         notes=tuple(source.notes),
     )
-    return DescribedModel(complete, roles, source)
+    return DescribedModel(complete, roles, source, classifier)
 
 
 def _check(source: WeightSource, spec: DecoderSpec) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from maestrale.engines.cpu.architectures import rope
+from maestrale.engines.cpu.architectures.classifier import RANK
 from maestrale.engines.cpu.keys import MAX_LAYERS, Keys
 from maestrale.engines.cpu.spec import DecoderSpec, Experts, Rope
 from maestrale.engines.cpu.weights.source import WeightSource
@@ -29,7 +30,7 @@ _NEUTRAL = {
     "expert_shared_feed_forward_length": (0,),
     "leading_dense_block_count": (0,),
     "nextn_predict_layers": (0,),
-    "pooling_type": (0, 1, 3),  # models/pooling.py
+    "pooling_type": (0, 1, 3, RANK),  # models/pooling.py
     "rope.scaling.yarn_ext_factor": (-1.0, 1.0),
     "use_parallel_residual": (False,),
 }

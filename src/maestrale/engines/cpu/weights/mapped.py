@@ -40,6 +40,10 @@ class MappedTensors:
             )
         return np.frombuffer(data, np.uint8, tensor.size, tensor.offset)
 
+    def is_plain(self, tensor: TensorInfo) -> bool:
+        """Whether `values` reads a tensor's type."""
+        return tensor.type in ("F32", "F16", "BF16")
+
     def values(self, tensor: TensorInfo) -> NDArray[np.float32]:
         """The values of a small tensor that isn't quantised, in its shape. Raises: ModelError."""
         raw = self.bytes_of(tensor)

@@ -61,6 +61,10 @@ class Packer:
         self._say_rounded(kind)
         return int(handle)
 
+    def is_plain(self, tensor: str) -> bool:
+        """Whether a tensor isn't quantised, so that it can be had as a vector."""
+        return self._mapped.is_plain(self._mapped.tensors[tensor])
+
     def vector(self, vector: Vector) -> NDArray[np.float32]:
         """The values of a vector. Raises: ModelError for such as no model has."""
         tensor = self._mapped.tensors[vector.tensor]
