@@ -56,6 +56,15 @@ def test_they_agree_that_a_server_of_embeddings_alone_is_not_at_fault(tmp_path: 
     assert ("As base64", "it holds the same numbers, as 32-bit floats", 0) in theirs
 
 
+def test_they_agree_that_a_reranker_alone_is_not_at_fault(tmp_path: Path) -> None:
+    with fake_chat_server(ranks=True) as fake:
+        code, theirs, printed = run_newman(COLLECTION, ENVIRONMENT, tmp_path, baseUrl=fake.url)
+        ours = verify(fake.url, "--json")
+    assert findings_of(ours.report) == theirs, printed
+    assert code == ours.code == 0
+    assert ("Documents, the best first", "each document once, the best first", 0) in theirs
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_they_agree_on_a_server_made_bad_on_purpose(tmp_path: Path, fault: str) -> None:
     code, states = agree(tmp_path, fault)
@@ -69,4 +78,5 @@ def test_newman_passes_on_our_server(server: Server, tmp_path: Path) -> None:
     code, found, printed = run_newman(COLLECTION, ENVIRONMENT, tmp_path, baseUrl=server.url)
     assert code == 0, printed
     skipped = {key[0] for key, state in found.items() if state == "skipped"}
-    assert skipped == {"A wrong key", "An embedding", "Between two texts"}
+    of_others = {"An embedding", "Documents, the best first", "Between two texts"}
+    assert skipped == {"A wrong key", *of_others}

@@ -23,7 +23,7 @@ def test_our_server_passes(server: Server, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     done = verify(server.url, "--json", "--report", str(report))
     assert done.code == 0, done.err
-    of_others = {"An embedding", "Between two texts"}
+    of_others = {"An embedding", "Documents, the best first", "Between two texts"}
     assert done.skipped() == {"A wrong key", *of_others}, "what needs a key, or another model"
     streams = [one for one in done.report["requests"] if one["folder"] == "Streaming"]
     assert all(one["first_token"] > 0 for one in streams)
@@ -44,6 +44,8 @@ def test_a_server_of_embeddings_alone_passes_and_what_asks_for_answers_is_skippe
     (said,) = requests.pop("Does it chat, too?")["assertions"]
     assert said["skipped"]
     assert "embeddings only" in said["name"]
+    (unranked,) = requests.pop("Documents, the best first")["assertions"]
+    assert unranked["skipped"]
     assert all(one["skipped"] for one in requests.values())
 
 

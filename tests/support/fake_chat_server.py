@@ -58,6 +58,7 @@ _ANSWERS = (
 _GIBBERISH = "Zxq vrrm plokt uhgw ::) qwrtz {{ 你好 मुझे krrp ñandú ztk §§ фыва brmpf glrk xx zz qq"
 
 FAULTS_OF_EMBEDDINGS = ("unordered",)
+FAULTS_OF_RANKINGS = ("unsorted",)
 FAULTS = (
     "usage",
     "finish_reason",
@@ -89,14 +90,18 @@ class FakeServer:
 
 @contextlib.contextmanager
 def fake_chat_server(
-    *faults: str, key: str | None = None, messages: bool = True, embeds: bool = False
+    *faults: str,
+    key: str | None = None,
+    messages: bool = True,
+    embeds: bool = False,
+    ranks: bool = False,
 ) -> Iterator[FakeServer]:
     """Serve until the block ends. With `key`, every route under /v1 asks for it.
 
     `messages`: it has Anthropic's Messages API, too. `embeds`: it makes embeddings, and nothing
-    else.
+    else; `ranks`: it ranks documents, and nothing else.
     """
-    unknown = set(faults) - {*FAULTS, *FAULTS_OF_EMBEDDINGS}
+    unknown = set(faults) - {*FAULTS, *FAULTS_OF_EMBEDDINGS, *FAULTS_OF_RANKINGS}
     if unknown:
         raise ValueError(f"no such fault: {unknown}")
     fake = FakeServer("")
@@ -106,6 +111,7 @@ def fake_chat_server(
         server_key = key
         has_messages = messages
         embeds_only = embeds
+        ranks_only = ranks
         record = fake
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -132,6 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_key: str | None
     has_messages: bool
     embeds_only: bool
+    ranks_only: bool
     record: FakeServer
     protocol_version = "HTTP/1.1"
 
@@ -157,8 +164,11 @@ class _Handler(BaseHTTPRequestHandler):
             if self.embeds_only and self.path == "/v1/embeddings":
                 self._embed(json.loads(raw))
                 return
-            gone = ("/v1/responses", "/v1/embeddings", "/v1/fim/")
-            if self.embeds_only or self.path.startswith(gone):
+            if self.ranks_only and self.path == "/v1/rerank":
+                self._rank(json.loads(raw))
+                return
+            gone = ("/v1/responses", "/v1/embeddings", "/v1/rerank", "/v1/fim/")
+            if self.embeds_only or self.ranks_only or self.path.startswith(gone):
                 raise _Refused(404, "there is no such route", "not_found")
             if "server error" in self.server_faults:
                 raise _Refused(500, "it broke", "internal_error")
@@ -225,6 +235,19 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         usage = {"prompt_tokens": 7, "total_tokens": 7}
         self._send(200, {"object": "list", "model": MODEL, "data": data, "usage": usage})
+
+    def _rank(self, asked: dict[str, Any]) -> None:
+        if "query" not in asked:
+            raise _Refused(400, "'query' is required", "missing_field", "query")
+        texts = asked["documents"]
+        scored = [(sum(word in text for word in asked["query"].split()), text) for text in texts]
+        results = [
+            {"index": index, "relevance_score": score / 9, "document": {"text": text}}
+            for index, (score, text) in enumerate(scored)
+        ]
+        if "unsorted" not in self.server_faults:
+            results.sort(key=lambda each: each["relevance_score"], reverse=True)
+        self._send(200, {"model": MODEL, "results": results[: asked.get("top_n")]})
 
     def _answer_message(self, asked: dict[str, Any]) -> None:
         if self.path.endswith("/count_tokens"):

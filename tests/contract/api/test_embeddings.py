@@ -231,14 +231,6 @@ async def test_the_card_says_the_task() -> None:
             assert card["capabilities"]["completion_chat"] == (task == "chat")
 
 
-async def test_a_ranking_is_refused_by_name() -> None:
-    async with api(task="embed") as server:
-        body = {"model": MODEL, "query": "a", "documents": ["b"]}
-        for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
-            error = check_error(await server.client.post(path, json=body), 404)
-            assert "Reranking" in error["message"]
-
-
 async def test_metrics_count_embeddings() -> None:
     async with api(task="embed") as server:
         await vectors(server, input=["abc", "de"])

@@ -59,6 +59,7 @@ def test_the_bundled_collection_has_the_folders_and_examples_that_it_promises() 
     assert [folder["name"] for folder in data["item"]] == [
         "Is it up",
         "Embeddings",
+        "Rerank",
         "Simple questions",
         "Summarise an article, then ask about it",
         "JSON only",

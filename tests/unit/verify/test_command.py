@@ -50,8 +50,8 @@ def test_a_good_server_passes() -> None:
         code, out, _ = verify(fake.url)
     assert code == 0, out
     last = out.strip().splitlines()[-1]
-    assert last.startswith("PASS: 46 requests, ")
-    assert "17 skipped" in last  # two of them for want of a key
+    assert last.startswith("PASS: 50 requests, ")
+    assert "21 skipped" in last  # two of them for want of a key
     assert "Responses" in out
     follow_up = next(one for one in fake.seen if "build their houses" in str(one["messages"][-1]))
     roles = [one["role"] for one in follow_up["messages"]]
@@ -63,7 +63,7 @@ def test_a_server_that_makes_embeddings_alone() -> None:
     with fake_chat_server(embeds=True) as fake:
         code, out, _ = verify(fake.url)
     assert code == 0, out
-    assert out.strip().splitlines()[-1].startswith("PASS: 46 requests, ")
+    assert out.strip().splitlines()[-1].startswith("PASS: 50 requests, ")
     assert "this server makes embeddings only" in " ".join(out.split())
     assert "Embeddings / Several at once: status 200" in out
     assert "Simple questions / The capital of France: status -" in out
@@ -71,6 +71,20 @@ def test_a_server_that_makes_embeddings_alone() -> None:
         code, out, _ = verify(fake.url)
     assert code == 1
     assert "✗ Embeddings / Several at once" in out
+
+
+def test_a_server_that_reranks_alone() -> None:
+    with fake_chat_server(ranks=True) as fake:
+        code, out, _ = verify(fake.url)
+    assert code == 0, out
+    assert out.strip().splitlines()[-1].startswith("PASS: 50 requests, ")
+    assert "this server ranks documents only" in " ".join(out.split())
+    assert "Rerank / The best two, with their texts: status 200" in out
+    assert "Simple questions / The capital of France: status -" in out
+    with fake_chat_server("unsorted", ranks=True) as fake:
+        code, out, _ = verify(fake.url)
+    assert code == 1
+    assert "✗ Rerank / Documents, the best first" in out
 
 
 @pytest.mark.slow
