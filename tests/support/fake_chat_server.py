@@ -241,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(400, "'query' is required", "missing_field", "query")
         texts = asked["documents"]
         scored = [(sum(word in text for word in asked["query"].split()), text) for text in texts]
-        results = [
+        results: list[dict[str, Any]] = [
             {"index": index, "relevance_score": score / 9, "document": {"text": text}}
             for index, (score, text) in enumerate(scored)
         ]

@@ -197,7 +197,7 @@ async def test_other_models_methods_types_and_sizes_are_refused() -> None:
 
 async def test_a_full_queue_refuses_and_the_admitted_end() -> None:
     async with api(make_settings(max_waiting=2), task="rerank", max_num_seqs=2) as server:
-        many = {"documents": ["a" * 500] * 40}
+        many: dict[str, Any] = {"documents": ["a" * 500] * 40}
         answers = await asyncio.gather(*(post(server, **many) for _ in range(20)))
         refused = [answer for answer in answers if answer.status_code != 200]
         assert 0 < len(refused) < 20

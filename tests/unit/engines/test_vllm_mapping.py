@@ -5,6 +5,8 @@ What vLLM makes of them is tested with vLLM: scripts/test-vllm.
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +20,11 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.registry import build_engine
 from maestrale.engines.vllm.arguments import engine_arguments
+from maestrale.engines.vllm.engine import VLLMEngine
 from maestrale.engines.vllm.environment import actor_environment
 from maestrale.engines.vllm.parameters import FORCED, sampling_parameters
-from maestrale.errors import EngineError
-from maestrale.models.prepared import PreparedModel
+from maestrale.errors import EngineError, ModelError
+from maestrale.models.prepared import PreparedModel, save_prepared
 
 EOS = (2, 7)
 
@@ -192,3 +195,26 @@ def test_actors_on_other_nodes_get_what_must_hold_there_and_no_folder_of_this_on
     assert given["HF_HUB_OFFLINE"] == "1"
     assert given["VLLM_RPC_BASE_PATH"] == "/tmp"
     assert "VLLM_BATCH_INVARIANT" not in actor_environment(invariant=False)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "task"), [("rank", "auto"), ("rank", "rerank"), (None, "rerank")]
+)
+def test_reranking_is_refused_by_name(
+    pooling: Any, task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maestrale.engines.vllm.engine.require_vllm", lambda: None)
+    (tmp_path / "model.safetensors").touch()
+    model = PreparedModel(
+        name="reranker",
+        context_length=64,
+        vocab_size=8,
+        eos_token_ids=(1,),
+        tokenizer_kind="hf",
+        tokenizer_file="tokenizer.json",
+        pooling=pooling,
+    )
+    save_prepared(model, tmp_path)
+    engine = VLLMEngine(EngineConfig(engine="vllm", model_dir=str(tmp_path), task=task))
+    with pytest.raises(ModelError, match=r"reranker is to rerank.*--engine cpu"):
+        asyncio.run(engine.start())

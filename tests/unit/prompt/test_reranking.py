@@ -97,7 +97,7 @@ def test_what_never_fits_is_refused_in_time(tmp_path: Path) -> None:
 
 
 def test_a_template_of_jinja_in_a_reranker_is_refused_at_the_start(tmp_path: Path) -> None:
-    jinja = {"tokenizer.chat_template.rerank": "{{ query }}"}
+    jinja: dict[str, Any] = {"tokenizer.chat_template.rerank": "{{ query }}"}
     with pytest.raises(ModelError, match=r"tokenizer\.chat_template\.rerank"):
         encoder_for(
             prepare(

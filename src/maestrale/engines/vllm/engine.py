@@ -104,6 +104,12 @@ class VLLMEngine:
                 f"{prepared.name} has no safetensors, which vLLM needs. Give a folder in Hugging "
                 "Face's format, or leave --engine vllm out."
             )
+        task = task_of(config, prepared)
+        if task == "rerank":
+            raise ModelError(
+                f"{prepared.name} is to rerank, which the vllm engine doesn't do here. Serve it "
+                "with --engine cpu, or with 'vllm serve' itself."
+            )
         self._vocabulary = load_vocabulary(folder)
         self._sockets = private_folder("maestrale-vllm")
         prepare_environment(self._sockets, config.threads)
@@ -112,12 +118,6 @@ class VLLMEngine:
         cpu = bool(current_platform.is_cpu())
         if cpu:
             prepare_environment(self._sockets, config.threads or available_cores())
-        task = task_of(config, prepared)
-        if task == "rerank":
-            raise ModelError(
-                f"{prepared.name} is to rerank, which the vllm engine doesn't do here. Serve it "
-                "with --engine cpu, or with 'vllm serve' itself."
-            )
         arguments = engine_arguments(config, prepared, cpu=cpu, embeds=task == "embed")
         capability = None if cpu else current_platform.get_device_capability()
         invariant = bool(

@@ -55,7 +55,7 @@ def test_scores_are_those_of_transformers(kernel: Path, kind: str, tmp_path: Pat
     try:
         decoder.open_cache(2)
         some = [0, 7, len(tokens) - 1]
-        lists = (tokens, [0], [0, len(tokens)], [0, 1], [0, 2], [], some)
+        lists: tuple[list[int], ...] = (tokens, [0], [0, len(tokens)], [0, 1], [0, 2], [], some)
         _, rows = decoder.step_both(Batch(*(np.array(each, np.int32) for each in lists)))
         score = scorer_of(decoder, prepared, vocabulary)
         found = [score(row) for row in rows]
