@@ -23,6 +23,7 @@ from tiny_models import VOCAB, write_safetensors
 NAME = "qwen3"
 YES, NO = 260, 261
 MARKS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+PLACE, SCORE = "1_LogitScore", "cross_encoder.modules.logit_score.LogitScore"
 EOS = 256 + MARKS.index("<|im_end|>")
 TEMPLATE = "<|im_start|>{query}\n{document}<|im_end|>"
 
@@ -43,6 +44,20 @@ def write_original(folder: Path) -> Path:
     """As Qwen3-Reranker is published: a chat model."""
     model = golden.model(NAME)
     return _write_folder(folder, model.weights(), model.config)
+
+
+def write_scored(folder: Path, **changed: Any) -> Path:
+    """As the original with sentence-transformers' files, which say what its score is made of."""
+    write_original(folder)
+    kinds = {"": "base.modules.transformer.Transformer", PLACE: SCORE}
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}
+        for index, (path, kind) in enumerate(kinds.items())
+    ]
+    _write(folder / "modules.json", modules)
+    (folder / PLACE).mkdir()
+    _write(folder / PLACE / "config.json", {"true_token_id": YES, "false_token_id": NO, **changed})
+    return folder
 
 
 def write_classifier(folder: Path, labels: tuple[str, ...] = ("LABEL_0",), **config: Any) -> Path:

@@ -19,7 +19,7 @@ def task_of(config: EngineConfig, prepared: PreparedModel) -> Task:
     if pooling == "rank":
         if asked not in ("auto", "rerank"):
             raise ModelError(
-                f"{prepared.name} is a reranker: it scores documents, and that is all it can do. "
+                f"{prepared.name} is a reranker by its own files, and is served for that alone. "
                 "Leave out --task, or take the model it was made from."
             )
         return "rerank"

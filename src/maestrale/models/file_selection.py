@@ -19,6 +19,7 @@ _SMALL = (
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
     "vocab.json", "merges.txt", "tokenizer.model", "tokenizer.model.v*", "tekken.json",
     "additional_chat_templates/*.jinja", "modules.json", "*_Pooling/config.json",
+    "*_LogitScore/config.json",
 )  # fmt: skip
 _SAFETENSORS_BESIDE = ("*.safetensors.index.json", "params.json", "preprocessor_config.json",
                        "processor_config.json", "quant*_config.json")  # fmt: skip

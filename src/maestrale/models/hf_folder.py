@@ -66,7 +66,8 @@ def files_of(folder: Path) -> list[str]:
     """The names of the files of a folder, with those of its chat templates and its pooling."""
     files = [path.name for path in folder.iterdir() if path.is_file()]
     files += [f"{TEMPLATE_FOLDER}/{path.name}" for path in folder.glob(f"{TEMPLATE_FOLDER}/*")]
-    files += [f"{path.parent.name}/{path.name}" for path in folder.glob(POOLING_FILES)]
+    for pattern in POOLING_FILES:
+        files += [f"{path.parent.name}/{path.name}" for path in folder.glob(pattern)]
     return sorted(files)
 
 
@@ -139,7 +140,9 @@ def _fill(folder: Path, source: Path, selection: FileSelection, called: str, dig
         source="" if digest else named_source(source, folder),
         weights_digest=digest,
         sampling=of_generation_config(generation),
-        pooling="rank" if is_reranker(config) else pooling_of_folder(source),
+        pooling="rank"
+        if is_reranker(config)
+        else pooling_of_folder(source, vocabulary.token_bytes),
         headless=_is_headless(config),
         **fields,
     )

@@ -77,7 +77,13 @@ def test_attention_that_looks_ahead_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_hub_s_files_of_pooling_are_fetched() -> None:
-    names = ["1_Pooling/config.json", "2_Normalize/x.json", "config.json", "model.safetensors"]
+    names = [
+        "1_LogitScore/config.json",
+        "1_Pooling/config.json",
+        "2_Normalize/x.json",
+        "config.json",
+        "model.safetensors",
+    ]
     names += ["modules.json", "onnx/config.json", "tokenizer.json"]
     selection = select_files("org/name", names, "cpu")
     assert set(names) - set(selection.names) == {"2_Normalize/x.json", "onnx/config.json"}

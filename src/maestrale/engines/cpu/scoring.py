@@ -65,7 +65,7 @@ def check_reranker(
     task: Task, spec: DecoderSpec, prepared: PreparedModel, vocabulary: Vocabulary
 ) -> None:
     """Whether a model that shall rerank can. Raises: ModelError."""
-    if task != "rerank" or prepared.pooling == "rank":
+    if task != "rerank":
         return
     if spec.architecture not in ARCHITECTURES:
         raise ModelError(
@@ -74,7 +74,8 @@ def check_reranker(
             "Qwen3ForSequenceClassification, or as the original with --task rerank. Leave out "
             "--task rerank, or take one of these."
         )
-    _answers(prepared.name, vocabulary)
+    if prepared.pooling is None:
+        _answers(prepared.name, vocabulary)
 
 
 def scorer_of(decoder: Decoder, prepared: PreparedModel, vocabulary: Vocabulary) -> Scorer:

@@ -26,7 +26,16 @@ from maestrale.models.resolve import prepare
 from maestrale.models.vocabulary import load_vocabulary
 from rewritten_gguf import rewritten
 from running_engine import RunningEngine
-from tiny_reranker import NAME, golden_score, write_classifier, write_gguf, write_original
+from tiny_reranker import (
+    NAME,
+    NO,
+    YES,
+    golden_score,
+    write_classifier,
+    write_gguf,
+    write_original,
+    write_scored,
+)
 
 Start = Callable[..., RunningEngine]
 MAKE: dict[str, Callable[[Path], Path]] = {
@@ -35,6 +44,7 @@ MAKE: dict[str, Callable[[Path], Path]] = {
     "folder": write_classifier,
     "folder of yes and no": lambda path: write_classifier(path, ("no", "yes")),
     "original": write_original,
+    "original with its score": write_scored,
 }
 NO_PROGRESS = lambda phase, fraction: None  # noqa: E731
 
@@ -207,6 +217,22 @@ def test_gguf_files_that_rank_otherwise_are_refused(tmp_path: Path) -> None:
     lacking = rewritten(write_gguf(tmp_path / "whole.gguf"), tmp_path / "lacking.gguf", without)
     with pytest.raises(ModelError, match=r"lacks the tensor 'cls\.output\.weight'"):
         open_model(lacking)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"true_token_id": NO, "false_token_id": YES},
+        {"true_token_id": 10_000},
+        {"true_token_id": -1},
+        {"false_token_id": None},
+        {"false_token_id": "no"},
+    ],
+)
+def test_a_score_by_other_tokens_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+    source = write_scored(tmp_path / "model", **changed)
+    with pytest.raises(ModelError, match="score by other tokens"):
+        prepare(str(source), tmp_path / "cache", NO_PROGRESS)
 
 
 def test_a_model_that_can_not_rerank_says_so(start: Start, tmp_path: Path) -> None:
