@@ -32,6 +32,7 @@ from maestrale.prompt.messages import ChatMessage, EncodedPrompt, Tool
 
 LONG_TEXT = 16_384  # characters
 LONG_TEXTS_AT_ONCE = 2
+RERANK_PROMPT = 512  # characters, about, that a reranker's template adds to each document
 TOKENS = Location("tokens")
 T = TypeVar("T")
 
@@ -144,7 +145,8 @@ class Tokenizer:
                 encoded.append(ids)
             return encoded
 
-        size = sum(len(query) + len(document) for document in asked.documents)
+        repeated = (len(query) + RERANK_PROMPT) * len(asked.documents)
+        size = repeated + sum(map(len, asked.documents))
         return encode() if size <= LONG_TEXT else await self._in_thread(encode, heavy=True)
 
     async def encode_fim(

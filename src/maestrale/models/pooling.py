@@ -102,9 +102,9 @@ def _check_answers(path: Path, folder: Path, token_bytes: Sequence[bytes]) -> No
     """Whether a score is made of yes and no. Raises: ModelError."""
     config = _config(path, folder)
     for key, word in _ANSWERS.items():
-        token = config.get(key)
-        known = type(token) is int and 0 <= token < len(token_bytes)
-        if not known or token_bytes[token] != word:
+        token: Any = config.get(key)
+        known = isinstance(token, int) and 0 <= token < len(token_bytes)
+        if not known or token_bytes[int(token)] != word:
             raise ModelError(
                 f"{path} asks for a score by other tokens ({key} is {str(token)[:40]}), which "
                 "isn't served: what works is yes and no (Qwen3-Reranker)."

@@ -140,6 +140,7 @@ BAD: dict[str, tuple[dict[str, Any], str | None]] = {
     "an object without text": ({"documents": [{}]}, None),
     "an object of more": ({"documents": [{"text": "a", "title": "b"}]}, None),
     "too many": ({"documents": ["a"] * 2049}, "documents"),
+    "a query too long for so many": ({"query": "q" * 9000, "documents": ["a"] * 1000}, "query"),
     "nothing to tell": ({"top_n": 0}, "top_n"),
     "fewer than nothing": ({"top_n": -1}, "top_n"),
     "half of them": ({"top_n": 0.5}, "top_n"),

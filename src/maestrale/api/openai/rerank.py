@@ -29,6 +29,7 @@ from maestrale.chat.service import ChatService
 from maestrale.errors import InvalidRequest, Sent
 
 MAX_DOCUMENTS = 2048  # of one request
+MAX_REPEATED = 1 << 23  # characters of the query, times the documents that it is read with
 PATHS = ("/v1/rerank", "/rerank", "/v2/rerank")  # v2 is Cohere's
 
 _NEVER_CUT = "a document is cut only where 'max_tokens_per_doc' says so"
@@ -109,6 +110,12 @@ def read_rerank(body: RerankRequest, serving: Serving) -> AnswerRequest:
     if count > MAX_DOCUMENTS:
         raise InvalidRequest(
             f"'documents' has {count} entries; up to {MAX_DOCUMENTS} are allowed.", at=at
+        )
+    if len(body.query) * count > MAX_REPEATED:
+        raise InvalidRequest(
+            f"'query' has {len(body.query)} characters, and is read with each of {count} "
+            f"documents: together up to {MAX_REPEATED} are allowed. Send fewer documents at once.",
+            at=Sent("query"),
         )
     documents = tuple(each if isinstance(each, str) else each.text for each in body.documents)
     return AnswerRequest(
