@@ -273,15 +273,18 @@ def _renamed(fields: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     return {names.get(name, name): value for name, value in fields.items()}
 
 
-# Embeddings
+# Embeddings and rankings
 
 
-class _Embeddings(msgspec.Struct):
-    data: list[msgspec.Raw]
+class _Whole(msgspec.Struct):
+    data: list[msgspec.Raw] = []
+    results: list[msgspec.Raw] = []
     usage: ReportedUsage | None = None
 
 
+RERANK_QUERY = "What is this about?"
 _OF_EMBEDDINGS = ("dimensions", "encoding_format", "input_type", "user")
+_OF_RANKINGS = ("top_n", "return_documents", "max_tokens_per_doc", "user")
 
 
 def _embedding_body(model: str, turn: BenchTurn, said: list[Message]) -> dict[str, Any]:
@@ -290,13 +293,22 @@ def _embedding_body(model: str, turn: BenchTurn, said: list[Message]) -> dict[st
     return {"model": model, "input": text_of(list(turn.messages)), **fields}
 
 
-def read_embeddings(body: bytes) -> ReportedUsage | None:
-    """The usage told in a whole answer; None where it holds no embedding, or tells of none."""
+def _rerank_body(model: str, turn: BenchTurn, said: list[Message]) -> dict[str, Any]:
+    """The turn's own words are a document, and the query is always the same."""
+    fields = {name: value for name, value in turn.fields.items() if name in _OF_RANKINGS}
+    document = text_of(list(turn.messages))
+    return {"model": model, "query": RERANK_QUERY, "documents": [document], **fields}
+
+
+def read_whole(body: bytes) -> ReportedUsage | None:
+    """The usage told in a whole answer; None where it holds no embedding and no score, or tells
+    of none.
+    """
     try:
-        found = msgspec.json.decode(body, type=_Embeddings)
+        found = msgspec.json.decode(body, type=_Whole)
     except _FAILURES:
         return None
-    return found.usage if found.data else None
+    return found.usage if found.data or found.results else None
 
 
 CHAT = BenchApi(
@@ -317,5 +329,6 @@ MESSAGES = BenchApi(
     "x-api-key",
 )
 EMBEDDINGS = BenchApi("embeddings", "/v1/embeddings", _embedding_body)
+RERANK = BenchApi("rerank", "/v1/rerank", _rerank_body)
 
-APIS = {api.name: api for api in (CHAT, COMPLETIONS, FIM, RESPONSES, MESSAGES, EMBEDDINGS)}
+APIS = {api.name: api for api in (CHAT, COMPLETIONS, FIM, RESPONSES, MESSAGES, EMBEDDINGS, RERANK)}

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from maestrale.bench.apis import CHAT, BenchApi, ReportedUsage, read_embeddings
+from maestrale.bench.apis import CHAT, BenchApi, ReportedUsage, read_whole
 from maestrale.bench.events import EventLog, error_of_body
 from maestrale.bounded import MOST_BODY, Oversized
 from maestrale.config.addresses import server_url
@@ -132,9 +132,9 @@ class _Connection(asyncio.Protocol):
             named = error_of_body(bytes(self._body))
             exchange.error = f"HTTP {status} {named}".rstrip()
         elif not self._api.streams:
-            exchange.usage, exchange.first_token = read_embeddings(bytes(self._body)), self._now
+            exchange.usage, exchange.first_token = read_whole(bytes(self._body)), self._now
             if exchange.usage is None:
-                exchange.error = "no embedding with usage"
+                exchange.error = "no embedding or score with usage"
         elif not self._is_stream:
             exchange.error = "no event stream"
         elif self._compression not in (b"", b"identity"):

@@ -93,7 +93,7 @@ class Range(click.ParamType[Any]):
     type=click.Choice(tuple(APIS)),
     default="chat",
     show_default=True,
-    help="How it is asked: the same words in another API. Embeddings are of what is asked.",
+    help="How it is asked: the same words in another API. Embeddings and scores are of these.",
 )
 @click.option(
     "--workload",
@@ -274,10 +274,12 @@ def _check_whole(api: BenchApi, slo: str | None, max_tokens: int | None, ignore_
         return
     if max_tokens is not None or ignore_eos:
         raise CannotBench(
-            "--max-tokens and --ignore-eos are of answers; embeddings have no tokens."
+            "--max-tokens and --ignore-eos are of answers; embeddings and scores have no tokens."
         )
     if slo and parse_bounds(slo).most.keys() != {"e2e"}:
-        raise CannotBench("--slo: an embedding comes whole, so it can be bounded by e2e alone.")
+        raise CannotBench(
+            "--slo: embeddings and scores come whole: they can be bounded by e2e alone."
+        )
 
 
 def _stop_if_hopeless(errors: list[str | None]) -> None:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from api_app import CHAT, MODEL, api, make_settings
 from fake_chat_server import fake_chat_server
-from maestrale.bench.apis import APIS, EMBEDDINGS, BenchApi
+from maestrale.bench.apis import APIS, BenchApi
 from maestrale.bench.apis import CHAT as CHAT_API
 from maestrale.bench.client import BenchTarget, Client
 from maestrale.bench.conversation import BenchConversation, BenchTurn, WorkloadOptions
@@ -94,17 +94,18 @@ async def test_each_api_is_measured_alike(name: str) -> None:
     assert (prompts[0] + 40 < prompts[1] < prompts[2] - 40) == (name != "fim")
 
 
-async def test_embeddings_are_measured_whole(tmp_path: Path) -> None:
-    async with api(over_http=True, task="embed") as running:
+@pytest.mark.parametrize(("name", "task"), [("embeddings", "embed"), ("rerank", "rerank")])
+async def test_what_comes_whole_is_measured_whole(name: str, task: Any, tmp_path: Path) -> None:
+    async with api(over_http=True, task=task) as running:
         url, work = url_of(running.client), conversations("chat", WorkloadOptions())
-        run = await load(url, work, LoadPoint(concurrency=4, requests=24), api=EMBEDDINGS)
+        run = await load(url, work, LoadPoint(concurrency=4, requests=24), api=APIS[name])
         found, prompts = measure(run), running.engine.stats().prompt_tokens
         page, data = tmp_path / "r.html", tmp_path / "r.json"
         to_files = ("--requests", "4", "--report", str(page), "--json", str(data))
-        code, text = await in_thread(url, "--api", "embeddings", "--slo", "e2e:9s", *to_files)
+        code, text = await in_thread(url, "--api", name, "--slo", "e2e:9s", *to_files)
         wrong = await in_thread(url, "--requests", "1")
         refused = [
-            await in_thread(url, "--api", "embeddings", "--requests", "1", *more)
+            await in_thread(url, "--api", name, "--requests", "1", *more)
             for more in (("--max-tokens", "9"), ("--ignore-eos",), ("--slo", "ttft:1s"))
         ]
     assert found.errors == {}
@@ -115,7 +116,7 @@ async def test_embeddings_are_measured_whole(tmp_path: Path) -> None:
     assert code == 0, text
     assert "whole answer" in text
     assert "first token" not in text + page.read_text()
-    assert json.loads(data.read_text())["api"] == "embeddings"
+    assert json.loads(data.read_text())["api"] == name
     assert wrong[0] == 2
     assert "wrong_task" in wrong[1]
     assert [code for code, _ in refused] == [2, 2, 2]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from maestrale.bench.apis import APIS, EMBEDDINGS, read_embeddings
+from maestrale.bench.apis import APIS, EMBEDDINGS, RERANK, RERANK_QUERY, read_whole
 from maestrale.bench.conversation import BenchTurn, Message
 
 SCHEMA = {"type": "object"}
@@ -71,6 +71,12 @@ def test_embeddings_are_of_the_turns_own_words() -> None:
     assert EMBEDDINGS.body("m", turn, SAID) == {"model": "m", "input": "And?\nSo?", "dimensions": 7}
 
 
+def test_scores_are_of_the_turns_own_words() -> None:
+    turn = BenchTurn("one", TURN.messages, {**TURN.fields, "top_n": 1})
+    expected = {"model": "m", "query": RERANK_QUERY, "documents": ["And?\nSo?"], "top_n": 1}
+    assert RERANK.body("m", turn, SAID) == expected
+
+
 def test_the_middle_of_a_turns_words_is_asked_for() -> None:
     turn = BenchTurn("one", ({"role": "user", "content": "one two three four five"},))
     body = APIS["fim"].body("m", turn, SAID)
@@ -82,7 +88,7 @@ def test_messages_always_say_how_long_an_answer_may_be() -> None:
 
 
 def test_each_api_has_a_route_and_a_key_of_its_own() -> None:
-    assert {*BODIES, "embeddings"} == set(APIS)
+    assert {*BODIES, "embeddings", "rerank"} == set(APIS)
     assert len({api.path for api in APIS.values()}) == len(APIS)
     keys = {name: api.key_headers("k") for name, api in APIS.items()}
     assert keys.pop("messages") == {"x-api-key": "k"}
@@ -94,7 +100,9 @@ def test_each_api_has_a_route_and_a_key_of_its_own() -> None:
     ("body", "tokens"),
     [
         (b'{"data": [{"embedding": [1]}], "usage": {"prompt_tokens": 3, "total_tokens": 3}}', 3),
+        (b'{"results": [{"index": 0}], "usage": {"prompt_tokens": 3, "total_tokens": 3}}', 3),
         (b'{"data": [], "usage": {"prompt_tokens": 3}}', None),
+        (b'{"results": [], "usage": {"prompt_tokens": 3}}', None),
         (b'{"data": [{"embedding": [1]}]}', None),
         (b'{"choices": [{"message": {}}], "usage": {"prompt_tokens": 3}}', None),
         (b'{"data": [1], "usage": {"prompt_tokens": -3}}', None),
@@ -103,6 +111,6 @@ def test_each_api_has_a_route_and_a_key_of_its_own() -> None:
         (b"[" * 100_000, None),
     ],
 )
-def test_an_answer_without_a_vector_is_none(body: bytes, tokens: int | None) -> None:
-    usage = read_embeddings(body)
+def test_an_answer_without_a_vector_or_a_score_is_none(body: bytes, tokens: int | None) -> None:
+    usage = read_whole(body)
     assert (usage and usage.prompt_tokens) == tokens
