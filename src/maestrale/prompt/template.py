@@ -194,7 +194,9 @@ class TemplateEncoder:
         """See `PromptEncoder.encode_pair`."""
         refuse_if_hopeless((query, document), 0, None)  # what isn't Unicode
         if max_document_tokens is not None:
-            document = self._beginning(document, max_document_tokens)
+            # What is longer than the context is refused, however long it is.
+            most = max_document_tokens if max_tokens is None else max_tokens + 1
+            document = self._beginning(document, min(most, max_document_tokens))
         refuse_if_hopeless((query, document), self._longest, max_tokens)
         (mark,) = unused_marks([query, document], 1)
         rendered = filled(

@@ -91,6 +91,8 @@ def test_what_never_fits_is_refused_in_time(tmp_path: Path) -> None:
     for query, document in (("q", "x" * 5_000_000), ("x" * 5_000_000, "d")):
         with pytest.raises(ContextLengthExceeded):
             made.encode_pair(query, document, max_tokens=100)
+    ids = made.encode_pair("q", "x" * 5_000_000, max_document_tokens=1 << 30, max_tokens=100)
+    assert 100 < len(ids) < 200  # too long, as its caller counts
     for query, document in (("\ud800", "d"), ("q", "\ud800")):
         with pytest.raises(InvalidRequest, match="surrogate"):
             made.encode_pair(query, document, max_document_tokens=5)

@@ -220,7 +220,7 @@ class Decoder:
     def _classifier(
         self, found: Classifier
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-        """Its values are those of the file, as few as they are: not rounded to 8 bits."""
+        """The values as the file has them: they are few, so they aren't rounded to 8 bits."""
         rows, size = found.weight, found.weight.rows * found.weight.columns
         if self._packer.is_plain(rows.tensor):
             weight = self._packer.vector(Vector(rows.tensor, size)).reshape(rows.rows, -1)
