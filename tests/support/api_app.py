@@ -98,8 +98,9 @@ class ByteEncoder:
         max_document_tokens: int | None = None,
         max_tokens: int | None = None,
     ) -> tuple[int, ...]:
+        document = document[:max_document_tokens]
         refuse_if_hopeless([query, document], 1, max_tokens)
-        return (*query.encode(), *b"?", *document.encode()[:max_document_tokens])
+        return (*query.encode(), *b"?", *document.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(token for token in ids if token != BYTE_EOS).decode(errors="replace")

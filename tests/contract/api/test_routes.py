@@ -14,7 +14,7 @@ from maestrale.api.backend import Backend
 pytestmark = pytest.mark.anyio
 
 POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/fim/completions", "/v1/responses",
-         "/v1/embeddings", "/tokenize", "/detokenize"]  # fmt: skip
+         "/v1/embeddings", "/v1/rerank", "/tokenize", "/detokenize"]  # fmt: skip
 GETS = ["/v1/models", f"/v1/models/{MODEL}", "/health", "/version", "/load", "/metrics", "/docs",
         "/openapi.json", "/tokenizer_info"]  # fmt: skip
 
