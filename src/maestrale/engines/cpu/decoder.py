@@ -152,7 +152,8 @@ class Decoder:
 
     def logits_row(self, token: int) -> NDArray[np.float32]:
         """What the hidden row is multiplied with for a token's logit, [hidden]."""
-        return self._unpacked(self._logits_matrix, token, 1)[0]
+        row: NDArray[np.float32] = self._unpacked(self._logits_matrix, token, 1)[0]
+        return row
 
     def enlarge_pages(self, size: int) -> int:
         """Put so many bytes of weights, or a few more, into large pages, where the system was too
