@@ -20,6 +20,12 @@ _HARMFUL = re.compile(
     "]"
 )
 
+_END = r"\s/'\"`:;,()<>\[\]"
+_PATH = re.compile(
+    r"(?<![\w.:/~-])"  # in the middle of a name or a URL it is none
+    rf"(?:(?:~|\.\.?)/|/(?=[^{_END}]+/))(?:[^{_END}]*/)*([^{_END}]*)"
+)
+
 
 def printable(text: str) -> str:
     """`text` with all that could harm a terminal, or deceive its reader, replaced by U+FFFD."""
@@ -31,6 +37,16 @@ def printable(text: str) -> str:
 def printable_json(text: str) -> str:
     """The same for a JSON document, which keeps its meaning: escaped, as JSON allows."""
     return _HARMFUL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def without_folders(text: str, *paths: str) -> str:
+    """Each path in a text by its last part alone, for those whom the folders don't concern.
+
+    `paths`: those that may stand in it, also with spaces.
+    """
+    for path in sorted(filter(None, paths), key=len, reverse=True):
+        text = text.replace(path, path.rstrip("/").rpartition("/")[2])
+    return _PATH.sub(r"\1", text)
 
 
 def one_line(text: str) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maestrale.console import CleanConsole
-from maestrale.printable import brief, printable, printable_json
+from maestrale.printable import brief, printable, printable_json, without_folders
 from serving import ROOT
 
 ATTACKS = {
@@ -128,3 +128,19 @@ def harmful(text: str) -> bool:
         or "\u2066" <= char <= "\u2069"
         for char in text
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("/srv/models/a.gguf is no GGUF file.", "a.gguf is no GGUF file."),
+        ("There is no '/home/me/.cache/x/config.json'.", "There is no 'config.json'."),
+        ("see ~/models/a.gguf, ../b.gguf", "see a.gguf, b.gguf"),
+        ("mistralai/Mistral-7B and 3/4 of it", "mistralai/Mistral-7B and 3/4 of it"),
+        ("from https://huggingface.co/a/b/c", "from https://huggingface.co/a/b/c"),
+        ("/my own/folder of/a.gguf: empty", "a.gguf: empty"),
+        ("[Errno 2] No such file: /x/y", "[Errno 2] No such file: y"),
+    ],
+)
+def test_folders_are_left_out(text: str, seen: str) -> None:
+    assert without_folders(text, "/my own/folder of/a.gguf", "") == seen

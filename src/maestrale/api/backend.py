@@ -99,12 +99,6 @@ class Backend:
                 "The one model of this server stays loaded. Several are loaded and unloaded, and "
                 "so is one with --keep-alive."
             )
-        deployment = self.deployments[model]
-        if deployment.engine is None and deployment.failure:
-            raise Conflict(
-                f"The model {deployment.name} can't be served since the server's start: "
-                f"{deployment.failure} Start the server anew once that is mended."
-            )
         self.steering(model, steering)
         await asyncio.sleep(0)  # it begins, and its state tells so
 

@@ -7,6 +7,7 @@ a model. What loads a deployment, and owns its engine, is in serve/.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 
@@ -19,6 +20,7 @@ from maestrale.engines.base import Engine, EngineHealth, Task
 from maestrale.errors import Location, ModelNotFound, SettingsError, Unavailable, quoted
 from maestrale.metrics import Metrics, ModelMetrics
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
+from maestrale.printable import without_folders
 
 # degraded: the engine restarts, requests wait for it, as they do for one that is to be loaded
 READY_STATES = ("ready", "degraded", "loading", "unloaded")
@@ -56,7 +58,9 @@ class Deployment:
         self.loading = False
         """Whether it is being loaded now, for requests that wait."""
         self.failure = ""
-        """Why it can't be loaded, or could not when that was last tried."""
+        """Why it can't be loaded, or could not when that was last tried; without the folders of
+        files, as every key may read it.
+        """
         self.pinned = False
         self.memory: int | None = None
         """Bytes that it takes while it is loaded, where that is known."""
@@ -91,12 +95,18 @@ class Deployment:
 
     def knows(self, name: str) -> bool:
         """Whether requests for `name` are its own, also while it is loaded."""
-        return name in (self.names or names_of(self.settings, self.settings.model))
+        own = self.names or names_of(self.settings, self.settings.model)
+        return name in own or name in self.listed
 
     @property
     def name(self) -> str:
         """What it is called where one name is enough."""
         return (self.names or (self.id,))[0]
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """Its names as every key may read them, also before its own name is known."""
+        return self.names or names_of(self.settings, without_folders(self.settings.model))
 
     @property
     def loaded(self) -> ChatService | None:
@@ -119,7 +129,12 @@ class Deployment:
 
     def fail(self, reason: str, seconds: float = math.inf) -> None:
         """It can't be loaded, and is not tried again for so many seconds."""
-        self.failure, self.retry_at = reason, time.monotonic() + seconds
+        model = self.settings.model
+        places = [os.path.abspath(os.path.expanduser(model)), str(self.settings.cache_dir)]
+        if os.path.isabs(model):
+            places.append(model)
+        self.failure = without_folders(reason, *places)
+        self.retry_at = time.monotonic() + seconds
 
     def forgive(self) -> None:
         """It was loaded, or is to be tried again at once."""

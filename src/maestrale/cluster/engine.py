@@ -1,10 +1,10 @@
 """RayServeEngine: an Engine whose engines are replicas of a Ray Serve deployment.
 
-It starts and ends; `replica_pool.py` knows the replicas, `dispatcher.py` has the ledger of the
-requests. When a replica is lost, by whatever means, its requests go to another one of the same
-fingerprint at once: each gives again the tokens that the client has, which are compared, and goes
-on. To whoever reads the tokens that is a short pause. What is above can't tell this engine from
-`supervise.SupervisedEngine`.
+It starts, is unloaded, and ends; `replica_pool.py` knows the replicas, `dispatcher.py` has the
+ledger of the requests. When a replica is lost, by whatever means, its requests go to another one of
+the same fingerprint at once: each gives again the tokens that the client has, which are compared,
+and goes on. To whoever reads the tokens that is a short pause. What is above can't tell this engine
+from `supervise.SupervisedEngine`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,13 @@ class RayServeEngine:
         *,
         most_failures: int = 5,
         failure_window: float = 60.0,
+        expected: EngineInfo | None = None,
+        label: str = "",
     ) -> None:
-        """Requests end with an error at `most_failures` deaths of engines within
+        """`expected`: what its replicas will be, told by `describe` till one has started. `label`
+        names the model in the log, where there are several.
+
+        Requests end with an error at `most_failures` deaths of engines within
         `failure_window` seconds, if no replica is left then; and when no replica that can go on
         with them came for so long.
         """
@@ -66,9 +71,16 @@ class RayServeEngine:
         self._table: RoutingTable = routing_table(options.app)
         self._api = uuid.uuid4().hex[:12]
         self._dispatcher = Dispatcher(self._api, self._table, most_failures, failure_window)
-        self._pool = ReplicaPool(options.model, self._api, self._table, self._dispatcher)
+        self._pool = ReplicaPool(
+            options.model, self._api, self._table, self._dispatcher, label=label
+        )
+        self._pool.info = expected
+        self._unloaded = expected is not None
+        self._loading = False
+        self._joined = False
         self._dispatcher.pool = self._pool
         self._ledger = self._dispatcher.ledger
+        self._starting: asyncio.Task[None] | None = None
         self._tender: asyncio.Task[None] | None = None
         self._closer: asyncio.Task[None] | None = None
         self._grace_ends = float("inf")
@@ -79,28 +91,37 @@ class RayServeEngine:
         """Start or join Ray, deploy the replicas; ready when the first one is.
 
         Raises: EngineError with the reason. What was deployed is taken away again; if it was to
-        replace the replicas of another server, that one gets them back.
+        replace the replicas of another server, that one gets them back. It is not tried again,
+        unless by another call where it is known what the replicas will be.
         """
-        loop, pool, dispatcher = asyncio.get_running_loop(), self._pool, self._dispatcher
+        again, self._unloaded, self._loading = self._unloaded, False, True
+        self._starting = asyncio.create_task(self._start())
         try:
-            await asyncio.to_thread(self._runtime.join)
-            from maestrale.cluster import deployment
-
-            self._table.routing = self._options.routing
-            self._table.on_replicas = lambda names: _call(loop, pool.replicas_are, names)
-            self._table.on_routed = lambda wire, name: _call(loop, dispatcher.routed, wire, name)
-            if self._options.owner:
-                pool.awaited = self._api
-                await self._deploy(self._config)
-            pool.handle = await asyncio.to_thread(deployment.handle, self._options.app)
-            self._tender = asyncio.create_task(self._tend())
-            await self._until_first()
+            await self._starting
         except BaseException as error:
-            self._dispatcher.gave_up = "The engine could not start; the server's log says why."
-            await self._leave()
+            if self._closer is not None:  # which leaves nothing behind
+                raise EngineError("The server is stopping.") from error
+            if again:
+                await self._withdraw()
+                self._unloaded = True
+            else:
+                self._dispatcher.gave_up = "The engine could not start; the server's log says why."
+                await self._leave()
             if isinstance(error, (MaestraleError, asyncio.CancelledError)):
                 raise
             raise EngineError(f"Ray Serve failed: {type(error).__name__}: {error}") from error
+        finally:
+            self._starting, self._loading = None, False
+
+    async def unload(self) -> None:
+        """End the replicas, and have none until `start` is called again. Ray stays joined.
+
+        For a time without requests: those in flight end with an error.
+        """
+        self._unloaded = True
+        self._ledger.fail_all(Unavailable("The model is being unloaded.", retry_after=1))
+        await self._withdraw()
+        self._dispatcher.gave_up = ""
 
     async def close(self, grace: float = 0.0) -> None:
         """No new requests; those in flight have `grace` seconds. Then nothing of ours is left."""
@@ -116,6 +137,10 @@ class RayServeEngine:
             return EngineHealth("draining", "The server is stopping.")
         if self._dispatcher.gave_up:
             return EngineHealth("dead", self._dispatcher.gave_up)
+        if self._unloaded:
+            return EngineHealth("unloaded", "Replicas are started when a request asks for one.")
+        if self._loading and self._pool.info is not None:
+            return EngineHealth("loading", "The replicas are loading the model; requests wait.")
         if self._pool.info is None:
             return EngineHealth("starting", "The replicas are loading the model.")
         if not self._pool.usable():
@@ -155,7 +180,8 @@ class RayServeEngine:
             replayed=counters.replayed,
             mismatched=counters.mismatched,
             refused=counters.refused,
-            up=bool(self._pool.usable()),
+            up=bool(self._pool.usable()) or self._unloaded or self._loading,
+            loaded=not self._unloaded,
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
@@ -168,7 +194,7 @@ class RayServeEngine:
             raise Unavailable("The server is stopping.", retry_after=1)
         if self._dispatcher.gave_up:
             raise Unavailable(self._dispatcher.gave_up, retry_after=5)
-        if self._pool.info is None:
+        if self._pool.info is None or self._unloaded or self._loading:
             raise Unavailable("The replicas are still loading the model.", retry_after=2)
         if self._pool.foreign():
             raise Unavailable(self._another_model(), retry_after=5)
@@ -199,7 +225,8 @@ class RayServeEngine:
     @property
     def paused(self) -> bool:
         """True while no replica is up: streams get comments instead of tokens."""
-        return self._pool.info is not None and not self._pool.usable()
+        known = self._pool.info is not None and not self._unloaded
+        return known and not self._pool.usable()
 
     @property
     def engine_pid(self) -> int | None:
@@ -221,6 +248,25 @@ class RayServeEngine:
             f"The replicas of this cluster serve {self._pool.foreign()} now, not "
             f"{self._options.model}."
         )
+
+    async def _start(self) -> None:
+        loop, pool, dispatcher = asyncio.get_running_loop(), self._pool, self._dispatcher
+        pool.first.clear()
+        pool.stopping = False
+        if not self._joined:
+            await asyncio.to_thread(self._runtime.join)
+            self._joined = True
+        from maestrale.cluster import deployment
+
+        self._table.routing = self._options.routing
+        self._table.on_replicas = lambda names: _call(loop, pool.replicas_are, names)
+        self._table.on_routed = lambda wire, name: _call(loop, dispatcher.routed, wire, name)
+        if self._options.owner:
+            pool.awaited = self._api
+            await self._deploy(self._config)
+        pool.handle = await asyncio.to_thread(deployment.handle, self._options.app)
+        self._tender = asyncio.create_task(self._tend())
+        await self._until_first()
 
     async def _tend(self) -> None:
         loop = asyncio.get_running_loop()
@@ -266,39 +312,50 @@ class RayServeEngine:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._dispatcher.ended.wait(), 0.1)
         self._ledger.fail_all(Unavailable("The server is stopping.", retry_after=1))
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
         await self._leave()
 
     async def _leave(self) -> None:
+        """The replicas and Ray, for good."""
+        self._table.on_replicas = lambda names: None
+        self._table.on_routed = lambda wire_id, name: None
+        # A Ray of our own takes them with it.
+        await self._withdraw(remove=self._options.address is not None or not self._runtime.alone)
+        await asyncio.to_thread(self._runtime.leave)
+        forget_routing_table(self._options.app)
+
+    async def _withdraw(self, *, remove: bool = True) -> None:
+        """No replica is heard any more; those that this process deployed end."""
         if self._tender is not None:
             self._tender.cancel()
             await asyncio.gather(self._tender, return_exceptions=True)
-        self._table.on_replicas = lambda names: None
-        self._table.on_routed = lambda wire_id, name: None
         self._pool.stopping = True
         await self._pool.leave()
         await self._dispatcher.leave()
-        await asyncio.to_thread(self._disconnect)
-        forget_routing_table(self._options.app)
+        if remove and self._deployed:
+            await asyncio.to_thread(self._remove)
+        self._deployed = False
 
-    def _disconnect(self) -> None:
-        if self._deployed and self._options.address is not None:
-            from maestrale.cluster import deployment
+    def _remove(self) -> None:
+        from maestrale.cluster import deployment
 
-            with contextlib.suppress(Exception):  # the cluster may be gone; so is the application
-                there = deployment.deployed(self._options.app)
-                if there is None or there.api != self._api:
-                    pass  # it is another server's by now
-                elif self._before is not None and not self._pool.first.is_set():
-                    deployment.deploy(self._before)
-                else:
-                    deployment.remove(self._options.app)
-        self._runtime.leave()
+        with contextlib.suppress(Exception):  # the cluster may be gone; so is the application
+            there = deployment.deployed(self._options.app)
+            if there is None or there.api != self._api:
+                pass  # it is another server's by now
+            elif self._before is not None and not self._pool.first.is_set():
+                deployment.deploy(self._before)
+            else:
+                deployment.remove(self._options.app)
 
     async def _deploy(self, config: EngineConfig) -> None:
         from maestrale.cluster import deployment
 
         wanted = deployment.Deployed(self._api, config, self._options)
         before = await asyncio.to_thread(deployment.deploy, wanted)
+        self._before = None
         if before is not None and before.api != self._api:
             self._before = before
             logger.info("The replicas of another server are replaced, one after another.")

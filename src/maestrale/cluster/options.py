@@ -19,7 +19,8 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
     application's name; API processes with the same one share the replicas. `owner`: this process
     deploys it, and takes it away at the end unless another one has deployed it anew. `token_file`:
     the cluster's token; None: where Ray looks for it. `cpus` and `gpus`: what Ray reserves for
-    one replica, of which each of its `stages` takes an equal part of the GPUs, of one node.
+    one replica (no CPUs on a Ray of our own, where nobody else takes any), of which each of its
+    `stages` takes an equal part of the GPUs, of one node.
     `api_everywhere`: every node has an API process, which `api_processes`
     then does not count. `drain`: seconds that a replica which is taken away has for its
     requests.
@@ -51,7 +52,10 @@ class ClusterOptions(Struct, frozen=True, kw_only=True):
         return self.gpus // self.stages
 
 
-def app_name(model: str, revision: str | None) -> str:
-    """The application of a model: servers of one model share it, those of others don't touch it."""
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{model}-{revision or ''}").strip("-.")
+def app_name(model: str, revision: str | None, variant: str = "") -> str:
+    """The application of a model: servers of one model share it, those of others don't touch it.
+
+    `variant` tells those of one server apart which have the same model.
+    """
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{model}-{revision or ''}-{variant}").strip("-.")
     return f"{APP}-{name[-LONGEST_NAME:]}"

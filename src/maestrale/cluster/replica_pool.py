@@ -38,7 +38,10 @@ class Listener(Protocol):
 class ReplicaPool:
     """Lines to all replicas. `info` is what new requests get; None until the first is up."""
 
-    def __init__(self, model: str, api: str, table: RoutingTable, listener: Listener) -> None:
+    def __init__(
+        self, model: str, api: str, table: RoutingTable, listener: Listener, *, label: str = ""
+    ) -> None:
+        """`label` names the model in the log, where there are several."""
         self.info: EngineInfo | None = None
         self.infos: dict[str, EngineInfo] = {}  # by fingerprint
         self.first = asyncio.Event()
@@ -48,6 +51,7 @@ class ReplicaPool:
         self.handle: Any = None  # Ray Serve's, of the deployment
         self.past = EngineStats()  # of the replicas that are gone
         self._model = model
+        self._of = f" of {label}" if label else ""
         self._api = api
         self._sessions = 0
         self._table = table
@@ -156,13 +160,16 @@ class ReplicaPool:
             connection.tick(elapsed)
 
     async def leave(self) -> None:
-        """Of all of them, for good."""
+        """All of them; what is told of them remains."""
         connections = self.all()
         for connection in connections:
+            self.past = sum_stats(self.past, connection.stats)
+            self._table.remove_slot(connection.name)
             connection.bye()
         await asyncio.gather(*(connection.ended() for connection in connections))
         self._connections.clear()
         self._closing.clear()
+        self._present, self._was_up = frozenset(), False
 
     # For the connections
 
@@ -179,7 +186,8 @@ class ReplicaPool:
             return
         self.infos[info.fingerprint] = info
         logger.info(
-            "A replica is ready on %s (process %d).", connection.hello.host, connection.hello.pid
+            "A replica%s is ready on %s (process %d).",
+            *(self._of, connection.hello.host, connection.hello.pid),
         )
         if self.awaited in ("", connection.hello.deployed_by):
             self.first.set()
@@ -188,9 +196,9 @@ class ReplicaPool:
         self._settle()
         if self.info is not None and self.info.fingerprint != info.fingerprint:
             logger.warning(
-                "The replica on %s has another fingerprint (%s) than the others (%s): it gets no "
+                "The replica%s on %s has another fingerprint (%s) than the others (%s): it gets no "
                 "requests while those are as many, as its answers might differ.",
-                *(connection.hello.host, info.fingerprint, self.info.fingerprint),
+                *(self._of, connection.hello.host, info.fingerprint, self.info.fingerprint),
             )
         self._listener.replicas_changed()
 
@@ -204,8 +212,8 @@ class ReplicaPool:
         lost, connection.wires = connection.wires, set()
         if connection.hello is not None and not self.stopping:
             logger.error(
-                "A replica on %s is lost: %s. %d requests in flight go to another one.",
-                *(connection.hello.host, reason, len(lost)),
+                "A replica%s on %s is lost: %s. %d requests in flight go to another one.",
+                *(self._of, connection.hello.host, reason, len(lost)),
             )
             self.losses += 1
         self._settle()

@@ -49,10 +49,11 @@ class Runtime:
     """Of the node that this process belongs to, where it was told; else Ray finds out."""
     _lock = threading.Lock()
     _users: list[Runtime] = []
+    _folder: str | None = None
+    """Of a Ray of our own."""
 
     def __init__(self, options: ClusterOptions) -> None:
         self._options = options
-        self._folder: str | None = None
 
     def join(self) -> None:
         """Start Ray here, or join the cluster; Ray Serve runs when this returns. Blocks.
@@ -61,13 +62,16 @@ class Runtime:
         """
         require_ray()
         with self._lock:
-            if self._users:
-                address = self._users[0]._options.address
-                if address is None or address != self._options.address:
-                    raise EngineError("This process is connected to another Ray cluster already.")
-            else:
+            if not self._users:
                 self._join()
+            elif self._users[0]._options.address != self._options.address:
+                raise EngineError("This process is connected to another Ray cluster already.")
             self._users.append(self)
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other engine of this process uses it."""
+        return self._users == [self]
 
     def _join(self) -> None:
         set_environment(self._options)
@@ -92,30 +96,32 @@ class Runtime:
                     import ray
 
                     ray.shutdown()
-        self._clean()
+                    self._clean()
 
-    def _clean(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+    @staticmethod
+    def _clean() -> None:
+        if Runtime._folder is not None:
+            shutil.rmtree(Runtime._folder, ignore_errors=True)
+            Runtime._folder = None
 
     def _start(self, ray: Any) -> None:
-        self._folder = ray_folder()
-        options = self._options
+        folder = Runtime._folder = ray_folder()
         try:
             ray.init(
                 address="local",
-                # The number of replicas is the user's word; Ray must only not refuse them.
-                num_cpus=max(1, round(options.cpus * options.most)),
+                # So many processes Ray begins at once. How many replicas run is the user's word:
+                # they reserve none of these.
+                num_cpus=max(1, self._options.most),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE,
                 namespace=NAMESPACE,
                 log_to_driver=False,
                 configure_logging=False,
-                _temp_dir=self._folder,
+                _temp_dir=folder,
             )
         except Exception as error:
-            self.leave()
+            ray.shutdown()
+            self._clean()
             raise EngineError(
                 f"Ray could not start on this machine: {_first_line(error)}"
             ) from error

@@ -29,6 +29,8 @@ from maestrale.engines.base import ReservedGpus
 from maestrale.errors import EngineError
 
 STRATEGY = "PACK"
+WITHOUT_BOUND = 1 << 20
+"""Replicas on a node for which nothing is reserved."""
 NodeResources = Mapping[str, float]
 """What a node has of each resource, used or not."""
 
@@ -62,7 +64,8 @@ def rooms(options: ClusterOptions, nodes: Sequence[NodeResources]) -> tuple[int,
 
 def _fit(node: NodeResources, cpus: float, gpus: int) -> int:
     asked = {"CPU": cpus, "GPU": float(gpus)}
-    return int(min(node.get(name, 0.0) // each for name, each in asked.items() if each))
+    fits = (node.get(name, 0.0) // each for name, each in asked.items() if each)
+    return int(min(fits, default=WITHOUT_BOUND))
 
 
 def _no_room(options: ClusterOptions, nodes: Sequence[NodeResources]) -> str:

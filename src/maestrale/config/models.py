@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from maestrale.config.reading import checked, closest, read_settings, read_toml, settings_files
-from maestrale.config.settings import Settings, fields, flag
+from maestrale.config.settings import Settings, engines_of, fields, flag
 from maestrale.config.together import check_together
-from maestrale.config.values import read_value
+from maestrale.config.values import parse_range, read_value
 from maestrale.errors import SettingsError
 
 # What is of one model only; for several it stands in the tables.
@@ -21,13 +21,14 @@ OF_ONE = ("served_model_name", "revision", "chat_template")
 # Settings that a table may have, beside the keys that are a table's own.
 _GROUPS = ("Model", "Engine")
 _OWN = ("name", "aliases", "source", "pinned")
+_BESIDE = ("keep_alive", "replicas")  # of other groups
 _RENAMED = {"model": "source", "served_model_name": "name"}
 
 
 def table_settings() -> tuple[str, ...]:
     """The settings that a [[model]] table may have of its own."""
     named = [name for name, each in fields().items() if each.metadata["group"] in _GROUPS]
-    return (*(name for name in named if name not in _RENAMED), "keep_alive")
+    return (*(name for name in named if name not in _RENAMED), *_BESIDE)
 
 
 def load_models(
@@ -58,6 +59,8 @@ def load_models(
         models = tables
     else:
         models = [settings]
+    if models and settings.models_dir is None:
+        _check_used(settings, sources, models)
     return settings, models
 
 
@@ -132,9 +135,36 @@ def _table(
         )
     values["model"] = checked("model", table["source"], f"source of {place}")
     values |= _names(table, place, settings)
+    values |= _not_meant(values, settings)
     own = dataclasses.replace(settings, **values)
     check_together(own, came)
     return own
+
+
+def _not_meant(own: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """What was said for all and isn't meant for a model with these settings of its own."""
+    plain = fields()
+    found = {}
+    if "engine" in own and own["engine"] != "auto":
+        found = {
+            name: plain[name].default
+            for name in settings.engine_options
+            if name not in own and own["engine"] not in engines_of(name)
+        }
+    if "replicas" in own and "keep_alive" not in own and parse_range(own["replicas"])[0]:
+        found["keep_alive"] = None
+    return found
+
+
+def _check_used(settings: Settings, sources: Mapping[str, str], models: Sequence[Settings]) -> None:
+    """Whether what was said for all is meant for any of them. Raises: SettingsError."""
+    used = {name for model in models for name in model.engine_options}
+    for name in settings.engine_options:
+        if name not in used:
+            raise SettingsError(
+                f"{sources[name]} is for --engine {' or '.join(engines_of(name))}, and none of the "
+                "models has that engine."
+            )
 
 
 def _names(table: Mapping[str, Any], place: str, settings: Settings) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class Settings:
     keep_alive: str | None = setting(
         None,
         "Time without a request after which a model is unloaded (30s, 5m, 2h; -1 for never). "
-        "Default: 5m where several are served, never where it is one.",
+        "Default: 5m where several are served, never where it is one without --replicas 0-N.",
         group="Several models",
         metavar="TIME",
         duration=True,
@@ -270,9 +270,11 @@ class Settings:
     replicas: str | None = setting(
         None,
         "Engines to run, as replicas on Ray Serve: a number, or a range as in 1-4, within which "
-        "their number follows the load. Needs the extra ray. Default: one engine, without Ray.",
+        "their number follows the load; 0-4 unloads an idle model (--keep-alive). Needs the extra "
+        "ray. Default: one engine, without Ray.",
         group="Cluster",
         metavar="N[-M]",
+        range=True,
     )
     ray_address: str | None = setting(
         None,
@@ -557,7 +559,9 @@ class Settings:
 
     @property
     def replica_range(self) -> tuple[int, int] | None:
-        """Fewest and most replicas on Ray Serve; None: one engine, without Ray."""
+        """Fewest and most replicas on Ray Serve, 0 where an idle model is unloaded; None: one
+        engine, without Ray.
+        """
         if self.replicas is not None:
             return parse_range(self.replicas)
         return (1, 1) if self.ray_address is not None else None

@@ -36,14 +36,17 @@ def check_together(settings: Settings, sources: Mapping[str, str]) -> None:
                 f"{sources['api_nodes']} and {sources['ray_join']} contradict each other: the "
                 "server that deploys the replicas starts the API processes of all nodes."
             )
-    try:
-        settings.replica_range  # noqa: B018 - raises what is wrong with it
-    except ValueError as error:
-        raise SettingsError(f"{sources['replicas']}: {error}") from error
-    if settings.keep_alive_seconds is not None and settings.replica_range is not None:
+    least = (settings.replica_range or (1, 1))[0]
+    if settings.keep_alive_seconds is not None and settings.replica_range and least:
         raise SettingsError(
-            f"{sources['keep_alive']} and Ray's replicas contradict each other: replicas stay "
-            "loaded, and a range (--replicas 1-4) lets their number follow the load."
+            f"{sources['keep_alive']} and Ray's replicas contradict each other: of these at least "
+            f"{least} always run. A range from zero (--replicas 0-4) lets a model be unloaded."
+        )
+    if least == 0 and (settings.ray_join or settings.api_nodes == "all"):
+        other = "ray_join" if settings.ray_join else "api_nodes"
+        raise SettingsError(
+            f"{sources['replicas']} and {sources[other]} contradict each other: only the server "
+            "that deploys the replicas knows when a request asks for the first one."
         )
     for name in ("ray_token_file", "ray_join"):
         if getattr(settings, name) and settings.ray_address is None:

@@ -112,7 +112,7 @@ def read_value(value: object, kind: Any, rules: Mapping[str, Any]) -> Any:
     """`value` as `kind`, one of the types of `Settings`' fields, within the field's `rules`.
 
     Rules: `choices`, `minimum`, `maximum` (inclusive), `size` (texts such as 1GiB are taken),
-    `duration` (texts such as 5m, see `parse_duration`).
+    `duration` (texts such as 5m, see `parse_duration`), `range` (see `parse_range`).
 
     Raises: ValueError that says what is allowed; it never repeats the value.
     """
@@ -124,6 +124,11 @@ def read_value(value: object, kind: Any, rules: Mapping[str, Any]) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         text = _text(f"{value:g}" if number else value)
         parse_duration(text)
+        return text
+    if rules.get("range"):
+        number = isinstance(value, int) and not isinstance(value, bool)
+        text = _text(str(value) if number else value)
+        parse_range(text)
         return text
     parsed = _BY_TYPE[kind](value)
     if rules.get("choices") and parsed not in rules["choices"]:
@@ -155,12 +160,14 @@ MOST_REPLICAS = 1024
 
 
 def parse_range(text: str) -> tuple[int, int]:
-    """`3` or `1-4` as (least, most). Raises: ValueError that says what is wrong."""
+    """`3` or `0-4` as (least, most). Raises: ValueError that says what is wrong."""
     match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", text)
     if match is None:
-        raise ValueError(f"{text!r} is neither a number nor a range as in 1-4.")
+        raise ValueError("a number is needed, or a range as in 1-4")
     least = int(match[1])
     most = int(match[2]) if match[2] is not None else least
-    if not 1 <= least <= most <= MOST_REPLICAS:
-        raise ValueError(f"{text!r} does not lie between 1 and {MOST_REPLICAS}, lower first.")
+    if not least <= most or not 1 <= most <= MOST_REPLICAS:
+        raise ValueError(
+            f"the most must lie between 1 and {MOST_REPLICAS}, and the fewest stand before it"
+        )
     return least, most

@@ -306,6 +306,14 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class Unloadable(Protocol):
+    """An engine that can be unloaded, and started again, any number of times."""
+
+    async def unload(self) -> None:
+        """Free what the model takes; requests in flight end with an error."""
+
+
+@runtime_checkable
 class HasReplicas(Protocol):
     """An engine that stands for several."""
 

@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from maestrale.api.deployment import Deployment
 from maestrale.chat.options import ANY_OBJECT
 from maestrale.config.settings import Settings, engines_of, flag
-from maestrale.engines.base import Engine, EngineConfig, EngineInfo, Forecast
+from maestrale.engines.base import Engine, EngineConfig, EngineInfo, Forecast, Unloadable
 from maestrale.errors import MaestraleError, ModelError, SettingsError
 from maestrale.logs import LOGGER
 from maestrale.models.prepared import PreparedModel, weights_stamp
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from maestrale.models.vocabulary import Vocabulary
     from maestrale.prompt.encode import PromptEncoder
 
+ANY_MEMORY = 1 << 60  # bytes: what another node has is not known here
 WARM_AFTER = 1.0  # seconds for which the first requests have the processor to themselves
 
 
@@ -42,10 +45,24 @@ class DeploymentHost:
         """The deployment's; once it is prepared, with the engine that was chosen."""
         self.engine: Engine | None = None
         self.vetter: ConstraintVetter | None = None
+        self.label = ""
+        """What the log calls its engine by, where there are several."""
+        self.variant = ""
+        """Tells its replicas from those of another deployment of the same model."""
         self._warming: asyncio.Task[None] | None = None
         self._expected = False  # the engine is known, and started when it is asked for
         self._seen = ""  # of the weights, as they were when the model was prepared
         self._look: Callable[[], str] = str
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is loaded from the start to the end: some of its replicas always run."""
+        return (self.settings.replica_range or (0, 0))[0] > 0
+
+    @property
+    def from_zero(self) -> bool:
+        """Whether it has replicas only while requests ask for them."""
+        return self.settings.replica_range is not None and not self.stays
 
     def tell(self, phase: str) -> None:
         """How far it is, for /health."""
@@ -72,7 +89,8 @@ class DeploymentHost:
             if choice.name not in engines_of(name):
                 raise SettingsError(
                     f"{flag(name)} is for --engine {' or '.join(engines_of(name))}, and here the "
-                    f"engine is {choice.name} ({choice.why}): leave it out."
+                    f"engine is {choice.name} ({choice.why}): leave it out, or of several models "
+                    "give it, and the engine, to those in whose tables [[model]] it belongs."
                 )
         settings = self.settings = dataclasses.replace(self.settings, engine=choice.name)
         folder = await in_thread(
@@ -106,7 +124,14 @@ class DeploymentHost:
         """
         from maestrale.engines.registry import forecast
 
-        return None if self.settings.replica_range is not None else forecast(config, memory)
+        if self.stays:
+            return None
+        if self.settings.replica_range is None:
+            return forecast(config, memory)
+        # Each replica fits itself to its node, and takes nothing of this server's budget.
+        here = self.settings.ray_address is None
+        foreseen = forecast(config, memory if here else ANY_MEMORY)
+        return foreseen and replace(foreseen, config=config, memory=0)
 
     def expect(self, forecast: Forecast) -> Engine:
         """Its engine as it will be; `load` starts it."""
@@ -131,7 +156,7 @@ class DeploymentHost:
 
     async def unload(self) -> None:
         """End the engine's process; `load` starts another."""
-        assert isinstance(self.engine, SupervisedEngine)
+        assert isinstance(self.engine, Unloadable)
         if self._warming is not None:
             self._warming.cancel()
         await self.engine.unload()
@@ -159,7 +184,8 @@ class DeploymentHost:
         """It can't be loaded: keep the reason, and nothing running."""
         self.deployment.fail(str(error))
         await self.close()
-        self.engine = None
+        self.engine = self.vetter = None
+        self.settings, self._expected = self.deployment.settings, False
 
     async def close(self) -> None:
         """Leave nothing running, however far it came."""
@@ -175,11 +201,17 @@ class DeploymentHost:
         most, window = settings.max_engine_failures, settings.failure_window
         if settings.replica_range is None:
             restarts = Restarts(most=most, window=window)
-            return SupervisedEngine(config, restarts=restarts, expected=expected)
+            return SupervisedEngine(config, restarts=restarts, expected=expected, label=self.label)
         from maestrale.cluster.engine import RayServeEngine
 
-        options = hosting.cluster_options(settings, config)
-        return RayServeEngine(config, options, most_failures=most, failure_window=window)
+        return RayServeEngine(
+            config,
+            hosting.cluster_options(settings, config, self.variant),
+            most_failures=most,
+            failure_window=window,
+            expected=expected,
+            label=self.label,
+        )
 
     def _check_fit(self, folder: Path, prepared: PreparedModel, engine: str) -> None:
         """Raises: ModelDoesNotFit before anything is loaded, rather than minutes later."""

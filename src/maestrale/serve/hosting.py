@@ -24,8 +24,10 @@ TASKS: dict[str, TaskChoice] = {
 }
 
 
-def cluster_options(settings: Settings, config: EngineConfig) -> ClusterOptions:
-    """What the settings ask of Ray, for replicas with engines of this `config`."""
+def cluster_options(settings: Settings, config: EngineConfig, variant: str = "") -> ClusterOptions:
+    """What the settings ask of Ray, for replicas with engines of this `config`; `variant`: see
+    `app_name`.
+    """
     from maestrale.cluster.options import ClusterOptions, app_name
 
     least, most = settings.replica_range or (1, 1)
@@ -34,15 +36,15 @@ def cluster_options(settings: Settings, config: EngineConfig) -> ClusterOptions:
     here = settings.ray_address is None
     return ClusterOptions(
         model=settings.model,
-        least=least,
+        least=max(1, least),  # while it is loaded
         most=most,
         address=settings.ray_address,
-        app=app_name(settings.model, settings.revision),
+        app=app_name(settings.model, settings.revision, variant),
         owner=not settings.ray_join,
         token_file=settings.ray_token_file,
         routing=settings.replica_routing,
         revision=settings.revision,
-        cpus=float(config.threads or 1),
+        cpus=0.0 if here else float(config.threads or 1),
         gpus=(settings.tensor_parallel_size or 1) * stages if on_gpu else 0,
         stages=stages,
         pin=here and most > 1,

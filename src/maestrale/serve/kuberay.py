@@ -54,6 +54,12 @@ def manifests(settings: Settings, image: str) -> list[dict[str, Any]]:
             "--emit-kuberay knows no --api-nodes: the Service leads to the head's pod alone. For "
             "more API processes there give --api-workers."
         )
+    if settings.replica_range is not None and settings.replica_range[0] == 0:
+        raise SettingsError(
+            f"--emit-kuberay can't begin at no replica (--replicas {settings.replicas}): it is the "
+            "RayService that deploys them, and the API can't ask it for the first one. Give a "
+            "range from 1."
+        )
     for name in FILES:
         if getattr(settings, name) is not None:
             raise SettingsError(

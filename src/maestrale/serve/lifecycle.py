@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from maestrale.api.backend import Backend
@@ -41,8 +41,10 @@ class Front(ABC):
         self.loader: ModelLoader | None = None
         """Where models are loaded when they are asked for; None: the one is, and stays."""
         if len(self.hosts) > 1 or may_go(self.hosts[0].settings):
-            self.loader = ModelLoader(backend.settings, len(self.hosts), self.changed)
+            self.loader = ModelLoader(backend.settings, len(self.hosts), self.changed, self.prepare)
             backend.steering = self.loader.steer
+        if len(self.hosts) > 1:
+            tell_apart(self.hosts)
 
     @abstractmethod
     async def run(self) -> None:
@@ -58,6 +60,24 @@ class Front(ABC):
             return await self.loader.adopt(host, name, config, progress)
         progress.update("Starting the engine", None)
         return await host.start(config)
+
+    async def prepare(self, host: DeploymentHost) -> None:
+        """Prepare this deployment, and let its requests in. Where it is one of several, what keeps
+        it from that is logged, and kept for who asks for it.
+
+        Raises: ModelError, EngineError, SettingsError.
+        """
+        try:
+            with StartProgress(host.tell) as progress:
+                await self.load(host, progress)
+        except MaestraleError as error:
+            if len(self.hosts) > 1:
+                LOGGER.error("The model %s can't be served: %s", host.deployment.id, error)
+                if self.loader is not None:
+                    self.loader.forget(host)
+                await host.fail(error)
+                await self.changed()
+            raise
 
     @abstractmethod
     async def changed(self) -> None:
@@ -164,13 +184,9 @@ class Lifecycle:
         try:
             for host in self._hosts:
                 try:
-                    with StartProgress(host.tell) as progress:
-                        await self._front.load(host, progress)
+                    await self._front.prepare(host)
                 except MaestraleError as error:
                     failures.append(error)
-                    if len(self._hosts) > 1:
-                        LOGGER.error("The model %s can't be served: %s", host.deployment.id, error)
-                        await host.fail(error)
                     continue
                 if loader is not None and loader.at_start(host):
                     loads.append(asyncio.create_task(loader.load(host)))
@@ -245,7 +261,19 @@ class Lifecycle:
 def may_go(settings: Settings) -> bool:
     """Whether a model that is the only one may be unloaded, or has a budget to keep to."""
     given = settings.keep_alive_seconds, settings.budget_bytes
-    return bool(settings.pinned) or given != (None, None)
+    from_zero = settings.replica_range is not None and settings.replica_range[0] == 0
+    return bool(settings.pinned) or from_zero or given != (None, None)
+
+
+def tell_apart(hosts: Sequence[DeploymentHost]) -> None:
+    """Let the log name each of several engines, and each have an application of its own on Ray."""
+    seen: set[tuple[str, str | None]] = set()
+    for host in hosts:
+        host.label = host.deployment.id
+        model = host.settings.model, host.settings.revision
+        if model in seen:
+            host.variant = host.deployment.id
+        seen.add(model)
 
 
 def terminal_is_gone() -> bool:

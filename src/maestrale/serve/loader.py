@@ -14,7 +14,7 @@ from functools import partial
 
 from maestrale.api.backend import Steering
 from maestrale.config.settings import Settings
-from maestrale.engines.base import Engine, EngineConfig
+from maestrale.engines.base import Engine, EngineConfig, Unloadable
 from maestrale.errors import Conflict, MaestraleError, ModelDoesNotFit, SettingsError, Unavailable
 from maestrale.logs import LOGGER
 from maestrale.models.fit_cpu import SPARE, memory_to_use
@@ -22,7 +22,6 @@ from maestrale.serve.deployment import DeploymentHost
 from maestrale.serve.hosting import in_thread
 from maestrale.serve.progress import StartProgress
 from maestrale.serve.residency import Load, Residency
-from maestrale.supervise.process import SupervisedEngine
 
 KEEP_ALIVE = 300.0  # seconds, where several models are served and nothing else was said
 MIB = 1 << 20
@@ -46,10 +45,15 @@ class ModelLoader:
     """The models of one server, each in memory or not."""
 
     def __init__(
-        self, settings: Settings, hosts: int, changed: Callable[[], Awaitable[None]]
+        self,
+        settings: Settings,
+        hosts: int,
+        changed: Callable[[], Awaitable[None]],
+        prepare: Callable[[DeploymentHost], Awaitable[None]],
     ) -> None:
         """`hosts`: how many models there are. `changed` is awaited after a model was loaded or
-        unloaded, or could not be, before any request learns of it.
+        unloaded, or could not be, before any request learns of it. `prepare` makes one ready that
+        could not be prepared before, or raises why it still can't be, and has `forget` called.
         """
         budget = settings.budget_bytes
         self._given = budget is not None
@@ -57,8 +61,11 @@ class ModelLoader:
         self._residency = Residency(self._budget)
         self._number = hosts
         self._changed = changed
+        self._prepare = prepare
+        self._broken: dict[str, DeploymentHost] = {}  # those that could not be prepared
+        self._preparing: dict[str, asyncio.Task[None]] = {}  # those of them that are tried again
         self._hosts: dict[str, DeploymentHost] = {}
-        self._adopted: list[tuple[tuple[str, ...], str]] = []  # names, and where each comes from
+        self._adopted: dict[str, tuple[tuple[str, ...], str]] = {}  # names, and whence it comes
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: dict[str, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -92,14 +99,14 @@ class ModelLoader:
             engine = await host.start(config)
         else:
             engine = host.expect(foreseen)
-        self._adopted.append((names, settings.model))
-        if not isinstance(engine, SupervisedEngine):
+        self._adopted[deployment.id] = names, settings.model
+        if host.stays or not isinstance(engine, Unloadable):
             return engine
         deployment.pinned, deployment.memory = pinned, size or None
         id_, now = deployment.id, self._now()
         self._hosts[id_] = host
         keep_alive = settings.keep_alive_seconds
-        if settings.keep_alive is None and self._number > 1:
+        if settings.keep_alive is None and (self._number > 1 or host.from_zero):
             keep_alive = KEEP_ALIVE
         self._residency.add(id_, size, pinned=pinned, keep_alive=keep_alive)
         if foreseen is None:
@@ -111,9 +118,11 @@ class ModelLoader:
         return engine
 
     def at_start(self, host: DeploymentHost) -> bool:
-        """Whether it is loaded at the server's start: the first is, and those that are pinned."""
+        """Whether it is loaded at the server's start: the first is, unless its replicas begin at
+        none, and those that are pinned.
+        """
         deployment = host.deployment
-        first = next(iter(self._hosts), None) == deployment.id
+        first = next(iter(self._hosts), None) == deployment.id and not host.from_zero
         return deployment.id in self._hosts and (first or deployment.pinned)
 
     async def load(self, host: DeploymentHost) -> None:
@@ -126,11 +135,23 @@ class ModelLoader:
         self._step()
         await asyncio.shield(outcome)
 
+    def forget(self, host: DeploymentHost) -> None:
+        """It could not be prepared, however far that came. `steer` has it tried again."""
+        id_ = host.deployment.id
+        self._broken[id_] = host
+        if self._hosts.pop(id_, None) is not None:
+            self._residency.remove(id_)
+        self._adopted.pop(id_, None)
+        host.deployment.admission.arrivals = None
+
     def steer(self, id_: str, steering: Steering) -> None:
         """The operator wants this model loaded, or unloaded: begin it.
 
         Raises: Conflict where that can't be.
         """
+        if id_ in self._broken or id_ in self._preparing:
+            self._steer_broken(id_, steering)
+            return
         if id_ not in self._hosts:
             raise Conflict(f"The model {id_} can't be loaded or unloaded: it stays as it is.")
         if steering == "load":
@@ -147,9 +168,9 @@ class ModelLoader:
         """Raises: SettingsError for a name under --pinned that no model has."""
         if len(self._adopted) < self._number:
             return  # it may be the name of one that can't be served, which the log tells
-        names = {name for each, _ in self._adopted for name in each}
+        names = {name for each, _ in self._adopted.values() for name in each}
         for name in settings.pinned:
-            if name not in names | {source for _, source in self._adopted}:
+            if name not in names | {source for _, source in self._adopted.values()}:
                 raise SettingsError(
                     f"--pinned: no model is called {name!r}; there is {', '.join(sorted(names))}."
                 )
@@ -159,11 +180,13 @@ class ModelLoader:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+        for task in self._preparing.values():
+            task.cancel()
 
     async def close(self) -> None:
         """Wait until nothing is being loaded or unloaded, once the engines are closed."""
         self.stop()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._preparing.values(), return_exceptions=True)
 
     # What the queues tell
 
@@ -177,6 +200,31 @@ class ModelLoader:
             self._step_soon()
 
     # Within
+
+    def _steer_broken(self, id_: str, steering: Steering) -> None:
+        if steering == "unload":
+            raise Conflict(f"The model {id_} could not be prepared: there is nothing to unload.")
+        if id_ not in self._preparing:
+            host = self._broken.pop(id_)
+            host.deployment.forgive()
+            self._preparing[id_] = asyncio.create_task(self._try_again(host))
+
+    async def _try_again(self, host: DeploymentHost) -> None:
+        id_ = host.deployment.id
+        try:
+            await self._prepare(host)
+        except MaestraleError:  # which is logged, and kept for who asks
+            return
+        except Exception as error:
+            LOGGER.exception("%s could not be prepared", id_)
+            self.forget(host)
+            await host.fail(MaestraleError(f"It failed in a way nobody expected: {error}"))
+            return
+        finally:
+            self._preparing.pop(id_, None)
+        if id_ in self._hosts and not self._stopped:
+            self._residency.call(id_, self._now())
+            self._step()
 
     def _step_soon(self) -> None:
         if not self._soon:
@@ -234,13 +282,13 @@ class ModelLoader:
         if self._stopped:
             return
         pause = self._residency.failed(deployment.id, self._now())
-        reason = str(error).partition("\n")[0]
         LOGGER.error("%s can't be loaded: %s", host.deployment.name, error)
-        deployment.fail(reason, pause)
+        deployment.fail(str(error).partition("\n")[0], pause)
         await self._changed()
-        deployment.admission.refuse_waiting(
-            Unavailable(reason, code="model_not_loaded", retry_after=math.ceil(pause))
+        told = Unavailable(
+            deployment.failure, code="model_not_loaded", retry_after=math.ceil(pause)
         )
+        deployment.admission.refuse_waiting(told)
         self._settle(deployment.id, error)
 
     def _settle(self, id_: str, error: MaestraleError | None) -> None:

@@ -95,6 +95,10 @@ class Residency:
         """One more model, not loaded. See `room`."""
         self._models[id_] = _Model(id_, size, pinned, keep_alive)
 
+    def remove(self, id_: str) -> None:
+        """It is none of the server's any more; nothing of it is in memory."""
+        del self._models[id_]
+
     def room(self, *, pinned: bool = False) -> float:
         """Bytes that a model may take beside all that are pinned; one that is pinned itself leaves
         room for the largest of the others, too.

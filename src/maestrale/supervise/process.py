@@ -75,9 +75,13 @@ class SupervisedEngine:
         restarts: Restarts | None = None,
         patience: Patience | None = None,
         expected: EngineInfo | None = None,
+        label: str = "",
     ) -> None:
-        """`expected`: what the engine will be, told by `describe` till it has started."""
+        """`expected`: what the engine will be, told by `describe` till it has started. `label`
+        names its model in what is said of it, where there are several.
+        """
         self._config = config
+        self._of = f" of {label}" if label else ""
         self._restarts = restarts or Restarts()
         self._patience = patience or Patience()
         self._ledger = Ledger(self, single=True)
@@ -247,7 +251,7 @@ class SupervisedEngine:
         self._past = sum_stats(self._past, base, -1)
         self._up = True
         self._gave_up = ""
-        logger.info("The engine is ready (process %d).", process.pid)
+        logger.info("The engine%s is ready (process %d).", self._of, process.pid)
         self._ledger.submit_waiting()
         self._tell(False)
         return process
@@ -263,16 +267,15 @@ class SupervisedEngine:
                     process = await self._launch()
                     break
                 except EngineError as error:
-                    logger.error("%s", error)
+                    logger.error("The engine%s can't start again: %s", self._of, error)
                     self._barren.append(asyncio.get_running_loop().time())
                     self._note_death("the engine could not start again")
             self.counters.restarts += 1
 
     def _lose(self, process: EngineProcess, reason: str) -> None:
         logger.error(
-            "The engine stopped: %s. %d requests in flight wait for its successor.",
-            reason,
-            len(self._ledger),
+            "The engine%s stopped: %s. %d requests in flight wait for its successor.",
+            *(self._of, reason, len(self._ledger)),
         )
         self._past = sum_stats(self._past, process.stats)
         self._process, self._up = None, False
@@ -294,8 +297,9 @@ class SupervisedEngine:
         deaths = self._recent(self._deaths)
         if deaths >= self._restarts.most:
             self._gave_up = (
-                f"The engine failed {deaths} times within {self._restarts.window:.0f} seconds "
-                f"(last: {reason}). It is being restarted; try again later."
+                f"The engine{self._of} failed {deaths} times within "
+                f"{self._restarts.window:.0f} seconds (last: {reason}). It is being restarted; try "
+                "again later."
             )
             logger.error("%s", self._gave_up)
             self._ledger.fail_all(Unavailable(self._gave_up, retry_after=self._retry_after()))

@@ -167,6 +167,75 @@ def test_times_without_a_request(text: str, seconds: float | None) -> None:
     assert load_models((), {"keep_alive": text}, HOME)[0].keep_alive_seconds == seconds
 
 
-def test_replicas_of_ray_stay_loaded() -> None:
+def test_replicas_that_always_run_are_never_unloaded() -> None:
     with pytest.raises(SettingsError, match="--keep-alive and Ray's replicas contradict"):
         load_models((), {"keep_alive": "5m", "replicas": "2"}, HOME)
+    settings, _ = load_models((), {"keep_alive": "5m", "replicas": "0-2"}, HOME)
+    assert (settings.replica_range, settings.keep_alive_seconds) == ((0, 2), 300)
+
+
+@pytest.mark.parametrize("other", ["ray_join", "api_nodes"])
+def test_only_who_deploys_replicas_can_begin_at_none(other: str) -> None:
+    flags = {"replicas": "0-2", "ray_address": "10.0.0.1:6379"}
+    value = {"ray_join": True, "api_nodes": "all"}[other]
+    with pytest.raises(SettingsError, match=r"--replicas and --.* contradict each other: only"):
+        load_models((), {**flags, other: value}, HOME)
+
+
+def tables(tmp_path: Path, text: str, **flags: object) -> list[Settings]:
+    path = tmp_path / "maestrale.toml"
+    path.write_text(text)
+    return models(path, **flags)
+
+
+def test_each_model_has_replicas_of_its_own(tmp_path: Path) -> None:
+    text = """
+[serve]
+keep_alive = "10m"
+[[model]]
+source = "a"
+replicas = "0-4"
+[[model]]
+source = "b"
+replicas = 2
+[[model]]
+source = "c"
+"""
+    found = tables(tmp_path, text)
+    assert [each.replica_range for each in found] == [(0, 4), (2, 2), None]
+    assert [each.keep_alive_seconds for each in found] == [600, None, 600]
+
+
+def test_replicas_of_a_table_and_its_keep_alive_contradict_each_other(tmp_path: Path) -> None:
+    told = wrong(tmp_path, 'source = "a"\nreplicas = "1-2"\nkeep_alive = "5m"')
+    assert "keep_alive of [[model]] 1" in told
+    assert "at least 1 always run" in told
+    assert "replicas of [[model]] 1" in wrong(tmp_path, 'source = "a"\nreplicas = "many"')
+
+
+GPU_AND_CPU = """
+[serve]
+gpu_memory_utilization = 0.8
+[[model]]
+source = "mistralai/Mistral-7B-Instruct-v0.3"
+engine = "vllm"
+[[model]]
+source = "coder.gguf"
+engine = "cpu"
+cpu_level = "avx2"
+"""
+
+
+def test_what_is_said_for_all_goes_to_the_models_whose_engine_knows_it(tmp_path: Path) -> None:
+    gpu, cpu = tables(tmp_path, GPU_AND_CPU)
+    assert gpu.engine_options == {"gpu_memory_utilization": "0.8"}
+    assert cpu.engine_options == {"cpu_level": "avx2"}
+    assert (gpu.engine, cpu.engine) == ("vllm", "cpu")
+
+
+def test_what_no_model_can_use_is_refused(tmp_path: Path) -> None:
+    text = GPU_AND_CPU.replace('engine = "vllm"', 'engine = "cpu"')
+    with pytest.raises(SettingsError, match="is for --engine vllm, and none of the models has"):
+        tables(tmp_path, text)
+    with pytest.raises(SettingsError, match=r"cpu_level of \[\[model\]\] 2 .* is for --engine cpu"):
+        tables(tmp_path, text.replace('engine = "cpu"\ncpu', 'engine = "vllm"\ncpu'))

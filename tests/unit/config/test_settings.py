@@ -325,12 +325,14 @@ def test_any_text_for_any_setting_is_taken_or_refused_by_name(name: str, text: s
     assert config.flag(name) in message
 
 
-@pytest.mark.parametrize(("text", "range_"), [("3", (3, 3)), ("1-4", (1, 4)), ("2 - 2", (2, 2))])
+@pytest.mark.parametrize(
+    ("text", "range_"), [("3", (3, 3)), ("1-4", (1, 4)), ("2 - 2", (2, 2)), ("0-3", (0, 3))]
+)
 def test_replicas_are_a_number_or_a_range(text: str, range_: tuple[int, int]) -> None:
     assert load({"replicas": text}).replica_range == range_
 
 
-@pytest.mark.parametrize("text", ["", "0", "4-1", "0-3", "-2", "two", "1-", "1-2-3", "9999", "1.5"])
+@pytest.mark.parametrize("text", ["", "0", "4-1", "0-0", "-2", "two", "1-", "1-2-3", "9999", "1.5"])
 def test_replicas_that_make_no_sense_are_refused_by_name(text: str) -> None:
     with pytest.raises(SettingsError, match="--replicas"):
         load({"replicas": text})

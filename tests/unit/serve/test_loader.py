@@ -13,7 +13,14 @@ from api_app import make_settings
 from maestrale.api.backend import Backend
 from maestrale.config.settings import Settings
 from maestrale.engines.base import EngineConfig, EngineInfo, Forecast
-from maestrale.errors import Conflict, EngineError, ModelDoesNotFit, SettingsError, Unavailable
+from maestrale.errors import (
+    Conflict,
+    EngineError,
+    ModelDoesNotFit,
+    ModelError,
+    SettingsError,
+    Unavailable,
+)
 from maestrale.serve.deployment import DeploymentHost
 from maestrale.serve.loader import ModelLoader
 from maestrale.serve.progress import StartProgress
@@ -77,18 +84,30 @@ class World:
         settings = make_settings(memory_budget=budget, **more)
         self.backend = Backend(settings, models)
         self.told = 0
-        self.loader = ModelLoader(settings, len(models), self._changed)
+        self.broken: dict[str, str] = {}
+        self.loader = ModelLoader(settings, len(models), self._changed, self._prepare)
         self.hosts = {each.id: PretendedHost(each) for each in self.backend.deployments}
 
     async def _changed(self) -> None:
         self.told += 1
 
     async def adopt(self) -> World:
-        with StartProgress(lambda phase: None) as progress:
-            for id_, host in self.hosts.items():
-                engine = await self.loader.adopt(host, id_, CONFIG, progress)
-                host.deployment.open(engine, id_)
+        for host in self.hosts.values():
+            await self._prepare(host)
         return self
+
+    async def _prepare(self, host: DeploymentHost) -> None:
+        id_ = host.deployment.id
+        try:
+            if id_ in self.broken:
+                raise ModelError(self.broken[id_])
+            with StartProgress(lambda phase: None) as progress:
+                engine = await self.loader.adopt(host, id_, CONFIG, progress)
+        except ModelError as error:
+            self.loader.forget(host)
+            await host.fail(error)
+            raise
+        host.deployment.open(engine, id_)
 
     def state(self) -> dict[str, list[str]]:
         return {id_: host.engine.told for id_, host in self.hosts.items()}
@@ -256,5 +275,61 @@ def test_nothing_is_begun_once_it_stops() -> None:
         await settle()
         assert world.state() == {"a": [], "b": []}
         waiting.cancel()
+
+    run(scene)
+
+
+def test_one_whose_replicas_begin_at_none_is_loaded_by_its_first_request() -> None:
+    async def scene() -> None:
+        world = await World(
+            model("a", 0, replicas="0-2", keep_alive="0.05s"), model("b", 30, replicas="0-1")
+        ).adopt()
+        assert not any(world.loader.at_start(host) for host in world.hosts.values())
+        await asyncio.gather(world.ask("a"), world.ask("b"))
+        assert world.state() == {"a": ["load"], "b": ["load"]}
+        await asyncio.sleep(0.3)
+        assert world.state() == {"a": ["load", "unload"], "b": ["load"]}
+
+    run(scene)
+
+
+def test_one_that_could_not_be_prepared_is_tried_again_when_the_operator_loads_it() -> None:
+    async def scene() -> None:
+        world = World(model("a"), model("b"))
+        world.broken["a"] = "The file /srv/models of ours/a.gguf is empty."
+        with pytest.raises(ModelError):
+            await world._prepare(world.hosts["a"])
+        await world._prepare(world.hosts["b"])
+        broken = world.hosts["a"].deployment
+        assert (await broken.health()).state == "dead"
+        with pytest.raises(Conflict, match="nothing to unload"):
+            world.loader.steer("a", "unload")
+        world.loader.steer("a", "load")
+        world.loader.steer("a", "load")  # it is tried already
+        await settle()
+        assert (await broken.health()).state == "dead"  # and is still broken
+        del world.broken["a"]
+        world.loader.steer("a", "load")
+        while (await broken.health()).state != "ready":
+            await asyncio.sleep(0)
+        await world.ask("a")
+        assert world.state() == {"a": ["load"], "b": []}
+        await world.ask("b")
+        assert world.state() == {"a": ["load", "unload"], "b": ["load"]}
+
+    run(scene)
+
+
+def test_nothing_of_a_model_stays_behind_when_its_text_can_not_be_loaded() -> None:
+    async def scene() -> None:
+        world = await World(model("a", pinned=("a",)), model("b", 30)).adopt()
+        error = ModelError("Its tokenizer is broken.")
+        world.loader.forget(world.hosts["a"])
+        await world.hosts["a"].fail(error)
+        await world.ask("b")
+        assert world.hosts["a"].deployment.failure == "Its tokenizer is broken."
+        world.loader.steer("a", "load")
+        while (await world.hosts["a"].deployment.health()).state != "ready":
+            await asyncio.sleep(0)
 
     run(scene)

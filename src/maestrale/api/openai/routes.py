@@ -70,7 +70,7 @@ def model_routes(backend: Backend) -> list[Route]:
         cards = [
             await card(deployment, name)
             for deployment in backend.deployments
-            for name in deployment.names or (deployment.id,)
+            for name in deployment.listed
         ]
         return JSONResponse({"object": "list", "data": cards})
 
@@ -106,7 +106,7 @@ def model_routes(backend: Backend) -> list[Route]:
 async def card(deployment: Deployment, name: str) -> dict[str, Any]:
     """One model as OpenAI's, Mistral's and vLLM's clients read it, with its state."""
     health, service = await deployment.health(), deployment.loaded
-    names = deployment.names or (deployment.id,)
+    names = deployment.listed
     known = {
         "id": name,
         "object": "model",
