@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,10 @@ def command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
-def ask(server: Server, tokens: int = 200) -> dict[str, Any]:
-    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": tokens, "seed": 3}
+def ask(server: Server, tokens: int = 200, model: str | None = None) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Hello"}]
+    body = {"messages": messages, "max_tokens": tokens, "seed": 3}
+    body |= {"model": model} if model else {}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     choice: dict[str, Any] = answer.json()["choices"][0]
@@ -109,6 +112,56 @@ def test_who_has_not_the_token_is_refused(replicas: Server, token: str, tmp_path
     assert tried.returncode != 0
     assert "IN" not in tried.stdout
     assert "uthenticat" in tried.stderr
+
+
+def test_each_model_has_its_own_replicas_beside_one_without_any(
+    cache_dir: Path, tmp_path: Path
+) -> None:
+    """Twice the same model on one Ray of our own, from none; and a model that is none of Ray's."""
+    table = tmp_path / "several.toml"
+    table.write_text("""
+[serve]
+engine = "scripted"
+[[model]]
+name = "plain"
+source = "smollm2-135m-instruct"
+[[model]]
+name = "one"
+source = "smollm2-135m-instruct"
+replicas = "0-1"
+[[model]]
+name = "two"
+source = "smollm2-135m-instruct"
+replicas = "0-1"
+keep_alive = "1s"
+""")
+    with serving("--config", str(table), cache_dir=cache_dir) as server:
+        wait(server, plain="ready", one="unloaded", two="unloaded")
+        assert not any("raylet" in command(pid) for pid in server.pids())
+        threads = [threading.Thread(target=ask, args=(server, 8, each)) for each in ("one", "two")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wait(server, plain="ready", one="ready", two="unloaded")
+        ask(server, 8, "one")
+        unloaded = httpx.post(f"{server.url}/v1/models/one/unload")
+        assert unloaded.status_code == 202
+        wait(server, plain="ready", one="unloaded", two="unloaded")
+        assert ask(server, 8, "two") == ask(server, 8, "two")
+        assert "A replica of two is ready" in server.log()
+
+
+def wait(server: Server, **states: str) -> None:
+    """Until the models' states are so."""
+    deadline = time.monotonic() + 60
+    while True:
+        cards = httpx.get(f"{server.url}/v1/models", timeout=30).json().get("data", [])
+        found = {each["id"]: each["state"] for each in cards}
+        if found == states:
+            return
+        assert time.monotonic() < deadline, (found, server.log())
+        time.sleep(0.1)
 
 
 def test_bad_clusters_are_told_apart(cache_dir: Path, tmp_path: Path) -> None:

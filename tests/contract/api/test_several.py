@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def several(
     """A server of scripted `models`: of each what its engine is told, and its settings."""
     given = {
         name: {
-            "model": str(file),
+            "model": each.get("model", str(file)),
             "options": {"text": WORDS[name], "tokens_per_second": "200", **each["options"]},
             "settings": each["settings"],
         }
@@ -328,6 +329,30 @@ def test_two_of_one_name_end_the_start(file: Path, cache: Path) -> None:
         serving(str(file), str(file), "--engine", "scripted", cache_dir=cache),
     ):
         pass
+
+
+def test_one_that_could_not_be_prepared_is_prepared_when_the_operator_loads_it(
+    file: Path, cache: Path, tmp_path: Path, workers: str
+) -> None:
+    late = tmp_path / "models of mine" / "late.gguf"
+    late.parent.mkdir()
+    late.write_bytes(b"nothing")
+    models = {"north": model(), "south": model()}
+    models["south"]["model"] = str(late)
+    with several(file, cache, "--api-workers", workers, models=models) as server:
+        root = f"{server.url}/v1/models/south"
+        card = httpx.get(root).json()
+        assert (card["state"], "late.gguf" in card["detail"]) == ("dead", True)
+        told = ask(server, "south")
+        assert told.status_code == 503
+        assert str(tmp_path) not in card["detail"] + told.text
+        assert str(late) in server.log()
+        assert httpx.post(f"{root}/unload").status_code == 409
+        shutil.copy(file, late)
+        assert httpx.post(f"{root}/load").status_code == 202
+        wait(server, lambda found: found["south"] == "ready")
+        check(ask(server, "south"), "south")
+        check(ask(server, "north"), "north")
 
 
 @pytest.mark.anyio

@@ -247,6 +247,35 @@ def test_a_second_server_takes_over_and_one_that_fails_changes_nothing(
             running.stop()
 
 
+def test_one_from_zero_is_unloaded_and_started_again(
+    ray_cluster: RayCluster, calm: list[Answer]
+) -> None:
+    """By this process alone: what it deploys anew are other replicas, with the same answers."""
+    running = ray_cluster.engine(config(), least=1, most=2, cpus=0.1, app="zero")
+    engine = running.engine
+    assert isinstance(engine, RayServeEngine)
+    try:
+        (first,) = (replica.pid for replica in up(running))
+        running.do(engine.unload())
+        assert running.do(engine.health()).state == "unloaded"
+        assert ray_cluster.replicas("zero") == 0
+        wait_until(lambda: not _lives(first))
+        running.do(engine.start())
+        assert tokens(running.run(request(0))) == tokens(calm[:1])
+        assert first not in {replica.pid for replica in up(running)}
+    finally:
+        running.stop()
+    assert engine.stats().restarts == 0
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_node_that_is_cut_off_and_one_that_dies(
     ray_cluster: RayCluster, calm: list[Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,5 +186,6 @@ def test_each_model_and_revision_has_an_application_of_its_own() -> None:
         "maestrale-mistralai-Mistral-7B-Instruct-v0.2"
     )
     assert app_name("m", None) != app_name("m", "abc") != app_name("n", "abc")
+    assert app_name("m", None, "coder") != app_name("m", None, "chat")
     assert app_name("/a folder/with #signs/", None) == "maestrale-a-folder-with-signs"
     assert len(app_name("x" * 500, "main")) <= LONGEST_NAME + len("maestrale-")

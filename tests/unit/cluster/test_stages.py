@@ -75,6 +75,11 @@ def test_the_actors_cpus_count_where_it_would_lie(stages: Any) -> None:
         stages.span_nodes(asked, nodes(2, 2, cpus=3))
 
 
+def test_nothing_is_counted_for_replicas_that_reserve_nothing(stages: Any) -> None:
+    asked = ClusterOptions(model="m", least=1, most=9, cpus=0.0)
+    assert not stages.span_nodes(asked, nodes(0, cpus=1))
+
+
 def test_a_replica_without_gpus_needs_cpus_of_one_node(stages: Any) -> None:
     asked = ClusterOptions(model="m", least=1, most=1, cpus=4.0)
     assert not stages.span_nodes(asked, nodes(0, cpus=4))

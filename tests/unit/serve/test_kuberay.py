@@ -134,6 +134,8 @@ def test_the_head_serves_what_was_asked_for() -> None:
 def test_what_cannot_be_carried_over_is_told(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--engine cpu or --engine vllm"):
         manifests(settings(engine="auto"), IMAGE)
+    with pytest.raises(SettingsError, match=r"can't begin at no replica \(--replicas 0-2\)"):
+        manifests(settings(replicas="0-2"), IMAGE)
     template = tmp_path / "chat.jinja"
     template.touch()
     with pytest.raises(SettingsError, match="--chat-template"):

@@ -508,3 +508,18 @@ async def test_one_that_is_known_beforehand_is_described_before_it_starts(tmp_pa
         await engine.close()
     assert pid is not None
     assert not alive(pid)
+
+
+async def test_the_log_names_the_model_of_several(
+    anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    engine = SupervisedEngine(config(), patience=QUICK, label="coder")
+    await engine.start()
+    try:
+        kill(engine)
+        await until(lambda: engine.counters.restarts == 1)
+    finally:
+        await engine.close()
+    assert caplog.text.count("The engine of coder is ready") == 2
+    assert "The engine of coder stopped: " in caplog.text
