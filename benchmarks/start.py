@@ -96,13 +96,14 @@ def first_token(start: Start, log: Path, *, watched: bool) -> None:
     """Start it, ask until it answers, and keep what was measured. Raises: RuntimeError."""
     if start.fresh is not None:
         shutil.rmtree(start.fresh / "models", ignore_errors=True)
-    _fill_free_memory(start.fill)
+    fill_free_memory(start.fill)
     port = free_port()
     command = [part.replace("{port}", str(port)) for part in start.command]
     running = Running(command, log, start.environment)
     watch = Watch(running) if watched else None
     try:
-        _ask(running, port, start.model)
+        running.wait_until_healthy(port, PATIENCE)
+        ask(port, start.model)
         if watch is None:
             start.seconds.append(time.perf_counter() - running.started)
     finally:
@@ -113,8 +114,8 @@ def first_token(start: Start, log: Path, *, watched: bool) -> None:
         running.stop()
 
 
-def _ask(running: Running, port: int, model: str) -> None:
-    """Until the first piece of an answer is here."""
+def ask(port: int, model: str) -> None:
+    """Until the first piece of an answer is here. Raises: RuntimeError where none comes."""
     body = json.dumps({
         "model": model,
         "prompt": "Once upon a time",
@@ -122,20 +123,22 @@ def _ask(running: Running, port: int, model: str) -> None:
         "temperature": 0,
         "stream": True,
     })  # fmt: skip
-    running.wait_until_healthy(port, PATIENCE)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     head = {"Content-Type": "application/json"}
     connection.request("POST", "/v1/completions", body, head)
     answer = connection.getresponse()
     if answer.status != 200:
         raise RuntimeError(f"it refuses: {answer.read(300)!r}")
-    while line := answer.readline():
-        if line.startswith(b"data:") and b'"choices"' in line:
-            return
+    try:
+        while line := answer.readline():
+            if line.startswith(b"data:") and b'"choices"' in line:
+                return
+    finally:
+        connection.close()
     raise RuntimeError("it gave no token")
 
 
-def _fill_free_memory(size: int) -> None:
+def fill_free_memory(size: int) -> None:
     """In a process of its own, which ends at once."""
     code = (
         "import mmap, sys\n"

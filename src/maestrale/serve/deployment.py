@@ -155,11 +155,13 @@ class DeploymentHost:
         self._warm()
 
     async def unload(self) -> None:
-        """End the engine's process; `load` starts another."""
+        """End the engine's process, and those beside it; `load` starts others."""
         assert isinstance(self.engine, Unloadable)
         if self._warming is not None:
             self._warming.cancel()
         await self.engine.unload()
+        if self.vetter is not None:
+            await self.vetter.release()
 
     def vet(self, folder: Path, prepared: PreparedModel) -> ConstraintVetter:
         """Make the vetter, and say what else of the engine the operator should know."""

@@ -119,6 +119,11 @@ class ConstraintVetter:
         await asyncio.gather(*self._under_way.values(), return_exceptions=True)
         await asyncio.gather(*(process.end() for process in tuple(self._all)))
 
+    async def release(self) -> None:
+        """End the processes that have nothing to do now; `vet` starts others."""
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(process.end() for process in idle))
+
     @property
     def pids(self) -> list[int]:
         """The processes there are now."""

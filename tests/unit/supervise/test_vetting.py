@@ -283,6 +283,19 @@ async def test_an_idle_process_is_retired(start_vetter: StartVetter) -> None:
     await vetter.vet(regex("b"))
 
 
+async def test_released_it_has_no_process_and_starts_another_when_asked(
+    start_vetter: StartVetter,
+) -> None:
+    vetter = start_vetter()
+    await vetter.vet(SCHEMA)
+    (pid,) = vetter.pids
+    await vetter.release()
+    assert vetter.pids == []
+    assert not alive(pid)
+    await vetter.vet(regex("a+"))
+    assert len(vetter.pids) == 1
+
+
 async def test_without_its_vocabulary_it_says_unavailable(
     start_vetter: StartVetter, caplog: pytest.LogCaptureFixture
 ) -> None:
