@@ -42,7 +42,7 @@ SECTIONS = ("rest", "loads", "front")
 SETTLING, RESTING = 65.0, 30.0  # seconds; processes that compile schemas go after a minute
 CONTEXT = 4096  # tokens
 STREAMS = 128
-LAST_RELEASE = "v0.3.0"  # the last with one model on a server
+ONE_MODEL = "7f56e09"  # 0.3.0, the last with one model on a server
 
 
 @dataclass
@@ -288,7 +288,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--file", type=Path, help="another GGUF file in the 7B's place")
     parser.add_argument("--llama-server", type=Path, help="this one; else it is compiled here")
-    parser.add_argument("--before", default=LAST_RELEASE, metavar="REVISION")
+    parser.add_argument("--before", default=ONE_MODEL, metavar="REVISION")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/maestrale-peers"))
     parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}")

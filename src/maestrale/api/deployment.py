@@ -95,8 +95,7 @@ class Deployment:
 
     def knows(self, name: str) -> bool:
         """Whether requests for `name` are its own, also while it is loaded."""
-        own = self.names or names_of(self.settings, self.settings.model)
-        return name in own or name in self.listed
+        return name in (self.names or names_of(self.settings, self.settings.model))
 
     @property
     def name(self) -> str:
@@ -263,6 +262,7 @@ class Deployments:
         if name is None:
             return self.default
         known = [each for each in self._all if each.knows(name)]
+        known = known or [each for each in self._all if name in each.listed]
         loading = [each for each in self._all if not each.names and not each.failure]
         if known or loading:
             return (known or loading)[0]

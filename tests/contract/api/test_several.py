@@ -337,7 +337,7 @@ def test_one_that_could_not_be_prepared_is_prepared_when_the_operator_loads_it(
     late = tmp_path / "models of mine" / "late.gguf"
     late.parent.mkdir()
     late.write_bytes(b"nothing")
-    models = {"north": model(), "south": model()}
+    models: dict[str, dict[str, Any]] = {"north": model(), "south": model()}
     models["south"]["model"] = str(late)
     with several(file, cache, "--api-workers", workers, models=models) as server:
         root = f"{server.url}/v1/models/south"

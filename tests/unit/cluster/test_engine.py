@@ -53,13 +53,12 @@ class Deployed:
 class Ray:
     """One application, of one replica that answers each request with a token."""
 
-    Deployed = Deployed
-
     def __init__(self) -> None:
         self.told: list[str] = []
         self.there: Deployed | None = None
         self.fault = ""
         self.slow = False
+        self.Deployed = Deployed
 
     # What cluster/deployment.py has
 
@@ -108,8 +107,7 @@ class Ray:
     async def _listen(self, session: str, name: str, pause: float) -> AsyncIterator[bytes]:
         assert self.there is not None
         self.answers: asyncio.Queue[Delta] = asyncio.Queue()
-        info, stats = INFO.__copy__(), EngineStats()
-        hello = Hello(MODEL, info, "node", "host", 1, 2, stats, self.there.api)
+        hello = Hello(MODEL, INFO, "node", "host", 1, 2, EngineStats(), self.there.api)
         yield pack([hello])
         while True:
             delta = await self.answers.get()

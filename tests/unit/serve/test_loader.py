@@ -64,13 +64,20 @@ class PretendedEngine(SupervisedEngine):
 
 
 class PretendedHost(DeploymentHost):
-    """Takes so many MiB, as its settings say of the KV cache."""
+    """Takes so many MiB, as its settings say of the KV cache; of one on vLLM nothing is known."""
 
-    def forecast(self, config: EngineConfig, memory: int) -> Forecast:
+    def forecast(self, config: EngineConfig, memory: int) -> Forecast | None:
+        if self.settings.engine == "vllm":
+            return None
         return Forecast(config=config, info=INFO, memory=self.settings.kv_cache_bytes or 0)
 
     def expect(self, forecast: Forecast) -> PretendedEngine:
         self.engine: PretendedEngine = PretendedEngine()
+        return self.engine
+
+    async def start(self, config: EngineConfig) -> PretendedEngine:
+        self.engine = PretendedEngine()
+        await self.engine.start()
         return self.engine
 
     async def load(self) -> None:
@@ -289,6 +296,23 @@ def test_one_whose_replicas_begin_at_none_is_loaded_by_its_first_request() -> No
         assert world.state() == {"a": ["load"], "b": ["load"]}
         await asyncio.sleep(0.3)
         assert world.state() == {"a": ["load", "unload"], "b": ["load"]}
+
+    run(scene)
+
+
+def test_one_on_a_gpu_is_started_with_the_server_and_unloaded_like_any_other() -> None:
+    async def scene() -> None:
+        world = await World(
+            model("gpu", 0, engine="vllm", keep_alive="0.05s"),
+            model("cpu", 60, engine="cpu"),
+            budget="60MiB",
+        ).adopt()
+        assert world.state() == {"gpu": ["load"], "cpu": []}
+        await world.ask("cpu")
+        assert world.state() == {"gpu": ["load"], "cpu": ["load"]}
+        await asyncio.sleep(0.3)
+        await world.ask("gpu")
+        assert world.state() == {"gpu": ["load", "unload", "load"], "cpu": ["load"]}
 
     run(scene)
 
