@@ -159,7 +159,7 @@ class EngineReplica:
 
     async def _watch_engine(self) -> NoReturn:
         self._dead = await self._process.died()
-        print(f"The engine stopped: {self._dead}.", file=sys.stderr, flush=True)
+        print(f"The engine of {self._model} stopped: {self._dead}.", file=sys.stderr, flush=True)
         for session in self._sessions.values():
             session.put(Lost(self._dead, not self._process.killed_from_outside))
         await asyncio.sleep(LAST_WORDS)

@@ -21,6 +21,7 @@ OF_ONE = ("served_model_name", "revision", "chat_template")
 # Settings that a table may have, beside the keys that are a table's own.
 _GROUPS = ("Model", "Engine")
 _OWN = ("name", "aliases", "source", "pinned")
+GPU_SHARE = 0.9  # what vLLM takes by itself
 _BESIDE = ("keep_alive", "replicas")  # of other groups
 _RENAMED = {"model": "source", "served_model_name": "name"}
 
@@ -77,6 +78,15 @@ def check_several(settings: Settings, models: Sequence[Settings]) -> None:
                 f"{flag(name)} {shown} is for one model, and {len(models)} are to be served: say "
                 f"which has it, by '{key}' in its table [[model]] of maestrale.toml."
             )
+    on_gpu = [each for each in models if each.engine == "vllm" and each.replica_range is None]
+    share = sum(each.gpu_memory_utilization or GPU_SHARE for each in on_gpu)
+    if len(on_gpu) > 1 and share > 1:
+        raise SettingsError(
+            f"The {len(on_gpu)} models on vLLM take {share:.0%} of their GPUs' memory together "
+            f"({flag('gpu_memory_utilization')}, {GPU_SHARE} where nothing is said), and all are "
+            "loaded at the start. Give each its share in its table [[model]]; or GPUs of its own, "
+            "by 'replicas = 1', with which Ray hands them out."
+        )
 
 
 def in_folder(settings: Settings, found: Mapping[str, Path]) -> list[Settings]:

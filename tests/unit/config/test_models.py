@@ -239,3 +239,18 @@ def test_what_no_model_can_use_is_refused(tmp_path: Path) -> None:
         tables(tmp_path, text)
     with pytest.raises(SettingsError, match=r"cpu_level of \[\[model\]\] 2 .* is for --engine cpu"):
         tables(tmp_path, text.replace('engine = "cpu"\ncpu', 'engine = "vllm"\ncpu'))
+
+
+@pytest.mark.parametrize(
+    ("more", "fits"),
+    [("", False), ("gpu_memory_utilization = 0.5", True), ("replicas = 1", True)],
+)
+def test_models_on_one_gpu_need_their_shares_of_it(tmp_path: Path, more: str, fits: bool) -> None:
+    path = tmp_path / "maestrale.toml"
+    table = f'[[model]]\nsource = "%s"\nengine = "vllm"\n{more}\n'
+    path.write_text(table % "a" + table % "b")
+    if fits:
+        assert len(chosen_models((), {}, HOME, path)[1]) == 2
+    else:
+        with pytest.raises(SettingsError, match=r"take 180% of their GPUs' memory together"):
+            chosen_models((), {}, HOME, path)
