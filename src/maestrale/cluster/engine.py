@@ -354,12 +354,11 @@ class RayServeEngine:
         from maestrale.cluster import deployment
 
         wanted = deployment.Deployed(self._api, config, self._options)
+        self._deployed, self._before = True, None  # also where nobody waits for the end of it
         before = await asyncio.to_thread(deployment.deploy, wanted)
-        self._before = None
         if before is not None and before.api != self._api:
             self._before = before
             logger.info("The replicas of another server are replaced, one after another.")
-        self._deployed = True
         others = await asyncio.to_thread(deployment.others, self._options.app)
         if others:
             logger.info("The cluster also has replicas of %s.", ", ".join(others))
