@@ -143,12 +143,22 @@ def at_rest(scratch: Path) -> list[Rest]:
 
 def _rest(title: str, server: Running) -> Rest:
     time.sleep(SETTLING)
-    pids = descendants(server.process.pid)
-    before = cpu_seconds(pids)
+    before = _cpu_seconds_each(server)
     time.sleep(RESTING)
-    row = Rest(title, server.memory().pss, cpu_seconds(pids) - before)
+    after = _cpu_seconds_each(server)
+    spent = sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
+    row = Rest(title, server.memory().pss, spent)
     say(f"{title}: {row.memory / MIB:.0f} MiB, {row.seconds:.2f} s of CPU in {RESTING:.0f} s")
     return row
+
+
+def _cpu_seconds_each(server: Running) -> dict[int, float]:
+    """Of the server's processes."""
+    found = {}
+    for pid in descendants(server.process.pid):
+        with contextlib.suppress(OSError):  # it has just ended
+            found[pid] = cpu_seconds([pid])
+    return found
 
 
 def rest_as_markdown(rows: Sequence[Rest]) -> str:
