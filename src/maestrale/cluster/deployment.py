@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import threading
 from typing import Any
 
 import msgspec
@@ -32,6 +33,7 @@ BUSY_SHARE = 0.7
 """Of what a replica decodes at once: with more than that on each, another one is started."""
 HEALTH_PERIOD = 1.0
 HEALTH_TIMEOUT = 10.0
+_ONE_AT_A_TIME = threading.Lock()  # what Ray Serve packs a deployment with is no thing for threads
 
 
 class Deployed(Struct, frozen=True):
@@ -57,7 +59,8 @@ def deploy(wanted: Deployed) -> Deployed | None:
         name=options.app,
         route_prefix=None,
     )
-    serve.run_many([target], wait_for_applications_running=False)
+    with _ONE_AT_A_TIME:
+        serve.run_many([target], wait_for_applications_running=False)
     # Ray Serve's own time of deployment stays that of the first.
     note = msgspec.msgpack.encode(msgspec.structs.replace(wanted, options=_portable(options)))
     _internal_kv_put(_key(options.app), note, overwrite=True, namespace=KEYS)
