@@ -137,12 +137,12 @@ def at_rest(scratch: Path) -> list[Rest]:
         ask(port, "second")
         rows.append(_rest("two, both loaded", server))
         unload(port, "second")
-        rows.append(_rest("two, the second unloaded again", server))
+        rows.append(_rest("two, the second unloaded again", server, 10.0))
     return rows
 
 
-def _rest(title: str, server: Running) -> Rest:
-    time.sleep(SETTLING)
+def _rest(title: str, server: Running, settling: float = SETTLING) -> Rest:
+    time.sleep(settling)
     before = _cpu_seconds_each(server)
     time.sleep(RESTING)
     after = _cpu_seconds_each(server)
