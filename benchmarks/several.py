@@ -42,6 +42,7 @@ SECTIONS = ("rest", "loads", "front")
 SETTLING, RESTING = 65.0, 30.0  # seconds; processes that compile schemas go after a minute
 CONTEXT = 4096  # tokens
 STREAMS = 128
+FRONT_ROUNDS = 5  # for each of the others: they are short
 ONE_MODEL = "7f56e09"  # 0.3.0, the last with one model on a server
 
 
@@ -321,7 +322,7 @@ def main() -> int:
             }
             parts.append(loads_as_markdown(found))
         if "front" in options.only:
-            costs = front(options.before, options.rounds, scratch)
+            costs = front(options.before, FRONT_ROUNDS * options.rounds, scratch)
             parts.append(front_as_text(*costs, options.before))
     table = "\n\n".join(parts)
     print(table)
