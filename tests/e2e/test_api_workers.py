@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from maestrale.keys import add_key
+from maestrale.usage import UsageFile
 from serving import ROOT, Server, serving
 
 pytestmark = [pytest.mark.model, pytest.mark.anyio, pytest.mark.usefixtures("prepared_model")]
@@ -58,14 +59,15 @@ def body(tokens: int, *, stream: bool = False, **more: Any) -> dict[str, Any]:
     }
 
 
-def status(server: Server) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{server.url}/status.json").json()
+def status(server: Server, key: str = "") -> dict[str, Any]:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    found: dict[str, Any] = httpx.get(f"{server.url}/status.json", headers=headers).json()
     return found
 
 
-def workers(server: Server) -> dict[int, dict[str, Any]]:
+def workers(server: Server, key: str = "") -> dict[int, dict[str, Any]]:
     """Those that answer, by their process."""
-    processes = status(server)["api_processes"]
+    processes = status(server, key)["api_processes"]
     return {each["pid"]: each for each in processes if each["state"] == "ready"}
 
 
@@ -274,3 +276,57 @@ async def test_a_rate_limit_is_one_for_all_processes(cache_dir: Path, tmp_path: 
         assert rest[-1] == "data: [DONE]"
         assert server.process.wait(30) == 0
         assert "Traceback" not in server.log()
+
+
+async def test_usage_is_exact_over_kills_and_restarts(cache_dir: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    alice = add_key(keys, "alice", requests_per_day=24, tokens_per_day=100_000)
+    bob = add_key(keys, "bob")
+    told = Counter[str]()
+    for turn in range(2):
+        with two_workers(cache_dir, "--key-file", str(keys)) as server:
+            asked = [one(server, body(3 + n), key) for n in range(12) for key in (alice, bob)]
+            for answer, name in zip(
+                await asyncio.gather(*asked), ("alice", "bob") * 12, strict=True
+            ):
+                assert answer.status_code == 200, answer.text
+                told[name] += answer.json()["usage"]["total_tokens"]
+            if turn:
+                assert (await one(server, body(3), alice)).status_code == 429
+                told["bob"] += await cut(server, bob)
+            server.process.kill()  # whatever was answered is on the disk
+    rows = {row.key: row for row in UsageFile(keys.with_name("usage.db")).read(["key"])}
+    assert {name: (row.requests, row.errors) for name, row in rows.items()} == {
+        "alice": (24, 0),
+        "bob": (25, 1),
+    }
+    assert rows["alice"].tokens == told["alice"]
+    assert 0 <= rows["bob"].tokens - told["bob"] < 100  # on the way when the worker died
+
+
+COUNTED = {"include_usage": True, "continuous_usage_stats": True}
+
+
+async def cut(server: Server, key: str) -> int:
+    """Kill the workers under a stream; the tokens that its client can know of."""
+    headers = {"authorization": f"Bearer {key}"}
+    tokens = 0
+    request = body(1000, stream=True, stream_options=COUNTED)
+    async with httpx.AsyncClient(timeout=60) as client:
+        with contextlib.suppress(httpx.RemoteProtocolError):
+            async with client.stream(
+                "POST", server.url + CHAT, json=request, headers=headers
+            ) as got:
+                async for line in got.aiter_lines():
+                    if line.startswith("data: {"):
+                        usage = json.loads(line.removeprefix("data: ")).get("usage")
+                        if usage is None:
+                            continue
+                        tokens = usage["total_tokens"]
+                        if usage["completion_tokens"] == 5:
+                            for pid in workers(server, key):
+                                os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        while len(workers(server, key)) < 2:  # whoever is there again has counted it
+            await asyncio.sleep(0.05)
+    return tokens

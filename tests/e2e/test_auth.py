@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.model, pytest.mark.usefixtures("prepared_model")]
 CHAT = "/v1/chat/completions"
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 # The files of the pages, but never their data: /status.json asks.
-OPEN = {"/health", "/ping", "/", "/status"}
+OPEN = {"/health", "/ping", "/", "/status", "/usage"}
 SCRIPTED = ("--engine", "scripted")
 
 

@@ -382,6 +382,20 @@ def test_the_status_page_shows_a_load(visitor: Visitor, server: Server) -> None:
     assert page.locator("#totals").inner_text()
 
 
+def test_the_usage_page_shows_who_used_what(visitor: Visitor, server: Server) -> None:
+    body = {"messages": [{"role": "user", "content": "Count."}], "max_tokens": 4}
+    httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
+    page = visitor.open("/usage")
+    expect(page.locator(".tile", has_text="Tokens out")).to_contain_text(re.compile(r"[1-9]"))
+    expect(page.locator("#charts svg")).to_have_count(3)
+    chart = page.get_by_role("img", name=re.compile(r"^Tokens\. in: [1-9]"))
+    expect(chart.locator("rect.bar").first).to_be_attached()
+    row = page.locator("#models tbody tr", has_text="smollm2-135m-instruct")
+    expect(row.locator("td").first).to_have_text(re.compile(r"[1-9]"))
+    page.locator("#key-filter").select_option("-")
+    expect(page.locator("#keys tbody tr")).to_have_count(1)
+
+
 def test_thoughts_are_folded_away(browser: Browser) -> None:
     text = "<think>Hm, <b>bold</b>.</think>Yes."
     with api_in_thread(options={"text": text}, thinks=True) as url:

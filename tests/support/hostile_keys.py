@@ -7,7 +7,7 @@ from api_app import CHAT
 KEY = "sk-maestrale-abcdefghijklmnop"
 CLOSED = [CHAT, "/v1/completions", "/v1/fim/completions", "/v1/embeddings", "/tokenize",
           "/detokenize", "/v1/models", "/v1/models/x", "/version", "/load", "/metrics", "/docs",
-          "/openapi.json", "/nope", "/status.json"]  # fmt: skip
+          "/openapi.json", "/nope", "/status.json", "/usage.json"]  # fmt: skip
 
 BAD_KEYS: dict[str, dict[str, str | bytes]] = {
     "none": {},

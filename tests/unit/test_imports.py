@@ -20,6 +20,7 @@ SETTINGS = {"config"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),
     "database": {"errors"},
+    "usage": {"database"},
     "errors": set(),
     "printable": set(),
     # What reads another server's answers, and what shows them.
@@ -34,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "keys": {"errors", "files", "text_files"},
     "models": FOUNDATION | SETTINGS | {"bounded"},
     "engines": FOUNDATION | {"models"},
-    "metrics": FOUNDATION | {"chat.answer", "engines.base"},
+    "metrics": FOUNDATION | {"chat.answer", "engines.base", "usage"},
     "prompt": FOUNDATION | {"models", "engines.base"},
     "chat": FOUNDATION | SETTINGS | {"prompt", "engines.base", "models"},
     "supervise": FOUNDATION | SETTINGS | {"engines", "models"},
@@ -42,11 +43,11 @@ ALLOWED: dict[str, set[str]] = {
     "cluster": FOUNDATION | SETTINGS | {"supervise", "engines", "models"},
     "api": FOUNDATION
     | SETTINGS
-    | {"chat", "prompt", "engines.base", "models", "logs", "metrics", "keys", "console"},
+    | {"chat", "prompt", "engines.base", "models", "logs", "metrics", "keys", "usage", "console"},
     # Where the parts of a running server are put together, and nowhere else.
     "serve": FOUNDATION
     | SETTINGS
-    | {"api", "chat", "prompt", "engines", "models", "logs", "metrics", "keys", "console"}
+    | {"api", "chat", "prompt", "engines", "models", "logs", "metrics", "keys", "usage", "console"}
     | {"supervise", "cluster"},
     "verify": FOUNDATION | SETTINGS | {"bounded"},
     # The scenarios are those of verify's collection.

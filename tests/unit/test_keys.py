@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import stat
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,17 @@ from click.testing import CliRunner
 
 from maestrale.cli.keys import command
 from maestrale.config.settings import Settings
-from maestrale.errors import MaestraleError, SettingsError
-from maestrale.keys import KeyStore, add_key, kept_key, new_key, read_keys, revoke_key
+from maestrale.errors import AuthenticationFailed, MaestraleError, SettingsError
+from maestrale.keys import (
+    KeyStore,
+    add_key,
+    kept_key,
+    moment_of,
+    new_key,
+    read_keys,
+    revoke_key,
+    rotate_key,
+)
 from maestrale.serve.server import key_to_make
 
 
@@ -152,7 +162,7 @@ def damage(path: Path, how: str) -> None:
         case "empty":
             text = ""
         case "version":
-            text = json.dumps({**good, "version": 2})
+            text = json.dumps({**good, "version": 3})
         case "unknown field":
             text = json.dumps({**good, "keys": [{**good["keys"][0], "admin": True}]})
         case "digest":
@@ -251,6 +261,100 @@ def test_the_command_line(path: Path) -> None:
     assert found is not None
     assert found.operator
     assert "no limits, operator" in runner.invoke(command, ["list", *file]).output
+
+
+def test_a_key_ends_when_it_shall(path: Path) -> None:
+    secret = add_key(path, "alice", expires="2030-12-31T00:00:00Z").encode()
+    end = moment_of("2030-12-31")
+    assert KeyStore(path=path, now=lambda: end - 1).authenticate(secret) is not None
+    with pytest.raises(AuthenticationFailed, match="2030-12-31T00:00:00Z") as caught:
+        KeyStore(path=path, now=lambda: end).authenticate(secret)
+    assert caught.value.code == "key_expired"
+
+
+def test_a_rotated_key_has_no_gap(path: Path) -> None:
+    first = add_key(path, "alice", tokens_per_day=5, models=("a",))
+    old = KeyStore(path=path).authenticate(first.encode())
+    second, until = rotate_key(path, "alice", 3600)
+    third, _ = rotate_key(path, "alice", 7200)
+    now = moment_of(until)
+    for secret in (first, second, third):
+        key = KeyStore(path=path, now=lambda: now - 1).authenticate(secret.encode())
+        assert key is not None
+        assert old is not None
+        assert (key.name, key.tokens_per_day, key.models) == ("alice", 5, ("a",))
+        assert key.identity == old.identity == old.sha256
+    later = KeyStore(path=path, now=lambda: now)
+    with pytest.raises(AuthenticationFailed, match="replaced") as caught:
+        later.authenticate(first.encode())
+    assert caught.value.code == "key_expired"
+    assert later.authenticate(second.encode()) is not None
+    assert not later.several
+    rotate_key(path, "alice", 0)
+    with pytest.raises(AuthenticationFailed, match="replaced"):
+        KeyStore(path=path).authenticate(third.encode())
+    with pytest.raises(MaestraleError, match="there is: alice"):
+        rotate_key(path, "bob", 0)
+
+
+def test_what_is_old_stays_readable_by_old_programs(path: Path) -> None:
+    """A file is of version 2 once a key has what version 1 doesn't know."""
+    add_key(path, "alice", requests_per_minute=5)
+    assert json.loads(path.read_bytes())["version"] == 1
+    add_key(path, "bob", tokens_per_month=5)
+    assert json.loads(path.read_bytes())["version"] == 2
+    assert [key.tokens_per_month for key in read_keys(path)] == [None, 5]
+    revoke_key(path, "bob")
+    assert json.loads(path.read_bytes())["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"expires": "soon"}, "'soon' of alice is no moment"),
+        ({"tokens_per_day": 0}, "limits of alice"),
+        ({"replaced": [{"sha256": "x", "until": "2030-12-31"}]}, "SHA-256"),
+        ({"replaced": [{"sha256": "aa" * 32, "until": "x"}]}, "no moment"),
+    ],
+)
+def test_what_a_person_wrote_wrong(path: Path, more: dict[str, Any], match: str) -> None:
+    add_key(path, "alice")
+    file = json.loads(path.read_bytes())
+    file["keys"][0] |= more
+    path.write_text(json.dumps({**file, "version": 2}))
+    with pytest.raises(SettingsError, match=match):
+        read_keys(path)
+
+
+def test_terms_on_the_command_line(path: Path) -> None:
+    runner = CliRunner()
+    file = ["--file", str(path)]
+    terms = ["--tokens-per-day", "9", "--requests-per-month", "8", "--model", "a", "--model", "b"]
+    made = runner.invoke(command, ["add", "alice", *terms, "--expires", "2030-12-31", *file])
+    assert made.exit_code == 0, made.output
+    [key] = read_keys(path)
+    assert (key.tokens_per_day, key.requests_per_month, key.models) == (9, 8, ("a", "b"))
+    assert key.expires == "2030-12-31T00:00:00Z"
+    rotated = runner.invoke(command, ["rotate", "alice", "--overlap", "2h", *file])
+    assert rotated.exit_code == 0
+    store = KeyStore(path=path)
+    for secret in (made.stdout, rotated.stdout):
+        assert store.authenticate(secret.strip().encode()) is not None
+    listed = runner.invoke(command, ["list", *file]).output
+    assert "8 requests/month, 9 tokens/day, for a b, until 2030-12-31T00:00:00Z" in listed
+    assert "… until 20" in listed
+    [row] = json.loads(runner.invoke(command, ["list", "--json", *file]).output)
+    assert row["tokens_per_day"] == 9
+    assert "sha256" not in json.dumps(row)
+    runner.invoke(command, ["add", "bob", "--expires", "30d", *file])
+    left = moment_of(read_keys(path)[1].expires) - time.time()
+    assert 29.9 * 86400 < left <= 30 * 86400
+    for wrong in ("soon", "2030-13-01", "999999999d", ""):
+        refused = runner.invoke(command, ["add", "carol", "--expires", wrong, *file])
+        assert refused.exit_code == 2, wrong
+    for wrong in ("-1", "soon", "999999999d"):
+        refused = runner.invoke(command, ["rotate", "bob", "--overlap", wrong, *file])
+        assert refused.exit_code == 2, wrong
 
 
 def test_the_default_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

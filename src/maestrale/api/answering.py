@@ -86,7 +86,7 @@ async def prepare(
     Raises: InvalidRequest and its kin.
     """
     context = context_of(request.scope)
-    deployment = context.deployment = backend.deployments.resolve(model)
+    deployment = backend.find(context, model)
     service = await deployment.service()
     context.model = deployment.names[0]
     asked = read(serving_of(backend, deployment, service))
@@ -144,14 +144,14 @@ class AnswerResponse:
         self._answer = answer
         self._stream = stream
         self._key = "-"
-        self._settled = False
+        self._reserved = False
         self._texts: list[list[str]] = []  # of each choice, where the log is to show them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: ApiError before anything was sent, ClientDisconnected."""
         answer, backend, deployment = self._answer, self._backend, self._deployment
         context = context_of(scope)
-        if context.reserved is None:
+        if not self._reserved:
             await self.reserve(context)
         context.answer, context.answer_id = answer, self.spelling.id
         self._key = context.key
@@ -164,7 +164,7 @@ class AnswerResponse:
                 await while_connected(receive, self._send_events(events, context), events.tend())
             else:
                 pieces = await while_connected(receive, self._collect())
-                self._settle(context)  # so that the headers tell what is left now
+                await backend.settle(context)  # so that the headers tell what is left now
                 body = self.spelling.whole(pieces)
                 if self.keep is not None:
                     await self.keep()
@@ -173,8 +173,10 @@ class AnswerResponse:
             answer.failure = error
             raise
         finally:
-            self._settle(context)
-            deployment.observe(answer)
+            try:
+                await backend.settle(context)
+            finally:
+                deployment.observe(answer)
 
     @property
     def headers(self) -> Headers:
@@ -185,15 +187,8 @@ class AnswerResponse:
         """Set aside what it may use of its key's tokens. Raises: RateLimited."""
         most = self._answer.usage.prompt_tokens
         most += sum(each.max_tokens for each in self._answer.requests)
-        context.reserved = await self._backend.rates.reserve(context.owner, most)
-
-    def _settle(self, context: RequestContext) -> None:
-        """Give back what was reserved and not used, once."""
-        if not self._settled:
-            self._settled = True
-            usage = self._answer.usage
-            used = usage.prompt_tokens + usage.completion_tokens
-            self._backend.rates.settle(context.owner, context.reserved, used)
+        context.charge = await self._backend.accounts.reserve(context.owner, most, context.charge)
+        self._reserved = True
 
     async def _pieces(self) -> AsyncGenerator[Piece, None]:
         """The answer's pieces, once it is this key's turn. Raises: Unavailable, EngineError."""
@@ -260,6 +255,7 @@ class AnswerResponse:
                     LOGGER.exception("A stream failed")
                 await self._fail(events, error, context)
                 return
+        await self._backend.settle(context)
         if self.keep is not None:
             await self.keep()
         await events.write(self.spelling.closing())
@@ -276,6 +272,7 @@ class AnswerResponse:
     async def _fail(self, events: EventStream, error: Exception, context: RequestContext) -> None:
         """The 200 is out: the error goes into the stream, and ends it."""
         self._answer.failure = error
+        await self._backend.settle(context)
         told = error_body(as_api_error(error), context)
         await events.write(self.spelling.failure(told))
         await events.close()

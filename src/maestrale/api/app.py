@@ -14,12 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maestrale.api.auth import OPEN_PATHS, Guard
 from maestrale.api.backend import Backend
-from maestrale.api.context import RequestContext, context_of, new_context
+from maestrale.api.context import CLIENT_LEFT, RequestContext, context_of, new_context
 from maestrale.api.dialect import Dialects
 from maestrale.api.dialects import DIALECTS
 from maestrale.api.errors import as_api_error, error_response
 from maestrale.api.http.connections import ClientDisconnected
-from maestrale.api.operations import health, openapi, pages, status
+from maestrale.api.operations import health, openapi, pages, status, usage
 from maestrale.api.operations.history import Event
 from maestrale.api.request_log import tell
 from maestrale.api.unknown_fields import HEADER, ignoring
@@ -31,7 +31,9 @@ CORS_METHODS = "GET, POST, DELETE, OPTIONS"
 CORS_EXPOSED = ("x-request-id", "x-seed", "x-max-tokens", "retry-after", HEADER)
 CORS_MAX_AGE = "600"
 # Asked again and again by machines: not counted as requests.
-PROBES = frozenset({"/health", "/ping", "/version", "/load", "/metrics", "/status.json"})
+PROBES = frozenset(
+    {"/health", "/ping", "/version", "/load", "/metrics", "/status.json", "/usage.json"}
+)
 
 
 def build_app(backend: Backend, dialects: Dialects = DIALECTS) -> ASGIApp:
@@ -43,6 +45,7 @@ def build_app(backend: Backend, dialects: Dialects = DIALECTS) -> ASGIApp:
             *health.routes(backend),
             *openapi.routes(dialects),
             *status.routes(backend),
+            *usage.routes(backend),
             *pages.routes(),
         ],
         exception_handlers={
@@ -64,7 +67,7 @@ def build_app(backend: Backend, dialects: Dialects = DIALECTS) -> ASGIApp:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnected):  # nobody reads it, and nothing failed
-        return Response(status_code=499)
+        return Response(status_code=CLIENT_LEFT)
     context = context_of(request.scope)
     answer = as_api_error(error, request.scope["path"])
     context.refused = answer.code
@@ -103,7 +106,9 @@ class Gate:
                 context.status = message["status"]
                 headers = MutableHeaders(raw=list(message["headers"]))
                 headers.update(extra)
-                levels = await self._backend.rates.levels(context.owner, context.reserved)
+                if context.answer is None or context.status >= 400:
+                    await self._backend.settle(context)
+                levels = await self._backend.accounts.levels(context.owner, context.charge)
                 headers.update(dialect.headers(context.id, levels))
                 if context.ignored:
                     headers[HEADER] = context.ignored.header
@@ -115,7 +120,7 @@ class Gate:
             with ignoring(context.ignored if lenient else None):
                 await self._answer(scope, receive, send_more, context)
         except ClientDisconnected:
-            context.status = 499
+            context.status = CLIENT_LEFT
         except Exception as error:
             context.error = type(error).__name__
             LOGGER.exception("Request %s failed", context.id)
@@ -123,6 +128,7 @@ class Gate:
                 response = error_response(as_api_error(error), context)
                 await response(scope, receive, send_more)
         finally:
+            await self._backend.settle(context)
             if context.refused:
                 self._backend.metrics.observe_rejected(context.refused)
             self._note(scope, context)
@@ -139,7 +145,9 @@ class Gate:
             if context.owner is not None:
                 context.key = context.owner.name
             if scope["method"] == "POST":
-                await self._backend.rates.take_request(context.owner)
+                context.charge = await self._backend.accounts.take_request(context.owner)
+                if scope["path"] not in OPEN_PATHS:
+                    context.counts, context.settled = 1, False
         except ApiError as error:
             context.refused = error.code
             await error_response(error, context)(scope, receive, send)

@@ -10,9 +10,16 @@ from collections.abc import Iterable
 
 from starlette.types import Scope
 
+from maestrale.api.deployment import Deployment
 from maestrale.api.operations.pages import is_shell
 from maestrale.config.addresses import is_loopback
-from maestrale.errors import AuthenticationFailed, InvalidRequest, PermissionDenied, quoted
+from maestrale.errors import (
+    AuthenticationFailed,
+    InvalidRequest,
+    Location,
+    PermissionDenied,
+    quoted,
+)
 from maestrale.keys import Key, KeyStore
 
 _NAME_AND_PORT = re.compile(r"(\[[^]]*\]|[^:]*)(?::[0-9]*)?")
@@ -113,6 +120,24 @@ def check_operator(owner: Key | None) -> None:
         raise PermissionDenied(
             f"The key {owner.name} may ask models, and not load or unload them: that takes an "
             "operator's key, from --api-key or 'maestrale keys add NAME --operator'."
+        )
+
+
+def may_ask(owner: Key | None, deployment: Deployment) -> bool:
+    """Whether the key that a request came with, if any is asked for, may ask this model."""
+    if owner is None or not owner.models:
+        return True
+    return not {deployment.id, *deployment.names}.isdisjoint(owner.models)
+
+
+def check_model(owner: Key | None, deployment: Deployment) -> None:
+    """As `may_ask`. Raises: PermissionDenied."""
+    if owner is not None and not may_ask(owner, deployment):
+        raise PermissionDenied(
+            f"The key {owner.name} may not ask the model {deployment.name!r}; it may ask "
+            f"{', '.join(owner.models)}.",
+            at=Location("model"),
+            code="model_not_allowed",
         )
 
 

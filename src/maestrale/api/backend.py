@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from maestrale.api.accounts import Accounts, KeyAccounts, usage_file
 from maestrale.api.admission import Admission
+from maestrale.api.auth import check_model, may_ask
+from maestrale.api.context import RequestContext, usage_of
 from maestrale.api.deployment import READY_STATES, Deployment, Deployments, unavailable
 from maestrale.api.http.body import BodyReader
 from maestrale.api.operations.history import STEP, FaultLog
 from maestrale.api.operations.node_status import ApiNodeStatus
-from maestrale.api.rate import Rates
 from maestrale.config.settings import Settings
 from maestrale.engines.base import EngineHealth
 from maestrale.errors import Conflict
@@ -49,9 +51,9 @@ class Backend:
         """
         self.settings = settings
         self.keys = keys if keys is not None else KeyStore(settings.api_key, settings.key_file)
-        self.rates = Rates()
         self.bodies = BodyReader(settings.max_body_bytes)
         self.metrics = metrics if metrics is not None else Metrics()
+        self.accounts = self._make_accounts()
         self.events = self._make_events()
         self.tracer: Tracer | None = None
         if settings.traces_url is not None:
@@ -64,6 +66,33 @@ class Backend:
         self.node_status: Callable[[], list[ApiNodeStatus]] = list
         self.metrics.watch_nodes(lambda: [each.state for each in self.node_status()])
         self.deployments = Deployments([self._deploy(each) for each in models or (settings,)])
+
+    def _make_accounts(self) -> Accounts:
+        observe = self.metrics.watch_usage() if self.settings.metrics_by_key else lambda row: None
+        return Accounts(KeyAccounts(usage_file(self.settings), observe=observe))
+
+    def find(self, context: RequestContext, name: str | None) -> Deployment:
+        """The deployment that a request asks for; None: the first that its key may ask.
+
+        Raises: ModelNotFound, PermissionDenied.
+        """
+        owner = context.owner
+        if name is None:
+            found = next((each for each in self.deployments if may_ask(owner, each)), None)
+            deployment = found or self.deployments.default
+        else:
+            deployment = self.deployments.resolve(name)
+        context.deployment = deployment
+        check_model(owner, deployment)
+        return deployment
+
+    async def settle(self, context: RequestContext) -> None:
+        """Count a request that ends, once, and wait until that is written: before its client
+        learns of its end.
+        """
+        if not context.settled:
+            context.settled = True
+            await self.accounts.settle(context.owner, context.charge, usage_of(context))
 
     def _make_events(self) -> FaultLog:
         return FaultLog()

@@ -8,16 +8,20 @@ import time
 from collections.abc import Mapping
 from typing import cast
 
+from msgspec import structs
 from starlette.types import Scope
 
+from maestrale.api.accounts import Charge
 from maestrale.api.deployment import Deployment
 from maestrale.api.dialect import Dialect, Name
 from maestrale.api.unknown_fields import IgnoredFields
 from maestrale.chat.answer import Answer
 from maestrale.errors import Location, Sent
 from maestrale.keys import Key
+from maestrale.usage import NO_MODEL, UsageRow, day_of
 
 SCOPE_KEY = "maestrale.request"
+CLIENT_LEFT = 499  # nginx's status of a request whose client did not wait
 _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 
 
@@ -25,8 +29,9 @@ class RequestContext:
     """One HTTP request's id, key and outcome, for the answer's header and the log."""
 
     __slots__ = (
-        *("answer", "answer_id", "deployment", "dialect", "error", "id", "key", "model", "name"),
-        *("ignored", "operation", "owner", "refused", "reserved", "started", "status", "texts"),
+        *("answer", "answer_id", "charge", "counts", "day", "deployment", "dialect", "error", "id"),
+        *("ignored", "key", "model", "name", "operation", "owner", "refused", "settled", "started"),
+        *("status", "texts"),
     )
 
     def __init__(self, request_id: str, dialect: Dialect) -> None:
@@ -41,7 +46,10 @@ class RequestContext:
         self.status = 0  # HTTP status; 499 when the client left before the end
         self.error = ""
         self.refused = ""  # the code of the ApiError it was answered with
-        self.reserved: int | None = None  # tokens of its key's limit, where there is one
+        self.charge: Charge | None = None  # what it holds of its key's limits, where there are any
+        self.counts = 0  # as so many requests in what is told of usage
+        self.settled = True  # nothing of it is to be counted, or it was
+        self.day = day_of(time.time())  # that its usage belongs to
         self.answer: Answer | None = None
         self.answer_id = ""  # as the dialect spells it
         self.deployment: Deployment | None = None  # that answers
@@ -108,3 +116,27 @@ def finish_reason(context: RequestContext) -> str:
     if len(answer.finish_reasons) < len(answer.requests):
         reasons.add("abort" if answer.aborted else "error")
     return ",".join(sorted(reasons))
+
+
+def usage_of(context: RequestContext) -> UsageRow:
+    """What a request that ends now has used; tokens count once the engine was asked for them."""
+    answer, deployment = context.answer, context.deployment
+    failed = context.refused or context.error or (answer is not None and answer.failure is not None)
+    left = context.status == CLIENT_LEFT
+    row = UsageRow(
+        day=context.day,
+        key=context.key,
+        model=NO_MODEL if deployment is None else deployment.name,
+        requests=context.counts,
+        errors=int(bool(failed) and not left),
+    )
+    if answer is None or answer.timings.granted is None:
+        return row
+    usage = answer.usage
+    return structs.replace(
+        row,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=min(usage.cached_tokens, usage.prompt_tokens),
+        completion_tokens=usage.completion_tokens,
+        seconds=answer.timings.computed,
+    )

@@ -1,4 +1,4 @@
-"""Limits on requests and tokens a minute, for keys that have them.
+"""Limits on requests and tokens a minute, for keys that have them (a day, a month: api/quota.py).
 
 Each limit is a token bucket: it holds one minute's worth and fills evenly. A request pays for
 itself, its prompt and the longest answer that it may get before it runs, and gets back what it
@@ -6,7 +6,7 @@ didn't use; so requests at once can't use what is there only once. One that may 
 minute's worth waits for a full bucket and has all of it: what it uses beyond is a debt, which must
 be filled up before the next request.
 
-Where several processes answer for one server the buckets are their parent's (`Rates` asks it), so
+Where several processes answer for one server the buckets are their parent's (api/accounts.py), so
 that a limit is as exact as with one.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
@@ -53,12 +53,14 @@ class Bucket:
 
 
 class Level(Struct, frozen=True, kw_only=True):
-    """Where a key stands with one of its limits a minute; of `what`: "requests" or "tokens".
+    """Where a key stands with one of its limits; of `what`: "requests" or "tokens".
 
-    `full_in`: seconds until all of it is there. `reserved`: set aside for this request.
+    `window`: a "minute", "day" or "month". `full_in`: seconds until all of it is there.
+    `reserved`: set aside for this request.
     """
 
     what: str
+    window: str = "minute"
     limit: int
     remaining: int
     full_in: float
@@ -126,38 +128,25 @@ class RateLimiter:
     def _bucket(self, key: Key | None, what: str) -> Bucket | None:
         if key is None:
             return None
-        limit = key.requests_per_minute if what == "requests" else key.tokens_per_minute
+        limit = key.limit(what, "minute")
         if limit is None:
             return None
         # Of a limit that was changed in the key file, some processes may know sooner than others.
-        name = (key.sha256, what, limit)
+        name = (key.identity, what, limit)
         bucket = self._buckets.get(name)
         if bucket is None:
             bucket = self._buckets[name] = Bucket(limit, self._clock)
         return bucket
 
 
-class Rates:
-    """The limits as the routes ask for them, wherever the buckets are; here: in this process."""
-
-    def __init__(self) -> None:
-        self.limiter = RateLimiter()
-
-    async def take_request(self, key: Key | None) -> None:
-        """See `RateLimiter.take_request`."""
-        self.limiter.take_request(key)
-
-    async def reserve(self, key: Key | None, tokens: int) -> int | None:
-        """See `RateLimiter.reserve`."""
-        return self.limiter.reserve(key, tokens)
-
-    def settle(self, key: Key | None, reserved: int | None, used: int) -> None:
-        """See `RateLimiter.settle`; what is asked for after it knows of it."""
-        self.limiter.settle(key, reserved, used)
-
-    async def levels(self, key: Key | None, reserved: int | None = None) -> list[Level]:
-        """See `RateLimiter.levels`."""
-        return self.limiter.levels(key, reserved)
+def tightest(levels: Sequence[Level]) -> list[Level]:
+    """Of the limits on requests and of those on tokens the one each with the least left."""
+    found: dict[str, Level] = {}
+    for level in levels:
+        known = found.get(level.what)
+        if known is None or level.remaining < known.remaining:
+            found[level.what] = level
+    return list(found.values())
 
 
 def _limited(key: Key, what: str, limit: int, wait: float) -> RateLimited:

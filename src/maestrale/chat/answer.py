@@ -75,6 +75,14 @@ class Timings:
         return self.first_token - self.prepared - queue
 
     @property
+    def computed(self) -> float:
+        """From its first step to its last one so far."""
+        if self.granted is None:
+            return 0.0
+        first = self.granted + self.engine_wait
+        return max(0.0, (self.finished or time.perf_counter()) - first)
+
+    @property
     def decode(self) -> float | None:
         """From first token to last."""
         if self.first_token is None or self.finished is None:

@@ -52,7 +52,8 @@ COMMANDS = {
         "maestrale.cli.service:command",
         "Let systemd keep it running, from boot on.",
     ),
-    "keys": ("maestrale.cli.keys:command", "Make, list and revoke API keys."),
+    "keys": ("maestrale.cli.keys:command", "Make, list, rotate and revoke API keys."),
+    "usage": ("maestrale.cli.usage:command", "Show who used what, by key, model and day."),
     "version": (
         "maestrale.cli.version:command",
         "Show the versions of maestrale and what it runs on.",

@@ -482,6 +482,11 @@ class Settings:
         own=True,
     )
 
+    metrics_by_key: bool = setting(
+        False,
+        "Tell in /metrics what each key has used of each model, too.",
+        group="Logs",
+    )
     otlp_traces_endpoint: str | None = setting(
         None,
         "Send OpenTelemetry traces there, by OTLP over HTTP (http://127.0.0.1:4318); needs the "
@@ -528,6 +533,28 @@ class Settings:
         size=True,
         minimum=1 << 20,
     )
+
+    usage: bool = setting(
+        True,
+        "Count requests, tokens and seconds by key, model and day ('maestrale usage'). Off: "
+        "nothing is written, and limits a day or a month begin anew with the server.",
+        group="Files",
+    )
+    usage_file: Path | None = setting(
+        None,
+        "Where they are counted, for this user's eyes only. Default: usage.db beside the key file.",
+        group="Files",
+        metavar="FILE",
+        own=True,
+    )
+
+    @property
+    def usage_path(self) -> Path | None:
+        """Where usage is counted; None: nowhere."""
+        if not self.usage:
+            return None
+        beside = None if self.key_file is None else self.key_file.with_name("usage.db")
+        return self.usage_file if self.usage_file is not None else beside
 
     @property
     def store_path(self) -> Path | None:

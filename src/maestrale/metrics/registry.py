@@ -17,6 +17,8 @@ from maestrale.engines.base import Engine
 from maestrale.metrics.answers import AnswerMetrics, ModelMetrics
 from maestrale.metrics.engine import EngineCollectors, NodeCollector
 from maestrale.metrics.names import HTTP_SECONDS
+from maestrale.metrics.usage import UsageMetrics
+from maestrale.usage import UsageRow
 
 # There from the start at 0, so that the first of each shows in a rate.
 USUAL_REASONS = (
@@ -83,6 +85,10 @@ class Metrics:
     def watch_nodes(self, states: Callable[[], list[str]]) -> None:
         """Report on the API processes of other nodes, by their states; nothing while none is."""
         self._registry.register(NodeCollector(states))
+
+    def watch_usage(self) -> Callable[[UsageRow], None]:
+        """Report what each key uses; what is given back counts it."""
+        return UsageMetrics(self._registry).add
 
     def everything(self) -> Iterable[Metric]:
         """All time series."""

@@ -143,6 +143,7 @@ class Lifecycle:
             self.stopping.set()
             await self._close()
             await asyncio.gather(serving, return_exceptions=True)
+            await self._backend.accounts.close()
 
     def on_signal(self, number: signal.Signals) -> None:
         """The first signal drains; the second ends what is left."""

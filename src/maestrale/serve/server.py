@@ -18,6 +18,7 @@ from maestrale.config.addresses import is_loopback
 from maestrale.config.paths import default_key_file
 from maestrale.config.settings import Settings
 from maestrale.engines.base import Task
+from maestrale.errors import SettingsError
 from maestrale.keys import KeyStore, kept_key, new_key
 from maestrale.logs import LOGGER
 from maestrale.serve.lifecycle import Front, Lifecycle
@@ -49,7 +50,9 @@ def run(
     Raises: SettingsError, ModelError, EngineError with a message for the terminal.
     """
     logs.configure(settings.log_level, settings.log_format)
-    settings = dataclasses.replace(settings, key_file=key_file(settings))
+    settings = dataclasses.replace(
+        settings, key_file=key_file(settings), usage_file=usage_file(settings)
+    )
     made_key = key_to_make(settings)
     if made_key:
         settings = dataclasses.replace(settings, api_key=(made_key,))
@@ -102,6 +105,17 @@ def key_file(settings: Settings) -> Path | None:
     if settings.key_file is None and not settings.no_auth:
         return default_key_file()
     return settings.key_file
+
+
+def usage_file(settings: Settings) -> Path | None:
+    """Where usage is counted: beside the keys, also where none is asked for."""
+    if not settings.usage or settings.usage_path is not None:
+        return settings.usage_path
+    try:
+        return default_key_file().with_name("usage.db")
+    except SettingsError as error:
+        LOGGER.warning("Usage is not counted, unless --usage-file names a file: %s", error)
+        return None
 
 
 def asks_for_key(settings: Settings) -> bool:

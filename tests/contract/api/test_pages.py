@@ -17,8 +17,8 @@ pytestmark = pytest.mark.anyio
 
 KEYED = make_settings(api_key=(KEY,), host="0.0.0.0")
 GOOD = {"authorization": f"Bearer {KEY}"}
-SHELL = ["/", "/status", "/web/js/chat.js", "/web/css/base.css", "/web/vendor/purify.min.mjs",
-         "/web/scenarios.json"]  # fmt: skip
+SHELL = ["/", "/status", "/usage", "/web/js/chat.js", "/web/css/base.css",
+         "/web/vendor/purify.min.mjs", "/web/scenarios.json"]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", SHELL)

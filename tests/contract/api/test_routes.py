@@ -210,7 +210,7 @@ async def test_openapi_describes_every_route() -> None:
     async with api() as server:
         document = (await server.client.get("/openapi.json")).json()
         others = [path for path in GETS if MODEL not in path]
-        pages = {"/", "/status", "/status.json"}
+        pages = {"/", "/status", "/status.json", "/usage", "/usage.json"}
         messages = {"/v1/messages", "/v1/messages/count_tokens"}
         kept = {f"/v1/responses/{{response_id}}{path}" for path in ("", "/cancel", "/input_items")}
         models = {f"/v1/models/{{model_id}}{path}" for path in ("", "/load", "/unload")}

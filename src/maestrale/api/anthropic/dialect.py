@@ -23,7 +23,7 @@ from maestrale.api.anthropic.schemas import (
 from maestrale.api.backend import Backend
 from maestrale.api.context import context_of
 from maestrale.api.dialect import Dialect, Operation, Reference
-from maestrale.api.rate import Level
+from maestrale.api.rate import Level, tightest
 from maestrale.errors import ApiError, Location, Sent
 
 OVERLOADED = frozenset({"queue_full", "queue_timeout", "busy"})
@@ -81,9 +81,10 @@ class Anthropic(Dialect):
         async def count_tokens(request: Request) -> Response:
             await backend.check_ready()
             body = await backend.bodies.read(request.scope, request.receive, CountRequest)
-            service = await backend.deployments.resolve(body.model).service()
+            context = context_of(request.scope)
+            service = await backend.find(context, body.model).service()
             conversation, options, renamed = read_count(body, service.context_length)
-            context_of(request.scope).rename(renamed)
+            context.rename(renamed)
             prompt = await service.prompt(conversation, options)
             return JSONResponse({"input_tokens": len(prompt.token_ids)})
 
@@ -126,7 +127,7 @@ class Anthropic(Dialect):
     def headers(self, request_id: str, levels: Sequence[Level]) -> dict[str, str]:
         headers = {"request-id": request_id}
         now = datetime.datetime.now(datetime.UTC)
-        for level in levels:
+        for level in tightest(levels):
             full = now + datetime.timedelta(seconds=level.full_in)
             start = f"anthropic-ratelimit-{level.what}"
             headers[f"{start}-limit"] = str(level.limit)

@@ -27,7 +27,7 @@ from maestrale.api.openai.schemas import (
     FimRequest,
     TokenizeRequest,
 )
-from maestrale.api.rate import Level
+from maestrale.api.rate import Level, tightest
 from maestrale.errors import (
     ApiError,
     AuthenticationFailed,
@@ -122,9 +122,12 @@ class OpenAI(Dialect):
 
     paths: ClassVar[tuple[str, ...]] = ("/",)
     exposed_headers = (
-        *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"),
-        *("x-ratelimit-reset-requests", "x-ratelimit-limit-tokens"),
-        *("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+        *(
+            f"x-ratelimit-{what}-{of}{window}"
+            for window in ("", "-day", "-month")
+            for of in ("requests", "tokens")
+            for what in ("limit", "remaining", "reset")
+        ),
         "x-ratelimit-reserved-tokens",
     )
 
@@ -162,22 +165,32 @@ class OpenAI(Dialect):
         return {"error": fields, "object": "error", **fields}
 
     def headers(self, request_id: str, levels: Sequence[Level]) -> dict[str, str]:
-        headers = {}
+        headers: dict[str, str] = {}
         for level in levels:
-            headers[f"x-ratelimit-limit-{level.what}"] = str(level.limit)
-            headers[f"x-ratelimit-remaining-{level.what}"] = str(level.remaining)
-            headers[f"x-ratelimit-reset-{level.what}"] = span(level.full_in)
+            if level.window != "minute":
+                headers |= _headers(level, f"{level.what}-{level.window}")
             if level.reserved is not None:
                 headers[f"x-ratelimit-reserved-{level.what}"] = str(level.reserved)
+        for level in tightest(levels):
+            headers |= _headers(level, level.what)
         return headers
 
     def reference(self) -> Reference:
         return REFERENCE
 
 
+def _headers(level: Level, name: str) -> dict[str, str]:
+    return {
+        f"x-ratelimit-limit-{name}": str(level.limit),
+        f"x-ratelimit-remaining-{name}": str(level.remaining),
+        f"x-ratelimit-reset-{name}": span(level.full_in),
+    }
+
+
 def span(seconds: float) -> str:
-    """As OpenAI writes it: 870ms, 12.5s, 1m0s."""
+    """As OpenAI writes it: 870ms, 12.5s, 1m0s, 5h12m0s."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
     minutes, rest = divmod(round(seconds, 1), 60)
-    return f"{int(minutes)}m{rest:g}s" if minutes else f"{rest:g}s"
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{f'{hours}h' if hours else ''}{f'{minutes}m' if hours or minutes else ''}{rest:g}s"

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from maestrale.api.answering import answering
-from maestrale.api.auth import check_operator
+from maestrale.api.auth import check_operator, may_ask
 from maestrale.api.backend import Backend, Steering
 from maestrale.api.context import context_of
 from maestrale.api.deployment import Deployment
@@ -67,9 +67,11 @@ def model_routes(backend: Backend) -> list[Route]:
 
     async def list_models(request: Request) -> Response:
         await backend.check_ready()
+        owner = context_of(request.scope).owner
         cards = [
             await card(deployment, name)
             for deployment in backend.deployments
+            if may_ask(owner, deployment)
             for name in deployment.listed
         ]
         return JSONResponse({"object": "list", "data": cards})
@@ -77,13 +79,15 @@ def model_routes(backend: Backend) -> list[Route]:
     async def get_model(request: Request) -> Response:
         await backend.check_ready()
         name = request.path_params["model_id"]
-        return JSONResponse(await card(backend.deployments.resolve(name), name))
+        deployment = backend.find(context_of(request.scope), name)
+        return JSONResponse(await card(deployment, name))
 
     def steer(steering: Steering) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
-            check_operator(context_of(request.scope).owner)
+            context = context_of(request.scope)
+            check_operator(context.owner)
             name = request.path_params["model_id"]
-            deployment = backend.deployments.resolve(name)
+            deployment = backend.find(context, name)
             await backend.steer(deployment.id, steering)
             shown = await card(deployment, name)
             # It has begun; the card tells when it is done.
@@ -152,7 +156,7 @@ def token_routes(backend: Backend) -> list[Route]:
     async def tokenize(request: Request) -> Response:
         await backend.check_ready()
         body = await backend.bodies.read(request.scope, request.receive, TokenizeRequest)
-        service = await backend.deployments.resolve(body.model).service()
+        service = await backend.find(context_of(request.scope), body.model).service()
         check_foreign(body)
         check_turn(body)
         if (body.prompt is None) == (body.messages is None):
@@ -187,12 +191,12 @@ def token_routes(backend: Backend) -> list[Route]:
     async def detokenize(request: Request) -> Response:
         await backend.check_ready()
         body = await backend.bodies.read(request.scope, request.receive, DetokenizeRequest)
-        service = await backend.deployments.resolve(body.model).service()
+        service = await backend.find(context_of(request.scope), body.model).service()
         return JSONResponse({"prompt": await service.tokenizer.decode(body.tokens)})
 
     async def tokenizer_info(request: Request) -> Response:
         model = request.query_params.get("model")
-        service = await backend.deployments.resolve(model).service()
+        service = await backend.find(context_of(request.scope), model).service()
         names = {token: name for name, token in service.vocabulary.control_ids.items()}
         begins = await service.tokenizer.encode_text("")
         ends = service.vocabulary.eos_token_ids

@@ -27,8 +27,10 @@ OPERATIONS = (
     Operation("get", "/load", "How many requests are in work or waiting."),
     Operation("get", "/metrics", "Prometheus metrics, under vLLM's names."),
     Operation("get", "/status.json", "What the status page shows: state, load, latency, errors."),
+    Operation("get", "/usage.json", "What keys have used, by day, key and model."),
     Operation("get", "/", "A page to chat with the model."),
     Operation("get", "/status", "A page that shows how the server is doing."),
+    Operation("get", "/usage", "A page that shows who used what."),
     Operation("get", "/openapi.json", "This reference, for machines."),
     Operation("get", "/docs", "This reference, for people."),
 )

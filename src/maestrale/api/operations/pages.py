@@ -1,4 +1,5 @@
-"""The pages for people: `/` to chat, `/status` to watch. Only their shell: files, no data.
+"""The pages for people: `/` to chat, `/status` to watch, `/usage` to see who used what. Only their
+shell: files, no data.
 
 The shell is the same for everyone, so it is given without a key; what the pages then show they
 fetch like any client, with one. The policy lets no script, style or image in from elsewhere, and
@@ -17,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 FOLDER = Path(__file__).resolve().parents[2] / "web"
-PAGES = {"/": "index.html", "/status": "status.html"}
+PAGES = {"/": "index.html", "/status": "status.html", "/usage": "usage.html"}
 ASSETS = "/web/"
 SCENARIOS = "scenarios.json"
 TYPES = {

@@ -13,14 +13,15 @@ from typing import Any, Protocol
 
 import msgspec
 
+from maestrale.api.accounts import Charge, KeyAccounts
 from maestrale.api.backend import About, Steering
 from maestrale.api.operations.history import Event
-from maestrale.api.rate import RateLimiter
 from maestrale.engines.base import GenerationRequest
 from maestrale.errors import EngineError, MaestraleError
 from maestrale.logs import LOGGER
 from maestrale.metrics.merged import MetricFamily
 from maestrale.serve.deployment import DeploymentHost
+from maestrale.serve.workers.cut import Work, usage_of_cut
 from maestrale.serve.workers.messages import (
     Ask,
     AskForPlaces,
@@ -56,7 +57,7 @@ class Shared(Protocol):
     """What all workers share, as the parent has it."""
 
     @property
-    def rates(self) -> RateLimiter: ...
+    def accounts(self) -> KeyAccounts: ...
     def host(self, model: str) -> DeploymentHost: ...
     async def answer(self, about: About, model: str) -> bytes: ...
     async def steer(self, model: str, steering: Steering) -> None: ...
@@ -82,6 +83,8 @@ class WorkerHandle:
         )
         self._running: dict[str, asyncio.Task[None]] = {}  # generations, by request id
         self._asked: dict[int, asyncio.Task[None]] = {}  # places, verdicts, answers
+        self._work: dict[str, Work] = {}  # what those that run have had so far
+        self._charges: set[int] = set()  # of its requests that are not settled
         self._reported = asyncio.Event()
         self._retiring = False
         self._loaded: set[str] = set()  # deployments that it was told of
@@ -148,9 +151,17 @@ class WorkerHandle:
     def clear(self) -> int:
         """It is dead: end what it had running, give its places back. How many were cut."""
         cut = len(self._running)
+        for charge in self._charges:
+            self._parent.accounts.drop(charge)
+        self._charges.clear()
+        for row in usage_of_cut(self._work.values(), self._name):
+            self._parent.accounts.settle(None, None, row)
         for task in (*self._running.values(), *self._asked.values()):
             task.cancel()
         return cut
+
+    def _name(self, model: str) -> str:
+        return self._parent.host(model).deployment.name
 
     def _take(self, message: Any) -> None:
         match message:
@@ -167,13 +178,14 @@ class WorkerHandle:
             case Room():
                 self._look(message)
             case Take(number, key):
-                self._limit(number, partial(self._parent.rates.take_request, key))
-            case Reserve(number, key, tokens):
-                self._limit(number, partial(self._parent.rates.reserve, key, tokens))
-            case Settle(key, reserved, used):
-                self._parent.rates.settle(key, reserved, used)
+                self._limit(number, partial(self._parent.accounts.take_request, key))
+            case Reserve(number, key, tokens, charge):
+                reserve = partial(self._parent.accounts.reserve, key, tokens, charge)
+                self._limit(number, reserve)
+            case Settle():
+                self._settle(message)
             case Levels(number, key, reserved):
-                self._limit(number, partial(self._parent.rates.levels, key, reserved))
+                self._limit(number, partial(self._parent.accounts.levels, key, reserved))
             case Check(number, model, constraint, key):
                 vetter = self._parent.host(model).vetter
                 if vetter is not None:
@@ -204,17 +216,21 @@ class WorkerHandle:
 
     async def _generate(self, model: str, request: GenerationRequest) -> None:
         engine = self._parent.host(model).engine
+        work = self._work[request.request_id] = Work(model, request)
         try:
             if engine is None:
                 raise EngineError("The engine has not started yet.")
             async with aclosing(engine.generate(request)) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
+                    work.take(delta)
                     self.send(Delta(request.request_id, delta))
         except MaestraleError as error:
             self.send(Ended(request.request_id, fault_of(error)))
         except Exception:
             LOGGER.exception("A request failed")
             self.send(Ended(request.request_id, fault_of(EngineError("The engine failed."))))
+        finally:
+            self._work.pop(request.request_id, None)
 
     async def _hold(self, place: AskForPlaces) -> None:
         """Places for one request, until it leaves."""
@@ -239,9 +255,19 @@ class WorkerHandle:
     def _limit(self, number: int, work: Callable[[], object]) -> None:
         """Done at once, in the order in which it was asked for."""
         try:
-            self.send(Reply(number, msgspec.msgpack.encode(work())))
+            done = work()
+            if isinstance(done, Charge):
+                self._charges.add(done.number)
+            self.send(Reply(number, msgspec.msgpack.encode(done)))
         except MaestraleError as error:
             self.send(Refused(number, fault_of(error)))
+
+    def _settle(self, message: Settle) -> None:
+        """Charged at once; the worker hears of it when that is written."""
+        if message.charge is not None:
+            self._charges.discard(message.charge)
+        written = self._parent.accounts.settle(message.key, message.charge, message.row)
+        written.add_done_callback(lambda _: self.send(Granted(message.number)))
 
     async def _reply(self, number: int, work: Awaitable[object]) -> None:
         try:

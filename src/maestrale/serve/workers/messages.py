@@ -19,6 +19,7 @@ from maestrale.keys import Key
 from maestrale.metrics.merged import MetricFamily
 from maestrale.models.sampling_defaults import SamplingDefaults
 from maestrale.supervise.messages import Abort, Delta, Failed
+from maestrale.usage import UsageRow
 
 
 class Fault(Struct, frozen=True):
@@ -163,26 +164,32 @@ class Room(Struct, tag=True, frozen=True):
 
 
 class Take(Struct, tag=True, frozen=True):
-    """May this key's next request come? It is counted if so."""
+    """May this key's next request come? It is counted if so; the `Reply` has its `Charge`."""
 
     number: int
     key: Key
 
 
 class Reserve(Struct, tag=True, frozen=True):
-    """Set tokens of this key's limit aside; the `Reply` has how many."""
+    """Set tokens of this key's limits aside, for the request with this charge, if it has one; the
+    `Reply` has what it is then.
+    """
 
     number: int
     key: Key
     tokens: int
+    charge: int | None
 
 
 class Settle(Struct, tag=True, frozen=True):
-    """A request has ended that so many tokens were reserved for, and that used so many."""
+    """A request has ended that had this charge, if any, and used so much; granted when that is
+    written.
+    """
 
-    key: Key
-    reserved: int
-    used: int
+    number: int
+    key: Key | None
+    charge: int | None
+    row: UsageRow
 
 
 class Levels(Struct, tag=True, frozen=True):

@@ -21,11 +21,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from maestrale.api.accounts import KeyAccounts
 from maestrale.api.backend import About, Backend, Steering
 from maestrale.api.operations.health import load_json
 from maestrale.api.operations.history import Event
 from maestrale.api.operations.status import status_json
-from maestrale.api.rate import RateLimiter
 from maestrale.config.settings import Settings
 from maestrale.errors import EngineError, MaestraleError
 from maestrale.logs import LOGGER
@@ -106,9 +106,9 @@ class Parent(Front):
         return next(each for each in self.hosts if each.deployment.id == model)
 
     @property
-    def rates(self) -> RateLimiter:
-        """The limits of all keys."""
-        return self.backend.rates.limiter
+    def accounts(self) -> KeyAccounts:
+        """The limits of all keys, and what they have used."""
+        return self.backend.accounts.kept
 
     def note(self, event: Event) -> None:
         """Something went wrong, for the status page."""

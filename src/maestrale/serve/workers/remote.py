@@ -10,11 +10,13 @@ from typing import Any
 
 import msgspec
 
+from maestrale.api.accounts import Accounts, Charge, limits, number_of
 from maestrale.api.admission import Admission
 from maestrale.api.backend import About, Backend, Steering
 from maestrale.api.deployment import READY_STATES, Deployment, deployment_id
 from maestrale.api.operations.history import Event, FaultLog
-from maestrale.api.rate import Level, Rates
+from maestrale.api.rate import Level
+from maestrale.api.usage_writer import PATIENCE
 from maestrale.config.settings import Settings
 from maestrale.engines.base import (
     Constraint,
@@ -53,6 +55,7 @@ from maestrale.serve.workers.messages import (
 )
 from maestrale.supervise.channel import Channel
 from maestrale.supervise.messages import Abort, Delta
+from maestrale.usage import UsageRow
 
 
 class ParentConnection:
@@ -211,39 +214,48 @@ class RemoteAdmission(Admission):
                 self.idle.set()
 
 
-class RemoteRates(Rates):
-    """The parent's limits: as exact as one process's. Keys without limits ask for nothing."""
+class RemoteAccounts(Accounts):
+    """The parent's: as exact as one process's. A key without limits asks for nothing."""
 
     def __init__(self, connection: ParentConnection) -> None:
-        super().__init__()
         self._connection = connection
 
-    async def take_request(self, key: Key | None) -> None:
+    async def take_request(self, key: Key | None) -> Charge | None:
         """Raises: RateLimited."""
-        if key is not None and key.requests_per_minute is not None:
-            number = self._connection.number()
-            await self._connection.ask(number, Take(number, key))
-
-    async def reserve(self, key: Key | None, tokens: int) -> int | None:
-        """Raises: RateLimited."""
-        if key is None or key.tokens_per_minute is None:
+        if key is None or not limits(key, "requests"):
             return None
         number = self._connection.number()
-        body = await self._connection.ask(number, Reserve(number, key, tokens))
-        return msgspec.msgpack.decode(body, type=int)
+        body = await self._connection.ask(number, Take(number, key))
+        return msgspec.msgpack.decode(body, type=Charge | None)
 
-    def settle(self, key: Key | None, reserved: int | None, used: int) -> None:
+    async def reserve(self, key: Key | None, tokens: int, charge: Charge | None) -> Charge | None:
+        """Raises: RateLimited."""
+        if key is None or not limits(key, "tokens"):
+            return charge
+        number = self._connection.number()
+        asked = Reserve(number, key, tokens, number_of(charge))
+        body = await self._connection.ask(number, asked)
+        return msgspec.msgpack.decode(body, type=Charge | None) or charge
+
+    async def settle(self, key: Key | None, charge: Charge | None, row: UsageRow) -> None:
         """The parent reads messages in order: what is asked for after it knows of it."""
-        if key is not None and reserved is not None:
-            self._connection.send(Settle(key, reserved, used))
+        number = self._connection.number()
+        asked = Settle(number, key, number_of(charge), row)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._connection.ask(number, asked), PATIENCE)
 
-    async def levels(self, key: Key | None, reserved: int | None = None) -> list[Level]:
+    async def levels(self, key: Key | None, charge: Charge | None) -> list[Level]:
         """Where the key stands, by the parent."""
-        if key is None or (key.requests_per_minute is None and key.tokens_per_minute is None):
+        if key is None or not (limits(key, "requests") or limits(key, "tokens")):
             return []
         number = self._connection.number()
-        body = await self._connection.ask(number, Levels(number, key, reserved))
+        body = await self._connection.ask(
+            number, Levels(number, key, None if charge is None else charge.minute)
+        )
         return msgspec.msgpack.decode(body, type=list[Level])
+
+    async def close(self) -> None:
+        """The parent's are not ours to close."""
 
 
 class ForwardedEvents(FaultLog):
@@ -293,7 +305,6 @@ class WorkerBackend(Backend):
     ) -> None:
         self._connection = connection
         super().__init__(settings, models)
-        self.rates = RemoteRates(connection)
 
     def take(self, state: ServerState) -> None:
         """What the parent says of one deployment."""
@@ -310,6 +321,9 @@ class WorkerBackend(Backend):
         """See `Backend.steer`: the parent does it."""
         number = self._connection.number()
         await self._connection.ask(number, Steer(number, model, steering))
+
+    def _make_accounts(self) -> Accounts:
+        return RemoteAccounts(self._connection)
 
     def _make_events(self) -> FaultLog:
         return ForwardedEvents(self._connection)

@@ -88,7 +88,7 @@ function runs(values, times) {
 }
 
 /** The next of 1, 2, 5, 10 … at or above `value`. */
-function niceTop(value) {
+export function niceTop(value) {
   const unit = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 5, 10].map((step) => step * unit).find((each) => each >= value * 0.999);
 }

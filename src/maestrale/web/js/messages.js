@@ -139,7 +139,7 @@ function figures({ figures: f, state, seed }) {
 const seconds = (value) => (value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(2)} s`);
 
 function faultNotice(fault, act) {
-  const words = [fault.detail, fault.retryAfter && `Try again in ${fault.retryAfter} s.`].filter(Boolean).join(" ");
+  const words = [fault.detail, fault.retryAfter && fault.retryAfter < 600 && `Try again in ${fault.retryAfter} s.`].filter(Boolean).join(" ");
   const box = h("div", { class: "notice bad" }, h("p", { dir: "auto" }, h("strong", {}, fault.title), words && `. ${words}`));
   if (fault.status === 401) {
     box.append(h("button", { type: "button", class: "button small", onclick: () => act.key() }, icon("key"), "Enter a key"));

@@ -16,7 +16,7 @@ from starlette.types import Message, Scope
 
 from maestrale.api.answering import AnswerResponse
 from maestrale.api.backend import Backend
-from maestrale.api.context import SCOPE_KEY, context_of
+from maestrale.api.context import CLIENT_LEFT, SCOPE_KEY, context_of
 from maestrale.api.errors import as_api_error, error_body
 from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.openai.responses.items import Item
@@ -61,6 +61,7 @@ class Run:
         self._streams = streams
         # The request that it comes of has an end, and a line in the log, of its own.
         self._context = copy.copy(context_of(scope))
+        self._context.counts, self._context.charge, self._context.settled = 0, None, False
         self._scope = {**scope, SCOPE_KEY: self._context}
         self._left = asyncio.Event()  # the client wants no more
         self._fresh = asyncio.Event()
@@ -71,16 +72,20 @@ class Run:
         """Enter it into the store. Raises: CannotKeep, RateLimited."""
         await self._answer.reserve(self._context)
         self._note(self._spelling.queued())
-        await self._store.add(
-            id=self._spelling.id,
-            owner=owner,
-            previous=previous,
-            status=self._spelling.status,
-            body=self._body(),
-            items=kept_items(items),
-            streams=self._streams,
-        )
-        await self._flush()
+        try:
+            await self._store.add(
+                id=self._spelling.id,
+                owner=owner,
+                previous=previous,
+                status=self._spelling.status,
+                body=self._body(),
+                items=kept_items(items),
+                streams=self._streams,
+            )
+            await self._flush()
+        except BaseException:  # it will not run, so nothing else gives back what it reserved
+            await self._backend.settle(self._context)
+            raise
 
     def cancel(self) -> None:
         """Stop, soon."""
@@ -93,7 +98,7 @@ class Run:
             await self._answer(self._scope, self._receive, self._send)
             self._context.status = 200
         except ClientDisconnected:
-            self._context.status = 499
+            self._context.status = CLIENT_LEFT
             self._note(self._spelling.cancelled())
         except asyncio.CancelledError:
             ended = ServerFailure("The server ended while it worked on this response.")

@@ -39,7 +39,7 @@ Body = dict[str, Any]
 
 def owner_of(context: RequestContext) -> str:
     """Whose the responses of a request are: its key's; without keys, everybody's."""
-    return "-" if context.owner is None else context.owner.sha256
+    return "-" if context.owner is None else context.owner.identity
 
 
 class Keeping:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from maestrale.api.answering import Serving, prepare, serving_of
 from maestrale.api.backend import Backend
-from maestrale.api.context import context_of
+from maestrale.api.context import RequestContext, context_of
 from maestrale.api.dialect import AnswerRequest
 from maestrale.api.openai.other_names import with_own_names
 from maestrale.api.openai.responses.items import Item
@@ -46,7 +46,7 @@ def routes(backend: Backend) -> list[Route]:
         before, given = await keeping.items(body, owner)
         items: Sequence[Item] = [*before, *given]
         if body.truncation == "auto":
-            items = await _fitted(backend, body, items)
+            items = await _fitted(backend, context_of(request.scope), body, items)
 
         def read(serving: Serving) -> AnswerRequest:
             return read_response(body, items, store=store, serving=serving)
@@ -156,10 +156,10 @@ def _whole(query: dict[str, Any], name: str, default: int, least: int, most: int
 
 
 async def _fitted(
-    backend: Backend, body: ResponsesRequest, items: Sequence[Item]
+    backend: Backend, context: RequestContext, body: ResponsesRequest, items: Sequence[Item]
 ) -> Sequence[Item]:
     """The items that the model's context has room for, beside the answer."""
-    deployment = backend.deployments.resolve(body.model)
+    deployment = backend.find(context, body.model)
     service = await deployment.service()
     serving = serving_of(backend, deployment, service)
     body, _ = with_own_names(body, serving, length="max_output_tokens", least=1)
