@@ -17,7 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from msgspec import Struct
 
@@ -35,11 +35,14 @@ class Layout(Struct, frozen=True, kw_only=True):
     version of the one before (a script of SQL; the first one makes a new file's tables).
 
     `pragmas` hold for each connection. `setting`: the flag with which another file is named.
+    `synchronous`: NORMAL is enough for the death of any process, and a loss of power may take the
+    last moments; FULL keeps them, too.
     """
 
     steps: tuple[str, ...]
     pragmas: tuple[str, ...] = ()
     setting: str
+    synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
 
 
 class Database:
@@ -66,6 +69,12 @@ class Database:
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What `work` gives, all of it seen at one moment; writers go on. As `write` else."""
         return self._work("DEFERRED", work)
+
+    def empty_log(self) -> None:
+        """Let nothing that was deleted stay in the log of writes, if nobody reads it just now."""
+        if self._db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Close the file; the next work opens it again."""
@@ -125,8 +134,7 @@ def connect(path: Path, layout: Layout) -> sqlite3.Connection:
         for pragma in layout.pragmas:
             db.execute(f"PRAGMA {pragma}")
         _write_ahead(db)
-        # Enough for the death of any process; a loss of power may take the last moments.
-        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute(f"PRAGMA synchronous = {layout.synchronous}")
         db.execute("PRAGMA journal_size_limit = 16777216")
         if _version(db) != len(layout.steps):
             _bring_up_to_date(db, layout)

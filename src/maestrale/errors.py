@@ -55,6 +55,8 @@ MaestraleError                     what the command line prints as one clear mes
     ├── MethodNotAllowed       405
     ├── Conflict               409
     ├── RequestTimeout         408
+    ├── IdempotencyConflict    409
+    ├── CannotResume           410
     ├── PayloadTooLarge        413
     ├── UnsupportedMediaType   415
     ├── HeadersTooLarge        431
@@ -386,6 +388,20 @@ class Conflict(ApiError):
 class RequestTimeout(ApiError):
     status = 408
     default_code = "request_timeout"
+
+
+class IdempotencyConflict(ApiError):
+    """The Idempotency-Key was used for another request."""
+
+    status = 409
+    default_code = "idempotency_key_reused"
+
+
+class CannotResume(ApiError):
+    """The answer can't be made again as it was begun."""
+
+    status = 410
+    default_code = "cannot_resume"
 
 
 class PayloadTooLarge(ApiError):

@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "processes": set(),
     "config": FOUNDATION,
     "logs": FOUNDATION | SETTINGS,
+    "durable": FOUNDATION | {"logs"},
     "keys": {"errors", "files", "text_files"},
     "models": FOUNDATION | SETTINGS | {"bounded"},
     "engines": FOUNDATION | {"models"},
@@ -43,12 +44,13 @@ ALLOWED: dict[str, set[str]] = {
     "cluster": FOUNDATION | SETTINGS | {"supervise", "engines", "models"},
     "api": FOUNDATION
     | SETTINGS
-    | {"chat", "prompt", "engines.base", "models", "logs", "metrics", "keys", "usage", "console"},
+    | {"chat", "prompt", "engines.base", "models", "logs", "metrics", "keys", "usage", "console"}
+    | {"durable"},
     # Where the parts of a running server are put together, and nowhere else.
     "serve": FOUNDATION
     | SETTINGS
     | {"api", "chat", "prompt", "engines", "models", "logs", "metrics", "keys", "usage", "console"}
-    | {"supervise", "cluster"},
+    | {"supervise", "cluster", "durable"},
     "verify": FOUNDATION | SETTINGS | {"bounded"},
     # The scenarios are those of verify's collection.
     "bench": FOUNDATION | SETTINGS | {"bounded", "verify"},

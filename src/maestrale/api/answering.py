@@ -25,6 +25,7 @@ from maestrale.api.backend import Backend
 from maestrale.api.context import RequestContext, context_of
 from maestrale.api.deployment import Deployment
 from maestrale.api.dialect import AnswerRequest, Spelling
+from maestrale.api.durable.resumable import resumable
 from maestrale.api.errors import as_api_error, error_body
 from maestrale.api.sse import COMMENT, EventStream, Headers, while_connected
 from maestrale.chat.answer import Answer
@@ -72,7 +73,7 @@ def answering(
         body = await backend.bodies.read(request.scope, request.receive, body_type)
         return await prepare(backend, request, getattr(body, "model", None), partial(read, body))
 
-    return answer
+    return resumable(backend, answer)
 
 
 async def prepare(
@@ -94,10 +95,14 @@ async def prepare(
     context.rename(asked.renamed)
     _check_auto(asked.options, deployment.settings.enable_auto_tool_choice)
     options = structs.replace(asked.options, key=context.key)
+    if context.run is not None:
+        options = context.run.options(options)
     most = service.info.max_num_seqs
     choices = _choices(asked.asked, options, most)
     await deployment.admission.check_room(context.key, choices, most)
     prepared = await while_connected(request.receive, service.answer(asked.asked, options))
+    if context.run is not None:
+        context.run.begin(prepared, service.info, stream=asked.stream)
     spelling = asked.spelling(service, prepared, context.model)
     return AnswerResponse(backend, deployment, prepared, spelling, stream=asked.stream)
 

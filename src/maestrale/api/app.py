@@ -17,6 +17,7 @@ from maestrale.api.backend import Backend
 from maestrale.api.context import CLIENT_LEFT, RequestContext, context_of, new_context
 from maestrale.api.dialect import Dialects
 from maestrale.api.dialects import DIALECTS
+from maestrale.api.durable import routes as durable
 from maestrale.api.errors import as_api_error, error_response
 from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.operations import health, openapi, pages, status, usage
@@ -28,7 +29,11 @@ from maestrale.errors import ApiError, EngineError, PermissionDenied, quoted
 from maestrale.logs import LOGGER
 
 CORS_METHODS = "GET, POST, DELETE, OPTIONS"
-CORS_EXPOSED = ("x-request-id", "x-seed", "x-max-tokens", "retry-after", HEADER)
+CORS_EXPOSED = (
+    *("x-request-id", "x-seed", "x-max-tokens", "x-stream-id", "idempotent-replayed"),
+    "retry-after",
+    HEADER,
+)
 CORS_MAX_AGE = "600"
 # Asked again and again by machines: not counted as requests.
 PROBES = frozenset(
@@ -42,6 +47,7 @@ def build_app(backend: Backend, dialects: Dialects = DIALECTS) -> ASGIApp:
     app = Starlette(
         routes=[
             *(route for dialect in dialects.all for route in dialect.routes(backend)),
+            *durable.routes(backend),
             *health.routes(backend),
             *openapi.routes(dialects),
             *status.routes(backend),
@@ -56,6 +62,7 @@ def build_app(backend: Backend, dialects: Dialects = DIALECTS) -> ASGIApp:
         },
     )
     app.router.redirect_slashes = False
+    app.state.dialects = dialects
     guard = Guard(
         backend.keys,
         loopback=is_loopback(settings.host),

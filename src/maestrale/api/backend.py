@@ -13,6 +13,7 @@ from maestrale.api.admission import Admission
 from maestrale.api.auth import check_model, may_ask
 from maestrale.api.context import RequestContext, usage_of
 from maestrale.api.deployment import READY_STATES, Deployment, Deployments, unavailable
+from maestrale.api.durable.streams import Streams
 from maestrale.api.http.body import BodyReader
 from maestrale.api.operations.history import STEP, FaultLog
 from maestrale.api.operations.node_status import ApiNodeStatus
@@ -52,6 +53,7 @@ class Backend:
         self.settings = settings
         self.keys = keys if keys is not None else KeyStore(settings.api_key, settings.key_file)
         self.bodies = BodyReader(settings.max_body_bytes)
+        self.streams = Streams(settings)
         self.metrics = metrics if metrics is not None else Metrics()
         self.accounts = self._make_accounts()
         self.events = self._make_events()

@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from typing import cast
+from typing import Protocol, cast
 
 from msgspec import structs
 from starlette.types import Scope
@@ -16,6 +16,8 @@ from maestrale.api.deployment import Deployment
 from maestrale.api.dialect import Dialect, Name
 from maestrale.api.unknown_fields import IgnoredFields
 from maestrale.chat.answer import Answer
+from maestrale.chat.options import Options
+from maestrale.engines.base import EngineInfo
 from maestrale.errors import Location, Sent
 from maestrale.keys import Key
 from maestrale.usage import NO_MODEL, UsageRow, day_of
@@ -25,13 +27,23 @@ CLIENT_LEFT = 499  # nginx's status of a request whose client did not wait
 _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 
 
+class Repeated(Protocol):
+    """What has a request's answer made so that it can be made again (api/durable/run.py)."""
+
+    def options(self, asked: Options) -> Options:
+        """As asked for, with what was decided when it was begun."""
+
+    def begin(self, answer: Answer, info: EngineInfo, *, stream: bool) -> None:
+        """It is accepted. Raises: CannotResume."""
+
+
 class RequestContext:
     """One HTTP request's id, key and outcome, for the answer's header and the log."""
 
     __slots__ = (
         *("answer", "answer_id", "charge", "counts", "day", "deployment", "dialect", "error", "id"),
-        *("ignored", "key", "model", "name", "operation", "owner", "refused", "settled", "started"),
-        *("status", "texts"),
+        *("ignored", "key", "model", "name", "operation", "owner", "refused", "run", "settled"),
+        *("started", "status", "texts"),
     )
 
     def __init__(self, request_id: str, dialect: Dialect) -> None:
@@ -53,8 +65,14 @@ class RequestContext:
         self.answer: Answer | None = None
         self.answer_id = ""  # as the dialect spells it
         self.deployment: Deployment | None = None  # that answers
+        self.run: Repeated | None = None  # None: it is made for one connection, and once
         self.texts: list[list[str]] = []  # of each choice, where the log is to show them
         self.started = time.perf_counter()
+
+    @property
+    def owner_id(self) -> str:
+        """Whose what is kept of it is: its key's; without keys, everybody's."""
+        return "-" if self.owner is None else self.owner.sha256
 
     def rename(self, renamed: Mapping[Location, Sent]) -> None:
         """From now on errors call these locations as the client did."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
 from msgspec import Struct, structs
 
@@ -22,6 +23,7 @@ from maestrale.engines.base import (
     Engine,
     FinishReason,
     GenerationRequest,
+    TokenDelta,
     TokenLogprob,
 )
 from maestrale.errors import EngineError
@@ -138,6 +140,8 @@ class Answer:
         self._ranks = ranks
         self.scores: dict[int, float] = {}
         """By choice, where they are asked for: from 0 to 1."""
+        self._one_by_one = False
+        self._cached: int | None = None
 
     @property
     def options(self) -> Options:
@@ -149,6 +153,17 @@ class Answer:
         self.requests = tuple(
             structs.replace(request, constraint=vetted) for request in self.requests
         )
+
+    def repeatable(self, answer_id: str, created: int, cached_tokens: int | None = None) -> None:
+        """Let its pieces, too, follow from its request alone, as its tokens do: a piece for each
+        token, and choices in turn, however they come. With these facts of an answer that was
+        begun before, it is the same one again.
+        """
+        self.id, self.created = answer_id, created
+        self._one_by_one = True
+        self._cached = cached_tokens
+        if cached_tokens is not None:
+            self.usage.cached_tokens = cached_tokens
 
     @property
     def embeds(self) -> bool:
@@ -184,10 +199,29 @@ class Answer:
         Leaving the iterator aborts whatever still runs. Raises: EngineError.
         """
         if len(self.requests) == 1:
-            async with contextlib.aclosing(self._sequence(0)) as sequence:
-                async for piece in sequence:
-                    yield piece
-            return
+            chosen = self._sequence(0)
+        else:
+            chosen = self._in_turn() if self._one_by_one else self._as_they_come()
+        async with contextlib.aclosing(chosen) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _in_turn(self) -> AsyncGenerator[Piece, None]:
+        """A piece of each choice that has not ended, again and again."""
+        held = {index: deque[Piece]() for index in range(len(self.requests))}
+        turns = deque(held)
+        async with contextlib.aclosing(self._as_they_come()) as pieces:
+            async for piece in pieces:
+                held[piece.index].append(piece)
+                while turns and held[turns[0]]:
+                    due = held[turns[0]].popleft()
+                    yield due
+                    if due.finish_reason is None:
+                        turns.rotate(-1)
+                    else:
+                        turns.popleft()
+
+    async def _as_they_come(self) -> AsyncGenerator[Piece, None]:
         queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
         places = asyncio.Semaphore(self.places)
 
@@ -233,31 +267,35 @@ class Answer:
         last = 0.0
         stream = self._engine.generate(request)
         try:
-            async for delta in stream:
-                now = time.perf_counter()
-                if not reader.generated:
-                    self.usage.cached_tokens += self._count_cached(index, delta.cached_tokens)
-                    if self.timings.first_token is None:
-                        self.timings.first_token = now
-                        self.timings.engine_wait = delta.waited
-                elif self._on_gap is not None:
-                    self._on_gap(now - last)
-                last = now
-                if delta.prompt_logprobs is not None:
-                    self.prompt_logprobs[index] = delta.prompt_logprobs
-                    reader.take_prompt(delta.prompt_logprobs)
-                if delta.embedding is not None:
-                    self._take(index, delta.embedding)
-                thought = reader.reasoning_tokens
-                piece = reader.push(delta)
-                self.usage.completion_tokens += len(delta.token_ids)
-                self.usage.reasoning_tokens += reader.reasoning_tokens - thought
-                if reader.finish is not None:
-                    self._finish(index, reader.finish, reader.generated)
-                if piece is not None:
-                    yield piece
-                if reader.finish is not None:
-                    return
+            async for whole in stream:
+                for delta in _split(whole) if self._one_by_one else (whole,):
+                    now = time.perf_counter()
+                    if not reader.generated:
+                        if self._cached is None:
+                            self.usage.cached_tokens += self._count_cached(
+                                index, delta.cached_tokens
+                            )
+                        if self.timings.first_token is None:
+                            self.timings.first_token = now
+                            self.timings.engine_wait = delta.waited
+                    elif self._on_gap is not None:
+                        self._on_gap(now - last)
+                    last = now
+                    if delta.prompt_logprobs is not None:
+                        self.prompt_logprobs[index] = delta.prompt_logprobs
+                        reader.take_prompt(delta.prompt_logprobs)
+                    if delta.embedding is not None:
+                        self._take(index, delta.embedding)
+                    thought = reader.reasoning_tokens
+                    piece = reader.push(delta)
+                    self.usage.completion_tokens += len(delta.token_ids)
+                    self.usage.reasoning_tokens += reader.reasoning_tokens - thought
+                    if reader.finish is not None:
+                        self._finish(index, reader.finish, reader.generated)
+                    if piece is not None:
+                        yield piece
+                    if reader.finish is not None:
+                        return
             raise EngineError("The engine ended an answer without saying why.")
         finally:
             close = getattr(stream, "aclose", None)
@@ -280,3 +318,21 @@ class Answer:
     def _count_cached(self, index: int, cached: int) -> int:
         """The choices of one prompt share it: only the first one's cached tokens count."""
         return cached if index % self._options.n == 0 else 0
+
+
+def _split(delta: TokenDelta) -> Iterator[TokenDelta]:
+    """The same tokens, one in each delta: how many come at once is up to the engine's load."""
+    last = len(delta.token_ids) - 1
+    if last < 1:
+        if delta.token_ids or delta.finish_reason is not None:
+            yield delta
+        return
+    for place, token in enumerate(delta.token_ids):
+        yield TokenDelta(
+            token_ids=(token,),
+            finish_reason=delta.finish_reason if place == last else None,
+            logprobs=None if delta.logprobs is None else delta.logprobs[place : place + 1],
+            cached_tokens=0 if place else delta.cached_tokens,
+            waited=0.0 if place else delta.waited,
+            prompt_logprobs=None if place else delta.prompt_logprobs,
+        )

@@ -556,6 +556,19 @@ class Settings:
         beside = None if self.key_file is None else self.key_file.with_name("usage.db")
         return self.usage_file if self.usage_file is not None else beside
 
+    durable: bool = setting(
+        False,
+        "Streams can be gone on with after a lost connection, or a restart: their requests are "
+        "kept until an hour after their end, beside --store-file.",
+        group="Files",
+    )
+
+    @property
+    def ledger_path(self) -> Path | None:
+        """The file of requests that can be asked for again; None: none are kept."""
+        path = self.store_path
+        return None if path is None else path.with_name(f"{path.stem}.ledger{path.suffix}")
+
     @property
     def store_path(self) -> Path | None:
         """The file of kept responses; None: none are kept."""

@@ -17,6 +17,8 @@ from maestrale.api.http.connections import raise_file_limit
 from maestrale.config.addresses import is_loopback
 from maestrale.config.paths import default_key_file
 from maestrale.config.settings import Settings
+from maestrale.durable.database import CannotKeep
+from maestrale.durable.ledger import Ledger
 from maestrale.engines.base import Task
 from maestrale.errors import SettingsError
 from maestrale.keys import KeyStore, kept_key, new_key
@@ -53,6 +55,7 @@ def run(
     settings = dataclasses.replace(
         settings, key_file=key_file(settings), usage_file=usage_file(settings)
     )
+    check_ledger(settings)
     made_key = key_to_make(settings)
     if made_key:
         settings = dataclasses.replace(settings, api_key=(made_key,))
@@ -87,6 +90,15 @@ async def _serve(
 
         front = InProcess(Backend(settings, models), sock)
     await Lifecycle(front, tell).run()
+
+
+def check_ledger(settings: Settings) -> None:
+    """Raises: SettingsError where --durable can't keep what it promises to."""
+    if settings.durable:
+        try:
+            Ledger(settings.ledger_path, most_bytes=settings.store_size).database.check()
+        except CannotKeep as error:
+            raise SettingsError(f"--durable: {settings.ledger_path}: {error}") from error
 
 
 def key_to_make(settings: Settings) -> str:

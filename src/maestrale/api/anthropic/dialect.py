@@ -32,6 +32,7 @@ TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    409: "idempotency_error",
     413: "request_too_large",
     429: "rate_limit_error",
     529: "overloaded_error",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -41,6 +42,7 @@ _ESCAPES = re.compile(
 )
 
 T = TypeVar("T", bound=msgspec.Struct)
+Used = TypeVar("Used")
 
 
 class _LargeBody:
@@ -84,6 +86,15 @@ class BodyReader:
         bodies at once), RequestTimeout (slower than others that need the room),
         ClientDisconnected.
         """
+        return await self._receive(scope, receive, lambda body: decode(body, type_))
+
+    async def raw(self, scope: Scope, receive: Receive) -> bytes:
+        """The same body, not decoded. Raises: as `read`."""
+        return await self._receive(scope, receive, bytes)
+
+    async def _receive(
+        self, scope: Scope, receive: Receive, use: Callable[[bytearray], Used]
+    ) -> Used:
         headers = dict(scope["headers"])
         _check_media_type(headers)
         declared = headers.get(b"content-length", b"")
@@ -111,8 +122,8 @@ class BodyReader:
             if large is not None:
                 large.complete = True
             if len(body) > DECODE_IN_THREAD:
-                return await asyncio.to_thread(decode, body, type_)
-            return decode(body, type_)
+                return await asyncio.to_thread(use, body)
+            return use(body)
         finally:
             if large is not None:
                 self._large.discard(large)

@@ -31,6 +31,7 @@ from maestrale.api.rate import Level, tightest
 from maestrale.errors import (
     ApiError,
     AuthenticationFailed,
+    IdempotencyConflict,
     Location,
     PermissionDenied,
     RateLimited,
@@ -113,6 +114,7 @@ TYPES: dict[type[ApiError], str] = {
     AuthenticationFailed: "authentication_error",
     PermissionDenied: "permission_error",
     RateLimited: "rate_limit_error",
+    IdempotencyConflict: "idempotency_error",
 }
 """OpenAI's type of an error; of others the status decides."""
 

@@ -21,6 +21,12 @@ from maestrale import __version__
 from maestrale.api.dialect import Dialects, Operation, Reference
 
 OPERATIONS = (
+    Operation(
+        "get",
+        "/v1/streams/{stream_id}",
+        "The rest of a stream, after Last-Event-ID; its id is in X-Stream-Id (--durable).",
+    ),
+    Operation("delete", "/v1/streams/{stream_id}", "Stop it, and let go of all that is kept."),
     Operation("get", "/health", "200 when requests are taken, else 503: starting, draining, dead."),
     Operation("get", "/ping", "The same as /health."),
     Operation("get", "/version", "The server's version."),

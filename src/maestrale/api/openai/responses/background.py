@@ -21,8 +21,9 @@ from maestrale.api.errors import as_api_error, error_body
 from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.openai.responses.items import Item
 from maestrale.api.openai.responses.spelling import ResponseSpelling
-from maestrale.api.openai.responses.store import CannotKeep, KeptItem, ResponseStore
+from maestrale.api.openai.responses.store import KeptItem, ResponseStore
 from maestrale.api.request_log import tell
+from maestrale.durable.database import CannotKeep
 from maestrale.errors import ServerFailure
 from maestrale.logs import LOGGER
 

@@ -11,19 +11,14 @@ from starlette.types import Receive, Scope, Send
 
 from maestrale.api.answering import AnswerResponse
 from maestrale.api.backend import Backend
-from maestrale.api.context import RequestContext, context_of
+from maestrale.api.context import context_of
 from maestrale.api.openai.responses.background import Run, Runs, kept_items, output_items
 from maestrale.api.openai.responses.items import Item, read_input, read_kept, references
 from maestrale.api.openai.responses.schemas import ResponsesRequest
 from maestrale.api.openai.responses.spelling import ResponseSpelling
-from maestrale.api.openai.responses.store import (
-    WORKING,
-    CannotKeep,
-    Kept,
-    KeptItem,
-    ResponseStore,
-)
+from maestrale.api.openai.responses.store import WORKING, Kept, KeptItem, ResponseStore
 from maestrale.api.sse import EventStream, Headers, while_connected
+from maestrale.durable.database import CannotKeep
 from maestrale.errors import InvalidRequest, NotFound, Sent, UnsupportedParameter, quoted
 
 POLL_SECONDS = 0.25  # between two looks for what another process writes
@@ -35,11 +30,6 @@ LOST = {
     "message": "The server ended while it worked on this response. Ask again.",
 }
 Body = dict[str, Any]
-
-
-def owner_of(context: RequestContext) -> str:
-    """Whose the responses of a request are: its key's; without keys, everybody's."""
-    return "-" if context.owner is None else context.owner.identity
 
 
 class Keeping:

@@ -15,9 +15,10 @@ from maestrale.api.answering import Serving, prepare, serving_of
 from maestrale.api.backend import Backend
 from maestrale.api.context import RequestContext, context_of
 from maestrale.api.dialect import AnswerRequest
+from maestrale.api.durable.resumable import resumable
 from maestrale.api.openai.other_names import with_own_names
 from maestrale.api.openai.responses.items import Item
-from maestrale.api.openai.responses.keeping import Keeping, owner_of
+from maestrale.api.openai.responses.keeping import Keeping
 from maestrale.api.openai.responses.reading import (
     conversation_of,
     read_response,
@@ -41,8 +42,11 @@ def routes(backend: Backend) -> list[Route]:
     async def create(request: Request) -> ASGIApp:
         await backend.check_ready()
         body = await backend.bodies.read(request.scope, request.receive, ResponsesRequest)
-        owner = owner_of(context_of(request.scope))
+        context = context_of(request.scope)
+        owner = context.owner_id
         store = keeping.keeps(body)
+        if body.background:  # its events are kept by themselves, under its own id
+            context.run = None
         before, given = await keeping.items(body, owner)
         items: Sequence[Item] = [*before, *given]
         if body.truncation == "auto":
@@ -115,7 +119,7 @@ def routes(backend: Backend) -> list[Route]:
         Route(f"{root}/responses{path}", endpoint, methods=[method])
         for root in ROOTS
         for path, endpoint, method in (
-            ("", create, "POST"),
+            ("", resumable(backend, create), "POST"),
             ("/{response_id}", retrieve, "GET"),
             ("/{response_id}", delete, "DELETE"),
             ("/{response_id}/cancel", cancel, "POST"),
@@ -130,7 +134,7 @@ def _json(body: bytes) -> Response:
 
 def _asked(request: Request) -> tuple[str, str]:
     """The id of the response that is asked for, and by whom."""
-    return request.path_params["response_id"], owner_of(context_of(request.scope))
+    return request.path_params["response_id"], context_of(request.scope).owner_id
 
 
 def _query(request: Request, *names: str) -> dict[str, str]:

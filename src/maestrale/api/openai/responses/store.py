@@ -2,27 +2,22 @@
 
 Each is kept with the items that it answers, for the key that asked, and for nobody else. It is
 kept for so many days after it was last used, as long as all together are no larger than they may
-be; what goes takes its items along. All work is done by one thread, off the event loop.
+be; what goes takes its items along.
 """
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from msgspec import Struct
 
-from maestrale.database import Database, Layout
-from maestrale.errors import DatabaseUnusable, Unavailable
-from maestrale.logs import LOGGER
+from maestrale.database import Layout
+from maestrale.durable.database import AsyncDatabase, CannotKeep
 
 STALE_SECONDS = 30.0  # after which nobody works on a response that is not at its end
-SWEEP_SECONDS = 60.0
 WORKING = ("queued", "in_progress")
 SCHEMA = """
 CREATE TABLE responses (
@@ -62,13 +57,6 @@ CHAIN_ITEMS = f"""{_CHAIN}
 SELECT items.id, items.body, items.given FROM chain JOIN items ON items.response = chain.id
 WHERE given OR depth > 0 OR ? ORDER BY depth DESC, position
 """  # noqa: S608
-T = TypeVar("T")
-
-
-class CannotKeep(Unavailable):
-    """The file can't be used: the message says why."""
-
-    default_code = "store_unavailable"
 
 
 class Kept(Struct, frozen=True, kw_only=True):
@@ -93,17 +81,14 @@ class ResponseStore:
     """The kept responses of one server. `path` None: none are kept. For one event loop."""
 
     def __init__(self, path: Path | None, *, days: float, most_bytes: int) -> None:
-        self._file = None if path is None else Database(path, LAYOUT)
+        self.database = AsyncDatabase(path, LAYOUT, what="The kept responses")
         self._seconds = days * 86400
         self._most = most_bytes
-        self._thread = ThreadPoolExecutor(1, "responses")
-        self._swept = 0.0
-        self._warned = ""
 
     @property
     def enabled(self) -> bool:
         """Whether responses are kept at all."""
-        return self._file is not None
+        return self.database.enabled
 
     async def add(
         self,
@@ -121,16 +106,18 @@ class ResponseStore:
         def work(db: sqlite3.Connection) -> None:
             now = time.time()
             size = len(body) + sum(len(item.body) for item in items)
-            db.execute(
-                "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
+            added = db.execute(
+                "INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
                 (id, owner, previous, status, now, now, streams, size, body),
             )
+            if not added.rowcount:  # it is made again, for a client that lost it on the way
+                return
             _put_items(db, id, 0, items)
             if previous is not None:  # a conversation that goes on is kept from its beginning
                 db.execute(USE_CHAIN, (previous, owner, now))
             self._sweep(db, now)
 
-        await self._do(work)
+        await self.database.do(work)
 
     async def update(
         self,
@@ -156,14 +143,15 @@ class ResponseStore:
             if changed is None:
                 return False
             rows = ((id, number, event) for number, event in events)
-            db.executemany("INSERT INTO events VALUES (?, ?, ?)", rows)
+            # Some may be there: of a writer that was stopped just as it wrote.
+            db.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?)", rows)
             [position] = db.execute(
                 "SELECT coalesce(max(position) + 1, 0) FROM items WHERE response = ?", (id,)
             ).fetchone()
             _put_items(db, id, position, items)
             return not changed[0]
 
-        return await self._do(work)
+        return await self.database.do(work)
 
     async def get(self, id: str, owner: str) -> Kept | None:
         """One of this owner's. Raises: CannotKeep."""
@@ -180,16 +168,17 @@ class ResponseStore:
             alive = status not in WORKING or beat > time.time() - STALE_SECONDS
             return Kept(id=id, status=status, body=body, streams=bool(streams), alive=alive)
 
-        return await self._do(work)
+        return await self.database.do(work)
 
     async def delete(self, id: str, owner: str) -> bool:
         """Whether there was one. Raises: CannotKeep."""
 
         def work(db: sqlite3.Connection) -> bool:
             gone = db.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (id, owner))
+            self.database.erased()
             return gone.rowcount > 0
 
-        return await self._do(work)
+        return await self.database.do(work)
 
     async def cancel(self, id: str, owner: str) -> None:
         """Whoever works on it shall stop. Raises: CannotKeep."""
@@ -197,7 +186,7 @@ class ResponseStore:
         def work(db: sqlite3.Connection) -> None:
             db.execute("UPDATE responses SET cancelled = 1 WHERE id = ? AND owner = ?", (id, owner))
 
-        await self._do(work)
+        await self.database.do(work)
 
     async def conversation(
         self, id: str, owner: str, *, with_output: bool
@@ -214,7 +203,7 @@ class ResponseStore:
             rows = db.execute(CHAIN_ITEMS, (id, owner, with_output))
             return [KeptItem(item, body, bool(given)) for item, body, given in rows]
 
-        return await self._do(work)
+        return await self.database.do(work)
 
     async def items(self, ids: Sequence[str], owner: str) -> dict[str, bytes]:
         """Items of this owner's responses, by id; those that there are. Raises: CannotKeep."""
@@ -231,7 +220,7 @@ class ResponseStore:
                     found[id] = row[0]
             return found
 
-        return await self._do(work) if ids else {}
+        return await self.database.do(work) if ids else {}
 
     async def events(self, id: str, after: int, most: int) -> tuple[list[tuple[int, bytes]], bool]:
         """The next events of a response after number `after`, and whether more may come.
@@ -249,42 +238,14 @@ class ResponseStore:
             working = row is not None and row[0] in WORKING and row[1] > time.time() - STALE_SECONDS
             return found, working or len(found) == most
 
-        return await self._do(work)
+        return await self.database.do(work)
 
     def warn(self, error: CannotKeep) -> None:
         """Tell of a failure in the log, once as long as it stays the same."""
-        if self._file is not None and str(error) != self._warned:
-            self._warned = str(error)
-            LOGGER.warning("%s: %s Answers go on, and are not kept.", self._file.path, error)
-
-    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._work, work)
-
-    def _work(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """In the thread: one transaction. Raises: CannotKeep."""
-        if self._file is None:
-            raise CannotKeep("This server keeps no responses.")
-        try:
-            return self._file.write(work)
-        except DatabaseUnusable as error:
-            raise CannotKeep(f"The kept responses can't be used: {error}.") from error
+        self.database.warn(error)
 
     def _sweep(self, db: sqlite3.Connection, now: float) -> None:
-        """From time to time: let go what is too old, and what is too much."""
-        if now - self._swept < SWEEP_SECONDS:
-            return
-        self._swept = now
-        db.execute("DELETE FROM responses WHERE used < ?", (now - self._seconds,))
-        [size] = db.execute("SELECT coalesce(sum(bytes), 0) FROM responses").fetchone()
-        if size > self._most:
-            gone, ids = 0, []
-            for id, each in db.execute("SELECT id, bytes FROM responses ORDER BY used"):
-                ids.append((id,))
-                gone += each
-                if size - gone <= self._most * 0.9:
-                    break
-            db.executemany("DELETE FROM responses WHERE id = ?", ids)
-        db.execute("PRAGMA incremental_vacuum")
+        self.database.sweep(db, "responses", now - self._seconds, self._most)
 
 
 def _put_items(

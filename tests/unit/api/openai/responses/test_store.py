@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from maestrale.api.openai.responses import store as module
-from maestrale.api.openai.responses.store import CannotKeep, KeptItem, ResponseStore
+from maestrale.api.openai.responses.store import KeptItem, ResponseStore
+from maestrale.durable import database
+from maestrale.durable.database import CannotKeep
 
 pytestmark = pytest.mark.anyio
 
@@ -88,7 +90,7 @@ async def test_what_is_old_goes_and_what_is_used_stays(
 
 
 async def test_all_together_stay_below_a_size(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SWEEP_SECONDS", 0.0)
+    monkeypatch.setattr(database, "SWEEP_SECONDS", 0.0)
     store = ResponseStore(file, days=30, most_bytes=1 << 20)
     for number in range(60):
         await add(store, str(number), body=b"x" * 65536)
@@ -173,7 +175,7 @@ async def test_a_full_disk(store: ResponseStore, file: Path) -> None:
         db.execute("PRAGMA max_page_count = 1")
         db.execute("BEGIN")
 
-    await store._do(shrink)
+    await store.database.do(shrink)
     with pytest.raises(CannotKeep, match="full"):
         await add(store, "b", body=b"x" * 1_000_000)
     assert await store.get("b", "me") is None

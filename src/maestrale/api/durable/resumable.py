@@ -1,0 +1,130 @@
+"""The routes whose answers can be asked for again: what `resumable` makes of their endpoints.
+
+With --durable every stream is; an answer to a request with an Idempotency-Key is in any case. Such
+a key means what it does at Stripe: the same request with the same key gets the same answer, done or
+running, for an hour; another request with it is refused with 409. Errors are not kept: whoever
+tries again after one is answered anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from maestrale.api.backend import Backend
+from maestrale.api.context import RequestContext, context_of
+from maestrale.api.durable.reader import REPLAYED, RunReader
+from maestrale.api.durable.run import KeyTaken, Run
+from maestrale.api.durable.streams import Streams
+from maestrale.durable.ledger import Entry, Facts
+from maestrale.errors import IdempotencyConflict, InvalidRequest, Sent, UnsupportedParameter
+
+HEADER = "Idempotency-Key"
+MOST_KEY = 255
+Endpoint = Callable[[Request], Awaitable[ASGIApp]]
+
+
+def resumable(backend: Backend, endpoint: Endpoint) -> Endpoint:
+    """An endpoint whose answers can be asked for again, where that is wanted."""
+    streams = backend.streams
+
+    async def answer(request: Request) -> ASGIApp:
+        context = context_of(request.scope)
+        key = None if context.run is not None else _key_of(request, streams)
+        if context.run is not None or (key is None and not streams.durable):
+            return await endpoint(request)
+        body = await backend.bodies.raw(request.scope, request.receive)
+        path = request.scope["path"]
+        entry = Entry(
+            id="",
+            owner=context.owner_id,
+            key=key,
+            digest=hashlib.blake2b(path.encode() + b"\0" + body, digest_size=20).digest(),
+            path=path,
+            body=body,
+            facts=Facts(),
+        )
+
+        async def route(scope: Scope, run: Run) -> None:
+            response = await endpoint(Request(scope, run.receive))
+            await response(scope, run.receive, run.send)
+
+        before = await _before(request, streams, entry)
+        run = before or streams.start(entry, context, request.scope, route)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            replayed = REPLAYED if before is not None else []
+            try:
+                await RunReader(streams, run, headers=replayed)(scope, receive, send)
+            except KeyTaken:
+                streams.drop(run)
+                other = await _before(request, streams, entry)
+                if other is None:
+                    raise
+                await RunReader(streams, other, headers=REPLAYED)(scope, receive, send)
+
+        return app
+
+    return answer
+
+
+def again(request: Request, streams: Streams, entry: Entry) -> Run:
+    """The answer of an entry of the ledger: as it was kept, or made once more."""
+    context = context_of(request.scope)
+    own = RequestContext(context.id, request.app.state.dialects.at(entry.path))
+    own.owner, own.key = context.owner, context.key
+    if entry.output is not None:
+        return Run.kept(streams.ledger, entry, entry.output, own)
+    length = str(len(entry.body)).encode()
+    asked = ("app", "router", "route", "endpoint", "path_params")
+    scope = {name: value for name, value in request.scope.items() if name not in asked}
+    scope |= {
+        "method": "POST",
+        "path": entry.path,
+        "raw_path": entry.path.encode(),
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"content-length", length)],
+    }
+
+    async def route(scope: Scope, run: Run) -> None:
+        await request.app(scope, run.receive, run.send)
+
+    return streams.start(entry, own, scope, route)
+
+
+async def _before(request: Request, streams: Streams, entry: Entry) -> Run | None:
+    """What has this Idempotency-Key already. Raises: IdempotencyConflict, CannotKeep."""
+    if entry.key is None:
+        return None
+    run, kept = streams.find_key(entry.key, entry.owner), None
+    if run is None:
+        kept = await streams.ledger.find_key(entry.key, entry.owner)
+        run = streams.find_key(entry.key, entry.owner)  # it may have come meanwhile
+    known = run.entry if run is not None else kept
+    if known is not None and known.digest != entry.digest:
+        raise IdempotencyConflict(
+            f"This {HEADER} was used for another request within the last hour: another path, or "
+            "another body. Send another key."
+        )
+    return again(request, streams, kept) if run is None and kept is not None else run
+
+
+def _key_of(request: Request, streams: Streams) -> str | None:
+    """The Idempotency-Key. Raises: InvalidRequest, UnsupportedParameter."""
+    given = request.headers.getlist(HEADER)
+    if not given:
+        return None
+    [key, *others] = given
+    if others or not key or len(key) > MOST_KEY or not (key.isascii() and key.isprintable()):
+        raise InvalidRequest(
+            f"An {HEADER} is one header of 1 to {MOST_KEY} printable ASCII characters.",
+            at=Sent(HEADER),
+        )
+    if not streams.ledger.enabled:
+        raise UnsupportedParameter(
+            f"{HEADER} is not supported: this server keeps nothing (--no-store).", at=Sent(HEADER)
+        )
+    return key

@@ -1,0 +1,259 @@
+"""One answer in the making, apart from the connections that read it.
+
+It goes through the same route as any other; what the route sends is held here, as numbered events
+where it is a stream. Readers come and go, each from where it was. When the last one has left, the
+answer goes on for a while, in case that its client lost the connection and comes again.
+
+The seed, the id and the time of an answer are decided once. Made again with these, after a restart
+or in another process, its events are the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Self
+
+import msgspec
+from msgspec import structs
+from starlette.types import Message, Scope
+
+from maestrale.api.context import SCOPE_KEY, RequestContext
+from maestrale.chat.answer import Answer
+from maestrale.chat.options import Options
+from maestrale.durable.database import CannotKeep
+from maestrale.durable.ledger import Entry, Facts, Ledger, Output
+from maestrale.engines.base import EngineInfo
+from maestrale.errors import CannotResume, MaestraleError
+
+STREAM_HEADER = b"x-stream-id"
+Headers = list[tuple[bytes, bytes]]
+
+
+class KeyTaken(MaestraleError):
+    """Another process was asked the same at the same moment, with this Idempotency-Key: its answer
+    is the one.
+    """
+
+
+class Run:
+    """An answer, and what of it can be sent. `parts`: its events, or its body."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        entry: Entry,
+        context: RequestContext,
+        *,
+        streams: bool,
+    ) -> None:
+        """`entry`: what is known of the request before it is read; with the facts of an answer
+        that was begun before it becomes the same one. `streams`: a stream is to be kept.
+        """
+        self.entry = entry
+        self.context = context
+        self.recorded = bool(entry.facts.answer)
+        """It is in the ledger, or will be before its first byte is sent."""
+        self.status = 0  # until its head is there
+        self.headers: Headers = []
+        self.parts: list[bytes] = []
+        self.readers = 0
+        self.ended = False
+        self.complete = False
+        """It came to a good end."""
+        self.error: BaseException | None = None
+        self._ledger = ledger
+        self._streams = streams
+        self._adding: asyncio.Task[bool] | None = None
+        self._left = asyncio.Event()
+        self._news = asyncio.Event()
+        self._body: bytes | None = entry.body
+        self._is_stream = False
+        self._refused: MaestraleError | None = None
+
+    @classmethod
+    def kept(cls, ledger: Ledger, entry: Entry, output: Output, context: RequestContext) -> Self:
+        """One that is whole, as the ledger has it."""
+        run = cls(ledger, entry, context, streams=False)
+        run.status, run.headers, run.parts = output.status, output.headers, output.parts
+        run.ended = run.complete = True
+        return run
+
+    @property
+    def is_stream(self) -> bool:
+        """What it sends is events; known with its head."""
+        return dict(self.headers).get(b"content-type", b"").startswith(b"text/event-stream")
+
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+        return sum(map(len, self.parts)) + len(self.entry.body)
+
+    def stop(self) -> None:
+        """Nobody wants it any more."""
+        self._left.set()
+
+    async def news(self) -> None:
+        """Wait until there is more of it."""
+        await self._news.wait()
+
+    async def make(self, scope: Scope, route: Callable[[Scope, Run], Awaitable[None]]) -> None:
+        """Run it to its end."""
+        self.context.run = self
+        scope = {**scope, SCOPE_KEY: self.context}
+        try:
+            await route(scope, self)
+        except BaseException as error:
+            self.error = error
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        finally:
+            await self._end()
+
+    # What the route is told, and tells
+
+    async def receive(self) -> Message:
+        """The body, and then the end of the connection when nobody wants the answer any more."""
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    def options(self, asked: Options) -> Options:
+        """As asked for, with the seed of the answer that was begun."""
+        facts = self.entry.facts
+        return structs.replace(asked, seed=facts.seed) if facts.answer else asked
+
+    def begin(self, answer: Answer, info: EngineInfo, *, stream: bool) -> None:
+        """All of the request is checked: it is accepted. Raises: CannotResume."""
+        facts = Facts(
+            answer=answer.id,
+            created=answer.created,
+            seed=answer.seed,
+            fingerprint=info.fingerprint,
+            prompt=_digest(answer),
+        )
+        begun = self.entry.facts
+        if begun.answer:
+            _check_same(begun, facts, info)
+            answer.repeatable(begun.answer, begun.created, self.entry.cached)
+        elif self.entry.key is not None or (stream and self._streams):
+            self.recorded = True
+            answer.repeatable(answer.id, answer.created)
+            self.entry = structs.replace(self.entry, id=f"stream-{answer.id}", facts=facts)
+            self._adding = asyncio.create_task(self._ledger.add(self.entry))
+
+    async def send(self, message: Message) -> None:
+        """Take what goes out.
+
+        Raises: CannotKeep where an Idempotency-Key can't be kept, KeyTaken.
+        """
+        if self._refused is not None:
+            raise self._refused
+        if message["type"] == "http.response.start":
+            await self._begin(message["status"], list(message["headers"]))
+        elif self._is_stream:
+            self._take_events(message.get("body", b""))
+        else:
+            self.parts.append(message.get("body", b""))
+        self._tell()
+
+    async def _begin(self, status: int, headers: Headers) -> None:
+        await self._added()
+        self.headers, self.status = headers, status
+        self._is_stream = self.is_stream
+        if self._is_stream and self.recorded:
+            self.headers.append((STREAM_HEADER, self.entry.id.encode()))
+
+    async def _added(self) -> None:
+        """Wait till the request is in the ledger. Raises: CannotKeep, KeyTaken."""
+        if self._adding is None:
+            return
+        adding, self._adding = self._adding, None
+        try:
+            if not await adding:
+                raise KeyTaken("This Idempotency-Key is another request's.")
+        except (CannotKeep, KeyTaken) as error:
+            self.recorded = False
+            if self.entry.key is not None:
+                self._refused = error
+                raise
+            if isinstance(error, CannotKeep):
+                self._ledger.database.warn(error)
+
+    def _take_events(self, sent: bytes) -> None:
+        """Comments, which keep connections alive, are each connection's own."""
+        first = not self.parts
+        for event in sent.split(b"\n\n"):
+            if event and not event.startswith(b":"):
+                number = b"id: %d\n" % len(self.parts) if self.recorded else b""
+                self.parts.append(b"%b%b\n\n" % (number, event))
+        if self.recorded and self.parts:
+            self._ledger.mark(self.entry.id, len(self.parts), self._cached, now=first)
+
+    @property
+    def _cached(self) -> int | None:
+        answer = self.context.answer
+        return None if answer is None else answer.usage.cached_tokens
+
+    async def _end(self) -> None:
+        answer = self.context.answer
+        failed = answer is not None and (answer.failure is not None or answer.aborted)
+        self.complete = self.error is None and 200 <= self.status < 400 and not failed
+        try:
+            await self._keep_end()
+        except CannotKeep as error:
+            self._ledger.database.warn(error)
+        except KeyTaken:
+            pass
+        finally:
+            self.ended = True
+            self._tell()
+
+    async def _keep_end(self) -> None:
+        """The last words to the ledger. Raises: CannotKeep, KeyTaken."""
+        await self._added()  # where it never came to a first byte
+        entry, output = self.entry, None
+        if entry.key is not None:
+            output = Output(self.status, self.headers, self.parts)
+        if self.complete and self.recorded:
+            await self._ledger.end(entry.id, len(self.parts), self._cached, output)
+        elif self.complete and entry.key is not None and not entry.facts.answer:
+            # No answer of the model's: it can't be made again, so it is kept as it is.
+            kept = f"kept-{secrets.token_hex(12)}"
+            entry = structs.replace(entry, id=kept, body=b"", ended=True, output=output)
+            await self._ledger.add(entry)
+        elif self.recorded and not self.parts:
+            await self._ledger.forget(entry.id, entry.owner)
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+def _digest(answer: Answer) -> bytes:
+    """Of all that the answer's tokens follow from."""
+    asked = [structs.replace(each, request_id="") for each in answer.requests]
+    return hashlib.blake2b(msgspec.msgpack.encode(asked), digest_size=16).digest()
+
+
+def _check_same(begun: Facts, now: Facts, info: EngineInfo) -> None:
+    """Raises: CannotResume."""
+    if "deterministic" not in info.features:
+        raise CannotResume(
+            "This answer can't be gone on with: the server was started anew, and its engine does "
+            "not give the same answer twice. Send the request again."
+        )
+    if begun.fingerprint != now.fingerprint:
+        raise CannotResume(
+            "This answer can't be gone on with: it was begun by another engine (fingerprint "
+            f"{begun.fingerprint}, now {now.fingerprint}). Send the request again."
+        )
+    if begun.prompt != now.prompt:
+        raise CannotResume(
+            "This answer can't be gone on with: with its present settings the server reads the "
+            "request otherwise. Send the request again."
+        )

@@ -1,0 +1,1 @@
+"""What outlives the server: SQLite files that its processes share."""

@@ -1,0 +1,475 @@
+"""Streams that are gone on with, and requests with an Idempotency-Key."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sqlite3
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from msgspec import structs
+
+from api_app import CHAT, MODEL, Api, api, chat_body, check_error, make_settings
+from maestrale.api.durable import streams
+from maestrale.durable import ledger
+from maestrale.keys import add_key
+from responses_api import RESPONSES, WEATHER
+
+pytestmark = pytest.mark.anyio
+
+STREAMS = "/v1/streams"
+COMPLETIONS = "/v1/completions"
+MESSAGES = "/v1/messages"
+SLOW = {"text": "Good day to you, and to everybody else", "tokens_per_second": "40"}
+HELLO = [{"role": "user", "content": "Hello"}]
+BODIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": (CHAT, chat_body()),
+    "choices": (CHAT, chat_body(n=3, temperature=1, logprobs=True, top_logprobs=2)),
+    "usage": (CHAT, chat_body(messages=HELLO * 50, max_tokens=3, stop=["q"])),
+    "tools": (
+        CHAT,
+        chat_body(
+            tools=[{"type": "function", "function": {"name": "get_weather"}}],
+            tool_choice="required",
+        ),
+    ),
+    "completions": (COMPLETIONS, {"model": MODEL, "prompt": ["One", "Two"], "max_tokens": 9}),
+    "responses": (RESPONSES, {"model": MODEL, "input": "Hello", "tools": [WEATHER]}),
+    "messages": (MESSAGES, {"model": MODEL, "max_tokens": 30, "messages": HELLO}),
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "responses.db"
+
+
+def settings(file: Path, **fields: Any) -> Any:
+    return make_settings(store=True, store_file=file, **{"durable": True, **fields})
+
+
+def ledger_of(file: Path) -> Path:
+    return file.with_name("responses.ledger.db")
+
+
+@contextlib.asynccontextmanager
+async def durable(file: Path, script: dict[str, str] | None = None, **more: Any) -> Any:
+    async with api(settings(file, **more), options=script or {}, tools=True) as server:
+        yield server
+
+
+@pytest.fixture
+async def server(file: Path) -> AsyncIterator[Api]:
+    async with durable(file) as server:
+        yield server
+
+
+async def stream(server: Api, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
+    got = await server.client.post(path, json={**body, "stream": True}, headers=headers)
+    assert got.status_code == 200, got.text
+    return got
+
+
+async def rest(server: Api, id: str, after: int | None = None, **headers: str) -> httpx.Response:
+    if after is not None:
+        headers["last-event-id"] = str(after)
+    return await server.client.get(f"{STREAMS}/{id}", headers=headers)
+
+
+def events_of(text: str) -> list[str]:
+    return [f"{block}\n\n" for block in text.split("\n\n") if block and not block.startswith(":")]
+
+
+@pytest.mark.parametrize("kind", BODIES)
+async def test_a_stream_is_the_same_in_another_process(file: Path, kind: str) -> None:
+    path, body = BODIES[kind]
+    async with durable(file) as first:
+        got = await stream(first, path, body)
+        id, events = got.headers["x-stream-id"], events_of(got.text)
+        assert [event.splitlines()[0] for event in events] == [
+            f"id: {number}" for number in range(len(events))
+        ]
+        again = await rest(first, id, 2)
+        assert again.text == "".join(events[3:])
+    async with durable(file) as second:  # that has not seen it
+        for after in (None, 0, len(events) - 3):
+            again = await rest(second, id, after)
+            assert again.status_code == 200, again.text
+            assert again.text == "".join(events[0 if after is None else after + 1 :])
+            assert again.headers["x-stream-id"] == id
+            assert again.headers["x-seed"] == got.headers["x-seed"]
+            assert again.headers["content-type"].startswith("text/event-stream")
+
+
+async def test_without_durable_nothing_is_numbered_or_kept(file: Path) -> None:
+    async with durable(file, durable=False) as server:
+        got = await stream(server, CHAT, chat_body())
+        assert "x-stream-id" not in got.headers
+        assert "id:" not in got.text
+        assert not ledger_of(file).exists()
+
+
+async def test_answers_that_cannot_be_asked_for_again_are_not_kept(server: Api, file: Path) -> None:
+    assert (await server.chat()).status_code == 200
+    check_error(await server.chat(temperature=9), 400)
+    assert kept(file) == []
+
+
+def kept(file: Path) -> list[tuple[Any, ...]]:
+    path = ledger_of(file)
+    if not path.exists():
+        return []
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return db.execute("SELECT id, sent, ended, output IS NOT NULL FROM answers").fetchall()
+
+
+async def test_what_is_kept_and_with_which_rights(server: Api, file: Path) -> None:
+    got = await stream(server, CHAT, chat_body())
+    await asyncio.sleep(0)
+    count = len(events_of(got.text))
+    assert kept(file) == [(got.headers["x-stream-id"], count, 1, 0)]
+    for each in ledger_of(file).parent.iterdir():
+        assert stat.S_IMODE(each.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+async def test_past_the_end_and_at_it(file: Path) -> None:
+    async with durable(file) as first:
+        got = await stream(first, CHAT, chat_body())
+        id, last = got.headers["x-stream-id"], len(events_of(got.text)) - 1
+        await at_the_end(first, id, last)
+    async with durable(file) as second:
+        await at_the_end(second, id, last)
+        with contextlib.closing(sqlite3.connect(ledger_of(file))) as db:
+            db.execute("UPDATE answers SET ended = 0, sent = 1")
+            db.commit()
+        await at_the_end(second, id, last)  # also where it has to be made again to know
+
+
+async def at_the_end(server: Api, id: str, last: int) -> None:
+    assert (await rest(server, id, last)).status_code == 204
+    error = check_error(await rest(server, id, last + 1), 400, "starting_after")
+    assert error["code"] == "past_the_end"
+    for wrong in ("x", "-1", "1" * 20):
+        check_error(await rest(server, id, **{"last-event-id": wrong}), 400, "starting_after")
+    assert (await server.client.get(f"{STREAMS}/{id}?starting_after={last}")).status_code == 204
+    check_error(await server.client.get(f"{STREAMS}/{id}?after=1"), 400, "after")
+
+
+async def test_another_key_finds_nothing(file: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    mine, yours = add_key(keys, "me"), add_key(keys, "you")
+
+    def with_key(key: str) -> dict[str, str]:
+        return {"authorization": f"Bearer {key}"}
+
+    async with durable(file, key_file=keys) as server:
+        got = await stream(server, CHAT, chat_body(), **with_key(mine))
+        id = got.headers["x-stream-id"]
+        strange = await rest(server, "stream-nope", **with_key(yours))
+        theirs = await rest(server, id, **with_key(yours))
+        assert check_error(theirs, 404)["code"] == "stream_not_found"
+        assert theirs.json()["message"].replace(id, "stream-nope") == strange.json()["message"]
+        gone = await server.client.delete(f"{STREAMS}/{id}", headers=with_key(yours))
+        check_error(gone, 404)
+        check_error(await rest(server, id), 401)
+        assert (await rest(server, id, **with_key(mine))).text == got.text
+        # An Idempotency-Key is each key's own.
+        once = {"idempotency-key": "a"}
+        for key, content in ((mine, "Hello"), (yours, "Good bye")):
+            body = chat_body(messages=[{"role": "user", "content": content}])
+            answer = await server.client.post(CHAT, json=body, headers=with_key(key) | once)
+            assert answer.status_code == 200
+            assert "idempotent-replayed" not in answer.headers
+
+
+async def test_what_is_deleted_is_not_in_the_file(server: Api, file: Path) -> None:
+    secret = [{"role": "user", "content": "SECRET" * 100}]
+    got = await stream(server, CHAT, chat_body(messages=secret))
+    id = got.headers["x-stream-id"]
+    assert b"SECRETSECRET" in everything(file)
+    gone = await server.client.delete(f"{STREAMS}/{id}")
+    assert gone.json() == {"id": id, "object": "stream", "deleted": True}
+    assert b"SECRETSECRET" not in everything(file)
+    check_error(await rest(server, id), 404)
+    check_error(await server.client.delete(f"{STREAMS}/{id}"), 404)
+
+
+def everything(file: Path) -> bytes:
+    """All files of the ledger, its log of writes included."""
+    return b"".join(each.read_bytes() for each in file.parent.glob("responses.ledger.db*"))
+
+
+async def test_kept_for_an_hour(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with durable(file) as first:
+        got = await stream(first, CHAT, chat_body())
+    monkeypatch.setattr(ledger, "KEEP_SECONDS", -1.0)
+    async with durable(file) as second:
+        check_error(await rest(second, got.headers["x-stream-id"]), 404)
+        assert kept(file) == []
+
+
+async def test_another_engine_does_not_go_on(file: Path) -> None:
+    async with durable(file) as first:
+        got = await stream(first, CHAT, chat_body())
+    id = got.headers["x-stream-id"]
+    for script, model in (({"fingerprint": "fp_other"}, 4096), ({"nondeterministic": "1"}, 4096)):
+        async with api(settings(file), options=script, max_model_len=model) as second:
+            error = check_error(await rest(second, id, 3), 410)
+            assert error["code"] == "cannot_resume"
+    async with api(settings(file), max_model_len=2048) as second:  # max_tokens is another one
+        assert check_error(await rest(second, id, 3), 410)["code"] == "cannot_resume"
+
+
+# Connections that are lost
+
+
+@pytest.fixture
+async def slow(file: Path) -> AsyncIterator[Api]:
+    async with api(settings(file), options=SLOW, over_http=True) as server:
+        yield server
+
+
+async def begin(server: Api, events: int, path: str = CHAT, **headers: str) -> tuple[str, str]:
+    """Read so many events, and lose the connection: the stream's id, what was read."""
+    body = chat_body(stream=True, seed=7)
+    got = ""
+    async with server.client.stream("POST", path, json=body, headers=headers) as answer:
+        async for text in answer.aiter_text():
+            got += text
+            if got.count("\n\n") >= events:
+                break
+        return answer.headers["x-stream-id"], got[: got.rindex("\n\n") + 2]
+
+
+async def test_a_lost_connection_is_gone_on_with_where_it_was(slow: Api) -> None:
+    id, got = await begin(slow, 5)
+    last = len(events_of(got)) - 1
+    one, other = await asyncio.gather(rest(slow, id, last), rest(slow, id))  # two at once
+    assert got + one.text == other.text
+    assert other.text.endswith("data: [DONE]\n\n")
+    whole = await stream(slow, CHAT, chat_body(seed=7))
+    assert text_of(whole.text) == text_of(other.text)
+    # It was made once for both: there was no other.
+    assert slow.engine.stats().generation_tokens == 2 * len(SLOW["text"]) + 2
+
+
+def text_of(text: str) -> list[str]:
+    found = []
+    for event in events_of(text):
+        data = event.partition("data: ")[2].strip()
+        if data != "[DONE]":
+            found += [c["delta"].get("content") or "" for c in json.loads(data)["choices"]]
+    return found
+
+
+async def test_it_ends_when_nobody_comes_again(slow: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LINGER_SECONDS", 0.05)
+    id, got = await begin(slow, 3)
+    assert slow.engine.stats().running == 1
+    await slow.idle()
+    again = await rest(slow, id, len(events_of(got)) - 1)  # made once more
+    assert (got + again.text).endswith("data: [DONE]\n\n")
+    assert len(text_of(got + again.text)) > 10
+
+
+async def test_a_client_that_leaves_before_its_first_event_ends_it(file: Path) -> None:
+    script = {"text": "x" * 50, "tokens_per_second": "2"}
+    async with api(settings(file), options=script, over_http=True, max_num_seqs=1) as server:
+        asking = [
+            asyncio.create_task(server.client.post(CHAT, json=chat_body(stream=True)))
+            for _ in range(3)
+        ]
+        while not server.engine.stats().running:
+            await asyncio.sleep(0.01)
+        for task in asking[1:]:
+            task.cancel()
+        async with asyncio.timeout(3):
+            while (await server.client.get("/load")).json()["server_load"] != 1:
+                await asyncio.sleep(0.02)
+        asking[0].cancel()
+
+
+async def test_deleted_while_it_is_made(slow: Api) -> None:
+    id, _ = await begin(slow, 3)
+    assert (await slow.client.delete(f"{STREAMS}/{id}")).status_code == 200
+    await slow.idle()
+    check_error(await rest(slow, id), 404)
+
+
+# Idempotency-Key
+
+ONCE = {"idempotency-key": "a1b2"}
+
+
+@pytest.mark.parametrize("durable_too", [False, True])
+@pytest.mark.parametrize("kind", BODIES)
+async def test_the_same_key_gives_the_same_answer(file: Path, kind: str, durable_too: bool) -> None:
+    path, body = BODIES[kind]
+    async with durable(file, durable=durable_too) as first:
+        asked = [first.client.post(path, json=body, headers=ONCE) for _ in range(2)]
+        one, two = await asyncio.gather(*asked)  # the second while the first is made
+        assert one.status_code == two.status_code == 200
+        three = await first.client.post(path, json=body, headers=ONCE)
+        assert one.content == two.content == three.content
+        assert "idempotent-replayed" not in one.headers
+        assert two.headers["idempotent-replayed"] == three.headers["idempotent-replayed"] == "true"
+        made = first.engine.stats().generation_tokens
+    async with durable(file, durable=durable_too) as second:
+        four = await second.client.post(path, json=body, headers=ONCE)
+        assert four.content == one.content
+        assert four.headers["idempotent-replayed"] == "true"
+        assert four.headers["x-seed"] == one.headers["x-seed"]
+        assert second.engine.stats().generation_tokens == 0 < made
+        other = await second.client.post(path, json={**body, "user": "me"}, headers=ONCE)
+        assert other.status_code == 409
+        assert other.json()["error"]["type"] == "idempotency_error"
+        free = await second.client.post(path, json=body, headers={"idempotency-key": "another"})
+        assert "idempotent-replayed" not in free.headers
+
+
+async def test_an_answer_that_was_cut_off_is_made_again(file: Path) -> None:
+    """Its process died: the ledger has the request, and no answer."""
+    async with durable(file, durable=False) as first:
+        one = await first.client.post(CHAT, json=chat_body(temperature=1), headers=ONCE)
+    with contextlib.closing(sqlite3.connect(ledger_of(file))) as db:
+        db.execute("UPDATE answers SET ended = 0, sent = 0, output = NULL")
+        db.commit()
+    async with durable(file, durable=False) as second:
+        two = await second.client.post(CHAT, json=chat_body(temperature=1), headers=ONCE)
+        assert two.content == one.content
+        assert two.headers["idempotent-replayed"] == "true"
+        assert second.engine.stats().generation_tokens > 0
+
+
+async def test_two_processes_at_once(file: Path) -> None:
+    async with durable(file) as one, durable(file) as other:
+        body = chat_body(temperature=1)
+        got = await asyncio.gather(
+            *(each.client.post(CHAT, json=body, headers=ONCE) for each in (one, other) * 4)
+        )
+        assert {answer.status_code for answer in got} == {200}
+        assert len({answer.content for answer in got}) == 1
+
+
+async def test_errors_are_not_kept(file: Path) -> None:
+    async with durable(file) as server:
+        for _ in range(2):
+            answer = await server.client.post(CHAT, json=chat_body(n=0), headers=ONCE)
+            check_error(answer, 400, "n")
+        assert kept(file) == []
+        assert (await server.client.post(CHAT, json=chat_body(), headers=ONCE)).is_success
+
+
+async def test_a_background_response_is_made_once(server: Api) -> None:
+    body = {"model": MODEL, "input": "Hello", "background": True}
+    got = [await server.client.post(RESPONSES, json=body, headers=ONCE) for _ in range(2)]
+    assert got[0].json()["status"] == "queued"
+    assert got[0].content == got[1].content
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "caf\xe9", "a\tb"])
+async def test_keys_that_are_none(server: Api, key: str) -> None:
+    headers = [(b"idempotency-key", key.encode("latin-1"))]
+    check_error(
+        await server.client.post(CHAT, json=chat_body(), headers=headers), 400, "Idempotency-Key"
+    )
+
+
+async def test_more_than_one_key(server: Api) -> None:
+    headers = [("idempotency-key", "a"), ("idempotency-key", "a")]
+    check_error(await server.client.post(CHAT, json=chat_body(), headers=headers), 400)
+
+
+async def test_a_server_that_keeps_nothing() -> None:
+    async with api(make_settings()) as server:
+        answer = await server.client.post(CHAT, json=chat_body(), headers=ONCE)
+        assert check_error(answer, 400)["code"] == "unsupported_parameter"
+        check_error(await rest(server, "stream-1"), 404)
+        check_error(await server.client.delete(f"{STREAMS}/stream-1"), 404)
+
+
+# Files that can't be used
+
+
+def spoil_version(file: Path) -> None:
+    with sqlite3.connect(file) as db:
+        db.execute("PRAGMA user_version = 99")
+
+
+SPOILT = {
+    "another version": spoil_version,
+    "a folder": lambda file: file.mkdir(),
+    "a link": lambda file: file.symlink_to("elsewhere"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+async def test_a_ledger_that_cannot_be_used(file: Path, spoil: Any) -> None:
+    """Streams go on and are not numbered; what needs the file says so, and nothing of where."""
+    file.parent.mkdir()
+    spoil(ledger_of(file))
+    async with durable(file) as server:
+        got = await stream(server, CHAT, chat_body())
+        assert got.text.endswith("data: [DONE]\n\n")
+        assert "x-stream-id" not in got.headers
+        assert "id: " not in got.text
+        for refused in (
+            await rest(server, "stream-1"),
+            await server.client.delete(f"{STREAMS}/stream-1"),
+            await server.client.post(CHAT, json=chat_body(), headers=ONCE),
+        ):
+            assert check_error(refused, 503)["code"] == "store_unavailable"
+            assert str(file.parent) not in refused.text
+
+
+async def test_a_ledger_that_is_locked_or_full(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pragmas = (*ledger.LAYOUT.pragmas, "busy_timeout = 100")
+    monkeypatch.setattr(ledger, "LAYOUT", structs.replace(ledger.LAYOUT, pragmas=pragmas))
+    monkeypatch.setattr(ledger, "RESTS", 0.0)
+    async with durable(file) as server:
+        assert "x-stream-id" in (await stream(server, CHAT, chat_body())).headers
+        with contextlib.closing(sqlite3.connect(ledger_of(file))) as db:
+            db.execute("BEGIN IMMEDIATE")
+            assert "x-stream-id" not in (await stream(server, CHAT, chat_body())).headers
+            db.execute("ROLLBACK")
+        assert "x-stream-id" in (await stream(server, CHAT, chat_body())).headers
+
+
+async def test_a_full_disk(server: Api) -> None:
+    database = server.app._backend.streams.ledger.database
+    await database.do(lambda db: None)
+
+    def shrink(db: sqlite3.Connection) -> None:
+        db.execute("COMMIT")
+        db.execute("PRAGMA max_page_count = 1")
+        db.execute("BEGIN")
+
+    await database.do(shrink)
+    long = [{"role": "user", "content": "word " * 780}]
+    got = await stream(server, CHAT, chat_body(messages=long, max_tokens=3))
+    assert "x-stream-id" not in got.headers
+    assert got.text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_broken_ledger_is_begun_anew(file: Path) -> None:
+    file.parent.mkdir()
+    ledger_of(file).write_bytes(b"no database" * 1000)
+    async with durable(file) as server:
+        got = await stream(server, CHAT, chat_body())
+        assert (await rest(server, got.headers["x-stream-id"])).text == got.text
+        assert len(kept(file)) == 1
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+async def test_a_folder_that_is_read_only(file: Path) -> None:
+    file.parent.mkdir(mode=0o500)
+    async with durable(file) as server:
+        assert "x-stream-id" not in (await stream(server, CHAT, chat_body())).headers
