@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MOST_LIST = 4 << 20  # bytes of a list of models, or an error
 MOST_BODY = 4 << 20  # bytes of a whole answer
 MOST_EVENT = 4 << 20  # bytes of one event of a stream
+MOST_ID = 200  # characters of an event's id
 MOST_STREAM = 64 << 20  # bytes of a whole stream
 UNCOMPRESSED = {"Accept-Encoding": "identity"}  # what requests ask for; not all servers obey
 _PART = 1 << 16
@@ -77,6 +78,9 @@ class EventReader:
     """The data of server-sent events, from bytes that are cut anywhere."""
 
     def __init__(self, most: int = MOST_EVENT) -> None:
+        self.last_id = ""
+        """Of the event that was given out last, where the server numbers them."""
+        self._id = ""
         self._most = most
         self._line = bytearray()  # one that has not ended yet
         self._data: list[bytes] = []
@@ -91,7 +95,10 @@ class EventReader:
             if line.startswith(b"data:"):
                 self._take(len(line))
                 self._data.append(line[5:].removeprefix(b" "))
+            elif line.startswith(b"id:") and len(line) < MOST_ID:
+                self._id = line[3:].strip().decode("latin-1")
             elif not line and self._data:
+                self.last_id = self._id
                 yield b"\n".join(self._data)
                 self._data, self._length = [], 0
         self._line += rest

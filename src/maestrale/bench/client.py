@@ -7,6 +7,7 @@ event loop to llhttp (httptools) and on to `EventLog`, with nothing in between.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from maestrale.bounded import MOST_BODY, Oversized
 from maestrale.config.addresses import server_url
 from maestrale.errors import CannotBench
 
+RESUME_PAUSE = 0.5  # seconds between two attempts to go on with a stream
+CUT_OFF = "cut off before its end"
+_SANE_ID = re.compile(rb"[A-Za-z0-9_-]{1,100}")
 _MOST_ERROR_BYTES = 64 * 1024
 _MOST_HEAD_BYTES = 256 * 1024
 
@@ -65,7 +69,6 @@ class BenchTarget:
         self.host = parts.hostname
         self.tls = ssl.create_default_context() if parts.scheme == "https" else None
         lines = [
-            f"POST {parts.path}{api.path} HTTP/1.1",
             f"Host: {parts.netloc.rpartition('@')[2]}",
             "Content-Type: application/json",
             f"Accept: {'text/event-stream' if api.streams else 'application/json'}",
@@ -74,12 +77,23 @@ class BenchTarget:
             *(f"{name}: {value}" for name, value in {**api.headers, **(headers or {})}.items()),
         ]
         try:
-            self._head = ("\r\n".join(lines) + "\r\nContent-Length: ").encode("latin-1")
+            self._head = ("\r\n".join(lines) + "\r\n").encode("latin-1")
+            self._base, self._path = (
+                each.encode("latin-1") for each in (parts.path, f"{parts.path}{api.path}")
+            )
         except UnicodeEncodeError as error:
             raise CannotBench("The key has a character that no HTTP header can hold.") from error
 
     def request(self, body: bytes) -> bytes:
-        return self._head + str(len(body)).encode() + b"\r\n\r\n" + body
+        """A request with this body."""
+        line = b"POST %b HTTP/1.1\r\n" % self._path
+        return line + self._head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+    def rest(self, stream: bytes, last: bytes) -> bytes:
+        """A request for what comes after the event `last` of a stream."""
+        line = b"GET %b/v1/streams/%b HTTP/1.1\r\n" % (self._base, stream)
+        after = b"Last-Event-ID: %b\r\n" % last if last else b""
+        return line + self._head + after + b"\r\n"
 
 
 class _Connection(asyncio.Protocol):
@@ -87,10 +101,11 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, api: BenchApi) -> None:
         self.usable = False
+        self.stream = b""  # its id, where the server keeps it
         self._api = api
         self._transport: asyncio.WriteTransport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._log = EventLog(api)
+        self.log = EventLog(api)
         self._answer: asyncio.Future[None] | None = None
         self._now = 0.0
         self._is_stream = False
@@ -101,10 +116,12 @@ class _Connection(asyncio.Protocol):
         self._head_left: int | None = _MOST_HEAD_BYTES
         self.answered = False  # a byte of the present answer is here
 
-    async def ask(self, request: bytes, *, keep_text: bool, started: float) -> Exchange:
-        """Send and read the answer to its end. Raises: ConnectionError, TimeoutError."""
+    async def ask(
+        self, request: bytes, *, keep_text: bool, started: float, log: EventLog
+    ) -> Exchange:
+        """Send; read the answer to its end into `log`. Raises: ConnectionError, TimeoutError."""
         assert self._transport is not None
-        self._log = EventLog(self._api, keep_text=keep_text)
+        self.log, self.stream = log, b""
         self._parser = httptools.HttpResponseParser(self)
         self._answer = asyncio.get_running_loop().create_future()
         self._body, self._is_stream, self._content_type = bytearray(), False, b""
@@ -125,7 +142,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _exchange(self, started: float, keep_text: bool) -> Exchange:
-        log = self._log
+        log = self.log
         exchange = Exchange(started, self._now, log.first_token, log.times)
         status = self._parser.get_status_code()
         if status != 200:
@@ -146,7 +163,7 @@ class _Connection(asyncio.Protocol):
             if ending.error is not None:
                 exchange.error = f"in the stream: {ending.error}"
             elif not ending.done:
-                exchange.error = "cut off before its end"
+                exchange.error = CUT_OFF
             elif exchange.usage is None:
                 exchange.error = "no usage"
             elif exchange.first_token is None:
@@ -199,6 +216,8 @@ class _Connection(asyncio.Protocol):
             self._content_type = value.lower()
         elif name == b"content-encoding":
             self._compression = value.strip().lower()
+        elif name == b"x-stream-id" and _SANE_ID.fullmatch(value):
+            self.stream = value
         elif name in (b"content-length", b"transfer-encoding"):
             self._ends_with_connection = False
 
@@ -208,7 +227,7 @@ class _Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         if self._is_stream:
-            self._log.add(body, self._now)
+            self.log.add(body, self._now)
             return
         most = _MOST_ERROR_BYTES if self._api.streams else MOST_BODY
         self._body += body[: most - len(self._body)]
@@ -261,24 +280,40 @@ class Client:
         return Exchange(started, time.perf_counter(), error=error)
 
     async def _ask(self, request: bytes, *, keep_text: bool, started: float) -> Exchange:
+        """Raises: OSError. Where a server that keeps its streams is lost, it is asked for the rest
+        until it is there again, or the time is up.
+        """
+        log, stream = EventLog(self.api, keep_text=keep_text), b""
         while True:
             reused = self._take()
-            connection = reused or await self._connect()
+            connection = reused
             try:
-                exchange = await connection.ask(request, keep_text=keep_text, started=started)
+                connection = reused or await self._connect()
+                exchange = await connection.ask(
+                    request, keep_text=keep_text, started=started, log=log
+                )
             except ConnectionError:
+                stream = (connection.stream if connection is not None else b"") or stream
                 # The server may close a connection that it has kept just as it is used again.
-                if reused is None or connection.answered:
+                if reused is not None and not reused.answered:
+                    continue
+                if not stream:
                     raise
-                continue
             except BaseException:
-                connection.close()
+                if connection is not None:
+                    connection.close()
                 raise
-            if connection.usable:
-                self._idle.append(connection)
             else:
-                connection.close()
-            return exchange
+                if connection.usable:
+                    self._idle.append(connection)
+                else:
+                    connection.close()
+                stream = connection.stream or stream
+                lost = exchange.error == CUT_OFF or (exchange.error or "").startswith("HTTP 503")
+                if not (stream and lost):
+                    return exchange
+            request = self._target.rest(stream, log.cut())
+            await asyncio.sleep(RESUME_PAUSE)
 
     def _take(self) -> _Connection | None:
         while self._idle:

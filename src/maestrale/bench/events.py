@@ -8,6 +8,7 @@ only where a follow-up sends it back. Nothing else of a stream is kept, and none
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from maestrale.bench.apis import CHAT, BenchApi, ReportedUsage, StreamEvent
 from maestrale.bounded import MOST_EVENT, MOST_STREAM, EventReader, Limit, Oversized
 
 MOST_TIMES = 1 << 18  # arrivals of text in one answer
+_ID = re.compile(rb"(?:^|\n)id: ?([^\r\n]{1,100})")
 
 
 class EventLog:
@@ -60,6 +62,19 @@ class EventLog:
         if any(event.text or event.thought for event in events):
             self.first_token = now
             self.times.append(now)
+
+    def cut(self) -> bytes:
+        """The connection was lost: what was half an event is dropped. The id of the last whole one,
+        where the server numbers them.
+        """
+        stream = b"".join(self._parts)
+        whole = max(stream.rfind(b"\n\n"), stream.rfind(b"\r\n\r\n") + 2)
+        end = whole + 2 if whole > 1 else 0
+        self._pieces -= stream[end:].count(self._api.mark)
+        self._parts, self._length = [stream[:end]], end
+        self._edge, self._begin = b"", EventReader()
+        ids = _ID.findall(stream[:end])
+        return bytes(ids[-1]) if ids else b""
 
     def _forget(self) -> None:
         """Keep the end only: what matters once it is over is there."""

@@ -123,6 +123,13 @@ class Screen:
             self._waited_for = text
             self._tell(text, DIM)
 
+    def lost(self, text: str) -> None:
+        """Why the answer pauses: once, below what came of it."""
+        if text != self._waited_for:
+            self._waited_for = text
+            self.end_answer()
+            self._tell(text, DIM)
+
     def waited(self) -> None:
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")

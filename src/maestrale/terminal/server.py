@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +33,10 @@ CONNECT_SECONDS = 10.0
 START_SECONDS = 900.0  # a first start converts a model; a large one takes minutes
 SILENCE_SECONDS = 600.0  # a queue may be long; a server of ours sends comments meanwhile
 LIST_SECONDS = 60.0  # for the whole list of models
+RESUME_SECONDS = 120.0  # for which a server that is gone may come again
+# Codes of ends after which another server may go on.
+GOES_ON = ("draining", "engine_died", "unavailable")
+RESUME_PAUSE = 0.5  # seconds between two attempts
 MOST_ANSWER = 16 << 20  # characters of one answer
 
 
@@ -55,6 +59,19 @@ class AnswerPart:
 
     thought: str = ""
     text: str = ""
+
+
+class ConnectionLost(CannotChat):
+    """There is no connection to the server, or none any more."""
+
+
+@dataclass
+class StreamPlace:
+    """Where in a stream one is: its id and that of the last event, where the server keeps it."""
+
+    stream: str = ""
+    last: str = ""
+    ended: bool = False
 
 
 class ChatServer:
@@ -106,34 +123,84 @@ class ChatServer:
                     f"{self.url} answers, but not as a chat API: {_quoted(body)}. Is the URL right?"
                 ) from error
 
-    def stream(self, body: dict[str, Any], outcome: AnswerOutcome) -> Iterator[AnswerPart]:
-        """The pieces of an answer as they come; `outcome` is filled in meanwhile.
+    def stream(
+        self,
+        body: dict[str, Any],
+        outcome: AnswerOutcome,
+        waiting: Callable[[str], None] = lambda text: None,
+    ) -> Iterator[AnswerPart]:
+        """The pieces of an answer as they come; `outcome` is filled in meanwhile. A stream that the
+        server keeps is gone on with after a lost connection; `waiting` is told meanwhile.
 
         Leaving the iterator closes the connection, which makes the server stop.
         Raises: CannotChat.
         """
-        begun = time.perf_counter()
+        begun, place = time.perf_counter(), StreamPlace()
         try:
-            with (
-                self._explained(),
-                self._client.stream("POST", "/chat/completions", json=body) as answer,
-            ):
-                if answer.status_code != 200:
-                    self._check(answer, read_body(answer, MOST_LIST, seconds=LIST_SECONDS))
-                outcome.seed = answer.headers.get("x-seed", "")
-                length = 0
-                for event in _events(answer):
-                    piece = _note(event, outcome)
-                    if piece.thought or piece.text:
-                        length += len(piece.thought) + len(piece.text)
-                        if length > MOST_ANSWER:
-                            raise Oversized("the answer has no end")
-                        if outcome.first_token is None:
-                            outcome.first_token = time.perf_counter() - begun
-                        outcome.text.append(piece.text)
-                        yield piece
+            length = 0
+            for event in self._all_events(body, outcome, place, waiting):
+                piece = _note(event, outcome)
+                if piece.thought or piece.text:
+                    length += len(piece.thought) + len(piece.text)
+                    if length > MOST_ANSWER:
+                        raise CannotChat(
+                            f"{self.url} was left: the answer has no end. Is it a chat API?"
+                        )
+                    if outcome.first_token is None:
+                        outcome.first_token = time.perf_counter() - begun
+                    outcome.text.append(piece.text)
+                    yield piece
         finally:
             outcome.seconds = time.perf_counter() - begun
+            if place.stream and not place.ended:
+                self._let_go(place.stream)
+
+    def _all_events(
+        self,
+        body: dict[str, Any],
+        outcome: AnswerOutcome,
+        place: StreamPlace,
+        waiting: Callable[[str], None],
+    ) -> Iterator[dict[str, Any]]:
+        """Those of the answer, over as many connections as it takes. Raises: CannotChat."""
+        lost: float | None = None  # since when nothing came
+        while True:
+            try:
+                with self._explained(), self._ask(body, place) as answer:
+                    if place.stream and answer.status_code == 204:
+                        return
+                    if answer.status_code != 200:
+                        told = read_body(answer, MOST_LIST, seconds=LIST_SECONDS)
+                        if place.stream and answer.status_code == 503:
+                            raise ConnectionLost(_message(answer, told))
+                        self._check(answer, told)
+                    place.stream = answer.headers.get("x-stream-id", place.stream)
+                    outcome.seed = answer.headers.get("x-seed", outcome.seed)
+                    for event in _events(answer, place):
+                        lost = None
+                        yield event
+                    place.ended = True
+                    return
+            except ConnectionLost as error:
+                now = time.monotonic()
+                lost = now if lost is None else lost
+                if not place.stream or now - lost > RESUME_SECONDS:
+                    raise
+                waiting(f"{error} The answer goes on as soon as the server is there again.")
+                time.sleep(RESUME_PAUSE)
+
+    def _ask(
+        self, body: dict[str, Any], place: StreamPlace
+    ) -> AbstractContextManager[httpx.Response]:
+        if not place.stream:
+            return self._client.stream("POST", "/chat/completions", json=body)
+        headers = {"last-event-id": place.last} if place.last else {}
+        return self._client.stream("GET", f"/streams/{place.stream}", headers=headers)
+
+    def _let_go(self, stream: str) -> None:
+        """Nobody will ask for the rest: the server needn't make it, nor keep the question."""
+        with suppress(httpx.HTTPError):
+            self._client.delete(f"/streams/{stream}", timeout=CONNECT_SECONDS)
 
     def _check(self, answer: httpx.Response, body: bytes) -> None:
         if answer.status_code in (401, 403):
@@ -151,7 +218,7 @@ class ChatServer:
         try:
             yield
         except httpx.ConnectError as error:
-            raise CannotChat(
+            raise ConnectionLost(
                 f"Nothing answers at {self.url} ({_ERRNO.sub('', str(error))}). "
                 "Start a server with 'maestrale serve', or give the URL of one: maestrale chat URL."
             ) from error
@@ -159,16 +226,19 @@ class ChatServer:
             what = type(error).__name__
             raise CannotChat(f"{self.url} did not answer in time ({what}).") from error
         except httpx.TransportError as error:
-            raise CannotChat(f"The connection to {self.url} broke: {error}.") from error
+            raise ConnectionLost(f"The connection to {self.url} broke: {error}.") from error
         except Undecodable as error:
             raise CannotChat(f"What {self.url} sends can't be decompressed: {error}.") from error
         except Oversized as error:
             raise CannotChat(f"{self.url} was left: {error}. Is it a chat API?") from error
 
 
-def _events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
-    """The JSON of each event. Raises: CannotChat for an error event, or a stream cut off."""
-    for data in _data(answer):
+def _events(answer: httpx.Response, place: StreamPlace) -> Iterator[dict[str, Any]]:
+    """The JSON of each event. Raises: CannotChat for an error event, ConnectionLost for a stream
+    that was cut off.
+    """
+    reader = EventReader()
+    for data in _data(answer, reader):
         if data.strip() == b"[DONE]":
             return
         try:
@@ -179,13 +249,14 @@ def _events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
             raise _broken(data)
         if told := event.get("error"):
             words = told.get("message", told) if isinstance(told, dict) else told
-            raise CannotChat(brief(str(words)))
+            code = told.get("code") if isinstance(told, dict) else None
+            raise (ConnectionLost if code in GOES_ON else CannotChat)(brief(str(words)))
+        place.last = reader.last_id
         yield event
-    raise CannotChat("The answer was cut off: the server closed the connection.")
+    raise ConnectionLost("The answer was cut off: the server closed the connection.")
 
 
-def _data(answer: httpx.Response) -> Iterator[bytes]:
-    events = EventReader()
+def _data(answer: httpx.Response, events: EventReader) -> Iterator[bytes]:
     for part in read_parts(answer, MOST_STREAM):
         yield from events.feed(part)
     yield from events.rest()

@@ -55,7 +55,7 @@ class ChatSession:
         self._conversation.ask(text)
         outcome = AnswerOutcome()
         stopped, failure = False, ""
-        pieces = self._server.stream(self._conversation.body(), outcome)
+        pieces = self._server.stream(self._conversation.body(), outcome, self._screen.lost)
         try:
             with closing(pieces):  # type: ignore[type-var]
                 for piece in pieces:

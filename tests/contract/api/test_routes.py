@@ -213,6 +213,7 @@ async def test_openapi_describes_every_route() -> None:
         pages = {"/", "/status", "/status.json", "/usage", "/usage.json"}
         messages = {"/v1/messages", "/v1/messages/count_tokens"}
         kept = {f"/v1/responses/{{response_id}}{path}" for path in ("", "/cancel", "/input_items")}
+        kept.add("/v1/streams/{stream_id}")
         models = {f"/v1/models/{{model_id}}{path}" for path in ("", "/load", "/unload")}
         named = {*POSTS, *messages, *kept, *others, *pages, *models, "/ping"}
         assert set(document["paths"]) == named

@@ -20,8 +20,69 @@ export function requestBody(conversation, message, model) {
   };
 }
 
+const RESUME_SECONDS = 120; // for which a server that is gone may come again
+const RESUME_PAUSE = 500; // milliseconds between two attempts
+// What may be over when one asks again: no connection, and a server that ends or begins.
+const PASSING = ["unreachable", "cut", "starting", "draining", "engine_died", "unavailable"];
+
+const cutOff = () => new Failure("The connection broke off before the answer was complete", "What came is kept. Try again for a whole answer.", { code: "cut" });
+
+function pause(signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, RESUME_PAUSE);
+    signal.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); }, { once: true });
+  });
+}
+
+/** The events of one answer, over as many connections as it takes: where the server keeps its
+    streams, a lost one is gone on with. `onHead` gets each response, `onLost` is told of a pause.
+    Raises: Failure, AbortError. */
+async function* allEvents(body, signal, { onHead, onLost }) {
+  let stream = "";
+  let last = "";
+  let lost = 0; // since when nothing came
+  try {
+    for (;;) {
+      try {
+        const response = stream
+          ? await call(`v1/streams/${stream}`, { signal, headers: last ? { "last-event-id": last } : {} })
+          : await call("v1/chat/completions", { body, signal });
+        if (response.status === 204) return;
+        stream = response.headers.get("x-stream-id") ?? stream;
+        onHead(response);
+        for await (const event of events(response.body)) {
+          if (event.comment !== undefined) {
+            yield event;
+            continue;
+          }
+          const done = event.data === "[DONE]";
+          const told = done ? null : JSON.parse(event.data);
+          if (told?.error) throw failureOf(told.error);
+          last = event.id;
+          lost = 0;
+          if (done) stream = "";
+          yield { told, done };
+          if (done) return;
+        }
+        throw cutOff();
+      } catch (error) {
+        if (error.name === "AbortError" || error instanceof SyntaxError) throw error;
+        const failure = error instanceof Failure ? error : cutOff();
+        lost ||= performance.now();
+        if (!stream || !PASSING.includes(failure.code) || performance.now() - lost > RESUME_SECONDS * 1000) throw failure;
+        onLost();
+        await pause(signal);
+      }
+    }
+  } finally {
+    // Left before its end: the server needn't make the rest, nor keep the question.
+    if (stream) call(`v1/streams/${stream}`, { method: "DELETE" }).catch(() => {});
+  }
+}
+
 /** Runs until the answer's end; never raises. `onChange(what)` after each change of `message`:
- * "text", "paused" (the server lives, but the answer waits) or "end". */
+ * "text", "paused" (the server lives, but the answer waits), "lost" (it is gone, and is asked again)
+ * or "end". */
 export async function answer(message, body, signal, onChange) {
   // The messages are in the conversation; what is kept is what was sent beside them.
   const { messages, ...rest } = body;
@@ -34,21 +95,25 @@ export async function answer(message, body, signal, onChange) {
   let complete = false;
   let finish = "";
   try {
-    const response = await call("v1/chat/completions", { body, signal });
-    message.seed = response.headers.get("x-seed") ?? "";
-    for await (const { data, comment } of events(response.body)) {
+    const hooks = {
+      onHead: (response) => { message.seed = response.headers.get("x-seed") ?? message.seed ?? ""; },
+      onLost: () => {
+        message.paused = true;
+        message.pausedText = "The connection is lost. The answer goes on by itself where it was.";
+        onChange("lost");
+      },
+    };
+    for await (const { told: event, done, comment } of allEvents(body, signal, hooks)) {
       if (comment !== undefined) {
         message.paused = true;
         onChange("paused");
         continue;
       }
       message.paused = false;
-      if (data === "[DONE]") {
+      if (done) {
         complete = true;
         break;
       }
-      const event = JSON.parse(data);
-      if (event.error) throw failureOf(event.error);
       usage = event.usage ?? usage;
       const [choice] = event.choices;
       finish = choice?.finish_reason ?? finish;
@@ -60,7 +125,7 @@ export async function answer(message, body, signal, onChange) {
       message.content += choice.delta.content ?? "";
       onChange("text");
     }
-    if (!complete) throw new Failure("The connection broke off before the answer was complete", "What came is kept. Try again for a whole answer.", { code: "cut" });
+    if (!complete) throw cutOff();
     message.state = "done";
   } catch (error) {
     if (error.name === "AbortError") message.state = "stopped";

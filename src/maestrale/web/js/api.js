@@ -33,12 +33,12 @@ export function failureOf(error, status = 0, retryAfter = 0) {
 
 /** fetch with the key; `path` has no leading slash, so that it is found below a proxy's path, too.
     Raises: Failure for whatever isn't a success; an abort stays an AbortError. */
-export async function call(path, { body, signal } = {}) {
+export async function call(path, { body, signal, method = body ? "POST" : "GET", headers = {} } = {}) {
   let response;
   try {
     response = await fetch(path, {
-      method: body ? "POST" : "GET",
-      headers: { ...keyHeaders(), ...(body ? { "content-type": "application/json" } : {}) },
+      method,
+      headers: { ...headers, ...keyHeaders(), ...(body ? { "content-type": "application/json" } : {}) },
       body: body && JSON.stringify(body),
       signal,
       cache: "no-store",

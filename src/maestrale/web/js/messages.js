@@ -74,7 +74,7 @@ function answerView(message, act) {
       below.replaceChildren(...footer(message, act));
     }
     paused.hidden = !message.paused;
-    if (what === "paused") paused.textContent = message.pausedText ?? "";
+    if (what === "paused" || what === "lost") paused.textContent = message.pausedText ?? "";
   }
 
   draw();

@@ -1,0 +1,320 @@
+"""What `--durable` costs, and what it gives: streams that outlive their server.
+
+    scripts/bench-durable                    the costs, with and without in turns, in one run
+    scripts/bench-durable --kills 100        SIGKILL of the whole server, each time in mid-answer
+
+The costs are those of 32 streams at once from the bundled model: throughput as a ratio, the
+difference in the time to the first token, the API process's CPU time for a token, the bytes on disk
+for a request, and the time from a restart to the first byte that is gone on with. With --kills a
+stream of JSON is begun, its server is killed at an event drawn by chance, started anew and asked
+for the rest, until so many kills are done; each answer must be the same, byte for byte, as the one
+that nobody disturbed. Exit code 1 where one is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+CHAT = "/v1/chat/completions"
+STREAMS = 32
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "minLength": 10, "maxLength": 60},
+        "year": {"type": "integer", "minimum": 1900, "maximum": 2030},
+        "cast": {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 4},
+    },
+    "required": ["title", "year", "cast"],
+    "additionalProperties": False,
+}
+# What an answer has of its own, and no other answer to the same request.
+_OWN = (rb'"id":"[a-z]+-[0-9a-f]+"', rb'"created":\d+', rb'"cached_tokens":\d+')
+
+
+class Served:
+    """`maestrale serve` on one port, as often as it is killed."""
+
+    def __init__(self, state: Path, *flags: str) -> None:
+        """`state`: where its ledger is kept."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.state = state
+        self._flags = flags
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The API process's."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it. Raises: RuntimeError when it ends, or isn't there in two minutes."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "maestrale", "serve", "--port", str(self.port), *self._flags],
+            env={**os.environ, "XDG_STATE_HOME": str(self.state)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        ends = time.monotonic() + 120
+        while time.monotonic() < ends and self._process.poll() is None:
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer,
+            ):
+                if answer.status == 200:
+                    return
+            time.sleep(0.02)
+        raise RuntimeError("The server did not start.")
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes at once."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, and its end."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+def json_body(seed: int) -> dict[str, Any]:
+    """A stream of JSON by a schema."""
+    form = {"type": "json_schema", "json_schema": {"name": "film", "schema": SCHEMA}}
+    return {
+        "messages": [{"role": "user", "content": f"Describe film {seed} as JSON."}],
+        "seed": seed,
+        "max_tokens": 150,
+        "temperature": 1.0,
+        "stream": True,
+        "response_format": form,
+    }
+
+
+async def answered(
+    served: Served,
+    body: dict[str, Any],
+    kills: Sequence[int] = (),
+    path: str = CHAT,
+    waited: list[float] | None = None,
+) -> tuple[str, bytes]:
+    """A stream's id and all of its events. At each event of `kills` the server is killed, started
+    anew and asked for the rest; `waited` is told how long it took from there to the next event.
+
+    Raises: RuntimeError for anything else than a stream that goes on.
+    """
+    events: list[bytes] = []
+    pending, stream, restarted = list(kills), "", 0.0
+    while True:
+        begun = bool(stream)
+        headers = {"last-event-id": str(len(events) - 1)} if events else {}
+        place = f"/v1/streams/{stream}" if begun else path
+        more = {} if begun else {"json": body}
+        method = "GET" if begun else "POST"
+        try:
+            async with (
+                httpx.AsyncClient(timeout=120) as client,
+                client.stream(method, served.url + place, headers=headers, **more) as answer,
+            ):
+                if answer.status_code != 200:
+                    raise RuntimeError(f"{answer.status_code}: {(await answer.aread()).decode()}")
+                stream = answer.headers["x-stream-id"]
+                async for event in _events(answer):
+                    if restarted and waited is not None:
+                        waited.append(time.monotonic() - restarted)
+                    restarted = 0.0
+                    events.append(event)
+                    if pending and len(events) >= pending[0]:
+                        pending.pop(0)
+                        await asyncio.to_thread(served.kill)
+                        restarted = time.monotonic()
+                        await asyncio.to_thread(served.start)
+                        break
+                else:
+                    return stream, b"".join(events)
+        except httpx.TransportError as error:
+            if not restarted:
+                raise RuntimeError(f"The connection was lost: {error}") from error
+
+
+async def _events(answer: httpx.Response) -> Any:
+    rest = b""
+    async for part in answer.aiter_raw():
+        *blocks, rest = (rest + part).split(b"\n\n")
+        for block in blocks:
+            if block and not block.startswith(b":"):
+                yield block + b"\n\n"
+
+
+async def whole(served: Served, stream: str) -> bytes:
+    """All of a stream, as the server gives it now."""
+    async with httpx.AsyncClient(timeout=120) as client:
+        return (await client.get(f"{served.url}/v1/streams/{stream}")).content
+
+
+def without_own(events: bytes) -> bytes:
+    """What two answers to one request must have in common: all but their ids and times."""
+    for own in _OWN:
+        events = re.sub(own, b"", events)
+    return events
+
+
+async def kill_again_and_again(served: Served, count: int, seed: int) -> int:
+    """So many kills; how many answers were lost or changed."""
+    draw = random.Random(seed)
+    wrong = done = number = 0
+    waited: list[float] = []
+    while done < count:
+        number += 1
+        _, calm = await answered(served, json_body(number))
+        length = calm.count(b"\n\n")
+        kills = sorted(draw.sample(range(1, length), min(draw.randint(1, 4), count - done)))
+        try:
+            stream, got = await answered(served, json_body(number), kills, waited=waited)
+            same = without_own(got) == without_own(calm) and got == await whole(served, stream)
+        except RuntimeError as error:
+            print(f"answer {number}: {error}", flush=True)
+            same = False
+        wrong += not same
+        done += len(kills)
+        print(f"{done} kills, {number} answers, {wrong} lost or changed", flush=True)
+    print(f"From a restart to the next event: {statistics.median(waited):.2f} s (median)")
+    return wrong
+
+
+class Load:
+    """What came of several rounds at one server."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self.tokens = 0
+        self.seconds = self.cpu = 0.0
+        self.first: list[float] = []
+
+    async def round(self, number: int, tokens: int) -> None:
+        """So many streams at once, of so many tokens each."""
+        cpu, begun = _cpu_seconds(self.served.pid), time.monotonic()
+        limits = httpx.Limits(max_connections=STREAMS)
+        async with httpx.AsyncClient(timeout=300, limits=limits) as client:
+            await asyncio.gather(
+                *(self._one(client, number * STREAMS + place, tokens) for place in range(STREAMS))
+            )
+        self.seconds += time.monotonic() - begun
+        self.cpu += _cpu_seconds(self.served.pid) - cpu
+        self.tokens += STREAMS * tokens
+
+    async def _one(self, client: httpx.AsyncClient, seed: int, tokens: int) -> None:
+        body = {
+            "messages": [{"role": "user", "content": f"Tell me story {seed} about the sea."}],
+            "seed": seed,
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        begun, first = time.monotonic(), 0.0
+        async with client.stream("POST", self.served.url + CHAT, json=body) as answer:
+            answer.raise_for_status()
+            async for part in answer.aiter_raw():
+                if not first and b"content" in part:
+                    first = time.monotonic() - begun
+        self.first.append(first)
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _on_disk(state: Path) -> tuple[int, int]:
+    """Requests in the ledger, and the bytes of its files."""
+    [file] = state.glob("maestrale/*.ledger.db")
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        [count] = db.execute("SELECT count(*) FROM answers").fetchone()
+    files = file.parent.glob(f"{file.name}*")
+    return count, sum(each.stat().st_size for each in files if not each.name.endswith("-shm"))
+
+
+async def costs(plain: Served, durable: Served, rounds: int, tokens: int) -> dict[str, Any]:
+    """Both servers in turns; the first round of each is not counted."""
+    without, with_it = Load(plain), Load(durable)
+    for load in (without, with_it):
+        await load.round(0, 8)
+        load.__init__(load.served)  # type: ignore[misc]
+    for number in range(1, rounds + 1):
+        for load in (without, with_it) if number % 2 else (with_it, without):
+            await load.round(number, tokens)
+    speed = [load.tokens / load.seconds for load in (without, with_it)]
+    first = [statistics.median(load.first) for load in (without, with_it)]
+    cpu = [load.cpu / load.tokens * 1e6 for load in (without, with_it)]
+    count, size = _on_disk(durable.state)
+    waited: list[float] = []
+    await answered(durable, json_body(1), [10], waited=waited)
+    return {
+        "streams": STREAMS,
+        "tokens/s without": round(speed[0], 1),
+        "tokens/s with": round(speed[1], 1),
+        "ratio": round(speed[1] / speed[0], 4),
+        "TTFT without, ms": round(first[0] * 1000, 1),
+        "TTFT with, ms": round(first[1] * 1000, 1),
+        "API process, µs of CPU a token, without": round(cpu[0], 1),
+        "API process, µs of CPU a token, with": round(cpu[1], 1),
+        "bytes on disk a request": round(size / count),
+        "restart to the next event, s": round(waited[0], 2),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=6, help="of each, for the costs")
+    parser.add_argument("--tokens", type=int, default=64, help="of each stream, for the costs")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
+        durable = Served(Path(folder), "--durable")
+        running.callback(durable.stop)
+        durable.start()
+        if options.kills:
+            return asyncio.run(kill_again_and_again(durable, options.kills, options.seed)) > 0
+        plain = Served(Path(folder) / "plain")
+        running.callback(plain.stop)
+        plain.start()
+        found = asyncio.run(costs(plain, durable, options.rounds, options.tokens))
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
