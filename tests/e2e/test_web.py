@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from api_app import api_in_thread
+from benchmarks.durable import Served
 from browser import DESKTOP, LONG, PHONE, Visitor, axe_source, barriers, browsing
 from faults import kill, metric, restarts, until_ready
 from serving import Server, clean_environment, serving
@@ -235,6 +236,30 @@ def test_the_engine_is_killed_and_the_answer_goes_on(
         expect(page.locator("#events")).to_contain_text("The engine died and was replaced")
         expect(page.locator("#totals")).to_contain_text("fp_")
         visitor.close()
+
+
+def test_the_whole_server_is_killed_and_the_answer_goes_on(
+    browser: Browser, cache_dir: Path, prepared_model: Path, tmp_path: Path
+) -> None:
+    served = Served(tmp_path, "--durable", "--cache-dir", str(cache_dir))
+    served.start()
+    visitor = Visitor(browser, served.url)
+    try:
+        page = visitor.open()
+        visitor.settle(max_tokens="160", seed="11")
+        visitor.say("Tell me a story about the sea.")
+        expect(page.locator(".prose.running")).to_contain_text(re.compile(r"\w+ \w+ \w+"))
+        served.kill()
+        expect(page.locator(".paused:visible")).to_contain_text("The connection is lost")
+        served.start()
+        text = visitor.finished()
+        expect(page.locator(".notice.bad:visible")).to_have_count(0)
+        page.get_by_role("button", name="Try again").click()
+        page.wait_for_timeout(300)
+        assert visitor.finished() == text
+    finally:
+        visitor.close()
+        served.stop()
 
 
 def test_keys(browser: Browser, cache_dir: Path, prepared_model: Path) -> None:
