@@ -50,7 +50,8 @@ class Spelling(Protocol):
 class AnswerRequest(Struct, frozen=True, kw_only=True):
     """A request for an answer, read: what is asked, how to answer, how to spell it.
 
-    `operation` is the request's kind in the words of OpenTelemetry's GenAI conventions. `renamed`
+    `keep` False: nothing of it shall be kept, whatever the server would. `operation` is the
+    request's kind in the words of OpenTelemetry's GenAI conventions. `renamed`
     has what this client called something otherwise than the dialect's others.
     """
 
@@ -59,6 +60,7 @@ class AnswerRequest(Struct, frozen=True, kw_only=True):
     spelling: Callable[[ChatService, Answer, str], Spelling]
     """Made of the service, the answer, and the served model's name."""
     stream: bool = False
+    keep: bool = True
     operation: str = "chat"
     renamed: Mapping[Location, Sent] = {}
 

@@ -21,7 +21,7 @@ IGNORED_FIELDS = {
     # OpenAI's and Mistral's
     "user": "an end user's name, for the provider's records",
     "metadata": "labels for the provider's records",
-    "store": "whether the provider keeps the answer; here only responses are kept",
+    "store": "whether the provider keeps the answer; false: no stream of it is kept (--durable)",
     "service_tier": "there is one tier",
     "safety_identifier": "an end user's name, for the provider's abuse checks",
     "prompt_cache_key": "the prefix cache finds shared beginnings by itself",

@@ -71,6 +71,7 @@ def read_chat(body: ChatRequest, serving: Serving) -> AnswerRequest:
             shows_thoughts=wish.shown,
             as_chunks=wish.as_chunks,
         ),
+        keep=body.store is not False,
         stream=bool(body.stream),
         renamed=renamed,
     )

@@ -72,6 +72,7 @@ def read_response(
             asked=echoed(body, options, store=store),
             namespaces=namespaces_of(body.tools),
         ),
+        keep=body.store is not False,
         stream=bool(body.stream),
         renamed={**named, **places, **constrained, **places_of(body.tools)},
     )
