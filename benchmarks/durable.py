@@ -256,12 +256,12 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _on_disk(state: Path) -> tuple[int, int]:
-    """Requests in the ledger, and the bytes of its files."""
+    """Requests in the ledger, and the bytes of its file once the log of writes is in it."""
     [file] = state.glob("maestrale/*.ledger.db")
     with contextlib.closing(sqlite3.connect(file)) as db:
         [count] = db.execute("SELECT count(*) FROM answers").fetchone()
-    files = file.parent.glob(f"{file.name}*")
-    return count, sum(each.stat().st_size for each in files if not each.name.endswith("-shm"))
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return count, file.stat().st_size
 
 
 async def costs(plain: Served, durable: Served, rounds: int, tokens: int) -> dict[str, Any]:

@@ -28,11 +28,15 @@ def check_together(settings: Settings, sources: Mapping[str, str]) -> None:
             "a request reaches is up to the system, so the seeds drawn can't be repeated. Give "
             "each request its seed, or serve with one API process."
         )
+    if settings.durable and not settings.store:
+        raise SettingsError(
+            f"{sources['durable']} and --no-store contradict each other: streams that go on after "
+            "a restart are kept."
+        )
     if settings.durable and settings.ledger_path is None:
         raise SettingsError(
-            f"{sources['durable']} needs a file to keep requests in: leave out "
-            f"{sources.get('store', '--no-store')}, and set {flag('store_file')} where this user "
-            "has no home folder."
+            f"{sources['durable']} needs a file to keep requests in, and this user has no home "
+            "folder: name one with --store-file."
         )
     if settings.api_nodes == "all":
         if settings.ray_address is None:

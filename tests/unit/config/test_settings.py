@@ -237,6 +237,7 @@ def test_several_values_by_repeating_and_by_commas() -> None:
         ({"flags": {"ssl_certfile": "a.pem"}}, ["--ssl-certfile", "--ssl-keyfile"]),
         ({"flags": {"chat_template": "no.jinja"}}, ["--chat-template", "no.jinja"]),
         ({"flags": {"no_auth": True, "api_key": ("k",)}}, ["--no-auth", "--api-key"]),
+        ({"flags": {"durable": True, "store": False}}, ["--durable", "--no-store"]),
         ({"flags": {"key_file": "no.json"}}, ["--key-file", "no.json"]),
         ({"flags": {"allowed_origins": ("example.org",)}}, ["--allowed-origins", "https://"]),
         ({"flags": {"allowed_origins": ("http://a/b",)}}, ["--allowed-origins", "'http://a/b'"]),

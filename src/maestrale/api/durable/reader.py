@@ -69,7 +69,10 @@ class RunReader:
                     await self._open(events)
             if run.ended:
                 break
-            await _news(run, None if events.is_open else opens - time.monotonic())
+            if events.is_open:
+                await run.news()
+            else:
+                await _news(run, opens - time.monotonic())
         if run.error is not None:
             # Of an error that is no answer there is nothing to read; and where the server ends, the
             # connection is cut, so that its client comes again.
@@ -105,9 +108,9 @@ def past_the_end(after: int, last: int) -> InvalidRequest:
     )
 
 
-async def _news(run: Run, seconds: float | None) -> None:
+async def _news(run: Run, seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(None if seconds is None else max(0.0, seconds)):
+        async with asyncio.timeout(max(0.0, seconds)):
             await run.news()
 
 

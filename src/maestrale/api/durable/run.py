@@ -58,6 +58,8 @@ class Run:
         """It is in the ledger, or will be before its first byte is sent."""
         self.status = 0  # until its head is there
         self.headers: Headers = []
+        self.is_stream = False
+        """What it sends is events; known with its head."""
         self.parts: list[bytes] = []
         self.readers = 0
         self.ended = False
@@ -68,9 +70,8 @@ class Run:
         self._streams = streams
         self._adding: asyncio.Task[bool] | None = None
         self._left = asyncio.Event()
-        self._news = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
         self._body: bytes | None = entry.body
-        self._is_stream = False
         self._refused: MaestraleError | None = None
 
     @classmethod
@@ -78,13 +79,9 @@ class Run:
         """One that is whole, as the ledger has it."""
         run = cls(ledger, entry, context, streams=False)
         run.status, run.headers, run.parts = output.status, output.headers, output.parts
+        run.is_stream = _are_events(output.headers)
         run.ended = run.complete = True
         return run
-
-    @property
-    def is_stream(self) -> bool:
-        """What it sends is events; known with its head."""
-        return dict(self.headers).get(b"content-type", b"").startswith(b"text/event-stream")
 
     @property
     def size(self) -> int:
@@ -97,7 +94,9 @@ class Run:
 
     async def news(self) -> None:
         """Wait until there is more of it."""
-        await self._news.wait()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await future
 
     async def make(self, scope: Scope, route: Callable[[Scope, Run], Awaitable[None]]) -> None:
         """Run it to its end."""
@@ -155,7 +154,7 @@ class Run:
             raise self._refused
         if message["type"] == "http.response.start":
             await self._begin(message["status"], list(message["headers"]))
-        elif self._is_stream:
+        elif self.is_stream:
             self._take_events(message.get("body", b""))
         else:
             self.parts.append(message.get("body", b""))
@@ -164,8 +163,8 @@ class Run:
     async def _begin(self, status: int, headers: Headers) -> None:
         await self._added()
         self.headers, self.status = headers, status
-        self._is_stream = self.is_stream
-        if self._is_stream and self.recorded:
+        self.is_stream = _are_events(headers)
+        if self.is_stream and self.recorded:
             self.headers.append((STREAM_HEADER, self.entry.id.encode()))
 
     async def _added(self) -> None:
@@ -230,8 +229,14 @@ class Run:
             await self._ledger.forget(entry.id, entry.owner)
 
     def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            if not each.done():
+                each.set_result(None)
+
+
+def _are_events(headers: Headers) -> bool:
+    return dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
 
 
 def _digest(answer: Answer) -> bytes:
