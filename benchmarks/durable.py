@@ -139,7 +139,7 @@ async def answered(
         begun = bool(stream)
         headers = {"last-event-id": str(len(events) - 1)} if events else {}
         place = f"/v1/streams/{stream}" if begun else path
-        more = {} if begun else {"json": body}
+        more: Any = {} if begun else {"json": body}
         method = "GET" if begun else "POST"
         try:
             async with (

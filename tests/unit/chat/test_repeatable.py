@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,9 @@ class UnevenEngine:
             cached = self._draw.randint(0, 9)
             yield TokenDelta(tuple(now), None if tokens else "length", cached_tokens=cached)
 
+    def describe(self) -> Any:
+        return SimpleNamespace(max_num_seqs=8)
+
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(name)
 
@@ -44,7 +48,7 @@ def pieces_of(seed: int, choices: int, *, repeatable: bool = True) -> tuple[Answ
     async def collect() -> tuple[Answer, list[Piece]]:
         answer = Answer(
             answer_id="x",
-            engine=UnevenEngine(seed),  # type: ignore[arg-type]
+            engine=UnevenEngine(seed),
             vocabulary=byte_vocabulary(),
             requests=tuple(
                 GenerationRequest(request_id=str(n), prompt=(1, 2), max_tokens=99, seed=n)
@@ -56,17 +60,11 @@ def pieces_of(seed: int, choices: int, *, repeatable: bool = True) -> tuple[Answ
             leads=[""] * choices,
             formats=Formats(),
         )
-        answer.places  # noqa: B018 - it takes all at once
         if repeatable:
             answer.repeatable("first", 17, 5)
         return answer, [piece async for piece in answer.pieces()]
 
-    UnevenEngine.describe = lambda self: _Info  # type: ignore[attr-defined]
     return asyncio.run(collect())
-
-
-class _Info:
-    max_num_seqs = 8
 
 
 @pytest.mark.parametrize("choices", [1, 2, 3])

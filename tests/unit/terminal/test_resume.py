@@ -84,7 +84,8 @@ def test_it_goes_on_where_it_was(chat: Callable[[Script], ChatServer]) -> None:
         streamed(event(2, "c"), LOST),
         streamed(event(3, "d"), DONE),
     )
-    outcome, told = AnswerOutcome(), []
+    outcome = AnswerOutcome()
+    told: list[str] = []
     pieces = list(chat(script).stream({}, outcome, told.append))
     assert "".join(piece.text for piece in pieces) == "abcd"
     assert script.told == [
