@@ -31,7 +31,7 @@ def test_of_another_version(tmp_path: Path) -> None:
 
 def test_where_no_file_can_be(tmp_path: Path) -> None:
     (tmp_path / "folder").touch()
-    with pytest.raises(SettingsError, match="--durable: .*can't be used"):
+    with pytest.raises(SettingsError, match=r"--durable: .*can't be used"):
         check_ledger(settings(tmp_path / "folder" / "kept.db"))
 
 
