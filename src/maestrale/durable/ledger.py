@@ -184,7 +184,7 @@ class Ledger:
         def work(db: sqlite3.Connection) -> None:
             now = time.time()
             db.executemany(
-                "UPDATE answers SET sent = ?, cached = ?, used = ? WHERE id = ?",
+                "UPDATE answers SET sent = max(sent, ?), cached = ?, used = ? WHERE id = ?",
                 [(sent, cached, now, id) for id, (sent, cached) in marks.items()],
             )
 

@@ -303,6 +303,26 @@ async def test_a_client_that_leaves_before_its_first_event_ends_it(file: Path) -
         asking[0].cancel()
 
 
+@pytest.mark.parametrize("kind", ["chat", "responses", "messages"])
+async def test_after_an_error_the_rest_can_be_asked_for(
+    file: Path, tmp_path: Path, kind: str
+) -> None:
+    path, body = BODIES[kind]
+    accident = {"text": "Good day to you", "lose_at_token": "7", "marker": str(tmp_path / "m")}
+    async with durable(file, accident) as server:
+        got = await stream(server, path, body)
+        numbered = [event for event in events_of(got.text) if event.startswith("id: ")]
+        assert len(numbered) < len(events_of(got.text))  # what tells of it has no number
+        assert "error" not in "".join(numbered[-1:])
+    async with durable(file, accident) as server:
+        again = await rest(server, got.headers["x-stream-id"], len(numbered) - 1)
+        assert again.status_code == 200, again.text
+        found = [*numbered, *events_of(again.text)]
+        assert [event.splitlines()[0] for event in found] == [
+            f"id: {number}" for number in range(len(found))
+        ]
+
+
 async def test_deleted_while_it_is_made(slow: Api) -> None:
     id, _ = await begin(slow, 3)
     assert (await slow.client.delete(f"{STREAMS}/{id}")).status_code == 200

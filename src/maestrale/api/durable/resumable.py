@@ -36,6 +36,7 @@ def resumable(backend: Backend, endpoint: Endpoint) -> Endpoint:
         key = None if context.run is not None else _key_of(request, streams)
         if context.run is not None or (key is None and not streams.durable):
             return await endpoint(request)
+        await backend.check_ready()
         body = await backend.bodies.raw(request.scope, request.receive)
         path = request.scope["path"]
         entry = Entry(

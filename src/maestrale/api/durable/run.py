@@ -184,13 +184,16 @@ class Run:
                 self._ledger.database.warn(error)
 
     def _take_events(self, sent: bytes) -> None:
-        """Comments, which keep connections alive, are each connection's own."""
-        first = not self.parts
+        """Comments, which keep connections alive, are each connection's own. What tells of a
+        failure has no number: whoever comes again gets what would have been in its place.
+        """
+        first, answer = not self.parts, self.context.answer
+        numbered = self.recorded and (answer is None or answer.failure is None)
         for event in sent.split(b"\n\n"):
             if event and not event.startswith(b":"):
-                number = b"id: %d\n" % len(self.parts) if self.recorded else b""
+                number = b"id: %d\n" % len(self.parts) if numbered else b""
                 self.parts.append(b"%b%b\n\n" % (number, event))
-        if self.recorded and self.parts:
+        if numbered and self.parts:
             self._ledger.mark(self.entry.id, len(self.parts), self._cached, now=first)
 
     @property
