@@ -164,7 +164,7 @@ async def at_the_end(server: Api, id: str, last: int) -> None:
     error = check_error(await rest(server, id, last + 1), 400, "starting_after")
     assert error["code"] == "past_the_end"
     for wrong in ("x", "-1", "1" * 20):
-        check_error(await rest(server, id, **{"last-event-id": wrong}), 400, "starting_after")
+        check_error(await rest(server, id, None, **{"last-event-id": wrong}), 400, "starting_after")
     assert (await server.client.get(f"{STREAMS}/{id}?starting_after={last}")).status_code == 204
     check_error(await server.client.get(f"{STREAMS}/{id}?after=1"), 400, "after")
 
@@ -179,14 +179,14 @@ async def test_another_key_finds_nothing(file: Path, tmp_path: Path) -> None:
     async with durable(file, key_file=keys) as server:
         got = await stream(server, CHAT, chat_body(), **with_key(mine))
         id = got.headers["x-stream-id"]
-        strange = await rest(server, "stream-nope", **with_key(yours))
-        theirs = await rest(server, id, **with_key(yours))
+        strange = await rest(server, "stream-nope", None, **with_key(yours))
+        theirs = await rest(server, id, None, **with_key(yours))
         assert check_error(theirs, 404)["code"] == "stream_not_found"
         assert theirs.json()["message"].replace(id, "stream-nope") == strange.json()["message"]
         gone = await server.client.delete(f"{STREAMS}/{id}", headers=with_key(yours))
         check_error(gone, 404)
         check_error(await rest(server, id), 401)
-        assert (await rest(server, id, **with_key(mine))).text == got.text
+        assert (await rest(server, id, None, **with_key(mine))).text == got.text
         # An Idempotency-Key is each key's own.
         once = {"idempotency-key": "a"}
         for key, content in ((mine, "Hello"), (yours, "Good bye")):
