@@ -6,46 +6,35 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import sqlite3
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from msgspec import structs
 
-from api_app import CHAT, MODEL, Api, api, chat_body, check_error, make_settings
+from api_app import CHAT, Api, api, chat_body, check_error
+from durable_api import (
+    BODIES,
+    ENDED,
+    ONCE,
+    SLOW,
+    STREAMS,
+    durable,
+    events_of,
+    kept,
+    ledger_of,
+    rest,
+    settings,
+    stream,
+)
 from maestrale.api.durable import streams
 from maestrale.durable import ledger
 from maestrale.keys import add_key
-from responses_api import RESPONSES, WEATHER
 
 pytestmark = pytest.mark.anyio
-
-STREAMS = "/v1/streams"
-COMPLETIONS = "/v1/completions"
-MESSAGES = "/v1/messages"
-SLOW = {"text": "Good day to you, and to everybody else", "tokens_per_second": "40"}
-ENDED = re.compile(r'"completed_at":\d+')  # is when it was made
-HELLO = [{"role": "user", "content": "Hello"}]
-BODIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "chat": (CHAT, chat_body()),
-    "choices": (CHAT, chat_body(n=3, temperature=1, logprobs=True, top_logprobs=2)),
-    "usage": (CHAT, chat_body(messages=HELLO * 50, max_tokens=3, stop=["q"])),
-    "tools": (
-        CHAT,
-        chat_body(
-            tools=[{"type": "function", "function": {"name": "get_weather"}}],
-            tool_choice="required",
-        ),
-    ),
-    "completions": (COMPLETIONS, {"model": MODEL, "prompt": ["One", "Two"], "max_tokens": 9}),
-    "responses": (RESPONSES, {"model": MODEL, "input": "Hello", "tools": [WEATHER]}),
-    "messages": (MESSAGES, {"model": MODEL, "max_tokens": 30, "messages": HELLO}),
-}
 
 
 @pytest.fixture
@@ -53,40 +42,10 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "state" / "responses.db"
 
 
-def settings(file: Path, **fields: Any) -> Any:
-    return make_settings(store=True, store_file=file, **{"durable": True, **fields})
-
-
-def ledger_of(file: Path) -> Path:
-    return file.with_name("responses.ledger.db")
-
-
-@contextlib.asynccontextmanager
-async def durable(file: Path, script: dict[str, str] | None = None, **more: Any) -> Any:
-    async with api(settings(file, **more), options=script or {}, tools=True) as server:
-        yield server
-
-
 @pytest.fixture
 async def server(file: Path) -> AsyncIterator[Api]:
     async with durable(file) as server:
         yield server
-
-
-async def stream(server: Api, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
-    got = await server.client.post(path, json={**body, "stream": True}, headers=headers)
-    assert got.status_code == 200, got.text
-    return got
-
-
-async def rest(server: Api, id: str, after: int | None = None, **headers: str) -> httpx.Response:
-    if after is not None:
-        headers["last-event-id"] = str(after)
-    return await server.client.get(f"{STREAMS}/{id}", headers=headers)
-
-
-def events_of(text: str) -> list[str]:
-    return [f"{block}\n\n" for block in text.split("\n\n") if block and not block.startswith(":")]
 
 
 @pytest.mark.parametrize("kind", BODIES)
@@ -126,14 +85,6 @@ async def test_answers_that_cannot_be_asked_for_again_are_not_kept(server: Api, 
         got = await stream(server, path, {**body, "store": False})
         assert "x-stream-id" not in got.headers
     assert kept(file) == []
-
-
-def kept(file: Path) -> list[tuple[Any, ...]]:
-    path = ledger_of(file)
-    if not path.exists():
-        return []
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        return db.execute("SELECT id, sent, ended, output IS NOT NULL FROM answers").fetchall()
 
 
 async def test_what_is_kept_and_with_which_rights(server: Api, file: Path) -> None:
@@ -328,98 +279,6 @@ async def test_deleted_while_it_is_made(slow: Api) -> None:
     assert (await slow.client.delete(f"{STREAMS}/{id}")).status_code == 200
     await slow.idle()
     check_error(await rest(slow, id), 404)
-
-
-# Idempotency-Key
-
-ONCE = {"idempotency-key": "a1b2"}
-
-
-@pytest.mark.parametrize("durable_too", [False, True])
-@pytest.mark.parametrize("kind", BODIES)
-async def test_the_same_key_gives_the_same_answer(file: Path, kind: str, durable_too: bool) -> None:
-    path, body = BODIES[kind]
-    async with durable(file, durable=durable_too) as first:
-        asked = [first.client.post(path, json=body, headers=ONCE) for _ in range(2)]
-        one, two = await asyncio.gather(*asked)  # the second while the first is made
-        assert one.status_code == two.status_code == 200
-        three = await first.client.post(path, json=body, headers=ONCE)
-        assert one.content == two.content == three.content
-        assert "idempotent-replayed" not in one.headers
-        assert two.headers["idempotent-replayed"] == three.headers["idempotent-replayed"] == "true"
-        made = first.engine.stats().generation_tokens
-    async with durable(file, durable=durable_too) as second:
-        four = await second.client.post(path, json=body, headers=ONCE)
-        assert four.content == one.content
-        assert four.headers["idempotent-replayed"] == "true"
-        assert four.headers["x-seed"] == one.headers["x-seed"]
-        assert second.engine.stats().generation_tokens == 0 < made
-        other = await second.client.post(path, json={**body, "user": "me"}, headers=ONCE)
-        assert other.status_code == 409
-        assert other.json()["error"]["type"] == "idempotency_error"
-        free = await second.client.post(path, json=body, headers={"idempotency-key": "another"})
-        assert "idempotent-replayed" not in free.headers
-
-
-async def test_an_answer_that_was_cut_off_is_made_again(file: Path) -> None:
-    """Its process died: the ledger has the request, and no answer."""
-    async with durable(file, durable=False) as first:
-        one = await first.client.post(CHAT, json=chat_body(temperature=1), headers=ONCE)
-    with contextlib.closing(sqlite3.connect(ledger_of(file))) as db:
-        db.execute("UPDATE answers SET ended = 0, sent = 0, output = NULL")
-        db.commit()
-    async with durable(file, durable=False) as second:
-        two = await second.client.post(CHAT, json=chat_body(temperature=1), headers=ONCE)
-        assert two.content == one.content
-        assert two.headers["idempotent-replayed"] == "true"
-        assert second.engine.stats().generation_tokens > 0
-
-
-async def test_two_processes_at_once(file: Path) -> None:
-    async with durable(file) as one, durable(file) as other:
-        body = chat_body(temperature=1)
-        got = await asyncio.gather(
-            *(each.client.post(CHAT, json=body, headers=ONCE) for each in (one, other) * 4)
-        )
-        assert {answer.status_code for answer in got} == {200}
-        assert len({answer.content for answer in got}) == 1
-
-
-async def test_errors_are_not_kept(file: Path) -> None:
-    async with durable(file) as server:
-        for _ in range(2):
-            answer = await server.client.post(CHAT, json=chat_body(n=0), headers=ONCE)
-            check_error(answer, 400, "n")
-        assert kept(file) == []
-        assert (await server.client.post(CHAT, json=chat_body(), headers=ONCE)).is_success
-
-
-async def test_a_background_response_is_made_once(server: Api) -> None:
-    body = {"model": MODEL, "input": "Hello", "background": True}
-    got = [await server.client.post(RESPONSES, json=body, headers=ONCE) for _ in range(2)]
-    assert got[0].json()["status"] == "queued"
-    assert got[0].content == got[1].content
-
-
-@pytest.mark.parametrize("key", ["", "x" * 256, "caf\xe9", "a\tb"])
-async def test_keys_that_are_none(server: Api, key: str) -> None:
-    headers = [(b"idempotency-key", key.encode("latin-1"))]
-    check_error(
-        await server.client.post(CHAT, json=chat_body(), headers=headers), 400, "Idempotency-Key"
-    )
-
-
-async def test_more_than_one_key(server: Api) -> None:
-    headers = [("idempotency-key", "a"), ("idempotency-key", "a")]
-    check_error(await server.client.post(CHAT, json=chat_body(), headers=headers), 400)
-
-
-async def test_a_server_that_keeps_nothing() -> None:
-    async with api(make_settings()) as server:
-        answer = await server.client.post(CHAT, json=chat_body(), headers=ONCE)
-        assert check_error(answer, 400)["code"] == "unsupported_parameter"
-        check_error(await rest(server, "stream-1"), 404)
-        check_error(await server.client.delete(f"{STREAMS}/stream-1"), 404)
 
 
 # Files that can't be used

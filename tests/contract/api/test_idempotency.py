@@ -1,0 +1,115 @@
+"""Requests with an Idempotency-Key: the same answer, once made, for an hour."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from api_app import CHAT, MODEL, Api, api, chat_body, check_error, make_settings
+from durable_api import BODIES, ONCE, STREAMS, durable, kept, ledger_of, rest
+from responses_api import RESPONSES
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "responses.db"
+
+
+@pytest.fixture
+async def server(file: Path) -> AsyncIterator[Api]:
+    async with durable(file) as server:
+        yield server
+
+
+@pytest.mark.parametrize("durable_too", [False, True])
+@pytest.mark.parametrize("kind", BODIES)
+async def test_the_same_key_gives_the_same_answer(file: Path, kind: str, durable_too: bool) -> None:
+    path, body = BODIES[kind]
+    async with durable(file, durable=durable_too) as first:
+        asked = [first.client.post(path, json=body, headers=ONCE) for _ in range(2)]
+        one, two = await asyncio.gather(*asked)  # the second while the first is made
+        assert one.status_code == two.status_code == 200
+        three = await first.client.post(path, json=body, headers=ONCE)
+        assert one.content == two.content == three.content
+        assert "idempotent-replayed" not in one.headers
+        assert two.headers["idempotent-replayed"] == three.headers["idempotent-replayed"] == "true"
+        made = first.engine.stats().generation_tokens
+    async with durable(file, durable=durable_too) as second:
+        four = await second.client.post(path, json=body, headers=ONCE)
+        assert four.content == one.content
+        assert four.headers["idempotent-replayed"] == "true"
+        assert four.headers["x-seed"] == one.headers["x-seed"]
+        assert second.engine.stats().generation_tokens == 0 < made
+        other = await second.client.post(path, json={**body, "user": "me"}, headers=ONCE)
+        assert other.status_code == 409
+        assert other.json()["error"]["type"] == "idempotency_error"
+        free = await second.client.post(path, json=body, headers={"idempotency-key": "another"})
+        assert "idempotent-replayed" not in free.headers
+
+
+async def test_an_answer_that_was_cut_off_is_made_again(file: Path) -> None:
+    """Its process died: the ledger has the request, and no answer."""
+    async with durable(file, durable=False) as first:
+        one = await first.client.post(CHAT, json=chat_body(temperature=1), headers=ONCE)
+    with contextlib.closing(sqlite3.connect(ledger_of(file))) as db:
+        db.execute("UPDATE answers SET ended = 0, sent = 0, output = NULL")
+        db.commit()
+    async with durable(file, durable=False) as second:
+        two = await second.client.post(CHAT, json=chat_body(temperature=1), headers=ONCE)
+        assert two.content == one.content
+        assert two.headers["idempotent-replayed"] == "true"
+        assert second.engine.stats().generation_tokens > 0
+
+
+async def test_two_processes_at_once(file: Path) -> None:
+    async with durable(file) as one, durable(file) as other:
+        body = chat_body(temperature=1)
+        got = await asyncio.gather(
+            *(each.client.post(CHAT, json=body, headers=ONCE) for each in (one, other) * 4)
+        )
+        assert {answer.status_code for answer in got} == {200}
+        assert len({answer.content for answer in got}) == 1
+
+
+async def test_errors_are_not_kept(file: Path) -> None:
+    async with durable(file) as server:
+        for _ in range(2):
+            answer = await server.client.post(CHAT, json=chat_body(n=0), headers=ONCE)
+            check_error(answer, 400, "n")
+        assert kept(file) == []
+        assert (await server.client.post(CHAT, json=chat_body(), headers=ONCE)).is_success
+
+
+async def test_a_background_response_is_made_once(server: Api) -> None:
+    body = {"model": MODEL, "input": "Hello", "background": True}
+    got = [await server.client.post(RESPONSES, json=body, headers=ONCE) for _ in range(2)]
+    assert got[0].json()["status"] == "queued"
+    assert got[0].content == got[1].content
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "caf\xe9", "a\tb"])
+async def test_keys_that_are_none(server: Api, key: str) -> None:
+    headers = [(b"idempotency-key", key.encode("latin-1"))]
+    check_error(
+        await server.client.post(CHAT, json=chat_body(), headers=headers), 400, "Idempotency-Key"
+    )
+
+
+async def test_more_than_one_key(server: Api) -> None:
+    headers = [("idempotency-key", "a"), ("idempotency-key", "a")]
+    check_error(await server.client.post(CHAT, json=chat_body(), headers=headers), 400)
+
+
+async def test_a_server_that_keeps_nothing() -> None:
+    async with api(make_settings()) as server:
+        answer = await server.client.post(CHAT, json=chat_body(), headers=ONCE)
+        assert check_error(answer, 400)["code"] == "unsupported_parameter"
+        check_error(await rest(server, "stream-1"), 404)
+        check_error(await server.client.delete(f"{STREAMS}/stream-1"), 404)
