@@ -302,6 +302,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=6, help="of each, for the costs")
     parser.add_argument("--tokens", type=int, default=64, help="of each stream, for the costs")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and no server is left behind
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
         durable = Served(Path(folder), "--durable")
         running.callback(durable.stop)
