@@ -51,9 +51,15 @@ async def test_a_worker_dies_and_the_other_goes_on(cache_dir: Path, prepared_mod
     ) as server:
         body = {"messages": [{"role": "user", "content": "Speak."}], "stream": True}
         got, stream, killed = "", "", 0
+        # Each worker is there by itself, and /health is only one's word.
+        for _ in range(20):
+            while httpx.get(f"{server.url}/v1/models").status_code != 200:
+                await asyncio.sleep(0.1)
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             with contextlib.suppress(httpx.TransportError):
                 async with client.stream("POST", CHAT, json=body) as answer:
+                    assert answer.status_code == 200, await answer.aread()
+                    assert "x-stream-id" in answer.headers, server.log()
                     stream = answer.headers["x-stream-id"]
                     async for part in answer.aiter_text():
                         got += part
