@@ -35,6 +35,8 @@ CREATE TABLE usage (
 """,
     ),
     setting="--usage-file",
+    # Each answer waits for it, and a loss of power costs no more than the last counts.
+    synchronous="NORMAL",
 )
 ADD = """
 INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
@@ -70,6 +72,11 @@ class UsageRow(Struct, frozen=True, kw_only=True):
         """Those of prompts and answers."""
         return self.prompt_tokens + self.completion_tokens
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was used."""
+        return not any(getattr(self, name) for name in FIGURES)
+
 
 def day_of(moment: float) -> str:
     """The day of a Unix time."""
@@ -94,6 +101,19 @@ def merged(rows: Iterable[UsageRow]) -> list[UsageRow]:
         known = sums.get(place)
         sums[place] = row if known is None else _plus(known, row)
     return list(sums.values())
+
+
+def beyond(row: UsageRow, counted: int) -> UsageRow:
+    """What is to be counted of an answer of which so many tokens were counted already, with its
+    request and its prompt.
+    """
+    more = max(0, row.completion_tokens - counted)
+    return structs.replace(
+        row,
+        **dict.fromkeys(("requests", "errors", "prompt_tokens", "cached_tokens"), 0),
+        completion_tokens=more,
+        seconds=row.seconds if more else 0.0,
+    )
 
 
 def _plus(one: UsageRow, other: UsageRow) -> UsageRow:

@@ -92,6 +92,10 @@ class KeyAccounts:
         if charge is not None:
             self._limiter.settle(key, charge.minute, row.tokens)
             self.drop(charge.number)
+        if row.empty:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
         self._quotas.add([row])
         self._observe(row)
         return self._writer.write(row)

@@ -190,10 +190,15 @@ class AnswerResponse:
 
     async def reserve(self, context: RequestContext) -> None:
         """Set aside what it may use of its key's tokens. Raises: RateLimited."""
-        most = self._answer.usage.prompt_tokens
-        most += sum(each.max_tokens for each in self._answer.requests)
-        context.charge = await self._backend.accounts.reserve(context.owner, most, context.charge)
         self._reserved = True
+        most = sum(each.max_tokens for each in self._answer.requests)
+        if context.counted is None:
+            most += self._answer.usage.prompt_tokens
+        elif context.counted >= most:
+            return
+        else:
+            most -= context.counted
+        context.charge = await self._backend.accounts.reserve(context.owner, most, context.charge)
 
     async def _pieces(self) -> AsyncGenerator[Piece, None]:
         """The answer's pieces, once it is this key's turn. Raises: Unavailable, EngineError."""

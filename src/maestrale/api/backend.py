@@ -94,6 +94,8 @@ class Backend:
         """
         if not context.settled:
             context.settled = True
+            if context.run is not None:
+                context.counted = await context.run.charge()
             await self.accounts.settle(context.owner, context.charge, usage_of(context))
 
     def _make_events(self) -> FaultLog:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import secrets
+import sys
 import time
 from collections.abc import Mapping
 from typing import Protocol, cast
@@ -20,9 +22,11 @@ from maestrale.chat.options import Options
 from maestrale.engines.base import EngineInfo
 from maestrale.errors import Location, Sent
 from maestrale.keys import Key
-from maestrale.usage import NO_MODEL, UsageRow, day_of
+from maestrale.usage import NO_MODEL, UsageRow, beyond, day_of
 
 SCOPE_KEY = "maestrale.request"
+ALL = sys.maxsize
+"""More tokens than any answer has."""
 CLIENT_LEFT = 499  # nginx's status of a request whose client did not wait
 _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 
@@ -36,14 +40,17 @@ class Repeated(Protocol):
     def begin(self, answer: Answer, info: EngineInfo, *, stream: bool) -> None:
         """It is accepted. Raises: CannotResume."""
 
+    async def charge(self) -> int | None:
+        """Its key is charged for what it has used: for how many tokens it was before."""
+
 
 class RequestContext:
     """One HTTP request's id, key and outcome, for the answer's header and the log."""
 
     __slots__ = (
-        *("answer", "answer_id", "charge", "counts", "day", "deployment", "dialect", "error", "id"),
-        *("ignored", "key", "model", "name", "operation", "owner", "refused", "run", "settled"),
-        *("started", "status", "texts"),
+        *("answer", "answer_id", "charge", "counted", "counts", "day", "deployment", "dialect"),
+        *("error", "id", "ignored", "key", "model", "name", "operation", "owner", "refused", "run"),
+        *("settled", "started", "status", "texts"),
     )
 
     def __init__(self, request_id: str, dialect: Dialect) -> None:
@@ -60,6 +67,7 @@ class RequestContext:
         self.refused = ""  # the code of the ApiError it was answered with
         self.charge: Charge | None = None  # what it holds of its key's limits, where there are any
         self.counts = 0  # as so many requests in what is told of usage
+        self.counted: int | None = None  # tokens of its answer that were, as another request's
         self.settled = True  # nothing of it is to be counted, or it was
         self.day = day_of(time.time())  # that its usage belongs to
         self.answer: Answer | None = None
@@ -72,7 +80,24 @@ class RequestContext:
     @property
     def owner_id(self) -> str:
         """Whose what is kept of it is: its key's; without keys, everybody's."""
-        return "-" if self.owner is None else self.owner.sha256
+        return "-" if self.owner is None else self.owner.identity
+
+    def moved(self) -> RequestContext:
+        """In its place, for work that may outlast it: what it may use is that one's from now on,
+        which is settled in its stead.
+        """
+        other = copy.copy(self)
+        self.settled = True
+        return other
+
+    def read_from(self, made: RequestContext) -> None:
+        """What is told of this request is told of the answer that `made` is for."""
+        for name in ("answer", "answer_id", "deployment", "dialect", "model", "name", "operation"):
+            setattr(self, name, getattr(made, name))
+        self.refused = made.refused or self.refused
+        self.texts = made.texts
+        if self.settled:
+            self.charge = made.charge
 
     def rename(self, renamed: Mapping[Location, Sent]) -> None:
         """From now on errors call these locations as the client did."""
@@ -148,13 +173,13 @@ def usage_of(context: RequestContext) -> UsageRow:
         requests=context.counts,
         errors=int(bool(failed) and not left),
     )
-    if answer is None or answer.timings.granted is None:
-        return row
-    usage = answer.usage
-    return structs.replace(
-        row,
-        prompt_tokens=usage.prompt_tokens,
-        cached_tokens=min(usage.cached_tokens, usage.prompt_tokens),
-        completion_tokens=usage.completion_tokens,
-        seconds=answer.timings.computed,
-    )
+    if answer is not None and answer.timings.granted is not None:
+        usage = answer.usage
+        row = structs.replace(
+            row,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=min(usage.cached_tokens, usage.prompt_tokens),
+            completion_tokens=usage.completion_tokens,
+            seconds=answer.timings.computed,
+        )
+    return row if context.counted is None else beyond(row, context.counted)

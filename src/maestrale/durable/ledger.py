@@ -26,7 +26,8 @@ SCHEMA = """
 CREATE TABLE answers (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, key TEXT, digest BLOB NOT NULL, used REAL NOT NULL,
     bytes INTEGER NOT NULL, path TEXT NOT NULL, body BLOB NOT NULL, facts BLOB NOT NULL,
-    sent INTEGER NOT NULL DEFAULT 0, cached INTEGER, ended INTEGER NOT NULL DEFAULT 0, output BLOB
+    sent INTEGER NOT NULL DEFAULT 0, cached INTEGER, ended INTEGER NOT NULL DEFAULT 0, output BLOB,
+    counted INTEGER
 );
 CREATE UNIQUE INDEX answers_by_key ON answers (owner, key) WHERE key IS NOT NULL;
 CREATE INDEX answers_by_use ON answers (used, bytes)
@@ -40,7 +41,8 @@ LAYOUT = Layout(
 )
 RESTS = 2.0  # seconds in which nothing is tried after a failure
 _FIND = (
-    "SELECT id, owner, key, digest, path, body, facts, sent, cached, ended, output FROM answers "
+    "SELECT id, owner, key, digest, path, body, facts, sent, cached, ended, output, counted "
+    "FROM answers "
     "WHERE used >= ? AND owner = ? AND "
 )
 
@@ -64,7 +66,9 @@ class Output(Struct, frozen=True):
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """One request. `sent`: events that went out, `cached`: tokens of its prompt from the cache."""
+    """One request. `sent`: events that went out, `cached`: tokens of its prompt from the cache,
+    `counted`: tokens that its key was charged for (api/accounts.py); None: not even for the prompt.
+    """
 
     id: str
     owner: str
@@ -77,6 +81,12 @@ class Entry(Struct, frozen=True, kw_only=True):
     cached: int | None = None
     ended: bool = False
     output: Output | None = None
+    counted: int | None = None
+
+
+def entry_id(answer: str) -> str:
+    """The id of the entry of an answer of the model's, and of its stream."""
+    return f"stream-{answer}"
 
 
 class Ledger:
@@ -84,6 +94,7 @@ class Ledger:
 
     def __init__(self, path: Path | None, *, most_bytes: int) -> None:
         self.database = AsyncDatabase(path, LAYOUT, what="The ledger of requests", rests=RESTS)
+        self._path = path
         self._most = most_bytes
         self._marks: dict[str, tuple[int, int | None]] = {}
         self._marking: asyncio.TimerHandle | None = None
@@ -109,9 +120,9 @@ class Ledger:
                     (entry.owner, entry.key, now - KEEP_SECONDS),
                 )
             added = db.execute(
-                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (entry.id, entry.owner, entry.key, entry.digest, now, size, entry.path,
-                 entry.body, facts, entry.sent, entry.cached, entry.ended, output),
+                 entry.body, facts, entry.sent, entry.cached, entry.ended, output, entry.counted),
             )  # fmt: skip
             return added.rowcount > 0
 
@@ -147,6 +158,22 @@ class Ledger:
             )
 
         await self.database.do(work)
+
+    async def charge(self, id: str, tokens: int) -> int | None:
+        """A key is charged for so many tokens of it: for how many it was before, by whichever
+        process. Raises: CannotKeep.
+        """
+        if self._path is None or not self._path.exists():
+            return None
+
+        def work(db: sqlite3.Connection) -> int | None:
+            row = db.execute("SELECT counted FROM answers WHERE id = ?", (id,)).fetchone()
+            before: int | None = None if row is None else row[0]
+            if before is None or before < tokens:
+                db.execute("UPDATE answers SET counted = ? WHERE id = ?", (tokens, id))
+            return before
+
+        return await self.database.do(work)
 
     async def forget(self, id: str, owner: str) -> bool:
         """Let one go, with its prompt. Whether there was one. Raises: CannotKeep."""
@@ -196,7 +223,7 @@ class Ledger:
 
 def _entry(row: tuple[Any, ...]) -> Entry:
     """A row as it was kept. Raises: sqlite3.DatabaseError for one that nobody here wrote."""
-    id, owner, key, digest, path, body, facts, sent, cached, ended, output = row
+    id, owner, key, digest, path, body, facts, sent, cached, ended, output, counted = row
     try:
         return Entry(
             id=id,
@@ -210,6 +237,7 @@ def _entry(row: tuple[Any, ...]) -> Entry:
             cached=cached,
             ended=bool(ended),
             output=None if output is None else msgspec.msgpack.decode(output, type=Output),
+            counted=counted,
         )
     except (msgspec.MsgspecError, TypeError) as error:
         raise sqlite3.DatabaseError(f"a row is broken ({error})") from error

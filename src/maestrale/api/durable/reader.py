@@ -9,7 +9,7 @@ import time
 from starlette.types import Receive, Scope, Send
 
 from maestrale.api import sse
-from maestrale.api.context import context_of
+from maestrale.api.context import RequestContext, context_of
 from maestrale.api.durable.run import Headers, Run
 from maestrale.api.durable.streams import Streams
 from maestrale.api.http.connections import ClientDisconnected
@@ -41,20 +41,17 @@ class RunReader:
         events = EventStream(send, self._headers, self._paused)
         run.readers += 1
         try:
-            await while_connected(receive, self._read(events, send), events.tend())
+            await while_connected(receive, self._read(events, send, context), events.tend())
         finally:
             run.readers -= 1
-            made = run.context
-            context.answer, context.answer_id = made.answer, made.answer_id
-            context.deployment, context.model = made.deployment, made.model
-            context.operation = made.operation
+            context.read_from(run.context)
             await self._streams.leave(run)
 
     async def _paused(self) -> bool:
         deployment = self._run.context.deployment
         return deployment is not None and await deployment.paused()
 
-    async def _read(self, events: EventStream, send: Send) -> None:
+    async def _read(self, events: EventStream, send: Send, context: RequestContext) -> None:
         run = self._run
         opens = time.monotonic() + sse.KEEP_ALIVE
         while True:
@@ -62,11 +59,11 @@ class RunReader:
                 if self._next < len(run.parts):
                     data = b"".join(run.parts[self._next :])
                     self._next = len(run.parts)
-                    await self._open(events)
+                    await self._open(events, context)
                     await events.write(data)
                     continue
                 if time.monotonic() >= opens:
-                    await self._open(events)
+                    await self._open(events, context)
             if run.ended:
                 break
             if events.is_open:
@@ -83,10 +80,12 @@ class RunReader:
         elif run.is_stream:
             await self._nothing(send)
         else:
+            context.read_from(run.context)
             await _send_whole(send, run.status, [*run.headers, *self._headers], run.parts)
 
-    async def _open(self, events: EventStream) -> None:
+    async def _open(self, events: EventStream, context: RequestContext) -> None:
         if not events.is_open:
+            context.read_from(self._run.context)  # its headers tell of limits
             self._headers += [each for each in self._run.headers if each[0] not in _OF_STREAMS]
             await events.open()
 

@@ -8,17 +8,20 @@ tries again after one is answered anew.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from maestrale.api.backend import Backend
-from maestrale.api.context import RequestContext, context_of
+from maestrale.api.context import ALL, CLIENT_LEFT, RequestContext, context_of
 from maestrale.api.durable.reader import REPLAYED, RunReader
 from maestrale.api.durable.run import KeyTaken, Run
 from maestrale.api.durable.streams import Streams
+from maestrale.api.errors import as_api_error
+from maestrale.api.http.connections import ClientDisconnected
 from maestrale.durable.ledger import Entry, Facts
 from maestrale.errors import IdempotencyConflict, InvalidRequest, Sent, UnsupportedParameter
 
@@ -50,11 +53,16 @@ def resumable(backend: Backend, endpoint: Endpoint) -> Endpoint:
         )
 
         async def route(scope: Scope, run: Run) -> None:
-            response = await endpoint(Request(scope, run.receive))
-            await response(scope, run.receive, run.send)
+            async with _settled(backend, run):
+                response = await endpoint(Request(scope, run.receive))
+                await response(scope, run.receive, run.send)
 
-        before = await _before(request, streams, entry)
-        run = before or streams.start(entry, context, request.scope, route)
+        before = await _before(backend, request, entry)
+        if before is None:
+            run = streams.start(entry, context.moved(), request.scope, route)
+        else:  # it costs nothing
+            run, context.counted = before, ALL
+            await backend.settle(context)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             replayed = REPLAYED if before is not None else []
@@ -62,7 +70,7 @@ def resumable(backend: Backend, endpoint: Endpoint) -> Endpoint:
                 await RunReader(streams, run, headers=replayed)(scope, receive, send)
             except KeyTaken:
                 streams.drop(run)
-                other = await _before(request, streams, entry)
+                other = await _before(backend, request, entry)
                 if other is None:
                     raise
                 await RunReader(streams, other, headers=REPLAYED)(scope, receive, send)
@@ -72,13 +80,35 @@ def resumable(backend: Backend, endpoint: Endpoint) -> Endpoint:
     return answer
 
 
-def again(request: Request, streams: Streams, entry: Entry) -> Run:
-    """The answer of an entry of the ledger: as it was kept, or made once more."""
-    context = context_of(request.scope)
+@contextlib.asynccontextmanager
+async def _settled(backend: Backend, run: Run) -> AsyncIterator[None]:
+    """What an answer used is counted before its readers learn of its end."""
+    context = run.context
+    try:
+        yield
+    except ClientDisconnected:
+        context.status = CLIENT_LEFT
+        raise
+    except KeyTaken:
+        raise
+    except Exception as error:
+        context.refused = as_api_error(error).code
+        raise
+    finally:
+        await backend.settle(context)
+
+
+def again(backend: Backend, request: Request, entry: Entry) -> Run:
+    """The answer of an entry of the ledger: as it was kept, or made once more. It is charged for
+    what it was not charged for before.
+    """
+    context, streams = context_of(request.scope), backend.streams
     own = RequestContext(context.id, request.app.state.dialects.at(entry.path))
     own.owner, own.key = context.owner, context.key
     if entry.output is not None:
         return Run.kept(streams.ledger, entry, entry.output, own)
+    own.counted = ALL if entry.ended else entry.counted
+    own.counts, own.settled = int(own.counted is None), False
     length = str(len(entry.body)).encode()
     asked = ("app", "router", "route", "endpoint", "path_params")
     scope = {name: value for name, value in request.scope.items() if name not in asked}
@@ -91,15 +121,17 @@ def again(request: Request, streams: Streams, entry: Entry) -> Run:
     }
 
     async def route(scope: Scope, run: Run) -> None:
-        await request.app(scope, run.receive, run.send)
+        async with _settled(backend, run):
+            await request.app(scope, run.receive, run.send)
 
     return streams.start(entry, own, scope, route)
 
 
-async def _before(request: Request, streams: Streams, entry: Entry) -> Run | None:
+async def _before(backend: Backend, request: Request, entry: Entry) -> Run | None:
     """What has this Idempotency-Key already. Raises: IdempotencyConflict, CannotKeep."""
     if entry.key is None:
         return None
+    streams = backend.streams
     run, kept = streams.find_key(entry.key, entry.owner), None
     if run is None:
         kept = await streams.ledger.find_key(entry.key, entry.owner)
@@ -110,7 +142,7 @@ async def _before(request: Request, streams: Streams, entry: Entry) -> Run | Non
             f"This {HEADER} was used for another request within the last hour: another path, or "
             "another body. Send another key."
         )
-    return again(request, streams, kept) if run is None and kept is not None else run
+    return again(backend, request, kept) if run is None and kept is not None else run
 
 
 def _key_of(request: Request, streams: Streams) -> str | None:

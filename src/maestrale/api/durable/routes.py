@@ -32,7 +32,7 @@ def routes(backend: Backend) -> list[Route]:
                 raise past_the_end(after, entry.sent - 1)
             if entry.ended and after == entry.sent - 1:
                 return Response(status_code=204)
-            run = streams.find(id, owner) or again(request, streams, entry)
+            run = streams.find(id, owner) or again(backend, request, entry)
         context.dialect, context.name = run.context.dialect, run.context.name
         return RunReader(streams, run, after)
 

@@ -20,11 +20,11 @@ import msgspec
 from msgspec import structs
 from starlette.types import Message, Scope
 
-from maestrale.api.context import SCOPE_KEY, RequestContext
+from maestrale.api.context import ALL, SCOPE_KEY, RequestContext
 from maestrale.chat.answer import Answer
 from maestrale.chat.options import Options
 from maestrale.durable.database import CannotKeep
-from maestrale.durable.ledger import Entry, Facts, Ledger, Output
+from maestrale.durable.ledger import Entry, Facts, Ledger, Output, entry_id
 from maestrale.engines.base import EngineInfo
 from maestrale.errors import CannotResume, MaestraleError
 
@@ -69,6 +69,7 @@ class Run:
         self._ledger = ledger
         self._streams = streams
         self._adding: asyncio.Task[bool] | None = None
+        self._begun_before = self.recorded
         self._left = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
         self._body: bytes | None = entry.body
@@ -142,8 +143,24 @@ class Run:
         elif self.entry.key is not None or (stream and self._streams):
             self.recorded = True
             answer.repeatable(answer.id, answer.created)
-            self.entry = structs.replace(self.entry, id=f"stream-{answer.id}", facts=facts)
+            self.entry = structs.replace(self.entry, id=entry_id(answer.id), facts=facts)
             self._adding = asyncio.create_task(self._ledger.add(self.entry))
+
+    async def charge(self) -> int | None:
+        """For how many of its tokens its key was charged before, here or in another process; None:
+        not even for its prompt.
+        """
+        answer, before = self.context.answer, self.context.counted
+        if not self.recorded or before == ALL:
+            return before
+        if answer is None or answer.timings.granted is None:  # it never had its turn
+            return ALL if self._begun_before else before
+        try:
+            if self._adding is not None and not await asyncio.shield(self._adding):
+                return ALL  # as the other's
+            return await self._ledger.charge(self.entry.id, answer.usage.completion_tokens)
+        except CannotKeep:
+            return before
 
     async def send(self, message: Message) -> None:
         """Take what goes out.
@@ -174,6 +191,7 @@ class Run:
         adding, self._adding = self._adding, None
         try:
             if not await adding:
+                self.context.counted = ALL  # as the other's
                 raise KeyTaken("This Idempotency-Key is another request's.")
         except (CannotKeep, KeyTaken) as error:
             self.recorded = False
@@ -228,7 +246,7 @@ class Run:
             kept = f"kept-{secrets.token_hex(12)}"
             entry = structs.replace(entry, id=kept, body=b"", ended=True, output=output)
             await self._ledger.add(entry)
-        elif self.recorded and not self.parts:
+        elif self.recorded and not (self.parts or self._begun_before):
             await self._ledger.forget(entry.id, entry.owner)
 
     def _tell(self) -> None:

@@ -30,8 +30,8 @@ class Work:
         self.tokens += len(delta.token_ids)
 
 
-def usage_of_cut(works: Iterable[Work], name: Callable[[str], str]) -> list[UsageRow]:
-    """What each request had used that the sequences are of, one error for each.
+def usage_of_cut(works: Iterable[Work], name: Callable[[str], str]) -> dict[str, UsageRow]:
+    """What each request had used that the sequences are of, by its answer's id; one error for each.
 
     `name`: what the model of a deployment's id is called.
     """
@@ -63,4 +63,4 @@ def usage_of_cut(works: Iterable[Work], name: Callable[[str], str]) -> list[Usag
             completion_tokens=row.completion_tokens + work.tokens,
             seconds=max(row.seconds, time.perf_counter() - work.begun),
         )
-    return list(rows.values())
+    return rows

@@ -49,6 +49,7 @@ from maestrale.serve.workers.messages import (
 )
 from maestrale.supervise.child import Child
 from maestrale.supervise.messages import Abort, Delta, Failed
+from maestrale.usage import beyond
 
 worker_log = logging.getLogger("maestrale.worker")
 
@@ -61,6 +62,7 @@ class Shared(Protocol):
     def host(self, model: str) -> DeploymentHost: ...
     async def answer(self, about: About, model: str) -> bytes: ...
     async def steer(self, model: str, steering: Steering) -> None: ...
+    async def charge(self, answer: str, tokens: int) -> int | None: ...
     def note(self, event: Event) -> None: ...
 
 
@@ -148,16 +150,19 @@ class WorkerHandle:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._reported.wait(), patience)
 
-    def clear(self) -> int:
+    async def clear(self) -> int:
         """It is dead: end what it had running, give its places back. How many were cut."""
-        cut = len(self._running)
+        cut, rows = len(self._running), usage_of_cut(self._work.values(), self._name)
         for charge in self._charges:
             self._parent.accounts.drop(charge)
         self._charges.clear()
-        for row in usage_of_cut(self._work.values(), self._name):
-            self._parent.accounts.settle(None, None, row)
         for task in (*self._running.values(), *self._asked.values()):
             task.cancel()
+        for answer, row in rows.items():
+            counted = await self._parent.charge(answer, row.completion_tokens)
+            self._parent.accounts.settle(
+                None, None, row if counted is None else beyond(row, counted)
+            )
         return cut
 
     def _name(self, model: str) -> str:

@@ -27,6 +27,8 @@ from maestrale.api.operations.health import load_json
 from maestrale.api.operations.history import Event
 from maestrale.api.operations.status import status_json
 from maestrale.config.settings import Settings
+from maestrale.durable.database import CannotKeep
+from maestrale.durable.ledger import entry_id
 from maestrale.errors import EngineError, MaestraleError
 from maestrale.logs import LOGGER
 from maestrale.metrics.merged import MergedMetrics
@@ -109,6 +111,17 @@ class Parent(Front):
     def accounts(self) -> KeyAccounts:
         """The limits of all keys, and what they have used."""
         return self.backend.accounts.kept
+
+    async def charge(self, answer: str, tokens: int) -> int | None:
+        """For how many tokens of an answer its key was charged before it now is for so many; None:
+        for none, or it isn't one that can be asked for again.
+        """
+        ledger = self.backend.streams.ledger
+        try:
+            return await ledger.charge(entry_id(answer), tokens)
+        except CannotKeep as error:
+            ledger.database.warn(error)
+            return None
 
     def note(self, event: Event) -> None:
         """Something went wrong, for the status page."""
@@ -254,7 +267,7 @@ class Parent(Front):
         reason = await asyncio.shield(handle.dead)
         self.handles.remove(handle)
         self.backend.merged.leave(handle.families)
-        cut = handle.clear()
+        cut = await handle.clear()
         if handle.retiring or self._draining:
             return
         reason = handle.failed or reason

@@ -81,8 +81,8 @@ class _Link:
         assert isinstance(heard, Reply | Granted)
         return heard.body if isinstance(heard, Reply) else b""
 
-    def die(self) -> None:
-        self._handle.clear()
+    async def die(self) -> None:
+        await self._handle.clear()
 
 
 def two() -> tuple[RemoteAccounts, RemoteAccounts]:
@@ -151,7 +151,7 @@ async def test_a_day_is_shared_by_two_workers_and_what_a_dead_one_held_is_free()
         await other.reserve(key, 60, None)
     assert caught.value.code == "tokens_per_day_exceeded"
     assert caught.value.retry_after == 2  # the one in work may give back what it holds
-    links[0].die()
+    await links[0].die()
     charge = await other.reserve(key, 60, await other.take_request(key))
     requests, tokens = await other.levels(key, charge)
     assert (requests.window, requests.remaining) == ("day", 1)

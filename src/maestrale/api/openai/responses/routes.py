@@ -50,7 +50,7 @@ def routes(backend: Backend) -> list[Route]:
         before, given = await keeping.items(body, owner)
         items: Sequence[Item] = [*before, *given]
         if body.truncation == "auto":
-            items = await _fitted(backend, context_of(request.scope), body, items)
+            items = await _fitted(backend, context, body, items)
 
         def read(serving: Serving) -> AnswerRequest:
             return read_response(body, items, store=store, serving=serving)
