@@ -142,6 +142,7 @@ class Answer:
         """By choice, where they are asked for: from 0 to 1."""
         self._one_by_one = False
         self._cached: int | None = None
+        self._told: dict[int, tuple[int, int]] = {}  # by choice, where they come in turn
 
     @property
     def options(self) -> Options:
@@ -164,6 +165,17 @@ class Answer:
         self._cached = cached_tokens
         if cached_tokens is not None:
             self.usage.cached_tokens = cached_tokens
+
+    @property
+    def usage_so_far(self) -> Usage:
+        """The usage with the piece that came last; choices in turn may be further by now."""
+        if not self._told:
+            return self.usage
+        return structs.replace(
+            self.usage,
+            completion_tokens=sum(tokens for tokens, _ in self._told.values()),
+            reasoning_tokens=sum(thoughts for _, thoughts in self._told.values()),
+        )
 
     @property
     def embeds(self) -> bool:
@@ -207,14 +219,19 @@ class Answer:
                 yield piece
 
     async def _in_turn(self) -> AsyncGenerator[Piece, None]:
-        """A piece of each choice that has not ended, again and again."""
+        """A piece of each choice that has not ended, again and again; the first one when all have
+        begun, so that it is known what of their prompts was cached.
+        """
         held = {index: deque[Piece]() for index in range(len(self.requests))}
         turns = deque(held)
         async with contextlib.aclosing(self._as_they_come()) as pieces:
             async for piece in pieces:
                 held[piece.index].append(piece)
+                if not self._told and not all(held.values()):
+                    continue
                 while turns and held[turns[0]]:
                     due = held[turns[0]].popleft()
+                    self._told[due.index] = due.used
                     yield due
                     if due.finish_reason is None:
                         turns.rotate(-1)
@@ -293,6 +310,7 @@ class Answer:
                     if reader.finish is not None:
                         self._finish(index, reader.finish, reader.generated)
                     if piece is not None:
+                        piece.used = (reader.generated, reader.reasoning_tokens)
                         yield piece
                     if reader.finish is not None:
                         return

@@ -44,7 +44,8 @@ class Piece(Struct):
 
     `reasoning` is what the model thought, and comes before `text`. `stopped_by` is the stop
     string that ended it, if one did. `token_ids`, where they were asked for, are all that were
-    generated since the piece before; text of theirs may still be held back.
+    generated since the piece before; text of theirs may still be held back. `used`: tokens of its
+    choice up to it, and those of thoughts among them.
     """
 
     index: int
@@ -55,6 +56,7 @@ class Piece(Struct):
     stopped_by: str | None = None
     reasoning: str = ""
     token_ids: tuple[int, ...] = ()
+    used: tuple[int, int] = (0, 0)
 
 
 class Formats(Struct, frozen=True):

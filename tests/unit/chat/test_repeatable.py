@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from maestrale.chat.answer import Answer
+from maestrale.chat.answer import Answer, Usage
 from maestrale.chat.options import Options
 from maestrale.chat.reader import Formats, Piece
 from maestrale.engines.base import GenerationRequest, TokenDelta
@@ -44,7 +45,9 @@ class UnevenEngine:
         raise AssertionError(name)
 
 
-def pieces_of(seed: int, choices: int, *, repeatable: bool = True) -> tuple[Answer, list[Piece]]:
+def pieces_of(
+    seed: int, choices: int, *, repeatable: bool = True, told: list[Usage] | None = None
+) -> tuple[Answer, list[Piece]]:
     async def collect() -> tuple[Answer, list[Piece]]:
         answer = Answer(
             answer_id="x",
@@ -62,7 +65,12 @@ def pieces_of(seed: int, choices: int, *, repeatable: bool = True) -> tuple[Answ
         )
         if repeatable:
             answer.repeatable("first", 17, 5)
-        return answer, [piece async for piece in answer.pieces()]
+        pieces = []
+        async for piece in answer.pieces():
+            pieces.append(piece)
+            if told is not None:
+                told.append(structs.replace(answer.usage_so_far))
+        return answer, pieces
 
     return asyncio.run(collect())
 
@@ -79,6 +87,18 @@ def test_the_same_pieces_in_the_same_order(choices: int) -> None:
     for index, text in enumerate(TEXTS[:choices]):
         said = "".join(piece.text for piece in expected if piece.index == index)
         assert said == text.partition("END")[0]
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+def test_what_is_told_of_usage_is_the_same_with_each_piece(choices: int) -> None:
+    expected: list[Usage] = []
+    answer, pieces = pieces_of(0, choices, told=expected)
+    for seed in range(1, 20):
+        told: list[Usage] = []
+        pieces_of(seed, choices, told=told)
+        assert told == expected
+    assert expected[-1] == answer.usage
+    assert expected[0].completion_tokens == pieces[0].used[0] < answer.usage.completion_tokens
 
 
 def test_they_would_not_be_else() -> None:

@@ -100,7 +100,7 @@ class Chunks:
     def _chunk(self, choice: dict[str, Any], *, is_last: bool, **more: Any) -> bytes:
         chunk: dict[str, Any] = {**self._frame, **more, "choices": [choice]}
         if self._continuous:
-            chunk["usage"] = usage_body(self._answer.usage)
+            chunk["usage"] = usage_body(self._answer.usage_so_far)
         elif self._include_usage:
             chunk["usage"] = None
         elif self._include_usage is None and is_last:
