@@ -35,8 +35,8 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "responses": (RESPONSES, {"model": MODEL, "input": "Hello", "tools": [WEATHER]}),
     "messages": (MESSAGES, {"model": MODEL, "max_tokens": 30, "messages": HELLO}),
 }
-
-
+COUNTED = {"include_usage": True, "continuous_usage_stats": True}
+STREAMED = BODIES | {"counted": (CHAT, chat_body(n=2, temperature=1, stream_options=COUNTED))}
 ONCE = {"idempotency-key": "a1b2"}
 
 

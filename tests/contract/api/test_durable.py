@@ -21,6 +21,7 @@ from durable_api import (
     ENDED,
     ONCE,
     SLOW,
+    STREAMED,
     STREAMS,
     durable,
     events_of,
@@ -48,9 +49,9 @@ async def server(file: Path) -> AsyncIterator[Api]:
         yield server
 
 
-@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("kind", STREAMED)
 async def test_a_stream_is_the_same_in_another_process(file: Path, kind: str) -> None:
-    path, body = BODIES[kind]
+    path, body = STREAMED[kind]
     async with durable(file) as first:
         got = await stream(first, path, body)
         id, events = got.headers["x-stream-id"], events_of(got.text)

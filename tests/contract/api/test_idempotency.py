@@ -7,14 +7,27 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from api_app import CHAT, MODEL, Api, api, chat_body, check_error, make_settings
-from durable_api import BODIES, ONCE, STREAMS, durable, kept, ledger_of, rest
+from durable_api import BODIES, ONCE, STREAMS, durable, kept, ledger_of, rest, settings
 from responses_api import RESPONSES
 
 pytestmark = pytest.mark.anyio
+OTHERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "embeddings": (
+        "/v1/embeddings",
+        {"model": MODEL, "input": ["Hello", "world", "again"]},
+        {"task": "embed", "max_num_seqs": 2},
+    ),
+    "fim": (
+        "/v1/fim/completions",
+        {"model": MODEL, "prompt": "def f(", "suffix": "return a", "stream": True},
+        {"fills": True},
+    ),
+}
 
 
 @pytest.fixture
@@ -66,6 +79,28 @@ async def test_an_answer_that_was_cut_off_is_made_again(file: Path) -> None:
         assert two.content == one.content
         assert two.headers["idempotent-replayed"] == "true"
         assert second.engine.stats().generation_tokens > 0
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+@pytest.mark.parametrize("kind", ["embeddings", "fim"])
+async def test_what_is_no_conversation(file: Path, kind: str, cut_off: bool) -> None:
+    path, body, how = OTHERS[kind]
+    async with api(settings(file), **how) as first:
+        asked = [first.client.post(path, json=body, headers=ONCE) for _ in range(2)]
+        one, two = await asyncio.gather(*asked)
+        assert one.status_code == two.status_code == 200, one.text
+        assert one.content == two.content
+        assert two.headers["idempotent-replayed"] == "true"
+    if cut_off:
+        with contextlib.closing(sqlite3.connect(ledger_of(file))) as db:
+            db.execute("UPDATE answers SET ended = 0, output = NULL")
+            db.commit()
+    async with api(settings(file), **how) as second:
+        three = await second.client.post(path, json=body, headers=ONCE)
+        assert three.content == one.content
+        assert three.headers["idempotent-replayed"] == "true"
+        other = await second.client.post(path, json={**body, "user": "me"}, headers=ONCE)
+        assert other.json()["error"]["type"] == "idempotency_error"
 
 
 async def test_two_processes_at_once(file: Path) -> None:

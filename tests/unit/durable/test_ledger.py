@@ -77,6 +77,25 @@ async def test_marks_are_written_soon(
     assert not found.ended
 
 
+async def test_a_key_is_charged_for_each_token_once(kept: Ledger, file: Path) -> None:
+    other = Ledger(file, most_bytes=1 << 20)
+    await kept.add(entry())
+    charged = [
+        await each.charge("a", tokens) for each, tokens in ((kept, 5), (other, 3), (kept, 9))
+    ]
+    assert charged == [None, 5, 5]
+    found = await kept.find("a", "me")
+    assert found is not None
+    assert found.counted == 9
+    assert await kept.charge("another", 1) is None
+
+
+async def test_nothing_is_made_to_charge_for_what_is_not_kept(file: Path) -> None:
+    for path in (None, file):
+        assert await Ledger(path, most_bytes=1 << 20).charge("a", 1) is None
+    assert not file.exists()
+
+
 async def test_it_goes_an_hour_after_the_last_that_was_heard(
     kept: Ledger, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

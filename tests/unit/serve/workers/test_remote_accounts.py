@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -10,8 +11,10 @@ import pytest
 
 from maestrale.api.accounts import KeyAccounts
 from maestrale.api.rate import RateLimiter
+from maestrale.engines.base import GenerationRequest, TokenDelta
 from maestrale.errors import RateLimited
 from maestrale.keys import Key
+from maestrale.serve.workers.cut import Work
 from maestrale.serve.workers.handle import WorkerHandle
 from maestrale.serve.workers.messages import (
     FromApiWorker,
@@ -43,6 +46,16 @@ class _Parent:
         self.counted: list[UsageRow] = []
         limiter = RateLimiter(clock=lambda: NOON)
         self.accounts = KeyAccounts(limiter=limiter, observe=self.counted.append)
+        self.charged: dict[str, int] = {}  # that can be asked for again: tokens counted
+
+    async def charge(self, answer: str, tokens: int) -> int | None:
+        before = self.charged.get(answer)
+        if before is not None:
+            self.charged[answer] = max(before, tokens)
+        return before
+
+    def host(self, model: str) -> Any:
+        return SimpleNamespace(deployment=SimpleNamespace(name=model))
 
 
 class _Link:
@@ -80,6 +93,10 @@ class _Link:
             raise error_of(heard.fault)
         assert isinstance(heard, Reply | Granted)
         return heard.body if isinstance(heard, Reply) else b""
+
+    @property
+    def work(self) -> dict[str, Work]:
+        return self._handle._work
 
     async def die(self) -> None:
         await self._handle.clear()
@@ -156,3 +173,25 @@ async def test_a_day_is_shared_by_two_workers_and_what_a_dead_one_held_is_free()
     requests, tokens = await other.levels(key, charge)
     assert (requests.window, requests.remaining) == ("day", 1)
     assert (tokens.window, tokens.remaining) == ("day", 40)
+
+
+async def test_what_a_dead_worker_had_used_is_counted_once() -> None:
+    """An answer that went on in another process was charged there, or will be."""
+    parent = _Parent()
+    link = _Link(parent)
+    for answer in ("lost", "gone on with", "done"):
+        request = GenerationRequest(
+            request_id=f"{answer}-0", prompt=(1, 2, 3), max_tokens=9, seed=1, share="alice"
+        )
+        work = link.work[request.request_id] = Work("m", request)
+        work.take(TokenDelta((4, 5), cached_tokens=1))
+        work.take(TokenDelta((6,)))
+    parent.charged.update({"gone on with": 1, "done": 9})
+    await link.die()
+    assert [
+        (each.requests, each.prompt_tokens, each.completion_tokens) for each in parent.counted
+    ] == [
+        (1, 3, 3),
+        (0, 0, 2),
+    ]
+    assert parent.charged["gone on with"] == 3
