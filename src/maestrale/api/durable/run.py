@@ -11,22 +11,21 @@ or in another process, its events are the same, byte for byte.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Self
 
-import msgspec
 from msgspec import structs
 from starlette.types import Message, Scope
 
 from maestrale.api.context import ALL, SCOPE_KEY, RequestContext
+from maestrale.api.durable.facts import check_same, facts_of
 from maestrale.chat.answer import Answer
 from maestrale.chat.options import Options
 from maestrale.durable.database import CannotKeep
-from maestrale.durable.ledger import Entry, Facts, Ledger, Output, entry_id
+from maestrale.durable.ledger import Entry, Ledger, Output, entry_id
 from maestrale.engines.base import EngineInfo
-from maestrale.errors import CannotResume, MaestraleError
+from maestrale.errors import MaestraleError
 
 STREAM_HEADER = b"x-stream-id"
 Headers = list[tuple[bytes, bytes]]
@@ -129,16 +128,10 @@ class Run:
 
     def begin(self, answer: Answer, info: EngineInfo, *, stream: bool) -> None:
         """All of the request is checked: it is accepted. Raises: CannotResume."""
-        facts = Facts(
-            answer=answer.id,
-            created=answer.created,
-            seed=answer.seed,
-            fingerprint=info.fingerprint,
-            prompt=_digest(answer),
-        )
+        facts = facts_of(answer, info)
         begun = self.entry.facts
         if begun.answer:
-            _check_same(begun, facts, info)
+            check_same(begun, facts, info)
             answer.repeatable(begun.answer, begun.created, self.entry.cached)
         elif self.entry.key is not None or (stream and self._streams):
             self.recorded = True
@@ -258,28 +251,3 @@ class Run:
 
 def _are_events(headers: Headers) -> bool:
     return dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
-
-
-def _digest(answer: Answer) -> bytes:
-    """Of all that the answer's tokens follow from."""
-    asked = [structs.replace(each, request_id="") for each in answer.requests]
-    return hashlib.blake2b(msgspec.msgpack.encode(asked), digest_size=16).digest()
-
-
-def _check_same(begun: Facts, now: Facts, info: EngineInfo) -> None:
-    """Raises: CannotResume."""
-    if "deterministic" not in info.features:
-        raise CannotResume(
-            "This answer can't be gone on with: the server was started anew, and its engine does "
-            "not give the same answer twice. Send the request again."
-        )
-    if begun.fingerprint != now.fingerprint:
-        raise CannotResume(
-            "This answer can't be gone on with: it was begun by another engine (fingerprint "
-            f"{begun.fingerprint}, now {now.fingerprint}). Send the request again."
-        )
-    if begun.prompt != now.prompt:
-        raise CannotResume(
-            "This answer can't be gone on with: with its present settings the server reads the "
-            "request otherwise. Send the request again."
-        )

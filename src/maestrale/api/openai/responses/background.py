@@ -1,7 +1,8 @@
 """Responses that are made while nobody waits: each a task that writes into the store how far it is.
 
 A run goes through the same answer as a request that is waited for; what it would have sent is kept
-as events, where its client asked for a stream. Whichever process is asked for it reads the store.
+as events, where its client asked for a stream. Whichever process is asked for it reads the store,
+and begins it again where the one that worked on it has ended.
 """
 
 from __future__ import annotations
@@ -12,18 +13,24 @@ import copy
 import logging
 
 import msgspec
+from msgspec import Struct, structs
 from starlette.types import Message, Scope
 
 from maestrale.api.answering import AnswerResponse
 from maestrale.api.backend import Backend
 from maestrale.api.context import CLIENT_LEFT, SCOPE_KEY, context_of
+from maestrale.api.durable.facts import check_same, facts_of
 from maestrale.api.errors import as_api_error, error_body
 from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.openai.responses.items import Item
 from maestrale.api.openai.responses.spelling import ResponseSpelling
 from maestrale.api.openai.responses.store import KeptItem, ResponseStore
 from maestrale.api.request_log import tell
+from maestrale.chat.answer import Answer
+from maestrale.chat.options import Options
 from maestrale.durable.database import CannotKeep
+from maestrale.durable.ledger import Facts
+from maestrale.engines.base import EngineInfo
 from maestrale.errors import ServerFailure
 from maestrale.logs import LOGGER
 
@@ -41,6 +48,50 @@ def output_items(spelling: ResponseSpelling) -> list[KeptItem]:
     return [KeptItem(item["id"], msgspec.json.encode(item), False) for item in spelling.output]
 
 
+class Begun(Struct, frozen=True, kw_only=True):
+    """What it takes to begin a response again. `counted`: tokens that its key was charged for."""
+
+    path: str
+    body: bytes
+    facts: Facts = Facts()
+    counted: int | None = None
+
+
+class Repeatable:
+    """Has a response made so that it can be begun again, or begins it again (api/context.py)."""
+
+    def __init__(self, begun: Begun, *, same: bool = True) -> None:
+        """`same`: something of it may have been read, so it has to come out the same."""
+        self.begun = begun
+        self._same = same
+
+    def options(self, asked: Options) -> Options:
+        """See `Repeated`."""
+        facts = self.begun.facts
+        return structs.replace(asked, seed=facts.seed) if facts.answer else asked
+
+    def begin(self, answer: Answer, info: EngineInfo, *, stream: bool) -> None:
+        """See `Repeated`. Raises: CannotResume."""
+        facts = facts_of(answer, info)
+        if not self.begun.facts.answer:
+            self.begun = structs.replace(self.begun, facts=facts)
+        elif self._same:
+            check_same(self.begun.facts, facts, info)
+        answer.repeatable(self.begun.facts.answer, self.begun.facts.created)
+
+    async def charge(self) -> int | None:
+        """See `Repeated`."""
+        return self.begun.counted
+
+    def stopped(self, answer: Answer | None) -> bytes:
+        """As the store is to have it when it stops before its end."""
+        begun = self.begun
+        if answer is not None and answer.timings.granted is not None:
+            counted = max(begun.counted or 0, answer.usage.completion_tokens)
+            begun = structs.replace(begun, counted=counted)
+        return msgspec.msgpack.encode(begun)
+
+
 class Run:
     """One response in the making. `news` is set when more of it is in the store."""
 
@@ -50,6 +101,7 @@ class Run:
         store: ResponseStore,
         answer: AnswerResponse,
         spelling: ResponseSpelling,
+        repeatable: Repeatable,
         scope: Scope,
         *,
         streams: bool,
@@ -59,6 +111,7 @@ class Run:
         self._store = store
         self._answer = answer
         self._spelling = spelling
+        self._repeatable = repeatable
         self._streams = streams
         # The request that it comes of has an end, and a line in the log, of its own.
         self._context = copy.copy(context_of(scope))
@@ -82,11 +135,17 @@ class Run:
                 body=self._body(),
                 items=kept_items(items),
                 streams=self._streams,
+                request=msgspec.msgpack.encode(self._repeatable.begun),
             )
             await self._flush()
         except BaseException:  # it will not run, so nothing else gives back what it reserved
             await self._backend.settle(self._context)
             raise
+
+    async def begin_again(self) -> None:
+        """It is in the store already, with events that are the same. Raises: RateLimited."""
+        await self._answer.reserve(self._context)
+        self._note(self._spelling.queued())
 
     def cancel(self) -> None:
         """Stop, soon."""
@@ -95,15 +154,15 @@ class Run:
     async def run(self) -> None:
         """Make the response, and keep what comes of it."""
         beats = asyncio.create_task(self._beat())
+        stopped = False
         try:
             await self._answer(self._scope, self._receive, self._send)
             self._context.status = 200
         except ClientDisconnected:
             self._context.status = CLIENT_LEFT
             self._note(self._spelling.cancelled())
-        except asyncio.CancelledError:
-            ended = ServerFailure("The server ended while it worked on this response.")
-            self._note(self._failure(ended))
+        except asyncio.CancelledError:  # the server ends: another goes on
+            stopped = True
             raise
         except Exception as error:
             told = as_api_error(error)
@@ -114,7 +173,7 @@ class Run:
         finally:
             beats.cancel()
             await asyncio.gather(beats, return_exceptions=True)
-            await self._end()
+            await (self._stop() if stopped else self._end())
             tell(self._backend, self._scope, self._context, logging.INFO)
 
     def _failure(self, error: Exception) -> bytes:
@@ -162,6 +221,15 @@ class Run:
             raise
         finally:
             self._told()
+
+    async def _stop(self) -> None:
+        """It goes on elsewhere."""
+        try:
+            await self._flush()
+            request = self._repeatable.stopped(self._context.answer)
+            await self._store.release(self._spelling.id, request)
+        except CannotKeep as error:
+            self._store.warn(error)
 
     async def _end(self) -> None:
         """The last words."""

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from maestrale.api.answering import AnswerResponse
+from maestrale.api.answering import AnswerResponse, Serving, prepare
 from maestrale.api.backend import Backend
-from maestrale.api.context import context_of
-from maestrale.api.openai.responses.background import Run, Runs, kept_items, output_items
+from maestrale.api.context import SCOPE_KEY, RequestContext, context_of
+from maestrale.api.dialect import AnswerRequest
+from maestrale.api.errors import as_api_error
+from maestrale.api.openai.responses.background import (
+    Begun,
+    Repeatable,
+    Run,
+    Runs,
+    kept_items,
+    output_items,
+)
+from maestrale.api.openai.responses.fitting import fitted
 from maestrale.api.openai.responses.items import Item, read_input, read_kept, references
+from maestrale.api.openai.responses.reading import read_response
 from maestrale.api.openai.responses.schemas import ResponsesRequest
 from maestrale.api.openai.responses.spelling import ResponseSpelling
 from maestrale.api.openai.responses.store import WORKING, Kept, KeptItem, ResponseStore
 from maestrale.api.sse import EventStream, Headers, while_connected
 from maestrale.durable.database import CannotKeep
-from maestrale.errors import InvalidRequest, NotFound, Sent, UnsupportedParameter, quoted
+from maestrale.errors import (
+    InvalidRequest,
+    MaestraleError,
+    NotFound,
+    RateLimited,
+    Sent,
+    Unavailable,
+    UnsupportedParameter,
+    quoted,
+)
 
 POLL_SECONDS = 0.25  # between two looks for what another process writes
 CANCEL_SECONDS = 10.0  # that a cancelled response has to end
@@ -111,32 +133,96 @@ class Keeping:
 
         answer.keep = keep
 
-    async def run(
-        self,
-        request: Request,
-        answer: AnswerResponse,
-        body: ResponsesRequest,
-        items: list[Item],
-        owner: str,
-    ) -> Body:
-        """Begin a response that goes on by itself: it is queued. Raises: CannotKeep."""
-        spelling = cast(ResponseSpelling, answer.spelling)
-        run = Run(
-            self._backend, self._store, answer, spelling, request.scope, streams=bool(body.stream)
-        )
-        await run.begin(owner, body.previous_response_id, tuple(items))
-        queued = spelling.response()
-        self._runs.start(spelling.id, run)
-        return queued
+    async def answer(
+        self, request: Request, body: ResponsesRequest
+    ) -> tuple[AnswerResponse, list[Item]]:
+        """The answer to a body, of which nothing runs yet, and the items that the body brings.
 
-    async def get(self, id: str, owner: str) -> Kept:
-        """One that is kept. Raises: NotFound."""
+        Raises: InvalidRequest and its kin.
+        """
+        context = context_of(request.scope)
+        store = self.keeps(body)
+        before, given = await self.items(body, context.owner_id)
+        items: Sequence[Item] = [*before, *given]
+        if body.truncation == "auto":
+            items = await fitted(self._backend, context, body, items)
+
+        def read(serving: Serving) -> AnswerRequest:
+            return read_response(body, items, store=store, serving=serving)
+
+        return await prepare(self._backend, request, body.model, read), given
+
+    async def run(self, request: Request, body: ResponsesRequest) -> tuple[Body, Headers]:
+        """Begin a response that goes on by itself: it is queued. Raises: CannotKeep."""
+        context = context_of(request.scope)
+        # Its events are kept by themselves, under its own id.
+        begun = Begun(path=request.scope["path"], body=msgspec.json.encode(body))
+        context.run = repeatable = Repeatable(begun)
+        answer, given = await self.answer(request, body)
+        run = self._run(answer, repeatable, request.scope, body)
+        await run.begin(context.owner_id, body.previous_response_id, tuple(given))
+        queued = cast(ResponseSpelling, answer.spelling).response()
+        self._runs.start(queued["id"], run)
+        return queued, answer.headers
+
+    def _run(
+        self,
+        answer: AnswerResponse,
+        repeatable: Repeatable,
+        scope: Scope,
+        body: ResponsesRequest,
+    ) -> Run:
+        spelling, streams = cast(ResponseSpelling, answer.spelling), bool(body.stream)
+        return Run(
+            *(self._backend, self._store, answer, spelling, repeatable, scope), streams=streams
+        )
+
+    async def current(self, request: Request, id: str) -> Kept:
+        """One that is kept; where the process that worked on it has ended, this one goes on.
+
+        Raises: NotFound, and what may pass: Unavailable, RateLimited.
+        """
+        owner = context_of(request.scope).owner_id
+        kept = await self._get(id, owner)
+        if kept.alive:
+            return kept
+        failed = await self._go_on(request, kept, owner)
+        kept = await self._get(id, owner)
+        return kept if kept.alive else await self._ended(kept, "failed", failed or LOST)
+
+    async def _go_on(self, request: Request, kept: Kept, owner: str) -> Body | None:
+        """Begin it again, if nobody has. The error, where that can't be."""
+        claimed = await self._store.claim(kept.id, owner)
+        if claimed is None:
+            return None
+        begun = msgspec.msgpack.decode(claimed, type=Begun)
+        context = context_of(request.scope)
+        own = RequestContext(context.id, context.dialect)
+        own.owner, own.key, own.counted = context.owner, context.key, begun.counted
+        own.run = repeatable = Repeatable(begun, same=kept.streams)
+        scope = {**request.scope, "method": "POST", "path": begun.path, SCOPE_KEY: own}
+        body = msgspec.json.decode(begun.body, type=ResponsesRequest)
+        try:
+            await self._backend.check_ready()
+            answer, _ = await self.answer(Request(scope, _nothing), body)
+            run = self._run(answer, repeatable, scope, body)
+            await run.begin_again()
+        except (Unavailable, RateLimited):
+            await self._store.release(kept.id)
+            raise
+        except MaestraleError as error:
+            await self._store.release(kept.id)
+            told = as_api_error(error)
+            return {"code": "server_error", "message": told.told(own.name)}
+        self._runs.start(kept.id, run)
+        return None
+
+    async def _get(self, id: str, owner: str) -> Kept:
+        """Raises: NotFound."""
         kept = await self._store.get(id, owner) if self._store.enabled else None
         if kept is None:
             raise not_found(id)
-        if kept.alive:
-            return kept
-        return await self._ended(kept, "failed", LOST)
+        return kept
 
     async def _ended(self, kept: Kept, status: str, error: Mapping[str, Any] | None) -> Kept:
         """What nobody works on any more has this end."""
@@ -153,7 +239,7 @@ class Keeping:
 
     async def cancel(self, id: str, owner: str) -> Kept:
         """Stop one that is made in the background; at its end it stays. Raises: InvalidRequest."""
-        kept = await self.get(id, owner)
+        kept = await self._get(id, owner)
         if not msgspec.json.decode(kept.body)["background"]:
             raise InvalidRequest(
                 "Only a response that was made with 'background': true can be cancelled.",
@@ -161,10 +247,12 @@ class Keeping:
             )
         if kept.status not in WORKING:
             return kept
+        if not kept.alive:
+            return await self._ended(kept, "cancelled", None)
         await self._store.cancel(id, owner)
         self._runs.cancel(id)
         for _ in range(int(CANCEL_SECONDS / POLL_SECONDS)):
-            kept = await self.get(id, owner)
+            kept = await self._get(id, owner)
             if kept.status not in WORKING:
                 return kept
             await self._runs.news(id, POLL_SECONDS)
@@ -172,7 +260,7 @@ class Keeping:
 
     async def inputs(self, id: str, owner: str) -> list[KeptItem]:
         """The items that a response answers. Raises: NotFound."""
-        await self.get(id, owner)
+        await self._get(id, owner)
         found = await self._store.conversation(id, owner, with_output=False)
         if found is None:
             raise NotFound(
@@ -196,9 +284,17 @@ class Keeping:
                 at=Sent("starting_after"),
             )
 
-    def events(self, id: str, after: int, headers: Headers) -> EventsResponse:
+    def events(self, request: Request, id: str, after: int, headers: Headers) -> EventsResponse:
         """A stream of a response's events after number `after`, till its end."""
-        return EventsResponse(self._backend, self._store, self._runs, id, after, headers)
+
+        async def goes_on() -> bool:
+            with contextlib.suppress(MaestraleError):
+                return (await self.current(request, id)).status in WORKING
+            return False  # a client that comes again is told
+
+        return EventsResponse(
+            self._backend, self._store, self._runs, id, after, headers, goes_on=goes_on
+        )
 
 
 class EventsResponse:
@@ -212,8 +308,12 @@ class EventsResponse:
         id: str,
         after: int,
         headers: Headers,
+        *,
+        goes_on: Callable[[], Awaitable[bool]],
     ) -> None:
+        """`goes_on`: whether there will be more of it, where nobody seems to work on it."""
         self._backend = backend
+        self._goes_on = goes_on
         self._store = store
         self._runs = runs
         self._id = id
@@ -229,7 +329,7 @@ class EventsResponse:
     async def _write(self, events: EventStream) -> None:
         """Raises: CannotKeep before anything was sent; later the stream ends, to be taken up."""
         more = True
-        while more:
+        while more or await self._goes_on():
             try:
                 found, more = await self._store.events(self._id, self._after, EVENTS_AT_ONCE)
             except CannotKeep as error:
@@ -244,6 +344,12 @@ class EventsResponse:
             elif more:
                 await self._runs.news(self._id, POLL_SECONDS)
         await events.close()
+
+
+async def _nothing() -> Message:
+    """No client waits, and so none leaves."""
+    await asyncio.Event().wait()
+    return {"type": "http.disconnect"}
 
 
 def not_found(id: str) -> NotFound:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,25 +10,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from maestrale.api.answering import Serving, prepare, serving_of
 from maestrale.api.backend import Backend
-from maestrale.api.context import RequestContext, context_of
-from maestrale.api.dialect import AnswerRequest
+from maestrale.api.context import context_of
 from maestrale.api.durable.resumable import resumable
-from maestrale.api.openai.other_names import with_own_names
-from maestrale.api.openai.responses.items import Item
 from maestrale.api.openai.responses.keeping import Keeping
-from maestrale.api.openai.responses.reading import (
-    conversation_of,
-    read_response,
-    response_options,
-)
 from maestrale.api.openai.responses.schemas import ResponsesRequest
-from maestrale.api.openai.responses.truncation import truncated
-from maestrale.errors import ContextLengthExceeded, InvalidRequest, Sent, quoted
+from maestrale.errors import InvalidRequest, Sent, quoted
 
 ROOTS = ("/v1", "")  # some clients' base has no /v1
-LEAST_ROOM = 256  # tokens that truncation leaves for an answer whose length is open
 MOST_ITEMS = 100  # of one page
 USUAL_ITEMS = 20
 INCLUDES = ("include", "include[]", "include_obfuscation")  # nothing more is ever there
@@ -42,39 +30,26 @@ def routes(backend: Backend) -> list[Route]:
     async def create(request: Request) -> ASGIApp:
         await backend.check_ready()
         body = await backend.bodies.read(request.scope, request.receive, ResponsesRequest)
-        context = context_of(request.scope)
-        owner = context.owner_id
-        store = keeping.keeps(body)
-        if body.background:  # its events are kept by themselves, under its own id
-            context.run = None
-        before, given = await keeping.items(body, owner)
-        items: Sequence[Item] = [*before, *given]
-        if body.truncation == "auto":
-            items = await _fitted(backend, context, body, items)
-
-        def read(serving: Serving) -> AnswerRequest:
-            return read_response(body, items, store=store, serving=serving)
-
-        answer = await prepare(backend, request, body.model, read)
-        if not body.background:
-            if store:
-                keeping.keep_at_end(answer, body, given, owner)
-            return answer
-        queued = await keeping.run(request, answer, body, given, owner)
-        if body.stream:
-            return keeping.events(queued["id"], -1, answer.headers)
-        return JSONResponse(queued)
+        if body.background:
+            queued, headers = await keeping.run(request, body)
+            if body.stream:
+                return keeping.events(request, queued["id"], -1, headers)
+            return JSONResponse(queued)
+        answer, given = await keeping.answer(request, body)
+        if keeping.keeps(body):
+            keeping.keep_at_end(answer, body, given, context_of(request.scope).owner_id)
+        return answer
 
     async def retrieve(request: Request) -> ASGIApp:
         query = _query(request, "stream", "starting_after", *INCLUDES)
         streams = query.get("stream", "false")
         if streams not in ("true", "false"):
             raise InvalidRequest("'stream' is true or false.", at=Sent("stream"))
-        kept = await keeping.get(*_asked(request))
+        kept = await keeping.current(request, request.path_params["response_id"])
         if streams == "true":
             after = _whole(query, "starting_after", -1, 0, 2**31 - 1)
             await keeping.check_stream(kept, after)
-            return keeping.events(kept.id, after, [])
+            return keeping.events(request, kept.id, after, [])
         if "starting_after" in query:
             raise InvalidRequest(
                 "'starting_after' is for 'stream=true'.", at=Sent("starting_after")
@@ -157,26 +132,3 @@ def _whole(query: dict[str, Any], name: str, default: int, least: int, most: int
     ):
         raise InvalidRequest(f"'{name}' is a number from {least} to {most}.", at=Sent(name))
     return int(given)
-
-
-async def _fitted(
-    backend: Backend, context: RequestContext, body: ResponsesRequest, items: Sequence[Item]
-) -> Sequence[Item]:
-    """The items that the model's context has room for, beside the answer."""
-    deployment = backend.find(context, body.model)
-    service = await deployment.service()
-    serving = serving_of(backend, deployment, service)
-    body, _ = with_own_names(body, serving, length="max_output_tokens", least=1)
-    options, _ = response_options(body, serving)
-    limit = service.context_length
-    room = min(body.max_output_tokens or LEAST_ROOM, limit // 2)
-
-    async def fits(left: Sequence[Item]) -> bool:
-        conversation, _ = conversation_of(body, left)
-        try:
-            prompt = await service.prompt(conversation, options)
-        except ContextLengthExceeded:
-            return False
-        return len(prompt.token_ids) + room <= limit
-
-    return await truncated(items, fits)

@@ -17,7 +17,8 @@ from msgspec import Struct
 from maestrale.database import Layout
 from maestrale.durable.database import AsyncDatabase, CannotKeep
 
-STALE_SECONDS = 30.0  # after which nobody works on a response that is not at its end
+STALE_SECONDS = 15.0  # after which nobody works on a response that is not at its end
+MOST_LIVES = 5  # that a response may have whose processes end with it
 WORKING = ("queued", "in_progress")
 SCHEMA = """
 CREATE TABLE responses (
@@ -37,8 +38,12 @@ CREATE TABLE events (
     body BLOB NOT NULL, PRIMARY KEY (response, number)
 ) WITHOUT ROWID;
 """
+BEGUN_AGAIN = """
+ALTER TABLE responses ADD COLUMN request BLOB;
+ALTER TABLE responses ADD COLUMN lives INTEGER NOT NULL DEFAULT 1
+"""
 LAYOUT = Layout(
-    steps=(SCHEMA,),
+    steps=(SCHEMA, BEGUN_AGAIN),
     # secure_delete: what is deleted is not to be found in the file.
     pragmas=("auto_vacuum = INCREMENTAL", "foreign_keys = ON", "secure_delete = ON"),
     setting="--store-file",
@@ -100,15 +105,18 @@ class ResponseStore:
         body: bytes,
         items: Sequence[KeptItem],
         streams: bool = False,
+        request: bytes | None = None,
     ) -> None:
-        """Keep a response with its items. Raises: CannotKeep."""
+        """Keep a response with its items; `request`: what it takes to begin it again, until its
+        end. Raises: CannotKeep.
+        """
 
         def work(db: sqlite3.Connection) -> None:
             now = time.time()
-            size = len(body) + sum(len(item.body) for item in items)
+            size = len(body) + sum(len(item.body) for item in items) + len(request or b"")
             added = db.execute(
-                "INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
-                (id, owner, previous, status, now, now, streams, size, body),
+                "INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 1)",
+                (id, owner, previous, status, now, now, streams, size, body, request),
             )
             if not added.rowcount:  # it is made again, for a client that lost it on the way
                 return
@@ -128,7 +136,8 @@ class ResponseStore:
         events: Sequence[tuple[int, bytes]] = (),
         items: Sequence[KeptItem] = (),
     ) -> bool:
-        """What has become of a response; `items` and `events` are further ones.
+        """What has become of a response; `items` and `events` are further ones. One that has ended
+        stays as it is.
 
         Whether to go on: it is still there, and was not cancelled. Raises: CannotKeep.
         """
@@ -136,9 +145,10 @@ class ResponseStore:
         def work(db: sqlite3.Connection) -> bool:
             grown = sum(len(event) for _, event in events) + sum(len(item.body) for item in items)
             changed = db.execute(
-                "UPDATE responses SET status = ?, body = ?, beat = ?, bytes = bytes + ? "
-                "WHERE id = ? RETURNING cancelled",
-                (status, body, time.time(), grown, id),
+                "UPDATE responses SET status = ?, body = ?, beat = ?, bytes = bytes + ?, "
+                "request = iif(?, request, NULL) WHERE id = ? AND status IN (?, ?) "
+                "RETURNING cancelled",
+                (status, body, time.time(), grown, status in WORKING, id, *WORKING),
             ).fetchone()
             if changed is None:
                 return False
@@ -152,6 +162,37 @@ class ResponseStore:
             return not changed[0]
 
         return await self.database.do(work)
+
+    async def claim(self, id: str, owner: str) -> bytes | None:
+        """What it takes to begin a response again that nobody works on any more; from now on
+        somebody does. None: it isn't so, or it can't be. Raises: CannotKeep.
+        """
+
+        def work(db: sqlite3.Connection) -> bytes | None:
+            now = time.time()
+            row = db.execute(
+                "UPDATE responses SET beat = ?, lives = lives + 1 WHERE id = ? AND owner = ? AND "
+                "status IN (?, ?) AND beat <= ? AND lives < ? AND NOT cancelled "
+                "AND request IS NOT NULL RETURNING request",
+                (now, id, owner, *WORKING, now - STALE_SECONDS, MOST_LIVES),
+            ).fetchone()
+            return None if row is None else bytes(row[0])
+
+        return await self.database.do(work)
+
+    async def release(self, id: str, request: bytes | None = None) -> None:
+        """This process works no longer on it, through no fault of its own: another may at once.
+        `request`: in place of the one that is kept. Raises: CannotKeep.
+        """
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(
+                "UPDATE responses SET beat = 0, lives = 1, request = coalesce(?, request) "
+                "WHERE id = ? AND status IN (?, ?)",
+                (request, id, *WORKING),
+            )
+
+        await self.database.do(work)
 
     async def get(self, id: str, owner: str) -> Kept | None:
         """One of this owner's. Raises: CannotKeep."""

@@ -149,6 +149,49 @@ async def test_who_has_not_written_for_long_is_dead(
     assert await store.events("a", -1, 10) == ([], False)
 
 
+async def test_one_process_goes_on_with_what_another_left(
+    store: ResponseStore, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ResponseStore(file, days=30, most_bytes=1 << 30)
+    await add(store, "a", status="in_progress", request=b"PROMPT")
+    await add(store, "old", status="in_progress")  # of an earlier version
+    assert await other.claim("a", "me") is None  # it is worked on
+    later = time.time()
+    for life in range(1, module.MOST_LIVES):
+        later += module.STALE_SECONDS + 1
+        monkeypatch.setattr(time, "time", lambda now=later: now)
+        assert await store.claim("a", "you") is None
+        assert await other.claim("old", "me") is None
+        claims = await asyncio.gather(*(each.claim("a", "me") for each in (store, other)))
+        assert sorted(claims, key=bool) == [None, b"PROMPT"], life
+    later += module.STALE_SECONDS + 1
+    assert await store.claim("a", "me") is None  # whoever works on it dies
+    await store.release("a", b"PROMPT again")
+    assert await other.claim("a", "me") == b"PROMPT again"
+    assert b"PROMPT" in written(file)
+    assert await other.update("a", "completed", b"{}", items=[KeptItem("i", b"")])
+    assert b"PROMPT" not in written(file)
+    # What ended stays as it ended, whoever thinks that it goes on.
+    assert await store.update("a", "in_progress", b"{}", items=[KeptItem("j", b"")]) is False
+    await store.release("a")
+    kept = await store.get("a", "me")
+    assert kept is not None
+    assert (kept.status, kept.alive) == ("completed", True)
+
+
+async def test_a_file_of_the_version_before(file: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        db.executescript(f"{module.SCHEMA}; PRAGMA user_version = 1")
+        row = ("a", "me", None, "completed", 9e9, 0, 0, 0, 2, b"{}")
+        db.execute(f"INSERT INTO responses VALUES ({', '.join('?' * len(row))})", row)
+        db.commit()
+    store = ResponseStore(file, days=30, most_bytes=1 << 30)
+    assert await store.get("a", "me") is not None
+    await add(store, "b", request=b"x", status="queued")
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+
+
 async def test_several_writers_at_once(file: Path) -> None:
     stores = [ResponseStore(file, days=30, most_bytes=1 << 30) for _ in range(4)]
     await asyncio.gather(
