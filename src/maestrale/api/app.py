@@ -12,12 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from maestrale.api.accounts import Charge
 from maestrale.api.auth import OPEN_PATHS, Guard
 from maestrale.api.backend import Backend
 from maestrale.api.context import CLIENT_LEFT, RequestContext, context_of, new_context
 from maestrale.api.dialect import Dialects
 from maestrale.api.dialects import DIALECTS
 from maestrale.api.durable import routes as durable
+from maestrale.api.durable.streams import IDEMPOTENCY_KEY
 from maestrale.api.errors import as_api_error, error_response
 from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.operations import health, openapi, pages, status, usage
@@ -25,7 +27,7 @@ from maestrale.api.operations.history import Event
 from maestrale.api.request_log import tell
 from maestrale.api.unknown_fields import HEADER, ignoring
 from maestrale.config.addresses import is_loopback
-from maestrale.errors import ApiError, EngineError, PermissionDenied, quoted
+from maestrale.errors import ApiError, EngineError, PermissionDenied, RateLimited, quoted
 from maestrale.logs import LOGGER
 
 CORS_METHODS = "GET, POST, DELETE, OPTIONS"
@@ -152,7 +154,7 @@ class Gate:
             if context.owner is not None:
                 context.key = context.owner.name
             if scope["method"] == "POST":
-                context.charge = await self._backend.accounts.take_request(context.owner)
+                context.charge = await self._take_request(scope, context)
                 if scope["path"] not in OPEN_PATHS:
                     context.counts, context.settled = 1, False
         except ApiError as error:
@@ -160,6 +162,20 @@ class Gate:
             await error_response(error, context)(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    async def _take_request(self, scope: Scope, context: RequestContext) -> Charge | None:
+        """Count it among its key's; a retry of one that was counted always has room in the day.
+
+        Raises: RateLimited.
+        """
+        try:
+            return await self._backend.accounts.take_request(context.owner)
+        except RateLimited as error:
+            once = _header(scope, IDEMPOTENCY_KEY.lower().encode())
+            at_once = error.code == "requests_per_minute_exceeded"
+            if at_once or not await self._backend.streams.has_key(once, context.owner_id):
+                raise
+            return None
 
     def _note(self, scope: Scope, context: RequestContext) -> None:
         """Keep what went wrong for the status page, errors within streams included."""

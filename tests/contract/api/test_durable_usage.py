@@ -34,7 +34,7 @@ def keys(tmp_path: Path) -> Path:
 @pytest.fixture
 def alice(keys: Path) -> dict[str, str]:
     """Her key, as it is sent."""
-    return bearer(add_key(keys, "alice", requests_per_day=2, tokens_per_day=100_000))
+    return bearer(add_key(keys, "alice", requests_per_day=8, tokens_per_day=100_000))
 
 
 def bearer(secret: str) -> dict[str, str]:
@@ -86,7 +86,7 @@ async def test_the_rest_of_a_stream_costs_nothing(
         assert (await rest(third, id, None, **alice)).text == got.text
         assert counted(keys) == used
         more = await post(third, alice)
-        assert more.headers["x-ratelimit-remaining-requests-day"] == "0"
+        assert more.headers["x-ratelimit-remaining-requests-day"] == "6"
         left = 100_000 - sum(counted(keys)[0][2:])  # nothing is still set aside
         assert more.headers["x-ratelimit-remaining-tokens-day"] == str(left)
 
@@ -106,7 +106,7 @@ async def test_a_retry_costs_nothing(
             replayed = [answer.headers.get("idempotent-replayed") for answer in got]
             assert replayed.count("true") == (4 if turn else 3)
             last = await post(server, alice, **fields)
-            assert last.headers["x-ratelimit-remaining-requests-day"] == "1"
+            assert last.headers["x-ratelimit-remaining-requests-day"] == "7"
             assert last.headers["x-ratelimit-remaining-tokens-day"] == str(100_000 - 24)
 
 
@@ -130,8 +130,19 @@ async def test_what_refuses_is_counted_and_called_as_its_client_calls_it(
         assert refused.status_code == 400
         check_error_of_path(refused)
         assert counted(keys) == [(2, 2, 0, 0)]
-        refused = await post(server, alice)
-        assert refused.json()["error"]["code"] == "requests_per_day_exceeded"
+
+
+async def test_a_retry_has_room_where_a_day_is_used_up(file: Path, keys: Path) -> None:
+    bob = bearer(add_key(keys, "bob", requests_per_day=1))
+    for _ in range(2):
+        async with durable(file, key_file=keys) as server:
+            for _ in range(2):
+                assert (await post(server, bob, once=True)).status_code == 200
+            refused = await post(server, bob)
+            assert check_error(refused, 429)["code"] == "requests_per_day_exceeded"
+            another = bob | {"idempotency-key": "another"}
+            assert (await post(server, another)).status_code == 429
+    assert [row[0] for row in counted(keys)] == [1]
 
 
 @pytest.fixture

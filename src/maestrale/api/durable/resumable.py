@@ -19,13 +19,12 @@ from maestrale.api.backend import Backend
 from maestrale.api.context import ALL, CLIENT_LEFT, RequestContext, context_of
 from maestrale.api.durable.reader import REPLAYED, RunReader
 from maestrale.api.durable.run import KeyTaken, Run
-from maestrale.api.durable.streams import Streams
+from maestrale.api.durable.streams import IDEMPOTENCY_KEY, Streams
 from maestrale.api.errors import as_api_error
 from maestrale.api.http.connections import ClientDisconnected
 from maestrale.durable.ledger import Entry, Facts
 from maestrale.errors import IdempotencyConflict, InvalidRequest, Sent, UnsupportedParameter
 
-HEADER = "Idempotency-Key"
 MOST_KEY = 255
 Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
@@ -139,25 +138,26 @@ async def _before(backend: Backend, request: Request, entry: Entry) -> Run | Non
     known = run.entry if run is not None else kept
     if known is not None and known.digest != entry.digest:
         raise IdempotencyConflict(
-            f"This {HEADER} was used for another request within the last hour: another path, or "
-            "another body. Send another key."
+            f"This {IDEMPOTENCY_KEY} was used for another request within the last hour: another "
+            "path, or another body. Send another key."
         )
     return again(backend, request, kept) if run is None and kept is not None else run
 
 
 def _key_of(request: Request, streams: Streams) -> str | None:
     """The Idempotency-Key. Raises: InvalidRequest, UnsupportedParameter."""
-    given = request.headers.getlist(HEADER)
+    given = request.headers.getlist(IDEMPOTENCY_KEY)
     if not given:
         return None
     [key, *others] = given
     if others or not key or len(key) > MOST_KEY or not (key.isascii() and key.isprintable()):
         raise InvalidRequest(
-            f"An {HEADER} is one header of 1 to {MOST_KEY} printable ASCII characters.",
-            at=Sent(HEADER),
+            f"An {IDEMPOTENCY_KEY} is one header of 1 to {MOST_KEY} printable ASCII characters.",
+            at=Sent(IDEMPOTENCY_KEY),
         )
     if not streams.ledger.enabled:
         raise UnsupportedParameter(
-            f"{HEADER} is not supported: this server keeps nothing (--no-store).", at=Sent(HEADER)
+            f"{IDEMPOTENCY_KEY} is not supported: this server keeps nothing (--no-store).",
+            at=Sent(IDEMPOTENCY_KEY),
         )
     return key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -12,9 +13,11 @@ from starlette.types import Scope
 from maestrale.api.context import RequestContext
 from maestrale.api.durable.run import Run
 from maestrale.config.settings import Settings
+from maestrale.durable.database import CannotKeep
 from maestrale.durable.ledger import KEEP_SECONDS, Entry, Ledger
 
 LINGER_SECONDS = 10.0  # for which an answer goes on that nobody reads
+IDEMPOTENCY_KEY = "Idempotency-Key"
 MOST_HELD = 32 << 20  # bytes of answers at their end, in memory
 
 Route = Callable[[Scope, Run], Awaitable[None]]
@@ -44,6 +47,14 @@ class Streams:
         """One of this process, by its Idempotency-Key."""
         self._let_go()
         return self._by_key.get((owner, key))
+
+    async def has_key(self, key: str, owner: str) -> bool:
+        """Whether there is an answer, done or running, with this Idempotency-Key."""
+        if not key or self.find_key(key, owner) is not None:
+            return bool(key)
+        with contextlib.suppress(CannotKeep):
+            return self.ledger.enabled and await self.ledger.find_key(key, owner) is not None
+        return False
 
     def start(self, entry: Entry, context: RequestContext, scope: Scope, route: Route) -> Run:
         """Have an answer made: a new one, or one that was begun before."""
