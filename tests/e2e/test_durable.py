@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from benchmarks.durable import CHAT, Served, answered, json_body, whole, without_own
+from maestrale.usage import UsageFile
 from serving import ROOT, serving
 
 pytestmark = [pytest.mark.model, pytest.mark.anyio]
@@ -39,17 +40,24 @@ async def test_the_whole_server_is_killed_in_the_middle_of_json(served: Served) 
     assert set(json.loads(text)) == {"title", "year", "cast"}
 
 
-async def test_a_worker_dies_and_the_other_goes_on(cache_dir: Path, prepared_model: Path) -> None:
+async def test_a_worker_dies_and_the_other_goes_on(
+    cache_dir: Path, prepared_model: Path, tmp_path: Path
+) -> None:
     script = {"text": "All the winds of the sea. ", "tokens_per_second": "20"}
     environment = {
         "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests/support",
         "SCRIPT": json.dumps(script),
     }
-    flags = ("--engine", "scripted", "--api-workers", "2", "--durable")
+    usage = tmp_path / "usage.db"
+    flags = ("--engine", "scripted", "--api-workers", "2", "--durable", "--usage-file", str(usage))
     with serving(
         *flags, cache_dir=cache_dir, environment=environment, module="scripted_server"
     ) as server:
-        body = {"messages": [{"role": "user", "content": "Speak."}], "stream": True}
+        body = {
+            "messages": [{"role": "user", "content": "Speak."}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
         got, stream, killed = "", "", 0
         # Each worker is there by itself, and /health is only one's word.
         for _ in range(20):
@@ -77,6 +85,11 @@ async def test_a_worker_dies_and_the_other_goes_on(cache_dir: Path, prepared_mod
             assert everything.text.endswith("data: [DONE]\n\n")
         assert killed
         assert "[DONE]" not in got
+    told = json.loads(everything.text.split("data: ")[-2])["usage"]
+    [row] = UsageFile(usage).read(["key"])  # once, whoever made which part of it
+    assert row.requests == 1
+    assert row.prompt_tokens == told["prompt_tokens"]
+    assert row.completion_tokens == told["completion_tokens"]
 
 
 async def _busy(url: str) -> int:

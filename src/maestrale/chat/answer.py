@@ -158,8 +158,14 @@ class Answer:
     def repeatable(self, answer_id: str, created: int, cached_tokens: int | None = None) -> None:
         """Let its pieces, too, follow from its request alone, as its tokens do: a piece for each
         token, and choices in turn, however they come. With these facts of an answer that was
-        begun before, it is the same one again.
+        begun before, it is the same one again. Its requests are called by both ids: the first may
+        still run elsewhere.
         """
+        if answer_id != self.id:
+            self.requests = tuple(
+                structs.replace(each, request_id=f"{answer_id}.{each.request_id}")
+                for each in self.requests
+            )
         self.id, self.created = answer_id, created
         self._one_by_one = True
         self._cached = cached_tokens

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from api_app import CHAT, Api, api, chat_body, check_error
+from api_app import CHAT, Api, api, chat_body, check_error, check_error_of_path
 from durable_api import (
     BODIES,
     ENDED,
@@ -184,6 +184,23 @@ async def test_another_engine_does_not_go_on(file: Path) -> None:
             assert error["code"] == "cannot_resume"
     async with api(settings(file), max_model_len=2048) as second:  # max_tokens is another one
         assert check_error(await rest(second, id, 3), 410)["code"] == "cannot_resume"
+
+
+@pytest.mark.parametrize("kind", ["chat", "responses", "messages"])
+async def test_errors_are_in_the_words_of_the_api_that_was_asked(file: Path, kind: str) -> None:
+    path, body = BODIES[kind]
+    async with durable(file) as first:
+        got = await stream(first, path, body)
+        assert (await first.client.post(path, json=body, headers=ONCE)).status_code == 200
+        conflict = await first.client.post(path, json={**body, "top_p": 0.5}, headers=ONCE)
+        assert conflict.status_code == 409
+        check_error_of_path(conflict)
+    async with durable(file, {"fingerprint": "fp_other"}) as second:
+        refused = await rest(second, got.headers["x-stream-id"])
+        assert refused.status_code == 410
+        words = set(refused.json())
+        assert words == set(conflict.json())
+        assert refused.json()["error"]["type"] == "invalid_request_error"
 
 
 # Connections that are lost

@@ -27,7 +27,7 @@ class UnevenEngine:
         self._draw = random.Random(seed)
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
-        tokens = list(TEXTS[int(request.request_id)].encode())
+        tokens = list(TEXTS[int(request.request_id.rpartition("-")[2])].encode())
         while tokens:
             many = self._draw.randint(1, 6)
             now, tokens = tokens[:many], tokens[many:]
@@ -54,7 +54,7 @@ def pieces_of(
             engine=UnevenEngine(seed),
             vocabulary=byte_vocabulary(),
             requests=tuple(
-                GenerationRequest(request_id=str(n), prompt=(1, 2), max_tokens=99, seed=n)
+                GenerationRequest(request_id=f"x-{n}", prompt=(1, 2), max_tokens=99, seed=n)
                 for n in range(choices)
             ),
             options=Options(n=choices, stop=("END",)),
@@ -83,6 +83,9 @@ def test_the_same_pieces_in_the_same_order(choices: int) -> None:
         again, pieces = pieces_of(seed, choices)
         assert pieces == expected
         assert again.usage == answer.usage
+    assert [request.request_id for request in answer.requests] == [
+        f"first.x-{n}" for n in range(choices)
+    ]
     assert [piece.index for piece in expected[:choices]] == list(range(choices))
     for index, text in enumerate(TEXTS[:choices]):
         said = "".join(piece.text for piece in expected if piece.index == index)

@@ -38,7 +38,8 @@ def usage_of_cut(works: Iterable[Work], name: Callable[[str], str]) -> dict[str,
     rows: dict[str, UsageRow] = {}
     prompts: set[tuple[str, tuple[int, ...]]] = set()
     for work in works:
-        # As chat/service.py names them: the answer, and the number of the choice.
+        # As chat/service.py names them: the answer, and the number of the choice. One that was
+        # begun before has the first one's id, a dot, and its own (chat/answer.py).
         answer = work.request.request_id.rpartition("-")[0]
         row = rows.get(answer)
         if row is None:

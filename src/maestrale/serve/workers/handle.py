@@ -159,7 +159,8 @@ class WorkerHandle:
         for task in (*self._running.values(), *self._asked.values()):
             task.cancel()
         for answer, row in rows.items():
-            counted = await self._parent.charge(answer, row.completion_tokens)
+            first = answer.partition(".")[0]
+            counted = await self._parent.charge(first, row.completion_tokens)
             self._parent.accounts.settle(
                 None, None, row if counted is None else beyond(row, counted)
             )

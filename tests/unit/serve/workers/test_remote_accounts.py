@@ -179,7 +179,7 @@ async def test_what_a_dead_worker_had_used_is_counted_once() -> None:
     """An answer that went on in another process was charged there, or will be."""
     parent = _Parent()
     link = _Link(parent)
-    for answer in ("lost", "gone on with", "done"):
+    for answer in ("lost", "gone on with", "done", "done.again"):
         request = GenerationRequest(
             request_id=f"{answer}-0", prompt=(1, 2, 3), max_tokens=9, seed=1, share="alice"
         )
