@@ -34,6 +34,7 @@ from durable_api import (
 from maestrale.api.durable import streams
 from maestrale.durable import ledger
 from maestrale.keys import add_key
+from maestrale.logs import FIELDS, REQUESTS
 
 pytestmark = pytest.mark.anyio
 
@@ -245,11 +246,25 @@ def text_of(text: str) -> list[str]:
     return found
 
 
-async def test_it_ends_when_nobody_comes_again(slow: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def told(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """What the log says of requests."""
+    return [vars(each)[FIELDS] for each in caplog.records if each.name == REQUESTS.name]
+
+
+async def test_it_ends_when_nobody_comes_again(
+    slow: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", REQUESTS.name)
     monkeypatch.setattr(streams, "LINGER_SECONDS", 0.05)
     id, got = await begin(slow, 3)
     assert slow.engine.stats().running == 1
     await slow.idle()
+    async with asyncio.timeout(2):  # a line when its client left, and one of its end
+        while len(lines := told(caplog)) < 2:
+            await asyncio.sleep(0.01)
+    assert lines[0]["id"] == lines[1]["id"]
+    assert lines[0]["completion_tokens"] < lines[1]["completion_tokens"]
+    assert lines[1]["status"] == 499
     again = await rest(slow, id, len(events_of(got)) - 1)  # made once more
     assert (got + again.text).endswith("data: [DONE]\n\n")
     assert len(text_of(got + again.text)) > 10

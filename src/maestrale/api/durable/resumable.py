@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.requests import Request
@@ -22,6 +23,7 @@ from maestrale.api.durable.run import KeyTaken, Run
 from maestrale.api.durable.streams import IDEMPOTENCY_KEY, Streams
 from maestrale.api.errors import as_api_error
 from maestrale.api.http.connections import ClientDisconnected
+from maestrale.api.request_log import tell
 from maestrale.durable.ledger import Entry, Facts
 from maestrale.errors import IdempotencyConflict, InvalidRequest, Sent, UnsupportedParameter
 
@@ -52,7 +54,7 @@ def resumable(backend: Backend, endpoint: Endpoint) -> Endpoint:
         )
 
         async def route(scope: Scope, run: Run) -> None:
-            async with _settled(backend, run):
+            async with _settled(backend, run, scope):
                 response = await endpoint(Request(scope, run.receive))
                 await response(scope, run.receive, run.send)
 
@@ -80,8 +82,10 @@ def resumable(backend: Backend, endpoint: Endpoint) -> Endpoint:
 
 
 @contextlib.asynccontextmanager
-async def _settled(backend: Backend, run: Run) -> AsyncIterator[None]:
-    """What an answer used is counted before its readers learn of its end."""
+async def _settled(backend: Backend, run: Run, scope: Scope) -> AsyncIterator[None]:
+    """What an answer used is counted before its readers learn of its end. Where none is left, the
+    log is told of it.
+    """
     context = run.context
     try:
         yield
@@ -95,6 +99,9 @@ async def _settled(backend: Backend, run: Run) -> AsyncIterator[None]:
         raise
     finally:
         await backend.settle(context)
+        if not run.readers:
+            context.status = context.status or run.status
+            tell(backend, scope, context, logging.INFO)
 
 
 def again(backend: Backend, request: Request, entry: Entry) -> Run:
@@ -120,7 +127,7 @@ def again(backend: Backend, request: Request, entry: Entry) -> Run:
     }
 
     async def route(scope: Scope, run: Run) -> None:
-        async with _settled(backend, run):
+        async with _settled(backend, run, scope):
             await request.app(scope, run.receive, run.send)
 
     return streams.start(entry, own, scope, route)
