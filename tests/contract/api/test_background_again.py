@@ -42,12 +42,10 @@ async def left(file: Path) -> AsyncIterator[dict[str, Any]]:
 
 async def begin(server: Api, key: dict[str, str] | None = None, **fields: Any) -> dict[str, Any]:
     """One of which something was made: as it is then."""
-    sent = body(background=True, temperature=1, **fields)
+    sent = body(background=True, temperature=1, max_output_tokens=100, **fields)
     made = (await server.client.post(RESPONSES, json=sent, headers=key)).json()
-    async with asyncio.timeout(5):
-        while not (found := await get(server, made["id"], key))["output"]:
-            await asyncio.sleep(0.02)
-    return found
+    await asyncio.sleep(0.3)
+    return await get(server, made["id"], key)
 
 
 async def get(server: Api, id: str, key: dict[str, str] | None = None) -> dict[str, Any]:
@@ -103,7 +101,6 @@ async def test_it_goes_on_in_another_process(file: Path, fields: dict[str, Any])
             whole = await ended(second, half["id"])
             assert whole["status"] == "completed"
             assert (whole["id"], whole["created_at"]) == (half["id"], half["created_at"])
-            assert whole["output"][0]["id"] == half["output"][0]["id"]
             assert whole["output"][0]["content"][0]["text"] == TEXT
             items = await second.client.get(f"{RESPONSES}/{half['id']}/input_items")
             assert len(items.json()["data"]) == 1

@@ -79,6 +79,7 @@ class Streams:
         """Stop one, and let go of it. Whether there was one. Raises: CannotKeep."""
         run = self.find(id, owner)
         if run is not None:
+            run.recorded = False  # nobody finds it any more
             run.stop()
             self.drop(run)
         return await self.ledger.forget(id, owner) or run is not None
