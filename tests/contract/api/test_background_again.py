@@ -113,8 +113,12 @@ async def test_it_goes_on_in_another_process(file: Path, fields: dict[str, Any])
 
 async def test_a_stream_goes_on_after_the_event_that_was_read(file: Path) -> None:
     async with api(settings(file), options=SLOW) as first:
-        half = await begin(first, stream=True)
-        path, query = f"{RESPONSES}/{half['id']}", {"stream": "true", "starting_after": "3"}
+        sent = body(background=True, stream=True)
+        asked = asyncio.create_task(first.client.post(RESPONSES, json=sent))
+        await asyncio.sleep(0.3)
+        with sqlite3.connect(file) as db:
+            [[id]] = db.execute("SELECT id FROM responses").fetchall()
+        path, query = f"{RESPONSES}/{id}", {"stream": "true", "starting_after": "3"}
         # One reads already, of the process that is left, and waits through it.
         async with api(settings(file), options=QUICK) as second:
             waiting = asyncio.create_task(second.client.get(path, params=query))
@@ -127,6 +131,7 @@ async def test_a_stream_goes_on_after_the_event_that_was_read(file: Path) -> Non
             assert events_of((await waiting).text) == found
             head = await second.client.get(path, params={"stream": "true"})
             assert events_of(head.text)[4:] == found
+        assert events_of((await asked).text)[4:] == found
 
 
 async def test_a_server_that_is_stopped_leaves_it_to_the_next(file: Path, tmp_path: Path) -> None:

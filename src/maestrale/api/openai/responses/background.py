@@ -24,7 +24,7 @@ from maestrale.api.errors import as_api_error, error_body
 from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.openai.responses.items import Item
 from maestrale.api.openai.responses.spelling import ResponseSpelling
-from maestrale.api.openai.responses.store import KeptItem, ResponseStore
+from maestrale.api.openai.responses.store import WORKING, KeptItem, ResponseStore
 from maestrale.api.request_log import tell
 from maestrale.chat.answer import Answer
 from maestrale.chat.options import Options
@@ -173,7 +173,8 @@ class Run:
         finally:
             beats.cancel()
             await asyncio.gather(beats, return_exceptions=True)
-            await (self._stop() if stopped else self._end())
+            ended = self._spelling.status not in WORKING
+            await (self._stop() if stopped and not ended else self._end())
             tell(self._backend, self._scope, self._context, logging.INFO)
 
     def _failure(self, error: Exception) -> bytes:
@@ -210,6 +211,8 @@ class Run:
     async def _flush(self) -> bool:
         """Whether to go on. Raises: CannotKeep; nothing is lost then."""
         self._fresh.clear()
+        if self._spelling.status not in WORKING:  # the last words have all of it
+            return True
         events, self._events = self._events, []
         try:
             kept = events if self._streams else []
