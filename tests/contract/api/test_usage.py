@@ -57,7 +57,8 @@ async def test_what_is_answered_is_counted_as_it_was_told(keys: Path) -> None:
     alice, bob = add_key(keys, "alice"), add_key(keys, "bob")
     async with api(make_settings(key_file=keys), options={"length": "9"}) as server:
         prompt = completion = 0
-        for fields in ({}, {"n": 2}, {"max_tokens": 3}):
+        asked: list[dict[str, Any]] = [{}, {"n": 2}, {"max_tokens": 3}]
+        for fields in asked:
             usage = (await ask(server, alice, **fields)).json()["usage"]
             prompt += usage["prompt_tokens"]
             completion += usage["completion_tokens"]
@@ -140,8 +141,9 @@ async def test_a_day_is_bounded_in_the_words_of_each_api(keys: Path, path: str) 
         more = {} if path != "/v1/responses" else fields
         body = {"max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}], **more}
         body = {name: value for name, value in body.items() if value is not None}
-        post = lambda: server.client.post(path, json=body, headers=bearer(alice))  # noqa: E731
-        good, refused = await post(), await post()
+        good, refused = [
+            await server.client.post(path, json=body, headers=bearer(alice)) for _ in range(2)
+        ]
         assert good.status_code == 200
         assert refused.status_code == 429
         check_error_of_path(refused)
