@@ -21,7 +21,7 @@ from maestrale.api.backend import Backend
 from maestrale.api.dialect import Dialects
 from maestrale.api.dialects import DIALECTS
 from maestrale.api.http.protocol import protocol_class
-from maestrale.chat.service import ChatService
+from maestrale.chat.service import ChatService, drawn_from
 from maestrale.config.settings import Settings
 from maestrale.engines.base import Constraint, EngineConfig, TaskChoice
 from maestrale.engines.constraint import compile_constraint, grammar_text
@@ -200,7 +200,7 @@ async def api(
         encoder,
         vocabulary,
         DirectVetter(),
-        seed=settings.seed,
+        seeds=drawn_from(settings.seed),
         on_gap=deployment.observe_gap,
     )
     deployment.open(engine, MODEL, service=service)

@@ -6,10 +6,13 @@ a model. What loads a deployment, and owns its engine, is in serve/.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from maestrale.api.admission import RETRY_AFTER, Admission
 from maestrale.api.operations.history import Event, FaultLog, History, Sample, read
@@ -17,7 +20,15 @@ from maestrale.chat.answer import Answer
 from maestrale.chat.service import ChatService
 from maestrale.config.settings import Settings
 from maestrale.engines.base import Engine, EngineHealth, Task
-from maestrale.errors import Location, ModelNotFound, SettingsError, Unavailable, quoted
+from maestrale.errors import (
+    Location,
+    ModelError,
+    ModelNotFound,
+    SettingsError,
+    Unavailable,
+    quoted,
+)
+from maestrale.logs import LOGGER
 from maestrale.metrics import Metrics, ModelMetrics
 from maestrale.models.sampling_defaults import NEUTRAL, SamplingDefaults
 from maestrale.printable import without_folders
@@ -27,6 +38,9 @@ READY_STATES = ("ready", "degraded", "loading", "unloaded")
 WAITING_STATES = ("degraded", "loading", "unloaded")
 # Of several deployments the best state is the server's.
 STATES = (*READY_STATES, "starting", "draining", "dead")
+HELD_STATES = ("ready", "degraded", "loading")
+TEND_SECONDS = 1.0
+LINGER = 5.0  # seconds for which what text needs is kept after the last request
 
 
 def names_of(settings: Settings, model_name: str) -> tuple[str, ...]:
@@ -37,6 +51,16 @@ def names_of(settings: Settings, model_name: str) -> tuple[str, ...]:
 def deployment_id(settings: Settings) -> str:
     """The id of the deployment that has these settings."""
     return names_of(settings, settings.model)[0]
+
+
+class MakesServices(Protocol):
+    """Makes the service of one deployment again, after it was let go."""
+
+    async def make(self) -> ChatService:
+        """Raises: ModelError."""
+
+    async def freed(self) -> None:
+        """The service was let go: return its memory."""
 
 
 class Deployment:
@@ -72,7 +96,13 @@ class Deployment:
         self.history = History(self._sample, self._restarted)
         self._registry = metrics
         self._events = events
+        self.tool_call_format: str | None = None
+        """How the model writes tool calls, once that is known."""
+        self.fills_gaps = False
+        """Whether it has marks for filling in the middle."""
         self._service: ChatService | None = None
+        self._services: MakesServices | None = None
+        self._making: asyncio.Task[ChatService] | None = None
         self._draining = False
 
     def open(
@@ -81,15 +111,21 @@ class Deployment:
         model_name: str,
         sampling: SamplingDefaults = NEUTRAL,
         service: ChatService | None = None,
+        services: MakesServices | None = None,
     ) -> None:
         """Its engine has started. Where another process answers, there is no service.
 
-        `sampling`: what the model's makers advise, for requests that leave it open.
+        `sampling`: what the model's makers advise, for requests that leave it open. `services`:
+        what makes the service again, which is then let go while the model isn't loaded.
         """
         if self.settings.generation_config == "auto":
             self.sampling = sampling
         self.names = names_of(self.settings, model_name)
-        self.engine, self._service = engine, service
+        self.engine, self._service, self._services = engine, service, services
+        if service is not None:
+            form = service.encoder.tool_format
+            self.tool_call_format = None if form is None else form.name
+            self.fills_gaps = service.encoder.fim_marks is not None
         self.metrics = self._watch(engine)
         self.history.take()  # what comes from now on is news, also within the first second
 
@@ -108,11 +144,6 @@ class Deployment:
         return self.names or names_of(self.settings, without_folders(self.settings.model))
 
     @property
-    def loaded(self) -> ChatService | None:
-        """The service, whatever state the engine is in; None till it is loaded."""
-        return self._service
-
-    @property
     def max_num_seqs(self) -> int:
         """Sequences that its engine decodes at once; that may grow and shrink."""
         return self.engine.describe().max_num_seqs if self.engine is not None else 1
@@ -128,12 +159,15 @@ class Deployment:
 
     def fail(self, reason: str, seconds: float = math.inf) -> None:
         """It can't be loaded, and is not tried again for so many seconds."""
+        self.failure = without_folders(reason, *self._places)
+        self.retry_at = time.monotonic() + seconds
+
+    @property
+    def _places(self) -> list[str]:
+        """Paths of which every key may read the last part only."""
         model = self.settings.model
         places = [os.path.abspath(os.path.expanduser(model)), str(self.settings.cache_dir)]
-        if os.path.isabs(model):
-            places.append(model)
-        self.failure = without_folders(reason, *places)
-        self.retry_at = time.monotonic() + seconds
+        return [*places, model] if os.path.isabs(model) else places
 
     def forgive(self) -> None:
         """It was loaded, or is to be tried again at once."""
@@ -175,10 +209,48 @@ class Deployment:
     async def service(self) -> ChatService:
         """The chat service. Raises: Unavailable while starting, draining or dead."""
         health = await self.health()
-        if self._service is None or health.state not in READY_STATES:
+        if not self._opened or health.state not in READY_STATES:
             raise unavailable(health, self.retry_after)
         self.touch()
-        return self._service
+        return self._service or await self._made_again()
+
+    @property
+    def _opened(self) -> bool:
+        return self._service is not None or self._services is not None
+
+    async def tend(self) -> None:
+        """Let go of what text needs once the model is unloaded and nobody asked for it for a
+        moment; have it again when the model is loaded.
+        """
+        if self._services is None:
+            return
+        state = (await self.health()).state
+        if self._service is None and state in HELD_STATES:
+            with contextlib.suppress(Unavailable):
+                await self._made_again()
+        elif self._service is not None and state == "unloaded":
+            unused = time.time() - self.last_used >= LINGER
+            if unused and self._making is None and not self.admission.requests:
+                self._service = None
+                await self._services.freed()
+
+    async def _made_again(self) -> ChatService:
+        """The service, made once for all who ask. Raises: Unavailable."""
+        if self._making is None:
+            assert self._services is not None
+            self._making = asyncio.create_task(self._services.make())
+            self._making.add_done_callback(self._remade)
+        try:
+            return await asyncio.shield(self._making)
+        except ModelError as error:
+            LOGGER.error("%s can't answer: %s", self.name, error)
+            reason = without_folders(str(error), *self._places)
+            raise Unavailable(reason, code="model_not_loaded", retry_after=RETRY_AFTER) from error
+
+    def _remade(self, making: asyncio.Task[ChatService]) -> None:
+        self._making = None
+        if not making.cancelled() and making.exception() is None:
+            self._service = making.result()
 
     def observe_gap(self, seconds: float) -> None:
         """Count the time between two deltas of one choice."""
@@ -270,6 +342,16 @@ class Deployments:
             f"There is no model {quoted(name)!r}; this server has {', '.join(self.names)}.",
             at=Location("model"),
         )
+
+    async def tend(self) -> None:
+        """Hold in memory what text needs of those that are loaded, until cancelled."""
+        while True:
+            for each in self._all:
+                try:
+                    await each.tend()
+                except Exception:
+                    LOGGER.exception("%s is not looked after", each.name)
+            await asyncio.sleep(TEND_SECONDS)
 
     async def health(self) -> EngineHealth:
         """The best state of all: while one of them answers, the server does."""

@@ -82,16 +82,17 @@ class ChatService:
         vocabulary: Vocabulary,
         vetter: Vetter,
         *,
-        seed: int | None = None,
+        seeds: random.Random | None = None,
         on_gap: Callable[[float], None] | None = None,
     ) -> None:
+        """`seeds`: those of requests without one are drawn from it, see `drawn_from`."""
         self.engine = engine
         self.encoder = encoder
         self.vocabulary = vocabulary
         self.tokenizer = Tokenizer(encoder, vocabulary, lambda: self.context_length)
         self._vetter = vetter
         self._on_gap = on_gap
-        self._seeds = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311
+        self._seeds = seeds if seeds is not None else drawn_from(None)
 
     @property
     def info(self) -> EngineInfo:
@@ -99,9 +100,8 @@ class ChatService:
 
     @property
     def context_length(self) -> int:
-        """Prompt and answer together, in tokens: the model's limit, or the KV cache's if less."""
-        info = self.info
-        return min(info.max_model_len, info.kv_capacity_tokens)
+        """Prompt and answer together, in tokens."""
+        return self.info.context_length
 
     async def answer(self, asked: Asked, options: Options) -> Answer:
         """Prepare an answer: all of it is checked, and nothing runs yet.
@@ -325,6 +325,11 @@ class ChatService:
             on_gap=self._on_gap,
             formats=formats,
         )
+
+
+def drawn_from(seed: int | None) -> random.Random:
+    """What draws the seeds of requests without one: by chance, or the same ones for each seed."""
+    return random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311
 
 
 def choice_seed(seed: int, choice: int) -> int:

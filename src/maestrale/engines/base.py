@@ -191,6 +191,11 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     task: Task = "generate"
     embedding_size: int = 0
 
+    @property
+    def context_length(self) -> int:
+        """Prompt and answer together, in tokens: the model's limit, or the KV cache's if less."""
+        return min(self.max_model_len, self.kv_capacity_tokens)
+
 
 class Forecast(Struct, frozen=True, kw_only=True):
     """What an engine of `config` will be once it has started, told without starting it.

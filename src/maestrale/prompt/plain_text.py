@@ -45,12 +45,15 @@ def plain_text(tokenizer: Mapping[str, Any], markers: Collection[str]) -> PlainT
 class _TokenizerText:
     def __init__(self, tokenizer: Mapping[str, Any], markers: Collection[str]) -> None:
         document = _without(tokenizer, markers)
-        self._first = self._later = _built(document)
-        self._document = document
+        written = _written(document)
+        self._first = self._later = _built(written)
         cut = json.dumps(document.get("pre_tokenizer"))
         if '"prepend_scheme": "first"' in cut:
             cut = cut.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
-            self._later = _built({**document, "pre_tokenizer": json.loads(cut)})
+            self._later = _built(_written({**document, "pre_tokenizer": json.loads(cut)}))
+        # Read, the document takes ten times the memory; few models need it again.
+        parts = {key: document.get(key) for key in ("normalizer", "pre_tokenizer")}
+        self._puts_before = written if _without_prefix(parts) != parts else None
 
     def encode(self, text: str, *, first: bool) -> list[int]:
         tokenizer = self._first if first else self._later
@@ -64,10 +67,11 @@ class _TokenizerText:
 
     @cached_property
     def _inner(self) -> Tokenizer:
-        parts = {key: self._document.get(key) for key in ("normalizer", "pre_tokenizer")}
-        if (inner := _without_prefix(parts)) == parts:
+        if self._puts_before is None:
             return self._first
-        return _built({**self._document, **inner})
+        document = msgspec.json.decode(self._puts_before, type=dict[str, Any])
+        parts = {key: document.get(key) for key in ("normalizer", "pre_tokenizer")}
+        return _built(_written({**document, **_without_prefix(parts)}))
 
 
 class _SentencePieceText:
@@ -118,9 +122,15 @@ def _prepends(step: Any) -> bool:
     return isinstance(step, dict) and step.get("type") == "Prepend"
 
 
-def _built(document: Mapping[str, Any]) -> Tokenizer:
+def _written(document: Mapping[str, Any]) -> bytes:
+    """The document as a tokenizer.json."""
+    return msgspec.json.encode(document)
+
+
+def _built(written: bytes) -> Tokenizer:
+    """Raises: ModelError when it can't be used."""
     try:
-        return Tokenizer.from_buffer(msgspec.json.encode(document))
+        return Tokenizer.from_buffer(written)
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(f"The tokenizer can't be used: {error}") from error
 

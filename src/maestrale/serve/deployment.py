@@ -8,16 +8,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from maestrale.api.deployment import Deployment
 from maestrale.chat.options import ANY_OBJECT
-from maestrale.config.settings import Settings, engines_of, flag
+from maestrale.config.settings import engines_of, flag
 from maestrale.engines.base import Engine, EngineConfig, EngineInfo, Forecast, Unloadable
 from maestrale.errors import MaestraleError, ModelError, SettingsError
 from maestrale.logs import LOGGER
@@ -27,10 +25,6 @@ from maestrale.serve.hosting import in_thread
 from maestrale.serve.progress import StartProgress
 from maestrale.supervise.process import Restarts, SupervisedEngine
 from maestrale.supervise.vetting import ConstraintVetter, VettingLimits
-
-if TYPE_CHECKING:
-    from maestrale.models.vocabulary import Vocabulary
-    from maestrale.prompt.encode import PromptEncoder
 
 ANY_MEMORY = 1 << 60  # bytes: what another node has is not known here
 WARM_AFTER = 1.0  # seconds for which the first requests have the processor to themselves
@@ -230,27 +224,6 @@ class DeploymentHost:
                 settings.max_num_batched_tokens,
                 settings.pipeline_parallel_size,
             )
-
-
-@dataclass(frozen=True)
-class Text:
-    """What a process that answers needs to make tokens of text, and text of tokens."""
-
-    encoder: PromptEncoder
-    vocabulary: Vocabulary
-
-
-async def load_text(folder: Path, settings: Settings) -> Text:
-    """That of a prepared model. Raises: ModelError, SettingsError, OSError."""
-    from maestrale.models.vocabulary import load_vocabulary
-    from maestrale.prompt.encode import encoder_for, read_template
-
-    template = read_template(settings.chat_template)
-    encoder, vocabulary = await asyncio.gather(
-        in_thread(lambda: encoder_for(folder, template, settings.tool_call_parser)),
-        in_thread(lambda: load_vocabulary(folder)),
-    )
-    return Text(encoder, vocabulary)
 
 
 async def _warm(vetter: ConstraintVetter) -> None:

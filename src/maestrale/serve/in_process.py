@@ -7,13 +7,13 @@ import contextlib
 import socket
 
 from maestrale.api.backend import Backend
-from maestrale.chat.service import ChatService
 from maestrale.logs import LOGGER
-from maestrale.serve.deployment import DeploymentHost, load_text
+from maestrale.serve.deployment import DeploymentHost
 from maestrale.serve.hosting import in_thread
 from maestrale.serve.lifecycle import Front
 from maestrale.serve.listening import LAST_WORDS, HttpServer, uvicorn_config, why
 from maestrale.serve.progress import StartProgress
+from maestrale.serve.text import Services, TextSource
 
 
 class InProcess(Front):
@@ -32,21 +32,15 @@ class InProcess(Front):
 
     async def load(self, host: DeploymentHost, progress: StartProgress) -> None:
         """See `Front.load`."""
-        deployment, settings = host.deployment, host.deployment.settings
+        deployment = host.deployment
         folder, prepared, config = await host.prepare(progress)
         self.backend.deployments.check_name(deployment, prepared.name)
+        source = TextSource(folder, deployment)
         engine, text = await asyncio.gather(
-            self.engine_of(host, prepared.name, config, progress), load_text(folder, settings)
+            self.engine_of(host, prepared.name, config, progress), source.read()
         )
-        service = ChatService(
-            engine,
-            text.encoder,
-            text.vocabulary,
-            host.vet(folder, prepared),
-            seed=settings.seed,
-            on_gap=deployment.observe_gap,
-        )
-        deployment.open(engine, prepared.name, prepared.sampling, service)
+        services = Services(source, deployment, engine, host.vet(folder, prepared))
+        deployment.open(engine, prepared.name, prepared.sampling, services.of(text), services)
 
     async def changed(self) -> None:
         """See `Front.changed`: nobody else answers."""

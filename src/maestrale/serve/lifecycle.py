@@ -124,6 +124,7 @@ class Lifecycle:
         serving = asyncio.create_task(self._front.run())
         loading = asyncio.create_task(self._load())
         history = asyncio.create_task(self._backend.keep_history())
+        tending = asyncio.create_task(self._backend.deployments.tend())
         stopping = asyncio.create_task(self.stopping.wait())
         ends: set[asyncio.Future[Any]] = {serving, stopping}
         try:
@@ -138,7 +139,7 @@ class Lifecycle:
                 serving.result()
             await self._drain()
         finally:
-            for task in (loading, stopping, history):
+            for task in (loading, stopping, history, tending):
                 task.cancel()
             self.stopping.set()
             await self._close()

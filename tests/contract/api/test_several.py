@@ -212,6 +212,21 @@ def test_a_stream_gets_comments_while_its_model_is_loaded(one_at_a_time: Server)
     assert lines[-2] == "data: [DONE]"
 
 
+def test_bad_requests_are_refused_by_one_that_is_not_loaded_and_stays_so(
+    one_at_a_time: Server,
+) -> None:
+    wait(one_at_a_time, lambda found: found["west"] == "unloaded")
+    too_long = {"messages": [{"role": "user", "content": "wind " * 5000}]}
+    for bad in ({"n": 0}, {"stop_token_ids": [1 << 20]}, too_long):
+        answer = httpx.post(one_at_a_time.url + CHAT, json=body("west") | bad, timeout=60)
+        assert answer.status_code == 400, answer.text
+    tokens = httpx.post(
+        one_at_a_time.url + "/tokenize", json={"model": "west", "prompt": "wind"}, timeout=60
+    ).json()
+    assert tokens["count"] > 0
+    assert states(one_at_a_time)["west"] == "unloaded"
+
+
 def test_the_operator_loads_and_unloads(one_at_a_time: Server) -> None:
     server = one_at_a_time
     only(server, "north")

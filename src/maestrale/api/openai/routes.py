@@ -33,9 +33,8 @@ from maestrale.api.openai.schemas import (
 )
 from maestrale.api.openai.tools import read_tools
 from maestrale.chat.options import Conversation
-from maestrale.chat.service import ChatService
 from maestrale.chat.thinking import VARIABLES, check_variables
-from maestrale.engines.base import Task
+from maestrale.engines.base import EngineInfo, Task
 from maestrale.errors import InvalidRequest, Sent
 
 ROOTS = ("/v1", "")  # some clients' base has no /v1
@@ -109,7 +108,7 @@ def model_routes(backend: Backend) -> list[Route]:
 
 async def card(deployment: Deployment, name: str) -> dict[str, Any]:
     """One model as OpenAI's, Mistral's and vLLM's clients read it, with its state."""
-    health, service = await deployment.health(), deployment.loaded
+    health, engine = await deployment.health(), deployment.engine
     names = deployment.listed
     known = {
         "id": name,
@@ -126,27 +125,26 @@ async def card(deployment: Deployment, name: str) -> dict[str, Any]:
         "state": health.state,
         "detail": health.detail,
     }
-    return known if service is None else {**known, **_abilities(deployment, service)}
+    return known if engine is None else {**known, **_abilities(deployment, engine.describe())}
 
 
-def _abilities(deployment: Deployment, service: ChatService) -> dict[str, Any]:
+def _abilities(deployment: Deployment, info: EngineInfo) -> dict[str, Any]:
     """What is known of a model once it was prepared."""
-    length, form = service.context_length, service.encoder.tool_format
-    chats = service.info.task == "generate"
+    length, form, chats = info.context_length, deployment.tool_call_format, info.task == "generate"
     return {
         "max_model_len": length,
         "max_context_length": length,
         "default_model_temperature": deployment.sampling.temperature,
         "capabilities": {
             "completion_chat": chats,
-            "completion_fim": chats and service.encoder.fim_marks is not None,
+            "completion_fim": chats and deployment.fills_gaps,
             "function_calling": chats and form is not None,
             "fine_tuning": False,
             "vision": False,
         },
-        "task": TASKS[service.info.task],
+        "task": TASKS[info.task],
         # Ours: how the model writes calls; generic where its prompts know no tools.
-        "tool_call_format": None if form is None else form.name,
+        "tool_call_format": form,
     }
 
 

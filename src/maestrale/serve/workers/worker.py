@@ -20,15 +20,14 @@ from maestrale import logs
 from maestrale.api.admission import RETRY_AFTER
 from maestrale.api.http.body import BUDGET, BodyReader
 from maestrale.api.http.connections import raise_file_limit
-from maestrale.chat.service import ChatService
 from maestrale.config.settings import Settings
 from maestrale.errors import MaestraleError, Unavailable
 from maestrale.logs import LOGGER
 from maestrale.metrics.merged import families
-from maestrale.serve.deployment import load_text
 from maestrale.serve.hosting import in_thread
 from maestrale.serve.listening import HttpServer, uvicorn_config
 from maestrale.serve.memory import return_large_buffers
+from maestrale.serve.text import Services, TextSource
 from maestrale.serve.workers.messages import (
     SNAPSHOT_SECONDS,
     Attach,
@@ -89,10 +88,12 @@ class ApiWorker:
         self._loaded = set(begin.loaded)
         self._made.set()
         reporting = asyncio.create_task(self._go_on_reporting())
+        tending = asyncio.create_task(backend.deployments.tend())
         if begin.loaded:
             await self._ready.wait()
         await server.serve(sockets=[socket.socket(fileno=begin.listener)])
         reporting.cancel()
+        tending.cancel()
         if backend.tracer is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(in_thread(backend.tracer.close), 2.0)
@@ -130,19 +131,15 @@ class ApiWorker:
         assert backend is not None
         deployment = backend.deployments[message.model]
         try:
-            text = await load_text(Path(message.folder), deployment.settings)
-        except (MaestraleError, OSError) as error:
+            source = TextSource(Path(message.folder), deployment)
+            text = await source.read()
+        except MaestraleError as error:
             self._connection.send(Failed(str(error)))
             return
         engine = RemoteEngine(self._connection, message.model, message.info)
-        service = ChatService(
-            engine,
-            text.encoder,
-            text.vocabulary,
-            RemoteVetter(self._connection, message.model),
-            on_gap=deployment.observe_gap,
-        )
-        deployment.open(engine, message.model_name, message.sampling, service)
+        vetter = RemoteVetter(self._connection, message.model)
+        services = Services(source, deployment, engine, vetter)
+        deployment.open(engine, message.model_name, message.sampling, services.of(text), services)
         if message.model in self._states:
             backend.take(self._states[message.model])
         self._connection.send(Attached(message.model))
