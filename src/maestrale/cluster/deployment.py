@@ -33,7 +33,8 @@ BUSY_SHARE = 0.7
 """Of what a replica decodes at once: with more than that on each, another one is started."""
 HEALTH_PERIOD = 1.0
 HEALTH_TIMEOUT = 10.0
-_ONE_AT_A_TIME = threading.Lock()  # what Ray Serve packs a deployment with is no thing for threads
+_ONE_AT_A_TIME = threading.Lock()
+"""Ray Serve packs a deployment's parts, from the first on, by what is no thing for threads."""
 
 
 class Deployed(Struct, frozen=True):
@@ -54,12 +55,12 @@ def deploy(wanted: Deployed) -> Deployed | None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     spread = stages.span_nodes(options, nodes)
     before = deployed(options.app)
-    target = serve.RunTarget(
-        target=application(wanted.config, options, wanted.api, spread=spread),
-        name=options.app,
-        route_prefix=None,
-    )
     with _ONE_AT_A_TIME:
+        target = serve.RunTarget(
+            target=application(wanted.config, options, wanted.api, spread=spread),
+            name=options.app,
+            route_prefix=None,
+        )
         serve.run_many([target], wait_for_applications_running=False)
     # Ray Serve's own time of deployment stays that of the first.
     note = msgspec.msgpack.encode(msgspec.structs.replace(wanted, options=_portable(options)))
