@@ -19,21 +19,20 @@ import contextlib
 import json
 import os
 import random
-import re
 import signal
-import socket
 import sqlite3
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from benchmarks.resuming import Client, Got, Lost, without_own
+from benchmarks.served import Served
 
 CHAT = "/v1/chat/completions"
 STREAMS = 32
@@ -47,65 +46,6 @@ SCHEMA = {
     "required": ["title", "year", "cast"],
     "additionalProperties": False,
 }
-# What an answer has of its own, and no other answer to the same request.
-_OWN = (rb'"id":"[a-z]+-[0-9a-f]+"', rb'"created":\d+', rb'"cached_tokens":\d+')
-
-
-class Served:
-    """`maestrale serve` on one port, as often as it is killed."""
-
-    def __init__(self, state: Path, *flags: str) -> None:
-        """`state`: where its ledger is kept."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.state = state
-        self._flags = flags
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        """The API process's."""
-        assert self._process is not None
-        return self._process.pid
-
-    def start(self) -> None:
-        """Start it. Raises: RuntimeError when it ends, or isn't there in two minutes."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "maestrale", "serve", "--port", str(self.port), *self._flags],
-            env={**os.environ, "XDG_STATE_HOME": str(self.state)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        ends = time.monotonic() + 120
-        while time.monotonic() < ends and self._process.poll() is None:
-            with (
-                contextlib.suppress(OSError),
-                urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer,
-            ):
-                if answer.status == 200:
-                    return
-            time.sleep(0.02)
-        raise RuntimeError("The server did not start.")
-
-    def kill(self) -> None:
-        """SIGKILL to all of its processes at once."""
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def stop(self) -> None:
-        """SIGTERM, and its end."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(60)
-            except subprocess.TimeoutExpired:
-                self.kill()
 
 
 def json_body(seed: int) -> dict[str, Any]:
@@ -116,7 +56,6 @@ def json_body(seed: int) -> dict[str, Any]:
         "seed": seed,
         "max_tokens": 150,
         "temperature": 1.0,
-        "stream": True,
         "response_format": form,
     }
 
@@ -125,68 +64,27 @@ async def answered(
     served: Served,
     body: dict[str, Any],
     kills: Sequence[int] = (),
-    path: str = CHAT,
     waited: list[float] | None = None,
-) -> tuple[str, bytes]:
-    """A stream's id and all of its events. At each event of `kills` the server is killed, started
-    anew and asked for the rest; `waited` is told how long it took from there to the next event.
-
-    Raises: RuntimeError for anything else than a stream that goes on.
+) -> Got:
+    """A stream. At each event of `kills` the server is killed and started anew, and the rest asked
+    for; `waited` is told how long it took from there to the next event. Raises: Lost.
     """
-    events: list[bytes] = []
-    pending, stream, restarted = list(kills), "", 0.0
-    while True:
-        begun = bool(stream)
-        headers = {"last-event-id": str(len(events) - 1)} if events else {}
-        place = f"/v1/streams/{stream}" if begun else path
-        more: Any = {} if begun else {"json": body}
-        method = "GET" if begun else "POST"
-        try:
-            async with (
-                httpx.AsyncClient(timeout=120) as client,
-                client.stream(method, served.url + place, headers=headers, **more) as answer,
-            ):
-                if answer.status_code != 200:
-                    raise RuntimeError(f"{answer.status_code}: {(await answer.aread()).decode()}")
-                stream = answer.headers["x-stream-id"]
-                async for event in _events(answer):
-                    if restarted and waited is not None:
-                        waited.append(time.monotonic() - restarted)
-                    restarted = 0.0
-                    events.append(event)
-                    if pending and len(events) >= pending[0]:
-                        pending.pop(0)
-                        await asyncio.to_thread(served.kill)
-                        restarted = time.monotonic()
-                        await asyncio.to_thread(served.start)
-                        break
-                else:
-                    return stream, b"".join(events)
-        except httpx.TransportError as error:
-            if not restarted:
-                raise RuntimeError(f"The connection was lost: {error}") from error
+    pending, restarted = list(kills), 0.0
 
+    async def heard(count: int) -> bool:
+        nonlocal restarted
+        if restarted and waited is not None:
+            waited.append(time.monotonic() - restarted)
+        restarted = 0.0
+        if not pending or count < pending[0]:
+            return False
+        pending.pop(0)
+        await asyncio.to_thread(served.kill)
+        restarted = time.monotonic()
+        await asyncio.to_thread(served.start)
+        return True
 
-async def _events(answer: httpx.Response) -> Any:
-    rest = b""
-    async for part in answer.aiter_raw():
-        *blocks, rest = (rest + part).split(b"\n\n")
-        for block in blocks:
-            if block and not block.startswith(b":"):
-                yield block + b"\n\n"
-
-
-async def whole(served: Served, stream: str) -> bytes:
-    """All of a stream, as the server gives it now."""
-    async with httpx.AsyncClient(timeout=120) as client:
-        return (await client.get(f"{served.url}/v1/streams/{stream}")).content
-
-
-def without_own(events: bytes) -> bytes:
-    """What two answers to one request must have in common: all but their ids and times."""
-    for own in _OWN:
-        events = re.sub(own, b"", events)
-    return events
+    return await Client(served.url).streamed(CHAT, body, heard=heard)
 
 
 async def kill_again_and_again(served: Served, count: int, seed: int) -> int:
@@ -196,13 +94,14 @@ async def kill_again_and_again(served: Served, count: int, seed: int) -> int:
     waited: list[float] = []
     while done < count:
         number += 1
-        _, calm = await answered(served, json_body(number))
-        length = calm.count(b"\n\n")
-        kills = sorted(draw.sample(range(1, length), min(draw.randint(1, 4), count - done)))
+        calm = await answered(served, json_body(number))
+        events = range(1, len(calm.parts))
+        kills = sorted(draw.sample(events, min(draw.randint(1, 4), count - done)))
         try:
-            stream, got = await answered(served, json_body(number), kills, waited=waited)
-            same = without_own(got) == without_own(calm) and got == await whole(served, stream)
-        except RuntimeError as error:
+            got = await answered(served, json_body(number), kills, waited)
+            same = without_own(got.whole) == without_own(calm.whole)
+            same = same and got.whole == await Client(served.url).all_of(got.id)
+        except Lost as error:
             print(f"answer {number}: {error}", flush=True)
             same = False
         wrong += not same
@@ -255,9 +154,9 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _on_disk(state: Path) -> tuple[int, int]:
+def _on_disk(folder: Path) -> tuple[int, int]:
     """Requests in the ledger, and the bytes of its file once the log of writes is in it."""
-    [file] = state.glob("maestrale/*.ledger.db")
+    [file] = folder.glob("maestrale/*.ledger.db")
     with contextlib.closing(sqlite3.connect(file)) as db:
         [count] = db.execute("SELECT count(*) FROM answers").fetchone()
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -276,9 +175,9 @@ async def costs(plain: Served, durable: Served, rounds: int, tokens: int) -> dic
     speed = [load.tokens / load.seconds for load in (without, with_it)]
     first = [statistics.median(load.first) for load in (without, with_it)]
     cpu = [load.cpu / load.tokens * 1e6 for load in (without, with_it)]
-    count, size = _on_disk(durable.state)
+    count, size = _on_disk(durable.folder)
     waited: list[float] = []
-    await answered(durable, json_body(1), [10], waited=waited)
+    await answered(durable, json_body(1), [10], waited)
     return {
         "streams": STREAMS,
         "tokens/s without": round(speed[0], 1),

@@ -13,7 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.durable import CHAT, Served, answered, json_body, whole, without_own
+from benchmarks.durable import CHAT, answered, json_body
+from benchmarks.resuming import Client, without_own
+from benchmarks.served import Served
 from maestrale.usage import UsageFile
 from serving import ROOT, serving
 
@@ -31,11 +33,13 @@ def served(cache_dir: Path, prepared_model: Path, tmp_path: Path) -> Iterator[Se
 async def test_the_whole_server_is_killed_in_the_middle_of_json(served: Served) -> None:
     """`scripts/bench-durable --kills 100` does it a hundred times."""
     body = json_body(3)
-    _, calm = await answered(served, body)
-    stream, got = await answered(served, body, [2, 9, 20])
-    assert without_own(got) == without_own(calm)
-    assert got == await whole(served, stream)
-    chunks = [json.loads(each[6:]) for each in got.decode().splitlines() if each[:7] == "data: {"]
+    calm = await answered(served, body)
+    got = await answered(served, body, [2, 9, 20])
+    assert without_own(got.whole) == without_own(calm.whole)
+    assert got.whole == await Client(served.url).all_of(got.id)
+    chunks = [
+        json.loads(each[6:]) for each in got.whole.decode().splitlines() if each[:7] == "data: {"
+    ]
     text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks)
     assert set(json.loads(text)) == {"title", "year", "cast"}
 

@@ -1,0 +1,1 @@
+"""Half an hour of requests while engines, API workers and whole servers are killed."""
