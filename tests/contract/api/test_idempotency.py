@@ -13,6 +13,8 @@ import pytest
 
 from api_app import CHAT, MODEL, Api, api, chat_body, check_error, make_settings
 from durable_api import BODIES, ONCE, STREAMS, durable, kept, ledger_of, rest, settings
+from maestrale.api import sse
+from maestrale.api.durable.run import Run
 from responses_api import RESPONSES
 
 pytestmark = pytest.mark.anyio
@@ -79,6 +81,25 @@ async def test_an_answer_that_was_cut_off_is_made_again(file: Path) -> None:
         assert two.content == one.content
         assert two.headers["idempotent-replayed"] == "true"
         assert second.engine.stats().generation_tokens > 0
+
+
+async def test_to_wait_for_a_slow_answer_is_no_work(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after the time in which a stream would have been opened."""
+    looks, news = 0, Run.news
+
+    async def counted(run: Run) -> None:
+        nonlocal looks
+        looks += 1
+        await news(run)
+
+    monkeypatch.setattr(Run, "news", counted)
+    monkeypatch.setattr(sse, "KEEP_ALIVE", 0.01)
+    async with durable(file, {"text": "Good day", "tokens_per_second": "20"}) as server:
+        got = await server.client.post(CHAT, json=chat_body(), headers=ONCE)
+    assert got.status_code == 200
+    assert looks < 10
 
 
 @pytest.mark.parametrize("cut_off", [False, True])

@@ -55,7 +55,8 @@ class RunReader:
         run = self._run
         opens = time.monotonic() + sse.KEEP_ALIVE
         while True:
-            if run.status and run.is_stream:
+            has_head = run.status and run.is_stream
+            if has_head:
                 if self._next < len(run.parts):
                     data = b"".join(run.parts[self._next :])
                     self._next = len(run.parts)
@@ -66,10 +67,10 @@ class RunReader:
                     await self._open(events, context)
             if run.ended:
                 break
-            if events.is_open:
-                await run.news()
-            else:
+            if has_head and not events.is_open:
                 await _news(run, opens - time.monotonic())
+            else:
+                await run.news()
         if run.error is not None:
             # Of an error that is no answer there is nothing to read; and where the server ends, the
             # connection is cut, so that its client comes again.

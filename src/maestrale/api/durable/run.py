@@ -70,7 +70,7 @@ class Run:
         self._adding: asyncio.Task[bool] | None = None
         self._begun_before = self.recorded
         self._left = asyncio.Event()
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: set[asyncio.Future[None]] = set()
         self._body: bytes | None = entry.body
         self._refused: MaestraleError | None = None
 
@@ -95,8 +95,11 @@ class Run:
     async def news(self) -> None:
         """Wait until there is more of it."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        await future
+        self._waiting.add(future)
+        try:
+            await future
+        finally:  # it may have been given up
+            self._waiting.discard(future)
 
     async def make(self, scope: Scope, route: Callable[[Scope, Run], Awaitable[None]]) -> None:
         """Run it to its end."""
@@ -243,7 +246,7 @@ class Run:
             await self._ledger.forget(entry.id, entry.owner)
 
     def _tell(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, set()
         for each in waiting:
             if not each.done():
                 each.set_result(None)
