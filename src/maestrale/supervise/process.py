@@ -111,7 +111,7 @@ class SupervisedEngine:
         """
         again, self._unloaded, self._loading = self._unloaded, False, True
         try:
-            process = await self._launch()
+            process = await self._launch(self._made())
         except EngineError:
             self._unloaded = again
             if not again:
@@ -237,10 +237,12 @@ class SupervisedEngine:
 
     # Within
 
-    async def _launch(self) -> EngineProcess:
-        process = EngineProcess(
+    def _made(self) -> EngineProcess:
+        return EngineProcess(
             self._config, self._patience, self._take, lambda: self._ledger.running > 0
         )
+
+    async def _launch(self, process: EngineProcess) -> EngineProcess:
         self._launching = process
         try:
             info = await process.start()
@@ -263,13 +265,15 @@ class SupervisedEngine:
             self._lose(process, reason)
             while True:
                 await asyncio.sleep(self._restarts.pause_after(self._recent(self._barren)))
+                process = self._made()
                 try:
-                    process = await self._launch()
+                    await self._launch(process)
                     break
                 except EngineError as error:
                     logger.error("The engine%s can't start again: %s", self._of, error)
                     self._barren.append(asyncio.get_running_loop().time())
-                    self._note_death("the engine could not start again")
+                    if not process.killed_from_outside:
+                        self._note_death("the engine could not start again")
             self.counters.restarts += 1
 
     def _lose(self, process: EngineProcess, reason: str) -> None:

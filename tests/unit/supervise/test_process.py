@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 from pathlib import Path
@@ -326,6 +327,24 @@ async def test_kills_from_outside_are_no_failures_of_the_engine(start_engine: St
         kill(engine)
         await until(lambda wanted=idle + deaths: engine.counters.restarts == wanted)  # type: ignore[misc]
     assert (await engine.health()).state == "ready"
+
+
+async def test_nor_are_kills_while_it_starts(start_engine: StartEngine) -> None:
+    engine = await start_engine(Restarts(most=2, pause=0.01), start_seconds="0.2")
+    killed = children()
+    kill(engine)
+    for _ in range(3):
+        await until(lambda: bool(children() - killed))
+        [starting] = children() - killed
+        killed.add(starting)
+        os.kill(starting, signal.SIGKILL)
+    assert [await read(engine, request())] == await undisturbed([request()])
+
+
+def children() -> set[int]:
+    """The processes that this one has started."""
+    tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
+    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
 
 
 @pytest.mark.slow
