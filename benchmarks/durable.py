@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import signal
 import sqlite3
@@ -32,7 +31,7 @@ from typing import Any
 import httpx
 
 from benchmarks.resuming import Client, Got, Lost, without_own
-from benchmarks.served import Served
+from benchmarks.served import Served, cpu_seconds
 
 CHAT = "/v1/chat/completions"
 STREAMS = 32
@@ -84,7 +83,14 @@ async def answered(
         await asyncio.to_thread(served.start)
         return True
 
-    return await Client(served.url).streamed(CHAT, body, heard=heard)
+    async with Client(served.url) as client:
+        return await client.streamed(CHAT, body, heard=heard)
+
+
+async def all_of(served: Served, stream: str) -> bytes:
+    """A whole stream, as the server gives it now. Raises: Lost."""
+    async with Client(served.url) as client:
+        return await client.all_of(stream)
 
 
 async def kill_again_and_again(served: Served, count: int, seed: int) -> int:
@@ -100,7 +106,7 @@ async def kill_again_and_again(served: Served, count: int, seed: int) -> int:
         try:
             got = await answered(served, json_body(number), kills, waited)
             same = without_own(got.whole) == without_own(calm.whole)
-            same = same and got.whole == await Client(served.url).all_of(got.id)
+            same = same and got.whole == await all_of(served, got.id)
         except Lost as error:
             print(f"answer {number}: {error}", flush=True)
             same = False
@@ -122,14 +128,14 @@ class Load:
 
     async def round(self, number: int, tokens: int) -> None:
         """So many streams at once, of so many tokens each."""
-        cpu, begun = _cpu_seconds(self.served.pid), time.monotonic()
+        cpu, begun = cpu_seconds(self.served.pid), time.monotonic()
         limits = httpx.Limits(max_connections=STREAMS)
         async with httpx.AsyncClient(timeout=300, limits=limits) as client:
             await asyncio.gather(
                 *(self._one(client, number * STREAMS + place, tokens) for place in range(STREAMS))
             )
         self.seconds += time.monotonic() - begun
-        self.cpu += _cpu_seconds(self.served.pid) - cpu
+        self.cpu += cpu_seconds(self.served.pid) - cpu
         self.tokens += STREAMS * tokens
 
     async def _one(self, client: httpx.AsyncClient, seed: int, tokens: int) -> None:
@@ -147,11 +153,6 @@ class Load:
                 if not first and b"content" in part:
                     first = time.monotonic() - begun
         self.first.append(first)
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _on_disk(folder: Path) -> tuple[int, int]:

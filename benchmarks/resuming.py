@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 
@@ -65,6 +65,12 @@ class Client:
         )
         self.came_again = 0
         self._patience = patience
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *of: object) -> None:
+        await self.http.aclose()
 
     async def whole(self, path: str, body: dict[str, Any], key: str = "") -> Got:
         """An answer in one piece. Raises: Lost."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.durable import CHAT, answered, json_body
-from benchmarks.resuming import Client, without_own
+from benchmarks.durable import CHAT, all_of, answered, json_body
+from benchmarks.resuming import without_own
 from benchmarks.served import Served
 from maestrale.usage import UsageFile
 from serving import ROOT, serving
@@ -36,7 +36,7 @@ async def test_the_whole_server_is_killed_in_the_middle_of_json(served: Served) 
     calm = await answered(served, body)
     got = await answered(served, body, [2, 9, 20])
     assert without_own(got.whole) == without_own(calm.whole)
-    assert got.whole == await Client(served.url).all_of(got.id)
+    assert got.whole == await all_of(served, got.id)
     chunks = [
         json.loads(each[6:]) for each in got.whole.decode().splitlines() if each[:7] == "data: {"
     ]
