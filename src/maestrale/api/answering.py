@@ -259,7 +259,7 @@ class AnswerResponse:
                 opening = self.spelling.opening()
                 if opening:
                     await events.write(opening)
-                await self._write_pieces(events, _chain(first.result(), pieces))
+                await self._write_pieces(events, first.result(), pieces)
             except Exception as error:
                 if not isinstance(error, MaestraleError):
                     LOGGER.exception("A stream failed")
@@ -271,10 +271,13 @@ class AnswerResponse:
         await events.write(self.spelling.closing())
         await events.close()
 
-    async def _write_pieces(self, events: EventStream, pieces: AsyncIterator[Piece]) -> None:
-        left = len(self._answer.requests)
+    async def _write_pieces(
+        self, events: EventStream, first: Piece, rest: AsyncIterator[Piece]
+    ) -> None:
         event, write = self.spelling.event, events.write
-        async for piece in pieces:
+        left = len(self._answer.requests) - (first.finish_reason is not None)
+        await write(event(first, is_last=left == 0))
+        async for piece in rest:
             if piece.finish_reason is not None:
                 left -= 1
             await write(event(piece, is_last=left == 0))

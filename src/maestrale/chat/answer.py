@@ -211,18 +211,14 @@ class Answer:
         """How many sequences the engine decodes at once."""
         return self._engine.describe().max_num_seqs
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    def pieces(self) -> AsyncGenerator[Piece, None]:
         """Generate: pieces of all choices as they come.
 
-        Leaving the iterator aborts whatever still runs. Raises: EngineError.
+        Closing the iterator aborts whatever still runs. It raises: EngineError.
         """
         if len(self.requests) == 1:
-            chosen = self._sequence(0)
-        else:
-            chosen = self._in_turn() if self._one_by_one else self._as_they_come()
-        async with contextlib.aclosing(chosen) as pieces:
-            async for piece in pieces:
-                yield piece
+            return self._sequence(0)
+        return self._in_turn() if self._one_by_one else self._as_they_come()
 
     async def _in_turn(self) -> AsyncGenerator[Piece, None]:
         """A piece of each choice that has not ended, again and again; the first one when all have
@@ -316,7 +312,8 @@ class Answer:
                     if reader.finish is not None:
                         self._finish(index, reader.finish, reader.generated)
                     if piece is not None:
-                        piece.used = (reader.generated, reader.reasoning_tokens)
+                        if self._one_by_one:
+                            piece.used = (reader.generated, reader.reasoning_tokens)
                         yield piece
                     if reader.finish is not None:
                         return

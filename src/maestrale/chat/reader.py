@@ -155,7 +155,7 @@ class ChoiceReader:
                     self._text += matched
             called = self.finish == "stop" and self._tools is not None and self._tools.called
             ended: AnswerFinish = "calls" if called else self.finish
-            ids = self._told_ids()
+            ids = self._told_ids() if self._ids else ()
             return Piece(self._index, self._text, entries, ended, calls, matched, reasoning, ids)
         # Where much may be held back, the first piece tells that work has begun.
         parses = self._tools is not None or self._reasoning is not None
@@ -164,7 +164,7 @@ class ChoiceReader:
             return None
         self._begun = True
         text, self._text = self._text, ""
-        ids = self._told_ids()
+        ids = self._told_ids() if self._ids else ()
         return Piece(self._index, text, entries, None, calls, None, reasoning, ids)
 
     def _told_ids(self) -> tuple[int, ...]:
