@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from msgspec import structs
+
 from maestrale.api.admission import RETRY_AFTER, Admission
 from maestrale.api.operations.history import Event, FaultLog, History, Sample, read
 from maestrale.chat.answer import Answer
@@ -120,6 +122,7 @@ class Deployment:
         """
         if self.settings.generation_config == "auto":
             self.sampling = sampling
+        self.sampling = structs.replace(self.sampling, **self.settings.sampling_overrides)
         self.names = names_of(self.settings, model_name)
         self.engine, self._service, self._services = engine, service, services
         if service is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maestrale.config.reading import checked, closest, read_settings, read_toml, settings_files
+from maestrale.config.sampling import BOUNDS
 from maestrale.config.settings import Settings, engines_of, fields, flag
 from maestrale.config.together import check_together
 from maestrale.config.values import parse_range, read_value
@@ -23,13 +24,19 @@ _GROUPS = ("Model", "Engine")
 _OWN = ("name", "aliases", "source", "pinned")
 GPU_SHARE = 0.9  # what vLLM takes by itself
 _BESIDE = ("keep_alive", "replicas")  # of other groups
-_RENAMED = {"model": "source", "served_model_name": "name"}
+_RENAMED = {
+    "model": "source",
+    "served_model_name": "name",
+    "context": "max_model_len",
+    "kv_cache": "kv_cache_memory",
+    "sampling": "override_generation_config",
+}
 
 
 def table_settings() -> tuple[str, ...]:
     """The settings that a [[model]] table may have of its own."""
     named = [name for name, each in fields().items() if each.metadata["group"] in _GROUPS]
-    return (*(name for name in named if name not in _RENAMED), *_BESIDE)
+    return (*(name for name in named if name not in ("model", "served_model_name")), *_BESIDE)
 
 
 def load_models(
@@ -132,6 +139,10 @@ def _table(
         if key not in known:
             if key in _RENAMED:
                 hint = f"; here it is called {_RENAMED[key]}."
+            elif key == "draft":
+                hint = ": tokens are drafted by looking up the prompt, without a model for it."
+            elif key in BOUNDS:
+                hint = f": give override_generation_config = {{ {key} = {value!r} }}."
             elif key in fields():
                 hint = ": it is the server's, and belongs under [serve]."
             else:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maestrale.config.paths import default_cache_dir, default_store_file
+from maestrale.config.sampling import read_sampling
 from maestrale.config.values import parse_duration, parse_range, parse_size
 
 BUNDLED_MODEL = "smollm2-135m-instruct"
@@ -115,6 +116,14 @@ class Settings:
         "model's makers advise, vllm takes neutral ones (temperature 1).",
         group="Model",
         choices=("auto", "vllm"),
+    )
+    override_generation_config: str | None = setting(
+        None,
+        "Your own in the place of those: temperature, top_p, top_k, min_p, repetition_penalty. "
+        "As JSON, or a table in maestrale.toml.",
+        group="Model",
+        metavar="JSON",
+        sampling=True,
     )
     enable_auto_tool_choice: bool = setting(
         True,
@@ -591,6 +600,12 @@ class Settings:
     @property
     def budget_bytes(self) -> int | None:
         return None if self.memory_budget is None else parse_size(self.memory_budget)
+
+    @property
+    def sampling_overrides(self) -> dict[str, float]:
+        """The operator's own sampling defaults, by name."""
+        written = self.override_generation_config
+        return {} if written is None else read_sampling(written)
 
     @property
     def keep_alive_seconds(self) -> float | None:

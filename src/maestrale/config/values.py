@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from maestrale.config.sampling import write_sampling
+
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}iB": 1 << (10 * power) for power, letter in enumerate("KMGT", start=1)}
 _UNITS |= {f"{letter}B": 10 ** (3 * power) for power, letter in enumerate("KMGT", start=1)}
@@ -112,7 +114,8 @@ def read_value(value: object, kind: Any, rules: Mapping[str, Any]) -> Any:
     """`value` as `kind`, one of the types of `Settings`' fields, within the field's `rules`.
 
     Rules: `choices`, `minimum`, `maximum` (inclusive), `size` (texts such as 1GiB are taken),
-    `duration` (texts such as 5m, see `parse_duration`), `range` (see `parse_range`).
+    `duration` (texts such as 5m, see `parse_duration`), `range` (see `parse_range`), `sampling`
+    (see `write_sampling`).
 
     Raises: ValueError that says what is allowed; it never repeats the value.
     """
@@ -130,6 +133,8 @@ def read_value(value: object, kind: Any, rules: Mapping[str, Any]) -> Any:
         text = _text(str(value) if number else value)
         parse_range(text)
         return text
+    if rules.get("sampling"):
+        return write_sampling(value)
     parsed = _BY_TYPE[kind](value)
     if rules.get("choices") and parsed not in rules["choices"]:
         raise ValueError(f"one of {', '.join(rules['choices'])} is needed")

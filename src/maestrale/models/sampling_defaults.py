@@ -7,6 +7,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from maestrale.config.sampling import BOUNDS, WHOLE
+
 
 class SamplingDefaults(Struct, frozen=True, kw_only=True):
     """What a request gets that doesn't say otherwise. `top_k` and `min_p` 0: off."""
@@ -20,14 +22,6 @@ class SamplingDefaults(Struct, frozen=True, kw_only=True):
 
 NEUTRAL = SamplingDefaults()
 
-# The same bounds as a request's own fields (api/openai/schemas.py).
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "temperature": (0, 2),
-    "top_p": (1e-6, 1),
-    "top_k": (0, 2**31 - 1),
-    "min_p": (0, 1),
-    "repetition_penalty": (1e-6, 10),
-}
 # llama.cpp's names of them in a GGUF file's metadata.
 _GGUF_NAMES = {
     "temperature": "general.sampling.temp",
@@ -54,12 +48,12 @@ def of_gguf(metadata: Mapping[str, Any]) -> SamplingDefaults | None:
 
 def _within_bounds(values: Mapping[str, Any]) -> SamplingDefaults:
     kept: dict[str, Any] = {}
-    for name, (least, most) in _BOUNDS.items():
+    for name, (least, most) in BOUNDS.items():
         value = values.get(name)
         if (
             isinstance(value, int | float)
             and not isinstance(value, bool)
             and least <= value <= most
         ):
-            kept[name] = int(value) if name == "top_k" else float(value)
+            kept[name] = int(value) if name in WHOLE else float(value)
     return SamplingDefaults(**kept)

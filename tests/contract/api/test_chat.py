@@ -256,6 +256,25 @@ async def test_every_sampling_field_reaches_the_engine() -> None:
         assert seen[1].sampling.top_k == 0
 
 
+async def test_the_operators_sampling_defaults_stand_before_the_models() -> None:
+    defaults = '{"temperature": 0.3, "top_k": 40}'
+    async with api(make_settings(override_generation_config=defaults)) as server:
+        seen: list[GenerationRequest] = []
+        generate = server.engine.generate
+
+        def spy(request: GenerationRequest) -> Any:
+            seen.append(request)
+            return generate(request)
+
+        server.engine.generate = spy  # type: ignore[method-assign]
+        await server.chat()
+        await server.chat(top_k=2, temperature=1.5)
+        cards = (await server.client.get("/v1/models")).json()["data"]
+        assert cards[0]["default_model_temperature"] == 0.3
+    found = [(each.sampling.temperature, each.sampling.top_k) for each in seen]
+    assert found == [(0.3, 40), (1.5, 2)]
+
+
 @pytest.mark.parametrize(
     "response_format",
     [

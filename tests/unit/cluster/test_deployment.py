@@ -17,11 +17,11 @@ def test_what_ray_serve_packs_is_packed_by_one_thread_at_a_time(
     from maestrale.cluster import deployment
 
     targets: list[Any] = []
-    monkeypatch.setattr(deployment.ray, "nodes", list)
-    monkeypatch.setattr(deployment.stages, "span_nodes", lambda *_: False)
+    monkeypatch.setattr("ray.nodes", list)
+    monkeypatch.setattr("maestrale.cluster.stages.span_nodes", lambda *_: False)
     monkeypatch.setattr(deployment, "deployed", lambda _: None)
     monkeypatch.setattr(deployment, "_internal_kv_put", lambda *_, **__: None)
-    monkeypatch.setattr(deployment.serve, "run_many", lambda new, **_: targets.extend(new))
+    monkeypatch.setattr("ray.serve.run_many", lambda new, **_: targets.extend(new))
     config = EngineConfig(engine="scripted", model_dir="")
     options = ClusterOptions(model="m", least=1, most=2)
     wanted = deployment.Deployed(api="", config=config, options=options)

@@ -64,6 +64,16 @@ def test_each_table_is_a_model_over_what_holds_for_all(file: Path) -> None:
     assert (chat.keep_alive_seconds, coder.keep_alive_seconds) == (None, 30)
 
 
+@pytest.mark.parametrize(
+    "written", ["{ temperature = 0, top_k = 40 }", '\'{"temperature": 0, "top_k": 40}\'']
+)
+def test_sampling_defaults_are_a_table_or_json(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "maestrale.toml"
+    path.write_text(f'[[model]]\nsource = "a"\noverride_generation_config = {written}')
+    (found,) = models(path)
+    assert found.sampling_overrides == {"temperature": 0, "top_k": 40}
+
+
 def test_a_flag_for_all_is_weaker_than_a_table(file: Path) -> None:
     chat, coder = models(file, max_model_len="512")
     assert (chat.max_model_len, coder.max_model_len) == (512, 2048)
@@ -87,6 +97,18 @@ def test_a_variable_names_one_model_instead_of_the_tables(file: Path) -> None:
     [
         ('source = "a"\nmax_model_length = 5', "did you mean max_model_len"),
         ('source = "a"\nmodel = "b"', "'model' is no setting of a model; here it is called source"),
+        ('source = "a"\ncontext = 80', "here it is called max_model_len"),
+        ('source = "a"\ndraft = "b"', "'draft' is no setting of a model: tokens are drafted"),
+        ('source = "a"\ntemperature = 1', "give override_generation_config = { temperature = 1 }"),
+        (
+            'source = "a"\noverride_generation_config = { temprature = 1 }',
+            "'temprature' is no default that can be given; did you mean temperature?",
+        ),
+        (
+            'source = "a"\noverride_generation_config = { top_p = 2 }',
+            "override_generation_config of [[model]] 1",
+        ),
+        ('source = "a"\noverride_generation_config = "high"', "a table is needed"),
         ('source = "a"\nport = 80', "'port' is no setting of a model: it is the server's"),
         ('source = "a"\nmax_model_len = "long"', "max_model_len of [[model]] 1"),
         ('source = "a"\nkeep_alive = "soon"', "a time is needed"),

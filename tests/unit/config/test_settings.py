@@ -90,6 +90,8 @@ def test_every_setting_can_be_given_in_all_three_ways() -> None:
             value = text = "3MiB"
         elif rules.get("duration"):
             value = text = "5m"
+        elif rules.get("sampling"):
+            value = text = '{"top_k": 5}'
         elif name == "cache_dir":
             value = text = "elsewhere"
         elif name == "replicas":
