@@ -25,16 +25,20 @@ _BASE: dict[str, Any] = {
 _EXPERTS, _WIDTH = 4, 64  # of tiny mixtures
 
 
-def _config(kind: str, architecture: str, **more: Any) -> dict[str, Any]:
+def configured(kind: str, architecture: str, **more: Any) -> dict[str, Any]:
+    """A config.json of small sizes."""
     return {**_BASE, "model_type": kind, "architectures": [architecture], **more}
 
 
-def _plain(name: str, kind: str, architecture: str, **more: Any) -> TinyModel:
-    config = _config(kind, architecture, **more)
+def plain(name: str, kind: str, architecture: str, **more: Any) -> TinyModel:
+    """A llama-like model."""
+    config = configured(kind, architecture, **more)
     return TinyModel(name, architecture, config, dense(config))
 
 
-def _mixture(shapes: dict[str, Any], hidden: int, names: str, router: str) -> dict[str, Any]:
+def mixture(
+    shapes: dict[str, Any], hidden: int, names: str, router: str, experts: int = _EXPERTS
+) -> dict[str, Any]:
     """The MLPs of dense shapes replaced by experts, each in tensors of its own."""
     found: dict[str, Any] = {}
     for name, shape in shapes.items():
@@ -42,8 +46,8 @@ def _mixture(shapes: dict[str, Any], hidden: int, names: str, router: str) -> di
             found[name] = shape
         elif "gate_proj" in name:
             layer = name.split("mlp.")[0]
-            found[f"{layer}{router}.weight"] = (_EXPERTS, hidden)
-            for expert in range(_EXPERTS):
+            found[f"{layer}{router}.weight"] = (experts, hidden)
+            for expert in range(experts):
                 for part, size in (("gate", 0), ("up", 0), ("down", 1)):
                     which = {"gate": "w1", "up": "w3", "down": "w2"}[part]
                     tensor = names.format(expert, part=f"{part}_proj", which=which)
@@ -52,34 +56,31 @@ def _mixture(shapes: dict[str, Any], hidden: int, names: str, router: str) -> di
     return found
 
 
-def _mixtral() -> TinyModel:
-    config = _config(
-        "mixtral",
-        "MixtralForCausalLM",
-        intermediate_size=_WIDTH,
-        num_local_experts=_EXPERTS,
-        num_experts_per_tok=2,
-        sliding_window=None,
-    )
+def mixtral(name: str, **more: Any) -> TinyModel:
+    """A Mixtral."""
+    given = {"num_local_experts": _EXPERTS, "num_experts_per_tok": 2, "sliding_window": None}
+    given |= {"intermediate_size": _WIDTH, **more}
+    config = configured("mixtral", "MixtralForCausalLM", **given)
     names, router = "block_sparse_moe.experts.{}.{which}", "block_sparse_moe.gate"
-    shapes = _mixture(dense(config), 64, names, router)
-    return TinyModel("mixtral", "MixtralForCausalLM", config, shapes)
+    shapes = mixture(dense(config), 64, names, router, given["num_local_experts"])
+    return TinyModel(name, "MixtralForCausalLM", config, shapes)
 
 
-def _qwen(name: str, kind: str, architecture: str, *, norms: bool, **more: Any) -> TinyModel:
+def qwen(name: str, kind: str, architecture: str, *, norms: bool, **more: Any) -> TinyModel:
+    """A Qwen; `norms`: 3's, of heads."""
     extra: dict[str, Any] = {"head_dim": 32} if norms else {}
-    config = _config(kind, architecture, use_sliding_window=False, **extra, **more)
+    config = configured(kind, architecture, **{"use_sliding_window": False, **extra, **more})
     shapes = dense(config, qkv_bias=not norms, head_norms=norms)
     if kind == "qwen3_moe":
-        shapes = _mixture(shapes, 64, "mlp.experts.{}.{part}", "mlp.gate")
+        shapes = mixture(shapes, 64, "mlp.experts.{}.{part}", "mlp.gate")
     return TinyModel(name, architecture, config, shapes)
 
 
-def _gemma(name: str, kind: str, architecture: str, *, norms: bool, **more: Any) -> TinyModel:
+def gemma(name: str, kind: str, architecture: str, *, norms: bool, **more: Any) -> TinyModel:
+    """A Gemma; `norms`: 3's, of heads."""
     given = {"hidden_activation": "gelu_pytorch_tanh", "head_dim": 32, "sliding_window": 12}
-    config = _config(
-        kind, architecture, tie_word_embeddings=True, query_pre_attn_scalar=32, **given, **more
-    )
+    given |= {"tie_word_embeddings": True, "query_pre_attn_scalar": 32, **more}
+    config = configured(kind, architecture, **given)
     del config["hidden_act"]
     shapes = dense(config, head_norms=norms)
     for layer in range(config["num_hidden_layers"]):
@@ -88,8 +89,9 @@ def _gemma(name: str, kind: str, architecture: str, *, norms: bool, **more: Any)
     return TinyModel(name, architecture, config, shapes, norm_centre=0.0)
 
 
-def _phi(name: str, tokens: int = 40, **more: Any) -> TinyModel:
-    config = _config("phi3", "Phi3ForCausalLM", **more)
+def phi(name: str, tokens: int = 40, **more: Any) -> TinyModel:
+    """A Phi 3."""
+    config = configured("phi3", "Phi3ForCausalLM", **more)
     head = 64 // config["num_attention_heads"]
     queries, keys = 64, config["num_key_value_heads"] * head
     shapes: dict[str, Any] = {}
@@ -103,8 +105,9 @@ def _phi(name: str, tokens: int = 40, **more: Any) -> TinyModel:
     return TinyModel(name, "Phi3ForCausalLM", config, shapes, tokens)
 
 
-def _olmo(name: str, kind: str, architecture: str, **more: Any) -> TinyModel:
-    config = _config(kind, architecture, **more)
+def olmo(name: str, kind: str, architecture: str, **more: Any) -> TinyModel:
+    """An OLMo 2 or 3."""
+    config = configured(kind, architecture, **more)
     shapes = {
         tensor: shape for tensor, shape in dense(config).items() if "input_layernorm" not in tensor
     }
@@ -119,7 +122,7 @@ def _olmo(name: str, kind: str, architecture: str, **more: Any) -> TinyModel:
 def _gpt_oss(name: str, *, mxfp4: bool) -> TinyModel:
     yarn = {"rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0}
     yarn |= {"truncate": False, "original_max_position_embeddings": 32}
-    config = _config(
+    config = configured(
         "gpt_oss",
         "GptOssForCausalLM",
         head_dim=32,
@@ -169,49 +172,49 @@ _LONGROPE = {"type": "longrope", "short_factor": _SHORT, "long_factor": _LONG}
 _LONG_CONTEXT = {"max_position_embeddings": 128, "original_max_position_embeddings": 32}
 
 TINY = (
-    _plain("llama2", "llama", "LlamaForCausalLM", num_key_value_heads=4),
-    _plain(
+    plain("llama2", "llama", "LlamaForCausalLM", num_key_value_heads=4),
+    plain(
         "llama3", "llama", "LlamaForCausalLM", head_dim=32, tie_word_embeddings=True,
         rope_scaling=_LLAMA3, rope_theta=500000.0,
     ),
-    _plain("mistral", "mistral", "MistralForCausalLM", sliding_window=12),
-    _plain("nemo", "mistral", "MistralForCausalLM", sliding_window=None, head_dim=32),
-    _plain(
+    plain("mistral", "mistral", "MistralForCausalLM", sliding_window=12),
+    plain("nemo", "mistral", "MistralForCausalLM", sliding_window=None, head_dim=32),
+    plain(
         "ministral3", "ministral3", "Ministral3ForCausalLM", head_dim=32,
         rope_parameters=_MINISTRAL,
     ),
-    _mixtral(),
-    _qwen("qwen2", "qwen2", "Qwen2ForCausalLM", norms=False, rope_scaling=_YARN),
-    _qwen("qwen3", "qwen3", "Qwen3ForCausalLM", norms=True, tie_word_embeddings=True),
-    _qwen(
+    mixtral("mixtral"),
+    qwen("qwen2", "qwen2", "Qwen2ForCausalLM", norms=False, rope_scaling=_YARN),
+    qwen("qwen3", "qwen3", "Qwen3ForCausalLM", norms=True, tie_word_embeddings=True),
+    qwen(
         "qwen3moe", "qwen3_moe", "Qwen3MoeForCausalLM", norms=True, num_experts=_EXPERTS,
         num_experts_per_tok=2, moe_intermediate_size=_WIDTH, norm_topk_prob=True,
         decoder_sparse_step=1, mlp_only_layers=[],
     ),
-    _gemma(
+    gemma(
         "gemma2", "gemma2", "Gemma2ForCausalLM", norms=False, attn_logit_softcapping=5.0,
         final_logit_softcapping=3.0,
     ),
-    _gemma(
+    gemma(
         "gemma3", "gemma3_text", "Gemma3ForCausalLM", norms=True, num_hidden_layers=7,
         rope_local_base_freq=10000.0, rope_theta=1000000.0, intermediate_size=64,
         rope_scaling={"rope_type": "linear", "factor": 8.0},
     ),
-    _phi("phi3", sliding_window=None, rope_scaling=None),
-    _phi("phi4mini", partial_rotary_factor=0.5, sliding_window=None,
+    phi("phi3", sliding_window=None, rope_scaling=None),
+    phi("phi4mini", partial_rotary_factor=0.5, sliding_window=None,
          rope_scaling={"type": "longrope", "short_factor": _SHORT[:4], "long_factor": _LONG[:4]},
          **_LONG_CONTEXT),
-    _phi("phi3short", 20, rope_scaling=_LONGROPE, sliding_window=None, **_LONG_CONTEXT),
-    _plain(
+    phi("phi3short", 20, rope_scaling=_LONGROPE, sliding_window=None, **_LONG_CONTEXT),
+    plain(
         "smollm3", "smollm3", "SmolLM3ForCausalLM", num_hidden_layers=4, intermediate_size=64,
         no_rope_layers=[1, 1, 1, 0], use_sliding_window=False, tie_word_embeddings=True,
     ),
-    _plain(
+    plain(
         "granite", "granite", "GraniteForCausalLM", attention_multiplier=0.3,
         embedding_multiplier=1.5, residual_multiplier=0.7, logits_scaling=2.0,
     ),
-    _olmo("olmo2", "olmo2", "Olmo2ForCausalLM"),
-    _olmo(
+    olmo("olmo2", "olmo2", "Olmo2ForCausalLM"),
+    olmo(
         "olmo3", "olmo3", "Olmo3ForCausalLM", num_hidden_layers=4, intermediate_size=64,
         sliding_window=12, rope_scaling=_YARN | {"attention_factor": 1.1}, rope_theta=500000.0,
         layer_types=["sliding_attention"] * 3 + ["full_attention"],

@@ -51,11 +51,13 @@ def base_spec(
     *,
     windows: Callable[[int, int], int] | None = None,
     embedding: str = EMBEDDING,
+    partial: bool = False,
 ) -> DecoderSpec:
     """The decoder as far as families have it in common.
 
     `windows(layer, width)`: the window of a layer where the config gives a width and no
-    `layer_types`; by default it is that of every layer. Raises: ModelError.
+    `layer_types`; by default it is that of every layer. `partial`: the rotary embedding may turn
+    a part of a head; for other families the libraries differ in what they do. Raises: ModelError.
     """
     keys = source.keys
     for name, values in _NEUTRAL.items():
@@ -69,6 +71,8 @@ def base_spec(
     if activation not in ACTIVATIONS:
         raise keys.wrong("hidden_act", f"is {activation!r}; served are {', '.join(ACTIVATIONS)}")
     per_layer = ropes_of(keys, head_dim, context)
+    if not partial and any(each.dims != head_dim for each in per_layer):
+        raise keys.wrong("partial_rotary_factor", f"isn't 1, as is needed of {source.architecture}")
     width = keys.whole("sliding_window", default=0, least=0)
     if not keys.flag("use_sliding_window", default=True):
         width = 0
@@ -87,7 +91,7 @@ def base_spec(
         windows=_windows(keys, layers, width, windows),
         ropes=(per_layer[0],),
         layer_ropes=(0,) * layers,
-        original_context=_original(keys, context) if per_layer[0].long else 0,
+        original_context=_original(keys, rope_keys(keys), context) if per_layer[0].long else 0,
         activation=ACTIVATIONS[activation],
         experts=_experts(keys),
         tied=keys.flag("tie_word_embeddings", default=False),
@@ -96,7 +100,7 @@ def base_spec(
 
 def ropes_of(keys: Keys, head_dim: int, context: int) -> tuple[Rope, Rope]:
     """The rotary embedding of layers that see everything, and that of those with a window."""
-    given = keys.below("rope_parameters") or keys.below("rope_scaling") or Keys(keys.where, {})
+    given = rope_keys(keys) or Keys(keys.where, {})
     theta = keys.number("rope_theta", default=10000.0)
     local = keys.number("rope_local_base_freq", default=0.0)
     partial = keys.number("partial_rotary_factor", default=1.0)
@@ -111,6 +115,20 @@ def ropes_of(keys: Keys, head_dim: int, context: int) -> tuple[Rope, Rope]:
         if each is not None:
             each.refuse_unread(_ROPE_HARMLESS)
     return everywhere, windowed
+
+
+def rope_keys(keys: Keys) -> Keys | None:
+    """What a config says of its rotary embedding, under the newer name or the older.
+
+    Raises: ModelError where there are both, and they differ.
+    """
+    newer, older = keys.below("rope_parameters"), keys.below("rope_scaling")
+    if newer is None or older is None:
+        return newer or older
+    for name in older.unread():
+        if name in newer and newer.find(name) != older.find(name):
+            raise keys.wrong("rope_scaling", f"and rope_parameters differ in {name!r}")
+    return newer
 
 
 _ROPE_HARMLESS = frozenset({
@@ -130,11 +148,12 @@ def _rope(
     factor = given.number("factor", default=0.0)
     if theta <= 1 or factor < 0:
         raise keys.wrong("rope_theta" if theta <= 1 else "rope_scaling", "is too small")
-    original = given.whole(
-        "original_max_position_embeddings", default=_original(keys, context), least=1
-    )
-    if kind == "default":
+    original = _original(keys, given, context)
+    # Up to the model's context, which is all that is served, dynamic scaling changes nothing.
+    if kind in ("default", "dynamic"):
         return rope.plain(dims, theta)
+    if kind == "yarn" and "long_factor" in given:  # so early files of Phi 3 call it
+        kind = "longrope"
     if kind == "linear":
         return rope.plain(dims, theta, factor or 1.0)
     if kind == "llama3":
@@ -180,8 +199,11 @@ def _table(given: Keys, name: str, count: int) -> list[float]:
     return [float(each) for each in values]
 
 
-def _original(keys: Keys, context: int) -> int:
-    return keys.whole("original_max_position_embeddings", default=context)
+def _original(keys: Keys, given: Keys | None, context: int) -> int:
+    """The context that the rotary embedding was made for; a config's own key goes first."""
+    name = "original_max_position_embeddings"
+    inner = context if given is None else given.whole(name, default=context)
+    return keys.whole(name, default=inner)
 
 
 def _experts(keys: Keys) -> Experts | None:

@@ -62,7 +62,16 @@ GPT_OSS = Family(
         defaults={
             "rms_norm_eps": 1e-5,
             "head_dim": 64,
+            "num_key_value_heads": 8,
+            "num_local_experts": 128,
+            "num_experts_per_tok": 4,
             "rope_theta": 150_000.0,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
             "sliding_window": 128,
             "max_position_embeddings": 131072,
         },

@@ -47,13 +47,24 @@ def of_folder(source: WeightSource) -> DecoderSpec:
     keys.ignore("attention_bias", "mlp_bias")  # the tensors tell
     keys.must_be("rope_interleaved", False)
     spec = config.base_spec(source)
-    rope = keys.below("rope_parameters") or keys.below("rope_scaling")
+    rope = config.rope_keys(keys)
     beta = rope.number("llama_4_scaling_beta", default=0.0) if rope is not None else 0.0
     if rope is not None and beta:
         length = rope.whole("original_max_position_embeddings", default=spec.context)
         spec = replace(spec, temperature_beta=beta, temperature_length=length)
     return spec
 
+
+_MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072}
+_MINISTRAL_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1_000_000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 
 LLAMA = Family(
     gguf=Form(
@@ -66,6 +77,16 @@ LLAMA = Family(
         of_folder,
         always(folder_naming(optional_biases=BIASES)),
         defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+        own_defaults={
+            "mistral": _MISTRAL | {"sliding_window": V01_WINDOW},
+            "ministral3": _MISTRAL
+            | {
+                "rms_norm_eps": 1e-5,
+                "head_dim": 128,
+                "max_position_embeddings": 262144,
+                "rope_scaling": _MINISTRAL_ROPE,
+            },
+        },
         harmless=frozenset({"is_llama_config"}),
     ),
 )
@@ -85,6 +106,12 @@ MIXTRAL = Family(
                 }
             )
         ),
-        defaults={"rms_norm_eps": 1e-5, "num_local_experts": 8, "num_experts_per_tok": 2},
+        defaults=_MISTRAL
+        | {
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1_000_000.0,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
     ),
 )

@@ -6,11 +6,17 @@ from dataclasses import replace
 
 from maestrale.engines.cpu.architectures import config, gguf, rope
 from maestrale.engines.cpu.architectures.family import Family, Form, always
-from maestrale.engines.cpu.architectures.names import HEAD_NORMS, folder_naming, gguf_naming
+from maestrale.engines.cpu.architectures.names import (
+    HEAD_NORMS,
+    QKV_BIASES,
+    folder_naming,
+    gguf_naming,
+)
 from maestrale.engines.cpu.spec import DecoderSpec, Rope
 from maestrale.engines.cpu.weights.source import WeightSource
 
 _NORMS = ("post_attention_norm", "post_mlp_norm", *HEAD_NORMS)
+_BIASES = (*QKV_BIASES, "output")
 _FOLDER_NAMES = {
     "post_attention_norm": "post_attention_layernorm",
     "post_mlp_norm": "post_feedforward_layernorm",
@@ -37,7 +43,7 @@ def of_gguf(source: WeightSource) -> DecoderSpec:
 def of_folder(source: WeightSource) -> DecoderSpec:
     """Of a config.json."""
     keys = source.keys
-    keys.must_be("attention_bias", False)
+    keys.ignore("attention_bias")  # the tensors tell
     spec = config.base_spec(source, windows=_windows)
     if any(spec.windows):
         spec = _two_ropes(spec, _windowed(source, spec))
@@ -47,7 +53,7 @@ def of_folder(source: WeightSource) -> DecoderSpec:
 def _windowed(source: WeightSource, spec: DecoderSpec) -> Rope:
     """What layers with a window turn by: unscaled, unless the config says something of them."""
     keys = source.keys
-    given = keys.below("rope_parameters") or keys.below("rope_scaling")
+    given = config.rope_keys(keys)
     if given is not None and "sliding_attention" in given:
         return config.ropes_of(keys, spec.head_dim, spec.context)[1]
     theta = keys.number("rope_theta", default=DEFAULT_THETA)
@@ -64,11 +70,12 @@ def _two_ropes(spec: DecoderSpec, local: Rope) -> DecoderSpec:
 
 
 OLMO2 = Family(
-    gguf=Form(("olmo2",), of_gguf, always(gguf_naming(norms=_NORMS))),
+    gguf=Form(("olmo2",), of_gguf, always(gguf_naming(norms=_NORMS, optional_biases=_BIASES))),
     folder=Form(
         ("olmo2", "olmo3"),
         of_folder,
-        always(folder_naming(_FOLDER_NAMES, norms=_NORMS)),
+        always(folder_naming(_FOLDER_NAMES, norms=_NORMS, optional_biases=_BIASES)),
         defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
+        own_defaults={"olmo3": {"rope_theta": 500_000.0, "sliding_window": 4096}},
     ),
 )

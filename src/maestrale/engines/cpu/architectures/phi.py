@@ -15,7 +15,7 @@ def of_folder(source: WeightSource) -> DecoderSpec:
         source.keys.must_be(flag, False)
     source.keys.must_be("full_attn_mod", 1)
     source.keys.must_be("interpolate_factor", 1)
-    return config.base_spec(source)
+    return config.base_spec(source, partial=True)
 
 
 PHI3 = Family(
@@ -24,6 +24,10 @@ PHI3 = Family(
         ("phi3",),
         of_folder,
         always(folder_naming()),
-        defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+        },
     ),
 )

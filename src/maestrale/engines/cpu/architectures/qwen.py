@@ -22,6 +22,8 @@ def of_folder(source: WeightSource) -> DecoderSpec:
     keys.must_be("decoder_sparse_step", 1)
     keys.must_be("mlp_only_layers", [])
     first = keys.whole("max_window_layers", default=0, least=0)
+    if source.architecture == "qwen3_moe":
+        first = 0  # transformers has no such key for it
     return config.base_spec(source, windows=lambda layer, width: width if layer >= first else 0)
 
 
@@ -37,13 +39,28 @@ QWEN2 = Family(
     ),
 )
 
+_BIASES = (*QKV_BIASES, "output")
+
 QWEN3 = Family(
-    gguf=Form(("qwen3", "qwen3moe"), gguf.base_spec, always(gguf_naming(norms=NORMS + HEAD_NORMS))),
+    gguf=Form(
+        ("qwen3", "qwen3moe"),
+        gguf.base_spec,
+        always(gguf_naming(norms=NORMS + HEAD_NORMS, optional_biases=_BIASES)),
+    ),
     folder=Form(
         ("qwen3", "qwen3_moe"),
         of_folder,
-        always(folder_naming(norms=NORMS + HEAD_NORMS, optional_biases=(*QKV_BIASES, "output"))),
-        defaults=_COMMON | {"head_dim": 128, "max_window_layers": 28, "norm_topk_prob": False},
+        always(folder_naming(norms=NORMS + HEAD_NORMS, optional_biases=_BIASES)),
+        defaults=_COMMON | {"norm_topk_prob": False},
+        own_defaults={
+            "qwen3": {"head_dim": 128, "max_window_layers": 28},
+            "qwen3_moe": {
+                "num_key_value_heads": 4,
+                "num_experts": 128,
+                "num_experts_per_tok": 8,
+                "moe_intermediate_size": 768,
+            },
+        },
         harmless=frozenset({"intermediate_size"}),
     ),
 )

@@ -47,8 +47,7 @@ def open_folder(folder: Path) -> WeightSource:
     _check_quantisation(folder, whole, text)
     tensors, left_out = _decoder(_tensors(folder))
     given = {key: value for key, value in text.items() if key not in _OUTER}
-    values = {**form.defaults, **{key: each for key, each in given.items() if each is not None}}
-    keys = Keys(f"{folder}/config.json", values)
+    keys = Keys(f"{folder}/config.json", form.completed(architecture, given))
     source = WeightSource(folder, "folder", architecture, keys, MappedTensors(tensors))
     if left_out:
         source.notes.append(
