@@ -58,7 +58,11 @@ def mixture(
 
 def mixtral(name: str, **more: Any) -> TinyModel:
     """A Mixtral."""
-    given = {"num_local_experts": _EXPERTS, "num_experts_per_tok": 2, "sliding_window": None}
+    given: dict[str, Any] = {
+        "num_local_experts": _EXPERTS,
+        "num_experts_per_tok": 2,
+        "sliding_window": None,
+    }
     given |= {"intermediate_size": _WIDTH, **more}
     config = configured("mixtral", "MixtralForCausalLM", **given)
     names, router = "block_sparse_moe.experts.{}.{which}", "block_sparse_moe.gate"

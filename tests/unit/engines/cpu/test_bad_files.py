@@ -260,7 +260,10 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     ("more", "words"),
     [
         ({"hidden_act": "relu2"}, ("hidden_act", "relu2", "silu")),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ("rope_type", "dynamic")),
+        (
+            {"rope_scaling": {"rope_type": "proportional", "factor": 2.0}},
+            ("rope_type", "proportional"),
+        ),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "odd": 1}}, ("odd", "isn't known")),
         ({"rope_scaling": 3}, ("rope_scaling", "no object")),
         ({"layer_types": ["full_attention", "linear_attention"]}, ("linear_attention",)),
