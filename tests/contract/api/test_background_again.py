@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from api_app import Api, api, check_error, make_settings
-from maestrale.api.openai.responses.store import ResponseStore
+from maestrale.api.openai.responses.store import STALE_SECONDS, ResponseStore
 from maestrale.keys import add_key
 from maestrale.usage import UsageFile
 from responses_api import RESPONSES, WEATHER, body, events_of
@@ -132,6 +133,28 @@ async def test_a_stream_goes_on_after_the_event_that_was_read(file: Path) -> Non
             head = await second.client.get(path, params={"stream": "true"})
             assert events_of(head.text)[4:] == found
         assert events_of((await asked).text)[4:] == found
+
+
+async def test_a_stream_waits_for_an_engine_that_is_not_there(file: Path) -> None:
+    async with api(settings(file), options=SLOW) as first:
+        asked = asyncio.create_task(
+            first.client.post(RESPONSES, json=body(background=True, stream=True))
+        )
+        await asyncio.sleep(0.3)
+        with sqlite3.connect(file) as db:
+            [[id]] = db.execute("SELECT id FROM responses").fetchall()
+        asked.cancel()
+        await kill(file)
+        change(file, beat=time.time() - STALE_SECONDS + 0.5)
+        async with api(settings(file), options=QUICK) as second:
+            deployment = second.app._backend.deployments.default
+            engine, deployment.engine = deployment.engine, None
+            asking = second.client.get(f"{RESPONSES}/{id}", params={"stream": "true"})
+            waiting = asyncio.create_task(asking)
+            await asyncio.sleep(1.0)
+            assert not waiting.done()
+            deployment.engine = engine
+            assert events_of((await waiting).text)[-1]["type"] == "response.completed"
 
 
 async def test_a_server_that_is_stopped_leaves_it_to_the_next(file: Path, tmp_path: Path) -> None:

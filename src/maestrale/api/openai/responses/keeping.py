@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from maestrale.api.backend import Backend
 from maestrale.api.context import SCOPE_KEY, RequestContext, context_of
 from maestrale.api.dialect import AnswerRequest
 from maestrale.api.errors import as_api_error
+from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.openai.responses.background import (
     Begun,
     Repeatable,
@@ -288,9 +288,15 @@ class Keeping:
         """A stream of a response's events after number `after`, till its end."""
 
         async def goes_on() -> bool:
-            with contextlib.suppress(MaestraleError):
+            try:
                 return (await self.current(request, id)).status in WORKING
-            return False  # a client that comes again is told
+            except (Unavailable, RateLimited) as error:  # that passes, but for one
+                if error.code == "draining":  # the client is to come again
+                    raise ClientDisconnected from error
+                await asyncio.sleep(POLL_SECONDS)
+                return True
+            except MaestraleError:  # a client that comes again is told
+                return False
 
         return EventsResponse(
             self._backend, self._store, self._runs, id, after, headers, goes_on=goes_on
