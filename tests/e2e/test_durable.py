@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -47,7 +48,7 @@ async def test_the_whole_server_is_killed_in_the_middle_of_json(served: Served) 
 async def test_a_worker_dies_and_the_other_goes_on(
     cache_dir: Path, prepared_model: Path, tmp_path: Path
 ) -> None:
-    script = {"text": "All the winds of the sea. ", "tokens_per_second": "20"}
+    script = {"text": "All the winds of the sea. " * 4, "tokens_per_second": "20"}
     environment = {
         "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests/support",
         "SCRIPT": json.dumps(script),
@@ -89,11 +90,15 @@ async def test_a_worker_dies_and_the_other_goes_on(
             assert everything.text.endswith("data: [DONE]\n\n")
         assert killed
         assert "[DONE]" not in got
-    told = json.loads(everything.text.split("data: ")[-2])["usage"]
+    told = chunks_of(everything.text)[-1]["usage"]
     [row] = UsageFile(usage).read(["key"])  # once, whoever made which part of it
     assert row.requests == 1
     assert row.prompt_tokens == told["prompt_tokens"]
     assert row.completion_tokens == told["completion_tokens"]
+
+
+def chunks_of(events: str) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: {")]
 
 
 async def _busy(url: str) -> int:
