@@ -293,6 +293,11 @@ def test_keys(browser: Browser, cache_dir: Path, prepared_model: Path) -> None:
         other.get_by_label("Keep it on this device").check()
         other.keyboard.press("Enter")
         expect(other.locator("#tiles .tile")).to_have_count(8)
+        other.set_viewport_size(PHONE)
+        for path in ("status", "usage"):  # the button for the key stands among the others
+            other.goto(f"{server.url}/{path}")
+            expect(other.get_by_role("button", name="API key")).to_be_visible()
+            assert other.evaluate("document.documentElement.scrollWidth <= innerWidth")
         third = visitor.context.new_page()
         third.goto(server.url)
         expect(third.locator("#state")).to_have_attribute("data-state", "ready")
