@@ -42,6 +42,7 @@ MaestraleError                     what the command line prints as one clear mes
 │   └── BadSource                  --source names nothing that could be (a SettingsError too)
 ├── ServiceError                   systemd, or the unit that is asked for, is not as it must be
 ├── EngineError                    the engine can't start, or stopped working
+│   ├── NoMemoryLeft               what is free doesn't hold the least it needs
 │   ├── EngineDied                 the engine process is gone; requests may be replayed
 │   └── ReplayMismatch             a replay gave other tokens than those already sent
 └── ApiError                       an answer to an HTTP request
@@ -248,6 +249,10 @@ class HalfMade(CloudError):
 
 class EngineError(MaestraleError):
     """The engine can't start, or stopped working."""
+
+
+class NoMemoryLeft(EngineError):
+    """What is free can't hold the least that a model needs beside its weights."""
 
 
 class EngineDied(EngineError):

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from maestrale.errors import EngineError, ModelDoesNotFit
+from maestrale.errors import EngineError, ModelDoesNotFit, NoMemoryLeft
 from maestrale.models.architecture import CPU_TYPES, Architecture, WeightType
 from maestrale.models.fit import FitPlan, Term
 from maestrale.models.machine_limits import available_memory, own_memory
@@ -77,13 +77,15 @@ def cache_size(
     blocks = budget // block_bytes
     fits = min(length, blocks * BLOCK)
     if fits < 1:
-        raise EngineError(
+        if cache_bytes is not None:
+            raise EngineError(
+                f"--kv-cache-memory of {cache_bytes} bytes is too small: a block of {BLOCK} "
+                f"tokens takes {block_bytes}."
+            )
+        raise NoMemoryLeft(
             f"No memory is left for the KV cache: a block of {BLOCK} tokens takes "
             f"{block_bytes} bytes, and {budget} are free for it. Stop other programs, or take a "
             "smaller model or quantisation."
-            if cache_bytes is None
-            else f"--kv-cache-memory of {cache_bytes} bytes is too small: a block of {BLOCK} "
-            f"tokens takes {block_bytes}."
         )
     if max_model_len is not None and fits < max_model_len:
         raise EngineError(_too_long(max_model_len, fits, needed, cache_bytes))

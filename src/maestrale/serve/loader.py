@@ -15,7 +15,14 @@ from functools import partial
 from maestrale.api.backend import Steering
 from maestrale.config.settings import Settings
 from maestrale.engines.base import Engine, EngineConfig, Unloadable
-from maestrale.errors import Conflict, MaestraleError, ModelDoesNotFit, SettingsError, Unavailable
+from maestrale.errors import (
+    Conflict,
+    MaestraleError,
+    ModelDoesNotFit,
+    NoMemoryLeft,
+    SettingsError,
+    Unavailable,
+)
 from maestrale.logs import LOGGER
 from maestrale.models.fit_cpu import SPARE, memory_to_use
 from maestrale.serve.deployment import DeploymentHost
@@ -84,7 +91,16 @@ class ModelLoader:
         names = settings.served_model_name or (name,)
         pinned = bool({*names, settings.model} & {*settings.pinned})
         room = max(0, int(self._residency.room(pinned=pinned)))
-        foreseen = await in_thread(lambda: host.forecast(config, room))
+        try:
+            foreseen = await in_thread(lambda: host.forecast(config, room))
+        except NoMemoryLeft as error:
+            if not self._given:
+                raise
+            raise ModelDoesNotFit(
+                f"{names[0]} doesn't fit in {_mib(room)} of memory, which is what "
+                f"{self._told_budget()}. Give a larger budget, or take a smaller model or "
+                "quantisation; 'maestrale plan' shows the account."
+            ) from error
         size = foreseen.memory if foreseen is not None else 0
         if size > room:
             beside = ", and stays beside the others" if pinned else ""

@@ -18,6 +18,7 @@ from maestrale.errors import (
     EngineError,
     ModelDoesNotFit,
     ModelError,
+    NoMemoryLeft,
     SettingsError,
     Unavailable,
 )
@@ -69,6 +70,8 @@ class PretendedHost(DeploymentHost):
     def forecast(self, config: EngineConfig, memory: int) -> Forecast | None:
         if self.settings.engine == "vllm":
             return None
+        if self.settings.max_model_len == 1:
+            raise NoMemoryLeft("No memory is left for the KV cache.")
         return Forecast(config=config, info=INFO, memory=self.settings.kv_cache_bytes or 0)
 
     def expect(self, forecast: Forecast) -> PretendedEngine:
@@ -296,6 +299,15 @@ def test_one_whose_replicas_begin_at_none_is_loaded_by_its_first_request() -> No
         assert world.state() == {"a": ["load"], "b": ["load"]}
         await asyncio.sleep(0.3)
         assert world.state() == {"a": ["load", "unload"], "b": ["load"]}
+
+    run(scene)
+
+
+def test_a_budget_that_holds_nothing_of_a_model_is_named() -> None:
+    async def scene() -> None:
+        world = World(model("a", max_model_len=1), budget="5MiB")
+        with pytest.raises(ModelDoesNotFit, match=r"in 5 MiB of memory.*--memory-budget leaves of"):
+            await world.adopt()
 
     run(scene)
 
