@@ -305,12 +305,12 @@ use_extra() {
 }
 
 # install_beside LOCK ARGUMENTS...: adds packages that no lock holds to the complete environment
-# `env`. What LOCK pins stays as it is, but for two of which vLLM wants older ones.
+# `env`. What LOCK pins stays as it is, but for those of which vLLM wants older ones.
 install_beside() {
     log=$env.log
     : 2>/dev/null >"$log" || die "$log can't be written."
     choose_tools
-    sed -n 's/ *\\$//; /^llguidance==/d; /^numpy==/d; /^[a-z0-9]/p' "$root/$1" >"$env/constraints.txt"
+    sed -n 's/ *\\$//; /^fastapi==/d; /^llguidance==/d; /^numpy==/d; /^[a-z0-9]/p' "$root/$1" >"$env/constraints.txt"
     shift
     set -- --constraint "$env/constraints.txt" "$@"
     if [ -n "$uv" ]; then
