@@ -10,6 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maestrale.api.accounts import Charge
@@ -78,9 +79,18 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnected):  # nobody reads it, and nothing failed
         return Response(status_code=CLIENT_LEFT)
     context = context_of(request.scope)
-    answer = as_api_error(error, request.scope["path"])
+    answer = as_api_error(error, request.scope["path"], methods_at(request))
     context.refused = answer.code
     return error_response(answer, context)
+
+
+def methods_at(request: Request) -> frozenset[str]:
+    """The methods of all routes at the path; the router tells those of the first."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found.update(route.methods or ())
+    return frozenset(found)
 
 
 class Gate:

@@ -25,6 +25,7 @@ from maestrale.keys import Key, KeyStore
 _NAME_AND_PORT = re.compile(r"(\[[^]]*\]|[^:]*)(?::[0-9]*)?")
 
 OPEN_PATHS = frozenset({"/health", "/ping"})
+WAYS = "'Authorization: Bearer KEY' or 'x-api-key: KEY'"
 
 
 class Guard:
@@ -150,13 +151,11 @@ def _key_of(scope: Scope) -> bytes:
     if authorization:
         scheme, _, key = authorization[0].partition(b" ")
         if scheme.lower() != b"bearer":
-            raise AuthenticationFailed("Send the key as 'Authorization: Bearer KEY'.")
+            raise AuthenticationFailed(f"Send the key as {WAYS}.")
         return key.strip()
     if others:
         return others[0]
-    raise AuthenticationFailed(
-        "This server asks for a key: send it as 'Authorization: Bearer KEY'."
-    )
+    raise AuthenticationFailed(f"This server asks for a key: send it as {WAYS}.")
 
 
 def _values(scope: Scope, name: bytes) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http
+from collections.abc import Collection
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -54,12 +55,15 @@ def spelled(error: ApiError, dialect: Dialect, name: Name, request_id: str = "")
     return msgspec.json.encode(dialect.error(error, error.told(name), at, request_id))
 
 
-def as_api_error(error: Exception, path: str = "") -> ApiError:
-    """What a client is told about any exception: never a traceback, never a path of ours."""
+def as_api_error(error: Exception, path: str = "", methods: Collection[str] = ()) -> ApiError:
+    """What a client is told about any exception: never a traceback, never a path of ours.
+
+    `methods`: those that the path takes.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):
-        return _of_router(error, path)
+        return _of_router(error, path, methods)
     if isinstance(error, EngineDied):
         return Unavailable(
             f"The engine stopped while it worked on this request: {error}",
@@ -78,11 +82,11 @@ def as_api_error(error: Exception, path: str = "") -> ApiError:
     )
 
 
-def _of_router(error: HTTPException, path: str) -> ApiError:
+def _of_router(error: HTTPException, path: str, methods: Collection[str]) -> ApiError:
     if error.status_code == 404:
         return NotFound(f"There is nothing at {quoted(path)}. See /docs for what there is.")
     if error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
+        allow = ", ".join(sorted(methods))
         return MethodNotAllowed(f"This path takes {allow or 'other methods'}.", allow=allow)
     if error.status_code < 500:
         return InvalidRequest(http.HTTPStatus(error.status_code).phrase)

@@ -139,6 +139,16 @@ async def test_the_items_of_an_input(server: Api) -> None:
     path = f"{RESPONSES}/{second['id']}/input_items"
     for wrong in ({"limit": 0}, {"limit": 101}, {"order": "up"}, {"after": "x"}, {"zork": 1}):
         check_error(await server.client.get(path, params=wrong), 400, next(iter(wrong)))
+    one = f"{RESPONSES}/{second['id']}"
+    for asked in (path, one):
+        for name in ("include", "include[]"):
+            known = {name: ["reasoning.encrypted_content", "message.output_text.logprobs"]}
+            assert (await server.client.get(asked, params=known)).status_code == 200
+            unknown = await server.client.get(asked, params={name: "zork"})
+            check_error(unknown, 400, "include[0]")
+    refused = await server.client.put(one)
+    check_error(refused, 405)
+    assert refused.headers["allow"] == "DELETE, GET, HEAD"
 
 
 async def test_deleting(server: Api) -> None:

@@ -5,7 +5,7 @@ What contradicts itself, or asks for what can't be done, is refused by name befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from maestrale.api.answering import Serving
@@ -145,15 +145,20 @@ def _check_fields(body: ResponsesRequest) -> None:
         )
 
 
-def _logprobs(body: ResponsesRequest) -> int | None:
-    """How many of the likeliest tokens come with each. Raises: InvalidRequest."""
-    for index, name in enumerate(body.include or ()):
+def check_includes(names: Iterable[str]) -> None:
+    """Raises: InvalidRequest for what is never part of a response."""
+    for index, name in enumerate(names):
         if name != LOGPROBS and name not in HARMLESS_INCLUDES:
             known = ", ".join(map(repr, (LOGPROBS, *HARMLESS_INCLUDES)))
             raise InvalidRequest(
                 f"{quoted(name)!r} can't be included. It can be {known}.",
                 at=Sent("include", index),
             )
+
+
+def _logprobs(body: ResponsesRequest) -> int | None:
+    """How many of the likeliest tokens come with each. Raises: InvalidRequest."""
+    check_includes(body.include or ())
     if LOGPROBS in (body.include or ()):
         return body.top_logprobs or 0
     if body.top_logprobs:

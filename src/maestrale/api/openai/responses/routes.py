@@ -14,13 +14,14 @@ from maestrale.api.backend import Backend
 from maestrale.api.context import context_of
 from maestrale.api.durable.resumable import resumable
 from maestrale.api.openai.responses.keeping import Keeping
+from maestrale.api.openai.responses.reading import check_includes
 from maestrale.api.openai.responses.schemas import ResponsesRequest
 from maestrale.errors import InvalidRequest, Sent, quoted
 
 ROOTS = ("/v1", "")  # some clients' base has no /v1
 MOST_ITEMS = 100  # of one page
 USUAL_ITEMS = 20
-INCLUDES = ("include", "include[]", "include_obfuscation")  # nothing more is ever there
+INCLUDE = ("include", "include[]")  # what is there is always told
 
 
 def routes(backend: Backend) -> list[Route]:
@@ -41,7 +42,7 @@ def routes(backend: Backend) -> list[Route]:
         return answer
 
     async def retrieve(request: Request) -> ASGIApp:
-        query = _query(request, "stream", "starting_after", *INCLUDES)
+        query = _query(request, "stream", "starting_after", "include_obfuscation", *INCLUDE)
         streams = query.get("stream", "false")
         if streams not in ("true", "false"):
             raise InvalidRequest("'stream' is true or false.", at=Sent("stream"))
@@ -67,7 +68,7 @@ def routes(backend: Backend) -> list[Route]:
         return _json((await keeping.cancel(*_asked(request))).body)
 
     async def input_items(request: Request) -> Response:
-        query = _query(request, "after", "limit", "order", *INCLUDES)
+        query = _query(request, "after", "limit", "order", *INCLUDE)
         order = query.get("order", "desc")
         if order not in ("asc", "desc"):
             raise InvalidRequest("'order' is asc or desc.", at=Sent("order"))
@@ -113,12 +114,13 @@ def _asked(request: Request) -> tuple[str, str]:
 
 
 def _query(request: Request, *names: str) -> dict[str, str]:
-    """The query's parameters. Raises: InvalidRequest for others than these."""
+    """The query's parameters. Raises: InvalidRequest for others than these, and in `include`."""
     for name in request.query_params:
         if name not in names:
             raise InvalidRequest(
                 f"unknown parameter '{quoted(name)}'", at=Sent(quoted(name)), code="unknown_field"
             )
+    check_includes(value for name in INCLUDE for value in request.query_params.getlist(name))
     return dict(request.query_params)
 
 
