@@ -134,6 +134,8 @@ def request_fields(context: RequestContext) -> dict[str, object]:
         fields["prompt_tokens"] = answer.usage.prompt_tokens
         fields["cached_tokens"] = answer.usage.cached_tokens
         fields["completion_tokens"] = answer.usage.completion_tokens
+        if answer.usage.reasoning_tokens:
+            fields["reasoning_tokens"] = answer.usage.reasoning_tokens
         for name, seconds in (("queue", timings.queue), ("ttft", timings.ttft)):
             if seconds is not None:
                 fields[name] = round(seconds, 3)

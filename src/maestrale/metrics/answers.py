@@ -23,6 +23,8 @@ from maestrale.metrics.names import (
     TOKENS,
 )
 
+Counts = tuple[int, int, int, int]
+"""Prompt tokens, those of them cached, tokens generated, those of them that are thoughts."""
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 
@@ -168,14 +170,14 @@ class _Tokens:
     def __init__(self, labels: dict[str, str]) -> None:
         self.labels = list(labels.values())
         self.running: set[Answer] = set()
-        self._ended = (0, 0, 0)
+        self._ended: Counts = (0, 0, 0, 0)
 
     def end(self, answer: Answer) -> None:
         self.running.discard(answer)
         self._ended = _add(self._ended, _tokens(answer))
 
-    def now(self) -> tuple[int, int, int]:
-        """Prompt tokens, those of them cached, tokens generated."""
+    def now(self) -> Counts:
+        """What there is at this moment."""
         total = self._ended
         for answer in self.running:
             total = _add(total, _tokens(answer))
@@ -199,6 +201,7 @@ class _TokenCounters(Collector):
                 ("vllm:prompt_tokens", "Prompt tokens, those found in the cache included."),
                 ("vllm:prompt_tokens_cached", "Prompt tokens found in the cache."),
                 ("vllm:generation_tokens", "Tokens generated."),
+                ("maestrale_reasoning_tokens", "Tokens generated that are thoughts."),
             )
         ):
             counter = CounterMetricFamily(name, text, labels=LABELS)
@@ -210,7 +213,7 @@ class _TokenCounters(Collector):
             "Prompt tokens computed, found in the cache, or brought from elsewhere (none here).",
             labels=(*LABELS, "source"),
         )
-        for labels, (prompt, cached, _) in now:
+        for labels, (prompt, cached, *_) in now:
             for source, value in (
                 ("local_compute", prompt - cached),
                 ("local_cache_hit", cached),
@@ -220,12 +223,13 @@ class _TokenCounters(Collector):
         yield by_source
 
 
-def _tokens(answer: Answer) -> tuple[int, int, int]:
-    """Prompt tokens (once they are computed), those of them cached, tokens generated."""
+def _tokens(answer: Answer) -> Counts:
+    """Those of the prompt count once they are computed."""
     usage, timings = answer.usage, answer.timings
     prompt = usage.prompt_tokens if timings.first_token or timings.finished else 0
-    return prompt, min(prompt, usage.cached_tokens), usage.completion_tokens
+    cached = min(prompt, usage.cached_tokens)
+    return prompt, cached, usage.completion_tokens, usage.reasoning_tokens
 
 
-def _add(one: tuple[int, int, int], other: tuple[int, int, int]) -> tuple[int, int, int]:
-    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+def _add(one: Counts, other: Counts) -> Counts:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3]

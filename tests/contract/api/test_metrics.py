@@ -83,6 +83,17 @@ async def test_tokens_count_while_they_come() -> None:
     assert after["vllm:iteration_tokens_total_bucket{le=1.0}"] >= 39
 
 
+async def test_thoughts_are_counted_among_the_tokens() -> None:
+    async with api(options={"text": "<think>Hm.</think>Yes."}, thinks=True) as server:
+        before = await scrape(server)
+        usage = (await server.chat(n=2)).json()["usage"]
+        after = await scrape(server)
+    thought = usage["completion_tokens_details"]["reasoning_tokens"]
+    assert before["maestrale_reasoning_tokens_total"] == 0
+    assert after["maestrale_reasoning_tokens_total"] == thought > 6
+    assert after["vllm:generation_tokens_total"] == usage["completion_tokens"] > thought
+
+
 async def test_how_answers_end() -> None:
     async with api(options={"text": "hello"}) as server:
         await server.chat(n=3)

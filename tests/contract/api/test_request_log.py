@@ -77,6 +77,15 @@ async def test_a_line_tells_all_of_a_request(lines: Lines, stream: bool) -> None
     assert "key-of-somebody" not in str((lines.json, lines.text))
 
 
+async def test_thoughts_are_told_where_there_are_some(lines: Lines) -> None:
+    async with api(options={"text": "<think>Hm.</think>Yes."}, thinks=True) as server:
+        usage = (await server.chat()).json()["usage"]
+        await server.chat(reasoning_effort="none", max_tokens=1)
+    thought = usage["completion_tokens_details"]["reasoning_tokens"]
+    assert [line.get("reasoning_tokens") for line in lines.json] == [thought, None]
+    assert thought > 3
+
+
 async def test_an_id_is_made_where_none_is_sent(lines: Lines) -> None:
     async with api() as server:
         for sent in ({}, {"x-request-id": "with space"}, {"x-request-id": "x" * 200}):

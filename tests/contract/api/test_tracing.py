@@ -84,6 +84,17 @@ async def test_a_chat_is_a_span_with_its_phases(found: Collector) -> None:
     assert {phase["parent"] for phase in phases.values()} == {span["id"]}
 
 
+async def test_thoughts_are_told(found: Collector) -> None:
+    said = {"text": "<think>Hm.</think>Yes."}
+    async with api(
+        make_settings(otlp_traces_endpoint=found.url), options=said, thinks=True
+    ) as server:
+        usage = (await server.chat()).json()["usage"]
+        span = found.until(lambda span: span["kind"] == SERVER)
+    thought = usage["completion_tokens_details"]["reasoning_tokens"]
+    assert span["attributes"]["gen_ai.usage.reasoning.output_tokens"] == thought > 3
+
+
 async def test_refusals_and_failures_are_told(found: Collector) -> None:
     settings = make_settings(otlp_traces_endpoint=found.url)
     async with api(settings, options={"lose_at_token": "2"}) as server:

@@ -179,6 +179,8 @@ def _answered(answer: Answer, context: RequestContext) -> Iterator[tuple[str, At
     yield "gen_ai.usage.input_tokens", usage.prompt_tokens
     yield "gen_ai.usage.cache_read.input_tokens", usage.cached_tokens
     yield "gen_ai.usage.output_tokens", usage.completion_tokens
+    if usage.reasoning_tokens:
+        yield "gen_ai.usage.reasoning.output_tokens", usage.reasoning_tokens
     # Not in the conventions; the names are vLLM's.
     for name, seconds in (
         ("time_in_queue", timings.queue),
