@@ -313,3 +313,31 @@ async def test_tokenize_takes_vllms_fields() -> None:
             "/tokenize", json={"messages": messages, "add_generation_prompt": False}
         )
         check_error(answer, 400, "add_generation_prompt")
+
+
+# What Open WebUI's page sends beside the messages.
+OPEN_WEBUI: dict[str, Any] = {
+    "params": {}, "files": [], "filter_ids": [], "tool_ids": None, "skill_ids": None,
+    "tool_servers": [], "terminal_id": None, "variables": {}, "model_item": {"id": MODEL},
+    "features": {
+        "voice": False, "image_generation": False, "code_interpreter": False, "web_search": False
+    },
+    "session_id": "s", "chat_id": "c", "id": "m", "parent_id": "p",
+    "parent_message": {"id": "p", "role": "user"}, "user_message": {"id": "u"},
+    "background_tasks": {"title_generation": True, "tags_generation": True},
+}  # fmt: skip
+
+
+async def test_open_webuis_fields_are_taken_unless_they_ask_for_more() -> None:
+    async with api(options={"length": "1"}) as server:
+        answer = await server.chat(**OPEN_WEBUI)
+        assert answer.status_code == 200, answer.text
+        for name, asked in (
+            ("features", {**OPEN_WEBUI["features"], "web_search": True}),
+            ("features", {"voice": "yes"}),
+            ("features", {str(number): False for number in range(100)}),
+            ("terminal_id", "t"),
+            ("skill_ids", ["s"]),
+            ("tool_ids", ["t"]),
+        ):
+            check_error(await server.chat(**{**OPEN_WEBUI, name: asked}), 400, name)

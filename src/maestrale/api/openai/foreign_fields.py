@@ -168,6 +168,8 @@ UNSUPPORTED_FIELDS = {
     "features": "the server has no web search, images or code of its own",
     "filter_ids": "there are no filters",
     "tool_ids": "send 'tools'",
+    "skill_ids": "there are no skills; put them into the messages",
+    "terminal_id": "the server runs nothing",
     "tool_servers": "send 'tools'; the server calls no other server",
 }
 
@@ -240,10 +242,13 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 _TRUE_ALONE = frozenset(
     {"add_generation_prompt", "skip_special_tokens", "detokenize", "penalize_newline"}
 )
+# Of these, each switch that is off asks for nothing.
+_SWITCHES = frozenset({"features"})
 
 NULL = Raw(b"null")
 NOWHERE = Sent()
 MAX_IGNORED_BYTES = 64 * 1024
+MAX_NEUTRAL_BYTES = 300
 
 
 def null() -> Raw:
@@ -291,12 +296,14 @@ def is_neutral(name: str, value: Raw) -> bool:
         return True
     if raw in (b"false", b"[]") and name not in _TRUE_ALONE:
         return True
-    if len(raw) > 100 or name not in NEUTRAL_VALUES:
+    if len(raw) > MAX_NEUTRAL_BYTES or name not in NEUTRAL_VALUES:
         return False
     try:
         said = msgspec.json.decode(raw)
     except msgspec.DecodeError:
         return False
+    if name in _SWITCHES and isinstance(said, dict) and not any(said.values()):
+        return True
     return any(_same(said, known) for known in NEUTRAL_VALUES[name])
 
 
