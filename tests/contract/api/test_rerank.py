@@ -44,7 +44,7 @@ async def test_documents_come_sorted_by_their_scores() -> None:
     async with api(task="rerank") as server:
         answer = await post(server)
         body = answer.json()
-        assert set(body) == {"id", "object", "created", "model", "results", "usage"}
+        assert set(body) == {"id", "object", "created", "model", "results", "usage", "meta"}
         assert (body["object"], body["model"]) == ("list", MODEL)
         assert body["id"].startswith("rerank-")
         tokens = sum(len(f"What do cats eat??{text}") for text in DOCUMENTS)
@@ -53,6 +53,7 @@ async def test_documents_come_sorted_by_their_scores() -> None:
             "completion_tokens": 0,
             "total_tokens": tokens,
         }
+        assert body["meta"] == {"tokens": {"input_tokens": tokens, "output_tokens": 0}}
         found = body["results"]
         assert all(set(each) == {"index", "relevance_score"} for each in found)
         assert sorted(each["index"] for each in found) == list(range(len(DOCUMENTS)))

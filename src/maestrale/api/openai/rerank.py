@@ -164,6 +164,8 @@ class RankingSpelling(NotStreamed):
             "model": self._model,
             "results": [self._result(index, score) for index, score in ranked[: self._top]],
             "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens},
+            # Some of Cohere's clients can't do without.
+            "meta": {"tokens": {"input_tokens": tokens, "output_tokens": 0}},
         }
 
     def _result(self, index: int, score: float) -> dict[str, Any]:
