@@ -235,6 +235,22 @@ async def test_plain_completions(
     assert (await reply).json()["choices"] == undisturbed["choices"]
 
 
+async def test_a_streamed_completion(server: Server, client: httpx.AsyncClient) -> None:
+    asked = {"prompt": "Once upon a time", "seed": 3, "max_tokens": 60, "n": 2}
+    undisturbed = (await client.post("/v1/completions", json=asked)).json()["choices"]
+    before, texts, events = restarts(server), ["", ""], 0
+    async with client.stream("POST", "/v1/completions", json={**asked, "stream": True}) as answer:
+        async for line in answer.aiter_lines():
+            if line.startswith("data: {"):
+                (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+                texts[choice["index"]] += choice["text"]
+                events += 1
+                if events == 8:
+                    await asyncio.to_thread(kill, server)
+    assert texts == [choice["text"] for choice in undisturbed]
+    assert restarts(server) == before + 1
+
+
 # Many
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from openai.types.responses import Response, ResponseFunctionToolCall
 from pydantic import BaseModel
 
 from e2e_clients import TIMEOUT, strict_openai
-from faults import kill
+from faults import kill, metric, until, until_ready
 from serving import Server, serving
 
 pytestmark = pytest.mark.model
@@ -201,7 +202,7 @@ def test_an_engine_that_is_killed_changes_nothing(two_workers: Server) -> None:
         asked: Any = {
             "model": model,
             "input": "Tell me a story about the sea.",
-            "max_output_tokens": 48,
+            "max_output_tokens": 100,
             "extra_body": {"seed": 5},
         }
         undisturbed = plain(client.responses.create(**asked))
@@ -214,6 +215,12 @@ def test_an_engine_that_is_killed_changes_nothing(two_workers: Server) -> None:
         assert last.type in ("response.completed", "response.incomplete")
         assert plain(last.response) == undisturbed
         assert [each.sequence_number for each in events] == list(range(len(events)))
+        with ThreadPoolExecutor(1) as pool:
+            until_ready(two_workers)
+            waiting = pool.submit(lambda: client.responses.create(**asked))
+            until(lambda: metric(two_workers, "vllm:num_requests_running") > 0)
+            kill(two_workers)
+            assert plain(waiting.result()) == undisturbed
         made = client.responses.create(background=True, **asked)
         kill(two_workers)
         whole = plain(ended(client, made))
