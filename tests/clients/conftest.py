@@ -6,6 +6,7 @@ in that of users, whose Python SERVER_PYTHON names.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ import pytest
 
 from script import MODEL, SAID, SECRET, replies
 from serving import ROOT, Server, serving
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # some ask the hub for a tokenizer of Mistral's
 
 HERMES = ROOT / "tests" / "templates" / "hermes.jinja"
 NPM = ROOT / "tests" / "clients" / "npm" / "node_modules"
@@ -47,18 +50,42 @@ def scripted(
         "tokens_per_second": "100",
         "replies": json.dumps(replies(str(workspace / "note.txt"))),
     }
-    flags = ("--engine", "scripted", "--chat-template", str(HERMES), "--max-model-len", "131072")
+    flags = ("--chat-template", str(HERMES), "--max-model-len", "131072")
+    folder = tmp_path_factory.mktemp("scripted")
+    with scripted_server(*flags, options=options, folder=folder, python=server_python) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def embedder(server_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for embeddings: vectors that a text alone decides, and that mean nothing."""
+    folder = tmp_path_factory.mktemp("embedder")
+    with scripted_server("--task", "embed", folder=folder, python=server_python) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def reranker(server_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that ranks, by scores that mean nothing."""
+    folder = tmp_path_factory.mktemp("reranker")
+    with scripted_server("--task", "rerank", folder=folder, python=server_python) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def scripted_server(
+    *flags: str, folder: Path, python: str, options: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """A server with the scripted engine, which is told these options."""
     with serving(
-        *flags,
-        "--served-model-name",
-        MODEL,
-        cache_dir=tmp_path_factory.mktemp("scripted"),
+        *("--engine", "scripted", "--served-model-name", MODEL, *flags),
+        cache_dir=folder,
         module="scripted_server",
         environment={
-            "SCRIPT": json.dumps(options),
+            "SCRIPT": json.dumps(options or {}),
             "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests' / 'support'}",
         },
-        python=server_python,
+        python=python,
     ) as running:
         yield running
 
