@@ -53,16 +53,16 @@ async def test_the_phases_add_up_and_the_queue_is_seen() -> None:
 async def test_the_queue_before_the_engine_counts() -> None:
     """Its own places are few beside the engine's: requests wait in the API, and that's told."""
     async with api(options={"tokens_per_second": "50"}, max_num_seqs=1) as server:
-        chats = [asyncio.create_task(server.chat(max_tokens=10, ignore_eos=True)) for _ in range(6)]
-        await asyncio.sleep(0.1)
-        found = await scrape(server)
+        chats = [asyncio.create_task(server.chat(max_tokens=15, ignore_eos=True)) for _ in range(6)]
+        async with asyncio.timeout(10):  # a busy machine takes its time to begin
+            while (found := await scrape(server))["vllm:num_requests_waiting"] != 5:
+                await asyncio.sleep(0.01)
         assert found["vllm:num_requests_running"] == 1
-        assert found["vllm:num_requests_waiting"] == 5
         assert found["vllm:num_requests_waiting_by_reason{reason=capacity}"] == 5
         await asyncio.gather(*chats)
         after = await scrape(server)
     assert after["vllm:num_requests_waiting"] == 0
-    assert after["vllm:request_queue_time_seconds_sum"] > 0.2 * (1 + 2 + 3 + 4 + 5) * 0.8
+    assert after["vllm:request_queue_time_seconds_sum"] > 0.3 * (1 + 2 + 3 + 4 + 5) * 0.8
 
 
 async def test_tokens_count_while_they_come() -> None:
