@@ -3,14 +3,14 @@
     scripts/soak 30               for 30 minutes
     scripts/soak --kills 1000     so many engines, each soon after it is up
 
-A server with the bundled model, a tiny one for embeddings (not with --kills), two API workers and
---durable is started. The answer to each question, whole and streamed, is first taken from it
-undisturbed; later the same question must get the same again, byte for byte but for ids and times,
-whatever happens meanwhile. Clients send an Idempotency-Key, and come again when their connection is
-lost: to a stream with Last-Event-ID, else with the same key. A third of the questions have no seed:
-they are asked again with the seed that was reported. One in eight is asked again with its key: that
-is the same answer, ids and times too. Bad requests must be refused with their status and code; some
-clients leave in the middle.
+A server with the bundled model, a tiny one for embeddings, two API workers and --durable is
+started; with --kills it has one model and one API process. The answer to each question, whole and
+streamed, is first taken from it undisturbed; later the same question must get the same again, byte
+for byte but for ids and times, whatever happens meanwhile. Clients send an Idempotency-Key, and
+come again when their connection is lost: to a stream with Last-Event-ID, else with the same key. A
+third of the questions have no seed: they are asked again with the seed that was reported. One in
+eight is asked again with its key: that is the same answer, ids and times too. Bad requests must be
+refused with their status and code; some clients leave in the middle.
 
 Engines are killed with SIGKILL, every fifth suspended; of servers all processes at once, or the
 first one alone, whose children must follow it. Exit code 1 if an answer was lost (none, an error,
@@ -251,10 +251,11 @@ def _files(folder: Path) -> set[str]:
 
 async def soak(options: argparse.Namespace, folder: Path) -> bool:
     """Whether all went well."""
-    flags = ["--api-workers", "2", "--durable", *options.flags]
-    if not options.kills:  # whose engine they would hit as often
+    flags = ["--durable", *options.flags]
+    if not options.kills:  # those are for one engine, and /health is to know at once that it is up
         embedder = write_embedder(folder / EMBEDDER)
-        flags = [str(embedder), "--pinned", EMBEDDER, "--keep-alive", "-1", *flags]
+        several = [str(embedder), "--pinned", EMBEDDER, "--keep-alive", "-1"]
+        flags = [*several, "--api-workers", "2", *flags]
     served = Served(folder / "server", MODEL, *flags)
     try:
         await asyncio.to_thread(served.start)
