@@ -126,14 +126,17 @@ class EngineProcess:
 
     async def _watch_over(self) -> None:
         loop = asyncio.get_running_loop()
-        last = loop.time()
+        last, waited = loop.time(), 0.0
         while not self._child.dead.done():
             await asyncio.sleep(self._patience.tick)
-            now = loop.time()
+            now, waits = loop.time(), _waited_for_cpu(self._child.pid)
             cause = self._watchdog.tick(
-                now - last, busy=self._busy(), stopped=_is_stopped(self._child.pid)
+                now - last,
+                busy=self._busy(),
+                stopped=_is_stopped(self._child.pid),
+                starved=max(0.0, waits - waited),
             )
-            last = now
+            last, waited = now, waits
             if cause is not None:
                 self._child.kill(cause)
                 return
@@ -146,3 +149,15 @@ def _is_stopped(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] in "Tt"
+
+
+def _waited_for_cpu(pid: int) -> float:
+    """Seconds in which the thread that waited most could have run, and others did; 0 where the
+    system doesn't tell.
+    """
+    waited = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # this thread has ended
+                waited = max(waited, int((task / "schedstat").read_text().split()[1]))
+    return waited / 1e9

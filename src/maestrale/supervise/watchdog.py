@@ -60,16 +60,19 @@ class Watchdog:
         expected = max(self._expected, *self._recent, 0.0)
         return max(self._patience.step, self._patience.step_factor * expected)
 
-    def tick(self, elapsed: float, *, busy: bool, stopped: bool) -> str | None:
+    def tick(
+        self, elapsed: float, *, busy: bool, stopped: bool, starved: float = 0.0
+    ) -> str | None:
         """Account for `elapsed` seconds; returns why the engine must be replaced, or None.
 
-        `busy`: it has work. `stopped`: the process is suspended (SIGSTOP).
+        `busy`: it has work. `stopped`: the process is suspended (SIGSTOP). `starved`: for so long
+        it waited for a CPU, which no other engine would have had.
         """
         awake = min(elapsed, 2 * self._patience.tick)
-        self._silent += awake
+        self._silent = max(0.0, self._silent + awake - starved)
         self._started += awake
         self._stopped = self._stopped + awake if stopped else 0.0
-        self._stalled = self._stalled + awake if busy else 0.0
+        self._stalled = max(0.0, self._stalled + awake - starved) if busy else 0.0
         if self._stopped > self._patience.silence:
             return "it was suspended and did not go on"
         if not self._ready:

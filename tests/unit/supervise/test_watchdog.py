@@ -75,6 +75,15 @@ def test_a_long_step_that_also_silences_the_heartbeat_is_waited_for() -> None:
     assert judge(running(6.0), 31) is not None
 
 
+def test_time_in_which_others_had_the_cpu_does_not_count() -> None:
+    watchdog = running()
+    for _ in range(100):
+        assert watchdog.tick(0.5, busy=True, stopped=False, starved=0.45) is None
+    assert watchdog.tick(0.5, busy=True, stopped=False, starved=30.0) is None
+    assert judge(watchdog, 10) is None, "what was waited is told in lumps"
+    assert "completed no step" in str(judge(watchdog, 1))
+
+
 def test_a_suspended_process_is_found_however_slow_its_steps_are() -> None:
     assert "suspended" in str(judge(running(600.0), 11, stopped=True))
     starting = Watchdog(PATIENCE)
