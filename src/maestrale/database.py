@@ -70,11 +70,15 @@ class Database:
         """What `work` gives, all of it seen at one moment; writers go on. As `write` else."""
         return self._work("DEFERRED", work)
 
-    def empty_log(self) -> None:
-        """Let nothing that was deleted stay in the log of writes, if nobody reads it just now."""
+    def empty_log(self) -> bool:
+        """Let nothing that was deleted stay in the log of writes. Whether that could be done: not
+        while another process reads it.
+        """
         if self._db is not None:
             with contextlib.suppress(sqlite3.Error):
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                [busy, _, _] = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                return not busy
+        return False
 
     def close(self) -> None:
         """Close the file; the next work opens it again."""

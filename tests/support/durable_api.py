@@ -41,7 +41,7 @@ ONCE = {"idempotency-key": "a1b2"}
 
 
 def settings(file: Path, **fields: Any) -> Any:
-    return make_settings(store=True, store_file=file, **{"durable": True, **fields})
+    return make_settings(store_file=file, **{"store": True, "durable": True, **fields})
 
 
 def ledger_of(file: Path) -> Path:
@@ -77,4 +77,6 @@ def kept(file: Path) -> list[tuple[Any, ...]]:
     if not path.exists():
         return []
     with contextlib.closing(sqlite3.connect(path)) as db:
+        if not db.execute("PRAGMA user_version").fetchone()[0]:
+            return []  # it is being made
         return db.execute("SELECT id, sent, ended, output IS NOT NULL FROM answers").fetchall()

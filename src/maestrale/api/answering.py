@@ -102,7 +102,8 @@ async def prepare(
     await deployment.admission.check_room(context.key, choices, most)
     prepared = await while_connected(request.receive, service.answer(asked.asked, options))
     if context.run is not None:
-        context.run.begin(prepared, service.info, stream=asked.stream and asked.keep)
+        keep = asked.keep and context.keep
+        context.run.begin(prepared, service.info, stream=asked.stream, keep=keep)
     spelling = asked.spelling(service, prepared, context.model)
     return AnswerResponse(backend, deployment, prepared, spelling, stream=asked.stream)
 

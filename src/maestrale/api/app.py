@@ -80,6 +80,8 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_LEFT)
     context = context_of(request.scope)
     answer = as_api_error(error, request.scope["path"], methods_at(request))
+    if context.run is not None:
+        answer = context.run.refusal(answer)
     context.refused = answer.code
     return error_response(answer, context)
 

@@ -18,6 +18,7 @@ from maestrale.api.http.body import BodyReader
 from maestrale.api.operations.history import STEP, FaultLog
 from maestrale.api.operations.node_status import ApiNodeStatus
 from maestrale.config.settings import Settings
+from maestrale.durable.database import SWEEP_SECONDS
 from maestrale.engines.base import EngineHealth
 from maestrale.errors import Conflict
 from maestrale.keys import KeyStore
@@ -163,3 +164,13 @@ class Backend:
                 except Exception:
                     LOGGER.exception("The status page got no sample")
             await asyncio.sleep(STEP)
+
+    async def tend(self) -> None:
+        """Let go of what was kept or held for long enough, until cancelled."""
+
+        async def tidy() -> None:
+            while True:
+                await self.streams.tidy()
+                await asyncio.sleep(SWEEP_SECONDS)
+
+        await asyncio.gather(self.deployments.tend(), tidy())

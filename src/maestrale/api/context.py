@@ -20,7 +20,7 @@ from maestrale.api.unknown_fields import IgnoredFields
 from maestrale.chat.answer import Answer
 from maestrale.chat.options import Options
 from maestrale.engines.base import EngineInfo
-from maestrale.errors import Location, Sent
+from maestrale.errors import ApiError, Location, Sent
 from maestrale.keys import Key
 from maestrale.usage import NO_MODEL, UsageRow, beyond, day_of
 
@@ -37,8 +37,11 @@ class Repeated(Protocol):
     def options(self, asked: Options) -> Options:
         """As asked for, with what was decided when it was begun."""
 
-    def begin(self, answer: Answer, info: EngineInfo, *, stream: bool) -> None:
-        """It is accepted. Raises: CannotResume."""
+    def begin(self, answer: Answer, info: EngineInfo, *, stream: bool, keep: bool) -> None:
+        """It is accepted; `keep`: its request may be kept. Raises: CannotResume."""
+
+    def refusal(self, error: ApiError) -> ApiError:
+        """What its client is told of an error."""
 
     async def charge(self) -> int | None:
         """Its key is charged for what it has used: for how many tokens it was before."""
@@ -49,8 +52,8 @@ class RequestContext:
 
     __slots__ = (
         *("answer", "answer_id", "charge", "counted", "counts", "day", "deployment", "dialect"),
-        *("error", "id", "ignored", "key", "model", "name", "operation", "owner", "refused", "run"),
-        *("settled", "started", "status", "texts"),
+        *("error", "id", "ignored", "keep", "key", "model", "name", "operation", "owner"),
+        *("refused", "run", "settled", "started", "status", "texts"),
     )
 
     def __init__(self, request_id: str, dialect: Dialect) -> None:
@@ -59,6 +62,7 @@ class RequestContext:
         self.name: Name = dialect.names({})  # what this request's client calls locations
         self.key = "-"  # its owner's name
         self.ignored = IgnoredFields()  # of its body, where that is allowed
+        self.keep = True  # what is kept of others of its kind may be kept of it
         self.owner: Key | None = None  # None: no key was asked for
         self.model = "-"
         self.operation = ""  # the kind of answer, for traces
@@ -111,8 +115,22 @@ def new_context(scope: Scope, dialect: Dialect) -> RequestContext:
     sane = _SANE_ID.fullmatch(given)
     request_id = given.decode() if sane else f"req-{secrets.token_hex(12)}"
     context = RequestContext(request_id, dialect)
+    context.keep = not _says_no_store(scope)
     scope[SCOPE_KEY] = context
     return context
+
+
+def _says_no_store(scope: Scope) -> bool:
+    """Whether it was sent with `Cache-Control: no-store` (RFC 9111): nobody may store any part of
+    it, or of its answer.
+    """
+    directives = (
+        directive.strip().lower()
+        for name, value in scope["headers"]
+        if name == b"cache-control"
+        for directive in value.split(b",")
+    )
+    return b"no-store" in directives
 
 
 def context_of(scope: Scope) -> RequestContext:

@@ -568,8 +568,16 @@ class Settings:
     durable: bool = setting(
         False,
         "Streams can be gone on with after a lost connection, or a restart: their requests are "
-        "kept until an hour after their end, beside --store-file.",
+        "kept for a while, beside --store-file.",
         group="Files",
+    )
+    durable_minutes: float = setting(
+        60.0,
+        "How long such a request, or an answer with an Idempotency-Key, is kept after its end, in "
+        "minutes.",
+        group="Files",
+        metavar="MINUTES",
+        minimum=2,  # what is still made is marked each minute
     )
 
     @property

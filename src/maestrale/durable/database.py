@@ -75,14 +75,16 @@ class AsyncDatabase:
         if outcome is not None:
             raise outcome
 
-    def sweep(self, db: sqlite3.Connection, table: str, oldest: float, most: int) -> None:
-        """From time to time: let go of what was last `used` before `oldest`, and of what was unused
-        for longest where all together have more than `most` `bytes`.
+    def sweep(
+        self, db: sqlite3.Connection, table: str, oldest: float, most: int, *, now: bool = False
+    ) -> None:
+        """From time to time, or `now`: let go of what was last `used` before `oldest`, and of what
+        was unused for longest where all together have more than `most` `bytes`.
         """
-        now = time.time()
-        if now - self._swept < SWEEP_SECONDS:
+        moment = time.time()
+        if moment - self._swept < SWEEP_SECONDS and not now:
             return
-        self._swept = now
+        self._swept = moment
         gone = db.execute(f"DELETE FROM {table} WHERE used < ?", (oldest,)).rowcount  # noqa: S608
         [size] = db.execute(f"SELECT coalesce(sum(bytes), 0) FROM {table}").fetchone()  # noqa: S608
         if size > most:
@@ -135,8 +137,7 @@ class AsyncDatabase:
         try:
             results = self._file.write(lambda db: [work(db) for work in works])
             if self._erases:
-                self._erases = False
-                self._file.empty_log()
+                self._erases = not self._file.empty_log()
         except DatabaseUnusable as error:
             self._failed = CannotKeep(f"{self._what} can't be used: {error}.")
             self._failed_at = time.monotonic()

@@ -2,13 +2,15 @@
 
 Of an answer nothing is kept but what it takes to make it once more: its request, and the facts that
 were decided when it was accepted (seed, id, time). The tokens follow from these. Only an answer to
-a request with an Idempotency-Key is kept itself, once it is whole. All of a request goes an hour
-after the last that was heard of it.
+a request with an Idempotency-Key is kept itself, once it is whole, and not even that where nothing
+of the request was to be kept: then its body is empty here, and who asks again brings it. All of a
+request goes an hour after the last that was heard of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -20,7 +22,6 @@ from msgspec import Struct
 from maestrale.database import Layout
 from maestrale.durable.database import AsyncDatabase, CannotKeep
 
-KEEP_SECONDS = 3600.0
 MARK_SECONDS = 0.5  # at most between what was sent and the file's knowing of it
 SCHEMA = """
 CREATE TABLE answers (
@@ -92,10 +93,11 @@ def entry_id(answer: str) -> str:
 class Ledger:
     """The requests that are kept. `path` None: none are. For one event loop."""
 
-    def __init__(self, path: Path | None, *, most_bytes: int) -> None:
+    def __init__(self, path: Path | None, *, most_bytes: int, keep_seconds: float = 3600.0) -> None:
         self.database = AsyncDatabase(path, LAYOUT, what="The ledger of requests", rests=RESTS)
         self._path = path
         self._most = most_bytes
+        self._keep = keep_seconds
         self._marks: dict[str, tuple[int, int | None]] = {}
         self._marking: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,11 +115,11 @@ class Ledger:
 
         def work(db: sqlite3.Connection) -> bool:
             now = time.time()
-            self.database.sweep(db, "answers", now - KEEP_SECONDS, self._most)
+            self._sweep(db)
             if entry.key is not None:  # one that is too old, and was not swept yet
                 db.execute(
                     "DELETE FROM answers WHERE owner = ? AND key = ? AND used < ?",
-                    (entry.owner, entry.key, now - KEEP_SECONDS),
+                    (entry.owner, entry.key, now - self._keep),
                 )
             added = db.execute(
                 "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -146,14 +148,15 @@ class Ledger:
             self._marking = loop.call_later(MARK_SECONDS, self._write_marks)
 
     async def end(self, id: str, sent: int, cached: int | None, output: Output | None) -> None:
-        """It is whole; with `output` it is kept itself. Raises: CannotKeep."""
+        """It is whole; with `output` it is kept itself, if its request is. Raises: CannotKeep."""
         self._marks.pop(id, None)
         written = msgspec.msgpack.encode(output) if output is not None else None
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(
-                "UPDATE answers SET sent = ?, cached = ?, ended = 1, used = ?, output = ?, "
-                "bytes = bytes + ? WHERE id = ?",
+                "UPDATE answers SET sent = ?, cached = ?, ended = 1, used = ?, "
+                "output = iif(length(body), ?, NULL), bytes = bytes + iif(length(body), ?, 0) "
+                "WHERE id = ?",
                 (sent, cached, time.time(), written, len(written or b""), id),
             )
 
@@ -163,7 +166,7 @@ class Ledger:
         """A key is charged for so many tokens of it: for how many it was before, by whichever
         process. Raises: CannotKeep.
         """
-        if self._path is None or not self._path.exists():
+        if not self._is_there():
             return None
 
         def work(db: sqlite3.Connection) -> int | None:
@@ -186,11 +189,27 @@ class Ledger:
 
         return await self.database.do(work)
 
+    async def tidy(self) -> None:
+        """Let go of what is too old, also where nobody asks for anything. Never fails."""
+        if not self._is_there():
+            return
+        try:
+            await self.database.do(lambda db: self._sweep(db, now=True))
+        except CannotKeep as error:
+            self.database.warn(error)
+
+    def _is_there(self) -> bool:
+        """Whether there is a file already that this user may see."""
+        return self._path is not None and os.path.exists(self._path)
+
+    def _sweep(self, db: sqlite3.Connection, *, now: bool = False) -> None:
+        self.database.sweep(db, "answers", time.time() - self._keep, self._most, now=now)
+
     async def _find(self, which: str, owner: str, value: str) -> Entry | None:
         def work(db: sqlite3.Connection) -> Entry | None:
-            now = time.time()
-            self.database.sweep(db, "answers", now - KEEP_SECONDS, self._most)
-            row = db.execute(_FIND + which, (now - KEEP_SECONDS, owner, value)).fetchone()
+            self._sweep(db)
+            oldest = time.time() - self._keep
+            row = db.execute(_FIND + which, (oldest, owner, value)).fetchone()
             return None if row is None else _entry(row)
 
         return await self.database.do(work)
@@ -211,7 +230,8 @@ class Ledger:
         def work(db: sqlite3.Connection) -> None:
             now = time.time()
             db.executemany(
-                "UPDATE answers SET sent = max(sent, ?), cached = ?, used = ? WHERE id = ?",
+                "UPDATE answers SET sent = max(sent, ?), cached = coalesce(?, cached), used = ? "
+                "WHERE id = ?",
                 [(sent, cached, now, id) for id, (sent, cached) in marks.items()],
             )
 

@@ -124,7 +124,7 @@ class Lifecycle:
         serving = asyncio.create_task(self._front.run())
         loading = asyncio.create_task(self._load())
         history = asyncio.create_task(self._backend.keep_history())
-        tending = asyncio.create_task(self._backend.deployments.tend())
+        tending = asyncio.create_task(self._backend.tend())
         stopping = asyncio.create_task(self.stopping.wait())
         ends: set[asyncio.Future[Any]] = {serving, stopping}
         try:

@@ -166,11 +166,10 @@ def everything(file: Path) -> bytes:
     return b"".join(each.read_bytes() for each in file.parent.glob("responses.ledger.db*"))
 
 
-async def test_kept_for_an_hour(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_kept_for_an_hour(file: Path) -> None:
     async with durable(file) as first:
         got = await stream(first, CHAT, chat_body())
-    monkeypatch.setattr(ledger, "KEEP_SECONDS", -1.0)
-    async with durable(file) as second:
+    async with durable(file, durable_minutes=0) as second:
         check_error(await rest(second, got.headers["x-stream-id"]), 404)
         assert kept(file) == []
 

@@ -11,13 +11,42 @@ from typing import Any
 
 import pytest
 
-from api_app import CHAT, MODEL, Api, api, chat_body, check_error, make_settings
+from api_app import (
+    CHAT,
+    MODEL,
+    Api,
+    api,
+    chat_body,
+    check_error,
+    check_error_of_path,
+    make_settings,
+)
 from durable_api import BODIES, ONCE, STREAMS, durable, kept, ledger_of, rest, settings
 from maestrale.api import sse
+from maestrale.api.auth import OPEN_PATHS
 from maestrale.api.durable.run import Run
+from maestrale.engines.base import TaskChoice
 from responses_api import RESPONSES
 
 pytestmark = pytest.mark.anyio
+HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+POSTS: dict[str, dict[str, Any] | None] = {
+    "/chat/completions": HELLO,
+    "/completions": {"model": MODEL, "prompt": "Hello", "max_tokens": 5},
+    "/fim/completions": {"model": MODEL, "prompt": "def f(", "suffix": "return a"},
+    "/responses": {"model": MODEL, "input": "Hello"},
+    "/responses/{response_id}/cancel": None,
+    "/messages": {**HELLO, "max_tokens": 5},
+    "/messages/count_tokens": HELLO,
+    "/tokenize": {"model": MODEL, "prompt": "Hello"},
+    "/detokenize": {"model": MODEL, "tokens": [72]},
+    "/models/{model_id:path}/load": None,
+    "/models/{model_id:path}/unload": None,
+    "/embeddings": {"model": MODEL, "input": "Hello"},
+    "/rerank": {"model": MODEL, "query": "Hello", "documents": ["One", "Two"]},
+}
+"""What each path takes; None: no body."""
+TASKS: dict[str, TaskChoice] = {"/embeddings": "embed", "/rerank": "rerank"}
 OTHERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "embeddings": (
         "/v1/embeddings",
@@ -67,6 +96,56 @@ async def test_the_same_key_gives_the_same_answer(file: Path, kind: str, durable
         assert other.json()["error"]["type"] == "idempotency_error"
         free = await second.client.post(path, json=body, headers={"idempotency-key": "another"})
         assert "idempotent-replayed" not in free.headers
+
+
+def posts(server: Api) -> list[str]:
+    """The paths of all routes that take a POST, but for probes."""
+    return [
+        route.path
+        for route in server.app._app.routes
+        if "POST" in route.methods and route.path not in OPEN_PATHS
+    ]
+
+
+@pytest.mark.parametrize("task", ["generate", "embed", "rerank"])
+async def test_every_post_has_it(file: Path, task: TaskChoice) -> None:
+    """A new route that takes a POST gets its body in `POSTS`, or this fails."""
+    async with api(settings(file, durable=False), task=task, fills=True) as server:
+        steered: list[str] = []
+        server.app._backend.steering = lambda model, steering: steered.append(steering)
+        for number, path in enumerate(posts(server)):
+            kind = path.removeprefix("/v1").removeprefix("/v2")
+            body = POSTS[kind]
+            if TASKS.get(kind, "generate") != task:
+                continue
+            place = path.replace("{model_id:path}", MODEL)
+            if "{response_id}" in path:
+                asked = {**POSTS["/responses"], "background": True}  # type: ignore[dict-item]
+                place = place.format(
+                    response_id=(await server.client.post(RESPONSES, json=asked)).json()["id"]
+                )
+            once = {"idempotency-key": str(number)}
+            sent: dict[str, Any] = {} if body is None else {"json": body}
+            got = [await server.client.post(place, headers=once, **sent) for _ in range(2)]
+            assert got[0].is_success, (path, got[0].text)
+            assert got[1].status_code == got[0].status_code
+            assert got[1].content == got[0].content
+            assert "idempotent-replayed" not in got[0].headers
+            assert got[1].headers["idempotent-replayed"] == "true"
+            other = {**(body or {}), "user": "me"}
+            refused = await server.client.post(place, headers=once, json=other)
+            assert refused.status_code == 409, path
+            check_error_of_path(refused)
+            assert refused.json()["error"]["type"] == "idempotency_error"
+        assert steered == ([] if task != "generate" else ["load", "unload"] * 2)
+
+
+async def test_another_path_is_another_request(server: Api) -> None:
+    assert (await server.client.post(CHAT, json=chat_body(), headers=ONCE)).is_success
+    for path in ("/chat/completions", "/v1/messages/count_tokens"):
+        refused = await server.client.post(path, json=chat_body(), headers=ONCE)
+        assert refused.status_code == 409
+        check_error_of_path(refused)
 
 
 async def test_an_answer_that_was_cut_off_is_made_again(file: Path) -> None:

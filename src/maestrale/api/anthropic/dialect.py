@@ -23,6 +23,7 @@ from maestrale.api.anthropic.schemas import (
 from maestrale.api.backend import Backend
 from maestrale.api.context import context_of
 from maestrale.api.dialect import Dialect, Operation, Reference
+from maestrale.api.durable.resumable import idempotent
 from maestrale.api.rate import Level, tightest
 from maestrale.errors import ApiError, Location, Sent
 
@@ -92,7 +93,7 @@ class Anthropic(Dialect):
         messages = answering(backend, MessagesRequest, read_messages)
         return [
             Route("/v1/messages", messages, methods=["POST"]),
-            Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
+            Route("/v1/messages/count_tokens", idempotent(backend, count_tokens), methods=["POST"]),
         ]
 
     def locate(self, location: Location) -> Sent:

@@ -12,6 +12,8 @@ from maestrale.durable.ledger import Facts
 from maestrale.engines.base import EngineInfo
 from maestrale.errors import CannotResume
 
+INSTEAD = "Send the request again."
+
 
 def facts_of(answer: Answer, info: EngineInfo) -> Facts:
     """Those of an answer that is about to begin."""
@@ -24,23 +26,30 @@ def facts_of(answer: Answer, info: EngineInfo) -> Facts:
     )
 
 
-def check_same(begun: Facts, now: Facts, info: EngineInfo) -> None:
-    """Whether one that was begun with these facts comes out the same. Raises: CannotResume."""
+def check_same(begun: Facts, now: Facts, info: EngineInfo, instead: str = INSTEAD) -> None:
+    """Whether one that was begun with these facts comes out the same; `instead`: what to do where
+    it doesn't. Raises: CannotResume.
+    """
     if "deterministic" not in info.features:
-        raise CannotResume(
-            "This answer can't be gone on with: the server was started anew, and its engine does "
-            "not give the same answer twice. Send the request again."
+        raise cannot_resume(
+            "the server was started anew, and its engine does not give the same answer twice.",
+            instead,
         )
     if begun.fingerprint != now.fingerprint:
-        raise CannotResume(
-            "This answer can't be gone on with: it was begun by another engine (fingerprint "
-            f"{begun.fingerprint}, now {now.fingerprint}). Send the request again."
+        raise cannot_resume(
+            f"it was begun by another engine (fingerprint {begun.fingerprint}, now "
+            f"{now.fingerprint}).",
+            instead,
         )
     if begun.prompt != now.prompt:
-        raise CannotResume(
-            "This answer can't be gone on with: with its present settings the server reads the "
-            "request otherwise. Send the request again."
+        raise cannot_resume(
+            "with its present settings the server reads the request otherwise.", instead
         )
+
+
+def cannot_resume(reason: str, instead: str) -> CannotResume:
+    """The error for an answer that was begun, and can't be made again as it was."""
+    return CannotResume(f"This answer can't be gone on with: {reason} {instead}")
 
 
 def _digest(answer: Answer) -> bytes:

@@ -9,6 +9,7 @@ import time
 from starlette.types import Receive, Scope, Send
 
 from maestrale.api import sse
+from maestrale.api.auth import check_model
 from maestrale.api.context import RequestContext, context_of
 from maestrale.api.durable.run import Headers, Run
 from maestrale.api.durable.streams import Streams
@@ -36,8 +37,12 @@ class RunReader:
         self._headers = list(headers or ())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises: what the run raised before its first byte, InvalidRequest, ClientDisconnected."""
+        """Raises: what the run raised before its first byte, InvalidRequest, ClientDisconnected,
+        PermissionDenied where the key may not ask the model any more.
+        """
         run, context = self._run, context_of(scope)
+        if run.context.deployment is not None:
+            check_model(context.owner, run.context.deployment)
         events = EventStream(send, self._headers, self._paused)
         run.readers += 1
         try:

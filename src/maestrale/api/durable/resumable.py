@@ -1,9 +1,10 @@
 """The routes whose answers can be asked for again: what `resumable` makes of their endpoints.
 
-With --durable every stream is; an answer to a request with an Idempotency-Key is in any case. Such
-a key means what it does at Stripe: the same request with the same key gets the same answer, done or
-running, for an hour; another request with it is refused with 409. Errors are not kept: whoever
-tries again after one is answered anew.
+With --durable every stream is; an answer to a request with an Idempotency-Key is in any case, of
+every route that takes a POST: what isn't the model's answer has `idempotent` for it. Such a key
+means what it does at Stripe: the same request with the same key gets the same answer, done or
+running, as long as it is kept; another request with it is refused with 409. Errors are not kept:
+whoever tries again after one is answered anew.
 """
 
 from __future__ import annotations
@@ -13,72 +14,103 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
+from msgspec import Struct, structs
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from maestrale.api.backend import Backend
 from maestrale.api.context import ALL, CLIENT_LEFT, RequestContext, context_of
+from maestrale.api.deployment import Deployment
 from maestrale.api.durable.reader import REPLAYED, RunReader
 from maestrale.api.durable.run import KeyTaken, Run
 from maestrale.api.durable.streams import IDEMPOTENCY_KEY, Streams
 from maestrale.api.errors import as_api_error
+from maestrale.api.http.body import check_media_type
 from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.request_log import tell
 from maestrale.durable.ledger import Entry, Facts
-from maestrale.errors import IdempotencyConflict, InvalidRequest, Sent, UnsupportedParameter
+from maestrale.errors import (
+    IdempotencyConflict,
+    InvalidRequest,
+    ModelNotFound,
+    Sent,
+    UnsupportedParameter,
+)
 
 MOST_KEY = 255
 Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
 
 def resumable(backend: Backend, endpoint: Endpoint) -> Endpoint:
-    """An endpoint whose answers can be asked for again, where that is wanted."""
+    """An endpoint of the model's answers, which can be asked for again where that is wanted."""
     streams = backend.streams
 
     async def answer(request: Request) -> ASGIApp:
         context = context_of(request.scope)
-        key = None if context.run is not None else _key_of(request, streams)
-        if context.run is not None or (key is None and not streams.durable):
+        if context.run is not None:  # it is made to be asked for again
+            return await endpoint(request)
+        key = _key_of(request, streams)
+        if key is None and not (streams.durable and context.keep):
             return await endpoint(request)
         await backend.check_ready()
-        body = await backend.bodies.raw(request.scope, request.receive)
-        path = request.scope["path"]
-        entry = Entry(
-            id="",
-            owner=context.owner_id,
-            key=key,
-            digest=hashlib.blake2b(path.encode() + b"\0" + body, digest_size=20).digest(),
-            path=path,
-            body=body,
-            facts=Facts(),
-        )
-
-        async def route(scope: Scope, run: Run) -> None:
-            async with _settled(backend, run, scope):
-                response = await endpoint(Request(scope, run.receive))
-                await response(scope, run.receive, run.send)
-
-        before = await _before(backend, request, entry)
-        if before is None:
-            run = streams.start(entry, context.moved(), request.scope, route)
-        else:  # it costs nothing
-            run, context.counted = before, ALL
-            await backend.settle(context)
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            replayed = REPLAYED if before is not None else []
-            try:
-                await RunReader(streams, run, headers=replayed)(scope, receive, send)
-            except KeyTaken:
-                streams.drop(run)
-                other = await _before(backend, request, entry)
-                if other is None:
-                    raise
-                await RunReader(streams, other, headers=REPLAYED)(scope, receive, send)
-
-        return app
+        check_media_type(request.scope)
+        return await _once(backend, endpoint, request, key)
 
     return answer
+
+
+def idempotent(backend: Backend, endpoint: Endpoint) -> Endpoint:
+    """Any other endpoint, which answers once to a request with an Idempotency-Key."""
+
+    async def answer(request: Request) -> ASGIApp:
+        of_run = context_of(request.scope).run is not None
+        key = None if of_run else _key_of(request, backend.streams)
+        return await (endpoint(request) if key is None else _once(backend, endpoint, request, key))
+
+    return answer
+
+
+async def _once(backend: Backend, endpoint: Endpoint, request: Request, key: str | None) -> ASGIApp:
+    """What reads the answer of this endpoint, made apart from the connection; or the one that has
+    this Idempotency-Key already.
+    """
+    streams, context, path = backend.streams, context_of(request.scope), request.scope["path"]
+    body = await backend.bodies.raw(request.scope, request.receive)
+    entry = Entry(
+        id="",
+        owner=context.owner_id,
+        key=key,
+        digest=hashlib.blake2b(path.encode() + b"\0" + body, digest_size=20).digest(),
+        path=path,
+        body=body,
+        facts=Facts(),
+    )
+
+    async def route(scope: Scope, run: Run) -> None:
+        async with _settled(backend, run, scope):
+            response = await endpoint(Request(scope, run.receive))
+            await response(scope, run.receive, run.send)
+
+    before = await _before(backend, request, entry)
+    if before is None:
+        run = streams.start(entry, context.moved(), request.scope, route)
+    else:  # it costs nothing
+        run, context.counted = before, ALL
+        await backend.settle(context)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        replayed = REPLAYED if before is not None else []
+        try:
+            await RunReader(streams, run, headers=replayed)(scope, receive, send)
+        except KeyTaken:
+            streams.drop(run)
+            other = await _before(backend, request, entry)
+            if other is None:
+                raise
+            await RunReader(streams, other, headers=REPLAYED)(scope, receive, send)
+
+    return app
 
 
 @contextlib.asynccontextmanager
@@ -112,6 +144,7 @@ def again(backend: Backend, request: Request, entry: Entry) -> Run:
     own = RequestContext(context.id, request.app.state.dialects.at(entry.path))
     own.owner, own.key = context.owner, context.key
     if entry.output is not None:
+        own.deployment = _asked_for(backend, entry.body)
         return Run.kept(streams.ledger, entry, entry.output, own)
     own.counted = ALL if entry.ended else entry.counted
     own.counts, own.settled = int(own.counted is None), False
@@ -133,6 +166,20 @@ def again(backend: Backend, request: Request, entry: Entry) -> Run:
     return streams.start(entry, own, scope, route)
 
 
+class _Asked(Struct):
+    """What of a body is the same in all dialects."""
+
+    model: str | None = None
+
+
+def _asked_for(backend: Backend, body: bytes) -> Deployment | None:
+    """The model that a body names, if there is one of that name."""
+    with contextlib.suppress(msgspec.DecodeError, ModelNotFound):
+        name = msgspec.json.decode(body, type=_Asked).model
+        return None if name is None else backend.deployments.resolve(name)
+    return None
+
+
 async def _before(backend: Backend, request: Request, entry: Entry) -> Run | None:
     """What has this Idempotency-Key already. Raises: IdempotencyConflict, CannotKeep."""
     if entry.key is None:
@@ -145,10 +192,13 @@ async def _before(backend: Backend, request: Request, entry: Entry) -> Run | Non
     known = run.entry if run is not None else kept
     if known is not None and known.digest != entry.digest:
         raise IdempotencyConflict(
-            f"This {IDEMPOTENCY_KEY} was used for another request within the last hour: another "
-            "path, or another body. Send another key."
+            f"This {IDEMPOTENCY_KEY} was used for another request: another path, or another body. "
+            "Send another key."
         )
-    return again(backend, request, kept) if run is None and kept is not None else run
+    if run is not None or kept is None:
+        return run
+    # Its body is the same: that of the ledger, where nothing of it was to be kept, is empty.
+    return again(backend, request, structs.replace(kept, body=entry.body))
 
 
 def _key_of(request: Request, streams: Streams) -> str | None:

@@ -26,7 +26,7 @@ def routes(backend: Backend) -> list[Route]:
         run = streams.find(id, owner)
         if run is None:
             entry = await streams.ledger.find(id, owner) if streams.ledger.enabled else None
-            if entry is None:
+            if entry is None or not entry.body:
                 raise not_found(id)
             if entry.ended and after >= entry.sent:
                 raise past_the_end(after, entry.sent - 1)

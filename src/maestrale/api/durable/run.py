@@ -19,15 +19,17 @@ from msgspec import structs
 from starlette.types import Message, Scope
 
 from maestrale.api.context import ALL, SCOPE_KEY, RequestContext
-from maestrale.api.durable.facts import check_same, facts_of
+from maestrale.api.durable.facts import INSTEAD, cannot_resume, check_same, facts_of
 from maestrale.chat.answer import Answer
 from maestrale.chat.options import Options
 from maestrale.durable.database import CannotKeep
 from maestrale.durable.ledger import Entry, Ledger, Output, entry_id
 from maestrale.engines.base import EngineInfo
-from maestrale.errors import MaestraleError
+from maestrale.errors import ApiError, MaestraleError
 
 STREAM_HEADER = b"x-stream-id"
+REFUSED = frozenset({400, 404, 413, 415})
+"""Of a request that is at fault itself."""
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -88,6 +90,12 @@ class Run:
         """Bytes that it holds."""
         return sum(map(len, self.parts)) + len(self.entry.body)
 
+    def mark(self, *, now: bool = False) -> None:
+        """Let the ledger know how far it is, soon or `now`, and so that it is still made."""
+        if self.recorded:
+            sent = len(self.parts) if self.is_stream else 0
+            self._ledger.mark(self.entry.id, sent, self._cached, now=now)
+
     def stop(self) -> None:
         """Nobody wants it any more."""
         self._left.set()
@@ -129,18 +137,38 @@ class Run:
         facts = self.entry.facts
         return structs.replace(asked, seed=facts.seed) if facts.answer else asked
 
-    def begin(self, answer: Answer, info: EngineInfo, *, stream: bool) -> None:
-        """All of the request is checked: it is accepted. Raises: CannotResume."""
+    def begin(self, answer: Answer, info: EngineInfo, *, stream: bool, keep: bool) -> None:
+        """All of the request is checked: it is accepted. With `keep` False the ledger knows of it
+        by its Idempotency-Key alone, and nothing of what is asked or answered.
+
+        Raises: CannotResume.
+        """
         facts = facts_of(answer, info)
         begun = self.entry.facts
         if begun.answer:
-            check_same(begun, facts, info)
+            check_same(begun, facts, info, self._instead)
             answer.repeatable(begun.answer, begun.created, self.entry.cached)
-        elif self.entry.key is not None or (stream and self._streams):
+        elif self.entry.key is not None or (stream and keep and self._streams):
             self.recorded = True
             answer.repeatable(answer.id, answer.created)
-            self.entry = structs.replace(self.entry, id=entry_id(answer.id), facts=facts)
+            body = self.entry.body if keep else b""
+            self.entry = structs.replace(self.entry, id=entry_id(answer.id), facts=facts, body=body)
             self._adding = asyncio.create_task(self._ledger.add(self.entry))
+
+    def refusal(self, error: ApiError) -> ApiError:
+        """What is told of an error; one that was begun was accepted once, and so the server has
+        changed: its model is gone, or what it takes is less.
+        """
+        if not self._begun_before or error.status not in REFUSED:
+            return error
+        return cannot_resume(
+            f"its request is refused by now. {error.told(self.context.name)}", self._instead
+        )
+
+    @property
+    def _instead(self) -> str:
+        another = "" if self.entry.key is None else ", with another Idempotency-Key"
+        return f"{INSTEAD.rstrip('.')}{another}."
 
     async def charge(self) -> int | None:
         """For how many of its tokens its key was charged before, here or in another process; None:
@@ -208,7 +236,7 @@ class Run:
                 number = b"id: %d\n" % len(self.parts) if numbered else b""
                 self.parts.append(b"%b%b\n\n" % (number, event))
         if numbered and self.parts:
-            self._ledger.mark(self.entry.id, len(self.parts), self._cached, now=first)
+            self.mark(now=first)
 
     @property
     def _cached(self) -> int | None:
@@ -238,8 +266,9 @@ class Run:
         if self.complete and self.recorded:
             await self._ledger.end(entry.id, len(self.parts), self._cached, output)
         elif self.complete and entry.key is not None and not entry.facts.answer:
-            # No answer of the model's: it can't be made again, so it is kept as it is.
+            # No answer of the model's: it can't be made again, so it is kept as it is, if it may.
             kept = f"kept-{secrets.token_hex(12)}"
+            output = output if self.context.keep else None
             entry = structs.replace(entry, id=kept, body=b"", ended=True, output=output)
             await self._ledger.add(entry)
         elif self.recorded and not (self.parts or self._begun_before):

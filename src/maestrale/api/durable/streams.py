@@ -14,7 +14,7 @@ from maestrale.api.context import RequestContext
 from maestrale.api.durable.run import Run
 from maestrale.config.settings import Settings
 from maestrale.durable.database import CannotKeep
-from maestrale.durable.ledger import KEEP_SECONDS, Entry, Ledger
+from maestrale.durable.ledger import Entry, Ledger
 
 LINGER_SECONDS = 10.0  # for which an answer goes on that nobody reads
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -27,7 +27,10 @@ class Streams:
     """Runs in the making and, for a while, at their end. Each belongs to the key that asked."""
 
     def __init__(self, settings: Settings) -> None:
-        self.ledger = Ledger(settings.ledger_path, most_bytes=settings.store_size)
+        self._keep = settings.durable_minutes * 60
+        self.ledger = Ledger(
+            settings.ledger_path, most_bytes=settings.store_size, keep_seconds=self._keep
+        )
         self.durable = settings.durable
         """Streams are kept, also of requests without an Idempotency-Key."""
         self._tasks: dict[Run, asyncio.Task[None]] = {}
@@ -55,6 +58,13 @@ class Streams:
         with contextlib.suppress(CannotKeep):
             return self.ledger.enabled and await self.ledger.find_key(key, owner) is not None
         return False
+
+    async def tidy(self) -> None:
+        """Let go of what was kept for long enough; not of what is still being made."""
+        self._let_go()
+        for run in self._tasks:
+            run.mark()
+        await self.ledger.tidy()
 
     def start(self, entry: Entry, context: RequestContext, scope: Scope, route: Route) -> Run:
         """Have an answer made: a new one, or one that was begun before."""
@@ -105,7 +115,7 @@ class Streams:
 
     def _let_go(self) -> None:
         """What is too old, and what is too much."""
-        oldest = time.monotonic() - KEEP_SECONDS
+        oldest = time.monotonic() - self._keep
         while self._held:
             run, since = next(iter(self._held.items()))
             if self._size <= MOST_HELD and since >= oldest:

@@ -86,18 +86,17 @@ class BodyReader:
         bodies at once), RequestTimeout (slower than others that need the room),
         ClientDisconnected.
         """
+        check_media_type(scope)
         return await self._receive(scope, receive, lambda body: decode(body, type_))
 
     async def raw(self, scope: Scope, receive: Receive) -> bytes:
-        """The same body, not decoded. Raises: as `read`."""
+        """A body of any kind, not decoded. Raises: as `read`, but for UnsupportedMediaType."""
         return await self._receive(scope, receive, bytes)
 
     async def _receive(
         self, scope: Scope, receive: Receive, use: Callable[[bytearray], Used]
     ) -> Used:
-        headers = dict(scope["headers"])
-        _check_media_type(headers)
-        declared = headers.get(b"content-length", b"")
+        declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > self._limit:
             raise self._too_large()
         body = bytearray()
@@ -211,8 +210,9 @@ def _decoder(type_: type[msgspec.Struct]) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(type_)
 
 
-def _check_media_type(headers: dict[bytes, bytes]) -> None:
+def check_media_type(scope: Scope) -> None:
     """JSON in UTF-8, not compressed. Raises: UnsupportedMediaType."""
+    headers = dict(scope["headers"])
     given = headers.get(b"content-type", b"").decode("latin-1")
     media_type, _, parameters = given.partition(";")
     if media_type.strip().lower() != "application/json":

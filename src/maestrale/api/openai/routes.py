@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -14,6 +13,7 @@ from maestrale.api.auth import check_operator, may_ask
 from maestrale.api.backend import Backend, Steering
 from maestrale.api.context import context_of
 from maestrale.api.deployment import Deployment
+from maestrale.api.durable.resumable import Endpoint, idempotent
 from maestrale.api.openai.fim import read_fim
 from maestrale.api.openai.foreign_fields import check_foreign
 from maestrale.api.openai.reading import (
@@ -81,7 +81,7 @@ def model_routes(backend: Backend) -> list[Route]:
         deployment = backend.find(context_of(request.scope), name)
         return JSONResponse(await card(deployment, name))
 
-    def steer(steering: Steering) -> Callable[[Request], Awaitable[Response]]:
+    def steer(steering: Steering) -> Endpoint:
         async def answer(request: Request) -> Response:
             context = context_of(request.scope)
             check_operator(context.owner)
@@ -92,7 +92,7 @@ def model_routes(backend: Backend) -> list[Route]:
             # It has begun; the card tells when it is done.
             return JSONResponse(shown, status_code=202)
 
-        return answer
+        return idempotent(backend, answer)
 
     return [
         route
@@ -212,6 +212,6 @@ def token_routes(backend: Backend) -> list[Route]:
 
     return [
         Route("/tokenizer_info", tokenizer_info, methods=["GET"]),
-        Route("/tokenize", tokenize, methods=["POST"]),
-        Route("/detokenize", detokenize, methods=["POST"]),
+        Route("/tokenize", idempotent(backend, tokenize), methods=["POST"]),
+        Route("/detokenize", idempotent(backend, detokenize), methods=["POST"]),
     ]

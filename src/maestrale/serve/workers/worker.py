@@ -88,7 +88,7 @@ class ApiWorker:
         self._loaded = set(begin.loaded)
         self._made.set()
         reporting = asyncio.create_task(self._go_on_reporting())
-        tending = asyncio.create_task(backend.deployments.tend())
+        tending = asyncio.create_task(backend.tend())
         if begin.loaded:
             await self._ready.wait()
         await server.serve(sockets=[socket.socket(fileno=begin.listener)])

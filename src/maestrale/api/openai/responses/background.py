@@ -31,7 +31,7 @@ from maestrale.chat.options import Options
 from maestrale.durable.database import CannotKeep
 from maestrale.durable.ledger import Facts
 from maestrale.engines.base import EngineInfo
-from maestrale.errors import ServerFailure
+from maestrale.errors import ApiError, ServerFailure
 from maestrale.logs import LOGGER
 
 BEAT_SECONDS = 1.0  # at most between two looks whether to go on
@@ -70,7 +70,7 @@ class Repeatable:
         facts = self.begun.facts
         return structs.replace(asked, seed=facts.seed) if facts.answer else asked
 
-    def begin(self, answer: Answer, info: EngineInfo, *, stream: bool) -> None:
+    def begin(self, answer: Answer, info: EngineInfo, *, stream: bool, keep: bool) -> None:
         """See `Repeated`. Raises: CannotResume."""
         facts = facts_of(answer, info)
         if not self.begun.facts.answer:
@@ -78,6 +78,10 @@ class Repeatable:
         elif self._same:
             check_same(self.begun.facts, facts, info)
         answer.repeatable(self.begun.facts.answer, self.begun.facts.created)
+
+    def refusal(self, error: ApiError) -> ApiError:
+        """See `Repeated`."""
+        return error
 
     async def charge(self) -> int | None:
         """See `Repeated`."""

@@ -65,14 +65,20 @@ class Keeping:
         )
         self._runs = Runs()
 
-    def keeps(self, body: ResponsesRequest) -> bool:
-        """Whether the response to this body is to be kept. Raises: UnsupportedParameter."""
+    def keeps(self, body: ResponsesRequest, context: RequestContext) -> bool:
+        """Whether the response to this body is to be kept. Raises: InvalidRequest."""
         if body.background and not self._store.enabled:
             raise UnsupportedParameter(
                 "'background' is not supported: this server keeps no responses (--no-store).",
                 at=Sent("background"),
             )
-        return body.store is not False and self._store.enabled
+        if body.background and not context.keep:
+            raise InvalidRequest(
+                "'background' can't go with the header Cache-Control: no-store: a response that "
+                "nobody waits for must be kept.",
+                at=Sent("background"),
+            )
+        return body.store is not False and context.keep and self._store.enabled
 
     async def items(self, body: ResponsesRequest, owner: str) -> tuple[list[Item], list[Item]]:
         """The items before those of a body, and its own.
@@ -141,7 +147,7 @@ class Keeping:
         Raises: InvalidRequest and its kin.
         """
         context = context_of(request.scope)
-        store = self.keeps(body)
+        store = self.keeps(body, context)
         before, given = await self.items(body, context.owner_id)
         items: Sequence[Item] = [*before, *given]
         if body.truncation == "auto":

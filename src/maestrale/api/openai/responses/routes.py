@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from maestrale.api.backend import Backend
 from maestrale.api.context import context_of
-from maestrale.api.durable.resumable import resumable
+from maestrale.api.durable.resumable import idempotent, resumable
 from maestrale.api.openai.responses.keeping import Keeping
 from maestrale.api.openai.responses.reading import check_includes
 from maestrale.api.openai.responses.schemas import ResponsesRequest
@@ -37,8 +37,9 @@ def routes(backend: Backend) -> list[Route]:
                 return keeping.events(request, queued["id"], -1, headers)
             return JSONResponse(queued)
         answer, given = await keeping.answer(request, body)
-        if keeping.keeps(body):
-            keeping.keep_at_end(answer, body, given, context_of(request.scope).owner_id)
+        context = context_of(request.scope)
+        if keeping.keeps(body, context):
+            keeping.keep_at_end(answer, body, given, context.owner_id)
         return answer
 
     async def retrieve(request: Request) -> ASGIApp:
@@ -98,7 +99,7 @@ def routes(backend: Backend) -> list[Route]:
             ("", resumable(backend, create), "POST"),
             ("/{response_id}", retrieve, "GET"),
             ("/{response_id}", delete, "DELETE"),
-            ("/{response_id}/cancel", cancel, "POST"),
+            ("/{response_id}/cancel", idempotent(backend, cancel), "POST"),
             ("/{response_id}/input_items", input_items, "GET"),
         )
     ]
