@@ -66,7 +66,7 @@ int main() {
         const Type* const type = find_type(number);
         if (!type) continue;
         std::printf("%s", type->name);
-        for (const size_t count : {1, 7, 40}) {
+        for (const size_t count : {1, 7, 40, 56}) {
             std::printf(" %016" PRIx64, results(*type, 37, 512, count, true));
             std::printf(" %016" PRIx64, results(*type, 80, 1280, count, count == 7));
         }

@@ -295,7 +295,7 @@ def test_values_outside_of_the_matrix_are_refused() -> None:
 
 
 SHAPES = [(1, 256), (16, 256), (37, 512), (70, 1280), (130, 2304)]
-COUNTS = [*range(1, 18), 31, 32, 33, 40]
+COUNTS = [*range(1, 19), 24, 31, 32, 33, 40, 48, 49, 65]
 
 
 @pytest.mark.parametrize("kind", [*EXACT, *ROUNDED], ids=lambda kind: kind.name)
@@ -303,7 +303,7 @@ def test_every_level_gives_the_same_bits(kind: Type) -> None:
     random = np.random.default_rng(int(kind))
     for rows, columns in SHAPES:
         with packed(kind, blocks(kind, rows, columns, rows), columns) as matrix:
-            for count in COUNTS if rows == 37 else (1, 6, 16, 35):
+            for count in COUNTS if rows == 37 else (1, 6, 16, 35, 50):
                 x = random.normal(0, 1, (count, columns)).astype(np.float32)
                 x[count // 2, 32:64] = 0
                 expected = product(SCALAR, matrix, x, rows)
@@ -319,9 +319,9 @@ def test_every_level_gives_the_same_bits(kind: Type) -> None:
 @pytest.mark.parametrize("columns", [32, 64, 96, 224, 1056, 2080])
 @pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q4_1, Type.Q5_1, Type.Q8_0])
 def test_widths_that_are_not_of_256_give_the_same_bits(kind: Type, columns: int) -> None:
-    x = np.random.default_rng(columns).normal(0, 1, (35, columns)).astype(np.float32)
+    x = np.random.default_rng(columns).normal(0, 1, (50, columns)).astype(np.float32)
     with packed(kind, blocks(kind, 21, columns, 0), columns) as matrix:
-        for count in (1, 3, 8, 35):
+        for count in (1, 3, 7, 8, 35, 50):
             expected = product(SCALAR, matrix, x[:count], 21)
             for level in levels():
                 np.testing.assert_array_equal(product(level, matrix, x[:count], 21), expected)

@@ -56,7 +56,12 @@ constexpr size_t kAhead = 2560;                    // bytes; tried: less and mor
 constexpr size_t kTiles = 4;                       // that many rows are multiplied by together
 constexpr size_t kBlocked = kTiles * kOutputs;     // their outputs
 constexpr size_t kChunk = 32;                      // groups of inputs at a time
-constexpr size_t kMany = 2 * kTogether;            // so many rows are
+// So many rows are. AMX multiplies fewer where it unpacks them.
+#if defined(LEVEL_AMX)
+constexpr size_t kMany = 3 * kTogether + 1;
+#else
+constexpr size_t kMany = 2 * kTogether;
+#endif
 
 // In what numbers of tiles products of so many rows are cut best.
 inline size_t tiles_together(size_t rows) { return rows >= kMany ? kTiles : 1; }
@@ -275,10 +280,10 @@ MST_INLINE size_t some_rows(const Source& source, const Rows& rows, const Prepar
     }
 }
 
+// From `row` on.
 template <int C, typename Source>
-void all_rows(const Source& source, const Rows& rows, const Prepared& prepared,
+void all_rows(const Source& source, const Rows& rows, const Prepared& prepared, size_t row,
               const Target& target, size_t outputs) {
-    size_t row = 0;
     if constexpr (kMostRows >= 8)
         row = some_rows<8, C>(source, rows, prepared, row, target, outputs);
     if constexpr (kMostRows >= 4)
@@ -288,11 +293,21 @@ void all_rows(const Source& source, const Rows& rows, const Prepared& prepared,
     some_rows<1, C>(source, rows, prepared, row, target, outputs);
 }
 
+#if defined(LEVEL_AMX)
+class FewTiles;
+template <typename Source>
+size_t amx_few_rows(const Source& source, const Rows& rows, const Prepared& prepared,
+                    const Target& target, size_t outputs, FewTiles& tiles);
+#else
+struct FewTiles {};
+#endif
+
 // Tiles `first` to `last` of a form's weights, whose first is written to the first column of
 // `target`; `outputs`: how many columns it has from there on.
 template <typename Source, typename Blocks>
 void few_rows(Source source, const Blocks& blocks, const Rows& rows, const Prepared& prepared,
-              size_t first, size_t last, const Target& target, size_t outputs, Scratch& scratch) {
+              size_t first, size_t last, const Target& target, size_t outputs, Scratch& scratch,
+              [[maybe_unused]] FewTiles& tiles) {
     for (size_t tile = first; tile < last; ++tile) {
         source.blocks = blocks.at(tile * source.tile_bytes);
         const size_t begin = (tile - first) * kOutputs;
@@ -300,7 +315,13 @@ void few_rows(Source source, const Blocks& blocks, const Rows& rows, const Prepa
             const size_t column = begin + part * kLanes;
             if (column >= outputs) break;
             source.first = part;
-            all_rows<kColumns>(source, rows, prepared, target.at(0, column), outputs - column);
+            const Target to = target.at(0, column);
+            size_t row = 0;
+#if defined(LEVEL_AMX)
+            if constexpr (std::is_same_v<Blocks, Run>)
+                row = amx_few_rows(source, rows, prepared, to, outputs - column, tiles);
+#endif
+            all_rows<kColumns>(source, rows, prepared, row, to, outputs - column);
         }
         if constexpr (std::is_same_v<Blocks, Run>)
             if (rows.has_outliers)
@@ -429,6 +450,7 @@ void many_chunk(Source source, size_t tiles, size_t begin, size_t end, const Row
 
 #if defined(LEVEL_AMX)
 #include "amx.hpp"
+#include "amx_few.hpp"
 #elif defined(LEVEL_I8MM)
 #include "i8mm.hpp"
 #endif
@@ -486,7 +508,8 @@ void products(const Blocks& blocks, size_t tile_bytes, const Rows& rows, size_t 
     if constexpr (std::is_same_v<Blocks, Run> && kBlockRows > 0 && F != Form::plain8)
         if (many)
             return many_rows<F>(source, blocks, rows, prepared, first, last, target, outputs, scratch);
-    few_rows(source, blocks, rows, prepared, first, last, target, outputs, scratch);
+    FewTiles tiles;
+    few_rows(source, blocks, rows, prepared, first, last, target, outputs, scratch, tiles);
 }
 
 // Tiles [first, last) of a matrix, whose columns in `target` are those of the whole matrix. Any cut
