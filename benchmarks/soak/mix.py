@@ -27,15 +27,12 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class Question:
-    """A request. `streams`: it can also be asked for as a stream. `patient`: not with --kills,
-    where an engine lives for a moment, and there is one only.
-    """
+    """A request. `streams`: it can also be asked for as a stream."""
 
     name: str
     path: str
     body: dict[str, Any]
     streams: bool = True
-    patient: bool = False
 
 
 def questions() -> list[Question]:
@@ -66,7 +63,7 @@ def questions() -> list[Question]:
         }
         found += [Question(f"{name}, {topic}", path, body) for name, (path, body) in listed.items()]
         inputs = {"model": EMBEDDER, "input": [ask, long[:200]]}
-        found.append(Question(f"embeddings, {topic}", EMBEDDINGS, inputs, False, True))
+        found.append(Question(f"embeddings, {topic}", EMBEDDINGS, inputs, streams=False))
     return found
 
 
