@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from typing import Any
@@ -178,8 +179,46 @@ def test_a_json_schema_binds(running: RunningEngine, make: Make, vocabulary: Voc
     requests = [make(seed, constraint=constraint, max_tokens=100) for seed in range(6)]
     for answer in running.run(*requests):
         assert answer.finish_reason == "stop"
-        text = b"".join(vocabulary.token_bytes[token] for token in answer.tokens)
-        jsonschema.validate(json.loads(text), SCHEMA)
+        jsonschema.validate(json.loads(spelled(answer, vocabulary)), SCHEMA)
+
+
+def test_a_regex_binds(running: RunningEngine, make: Make, vocabulary: Vocabulary) -> None:
+    needs(running, "regex")
+    pattern = "(north|south)-[a-f]{3}\\d"
+    constraint = Constraint("regex", pattern)
+    requests = [make(90 + seed, constraint=constraint, max_tokens=60) for seed in range(4)]
+    for answer in running.run(*requests):
+        assert answer.finish_reason == "stop"
+        assert re.fullmatch(pattern, spelled(answer, vocabulary))
+
+
+def test_a_grammar_binds_with_control_tokens_schemas_and_constraints_within(
+    running: RunningEngine, make: Make, vocabulary: Vocabulary
+) -> None:
+    """As of a tool call behind a thought: a mark by its id, a choice, JSON, a regex."""
+    needs(running, "grammar")
+    eos = vocabulary.eos_token_ids
+    marks = [token for token in vocabulary.control_ids.values() if token not in eos]
+    mark = f"<[{marks[0]}]> " if marks else ""
+    constraint = Constraint(
+        "grammar",
+        f'start: {mark}("add" | "sub") arguments " " note\n',
+        schemas=(("arguments", json.dumps(SCHEMA)),),
+        nested=(("note", Constraint("regex", "[xyz]{2}")),),
+    )
+    requests = [make(95 + seed, constraint=constraint, max_tokens=120) for seed in range(4)]
+    for answer in running.run(*requests):
+        assert answer.finish_reason == "stop"
+        if marks:
+            assert answer.tokens[0] == marks[0]
+            assert not {*marks} & {*answer.tokens[1:]}
+        found = re.fullmatch(r"(add|sub)(\{.*\}) [xyz]{2}", spelled(answer, vocabulary), re.DOTALL)
+        assert found is not None
+        jsonschema.validate(json.loads(found[2]), SCHEMA)
+
+
+def spelled(answer: Answer, vocabulary: Vocabulary) -> str:
+    return b"".join(vocabulary.token_bytes[token] for token in answer.tokens).decode()
 
 
 def test_a_bad_constraint_fails_only_its_own_request(running: RunningEngine, make: Make) -> None:
