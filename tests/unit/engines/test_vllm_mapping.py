@@ -5,8 +5,6 @@ What vLLM makes of them is tested with vLLM: scripts/test-vllm.
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,11 +18,11 @@ from maestrale.engines.base import (
 )
 from maestrale.engines.registry import build_engine
 from maestrale.engines.vllm.arguments import engine_arguments
-from maestrale.engines.vllm.engine import VLLMEngine
 from maestrale.engines.vllm.environment import actor_environment
 from maestrale.engines.vllm.parameters import FORCED, sampling_parameters
-from maestrale.errors import EngineError, ModelError
-from maestrale.models.prepared import PreparedModel, save_prepared
+from maestrale.engines.vllm.pooling import PooledTask
+from maestrale.errors import EngineError
+from maestrale.models.prepared import PreparedModel
 
 EOS = (2, 7)
 
@@ -141,9 +139,15 @@ class TestArguments:
         self, prepared: PreparedModel
     ) -> None:
         config = EngineConfig(engine="vllm", model_dir="/m")
-        given = engine_arguments(config, prepared, cpu=False, embeds=True)
+        pooling = PooledTask("MEAN").arguments()
+        given = engine_arguments(config, prepared, cpu=False, pooling=pooling)
         assert (given["runner"], given["convert"]) == ("pooling", "embed")
         assert "logits_processors" not in given
+        # Whether there is a prefix cache is left to vLLM, unless there shall be none.
+        assert "enable_prefix_caching" not in given
+        config = EngineConfig(engine="vllm", model_dir="/m", enable_prefix_caching=False)
+        given = engine_arguments(config, prepared, cpu=False, pooling=pooling)
+        assert given["enable_prefix_caching"] is False
         assert not self.given(prepared).keys() & {"runner", "convert"}
 
     def test_one_gpu_is_left_to_vllm(self, prepared: PreparedModel) -> None:
@@ -195,26 +199,3 @@ def test_actors_on_other_nodes_get_what_must_hold_there_and_no_folder_of_this_on
     assert given["HF_HUB_OFFLINE"] == "1"
     assert given["VLLM_RPC_BASE_PATH"] == "/tmp"
     assert "VLLM_BATCH_INVARIANT" not in actor_environment(invariant=False)
-
-
-@pytest.mark.parametrize(
-    ("pooling", "task"), [("rank", "auto"), ("rank", "rerank"), (None, "rerank")]
-)
-def test_reranking_is_refused_by_name(
-    pooling: Any, task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("maestrale.engines.vllm.engine.require_vllm", lambda: None)
-    (tmp_path / "model.safetensors").touch()
-    model = PreparedModel(
-        name="reranker",
-        context_length=64,
-        vocab_size=8,
-        eos_token_ids=(1,),
-        tokenizer_kind="hf",
-        tokenizer_file="tokenizer.json",
-        pooling=pooling,
-    )
-    save_prepared(model, tmp_path)
-    engine = VLLMEngine(EngineConfig(engine="vllm", model_dir=str(tmp_path), task=task))
-    with pytest.raises(ModelError, match=r"reranker is to rerank.*--engine cpu"):
-        asyncio.run(engine.start())

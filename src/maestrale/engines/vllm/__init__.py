@@ -2,11 +2,12 @@
 
 arguments.py    our settings → vLLM's engine arguments
 parameters.py   one request → vLLM's sampling parameters
+pooling.py      embeddings, by vLLM's pooling runner
 environment.py  the variables that vLLM reads, set before it is imported
+executors.py    which of its executors it is given
 forced.py       a logits processor: forced tokens come first
 leash.py        vLLM's own processes never outlive the engine process
 leash_ray.py    nor do those that it starts on other nodes
-sockets.py      a folder for the sockets of its processes
 counters.py     vLLM's statistics → EngineStats
 engine.py       the Engine: puts these together
 

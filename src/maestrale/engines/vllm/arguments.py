@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from maestrale.engines.base import EngineConfig
@@ -36,9 +37,13 @@ def read_options(options: dict[str, str]) -> dict[str, Any]:
 
 
 def engine_arguments(
-    config: EngineConfig, prepared: PreparedModel, *, cpu: bool, embeds: bool = False
+    config: EngineConfig,
+    prepared: PreparedModel,
+    *,
+    cpu: bool,
+    pooling: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The keyword arguments of vLLM's AsyncEngineArgs. `embeds`: vLLM's pooling runner.
+    """The keyword arguments of vLLM's AsyncEngineArgs. `pooling`: those of its pooling runner.
 
     Several GPUs of one node are several processes of its core (`mp`); those of several nodes,
     which Ray reserved, are actors (`ray`). `cpu`: for vLLM's CPU build.
@@ -66,9 +71,13 @@ def engine_arguments(
         "enable_log_requests": False,
         "seed": 0,
     }
-    if embeds:
-        del arguments["logits_processors"]  # there are no logits
-        arguments |= {"runner": "pooling", "convert": "embed"}
+    if pooling is not None:
+        del arguments["logits_processors"]  # nothing is sampled
+        if config.enable_prefix_caching:
+            # vLLM turns it on where the pooling allows it. With a mean of all tokens its core would
+            # end at the first prompt of which the cache knows the beginning.
+            del arguments["enable_prefix_caching"]
+        arguments |= pooling
     arguments |= read_options(config.options)
     if _gpus(arguments) > 1:
         arguments["distributed_executor_backend"] = "mp" if config.reserved is None else "ray"

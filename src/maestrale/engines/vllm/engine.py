@@ -41,7 +41,7 @@ from maestrale.engines.constraint import TokenConstraint, compile_constraint, gr
 from maestrale.engines.cpu.notes import cpu_identity
 from maestrale.engines.ray_group import placement_group
 from maestrale.engines.requests import check_request
-from maestrale.engines.task import pooling_of, task_of
+from maestrale.engines.task import task_of
 from maestrale.engines.vllm.arguments import engine_arguments, read_options
 from maestrale.engines.vllm.environment import (
     actor_environment,
@@ -50,6 +50,7 @@ from maestrale.engines.vllm.environment import (
     use_ray,
 )
 from maestrale.engines.vllm.parameters import sampling_parameters
+from maestrale.engines.vllm.pooling import PooledTask, pooled_task
 from maestrale.errors import EngineDied, EngineError, ModelError
 from maestrale.models.machine_limits import available_cores
 from maestrale.models.prepared import PreparedModel, load_prepared
@@ -72,6 +73,7 @@ class VLLMEngine:
         self._config = config
         self._info: EngineInfo | None = None
         self._llm: Any = None
+        self._pooled: PooledTask | None = None  # where it is not to generate
         self._counters: Any = None
         self._vocabulary: Vocabulary
         self._sockets: Path | None = None
@@ -105,11 +107,7 @@ class VLLMEngine:
                 "Face's format, or leave --engine vllm out."
             )
         task = task_of(config, prepared)
-        if task == "rerank":
-            raise ModelError(
-                f"{prepared.name} is to rerank, which the vllm engine doesn't do here. Serve it "
-                "with --engine cpu, or with 'vllm serve' itself."
-            )
+        pooled = self._pooled = pooled_task(task, prepared)
         self._vocabulary = load_vocabulary(folder)
         self._sockets = private_folder("maestrale-vllm")
         prepare_environment(self._sockets, config.threads)
@@ -118,7 +116,8 @@ class VLLMEngine:
         cpu = bool(current_platform.is_cpu())
         if cpu:
             prepare_environment(self._sockets, config.threads or available_cores())
-        arguments = engine_arguments(config, prepared, cpu=cpu, embeds=task == "embed")
+        pooling = None if pooled is None else pooled.arguments()
+        arguments = engine_arguments(config, prepared, cpu=cpu, pooling=pooling)
         capability = None if cpu else current_platform.get_device_capability()
         invariant = bool(
             config.deterministic and capability and tuple(capability) >= BATCH_INVARIANT_SINCE
@@ -135,11 +134,8 @@ class VLLMEngine:
         from maestrale.engines.vllm.executors import leashed
 
         self._counters = Counters()
-        if task == "embed":
-            from vllm.config import PoolerConfig
-
-            pooling = pooling_of(prepared).upper()
-            arguments["pooler_config"] = PoolerConfig(pooling_type=pooling)
+        if pooled is not None:
+            arguments["pooler_config"] = pooled.pooler()
         try:
             settings = AsyncEngineArgs(**arguments).create_engine_config()
             if config.reserved is not None:
@@ -167,11 +163,11 @@ class VLLMEngine:
         capacity = (cache.num_gpu_blocks - 1) * cache.block_size
         longest = min(settings.model_config.max_model_len, capacity)
         features: set[Feature] = {"logit_bias", "top_logprobs", "json_schema", "regex", "grammar"}
-        if task == "embed":
+        if task != "generate":
             features = {"embed"}
         if invariant:
             features.add("deterministic")
-        if self._config.enable_prefix_caching:
+        if cache.enable_prefix_caching:
             features.add("prefix_cache")
         parts = {
             "weights": prepared.weights_digest,
@@ -181,7 +177,7 @@ class VLLMEngine:
             "dtype": str(settings.model_config.dtype),
             "executor": str(settings.parallel_config.distributed_executor_backend),
             "batch": [schedule.max_num_seqs, schedule.max_num_batched_tokens],
-            "prefix_caching": self._config.enable_prefix_caching,
+            "prefix_caching": cache.enable_prefix_caching,
             "invariant": invariant,
             "task": task,
             "versions": [__version__, vllm_version(), version("torch"), constraints.VERSION],
@@ -262,16 +258,15 @@ class VLLMEngine:
                 self._drained.set()
 
     async def _run(self, request: GenerationRequest, parameters: Any) -> AsyncGenerator[Any, None]:
-        """vLLM's outputs, its failures as ours. `parameters` None: of its pooling."""
+        """vLLM's outputs, its failures as ours. `parameters` None: of its pooling runner."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._submissions += 1
         run = self._llm.generate
         if parameters is None:
-            from vllm.pooling_params import PoolingParams
-
-            run, parameters = self._llm.encode, PoolingParams(task="embed")
+            assert self._pooled is not None
+            run, parameters = self._llm.encode, self._pooled.parameters()
         outputs = run(
             {PROMPT_IDS: list(request.prompt)},
             parameters,
@@ -294,7 +289,8 @@ class VLLMEngine:
     ) -> TokenDelta:
         """One output of vLLM as a delta; cut where the constraint is complete."""
         if request.embed:
-            return _embedded(output)
+            assert self._pooled is not None
+            return self._pooled.delta(output)
         piece = output.outputs[0]
         tokens: tuple[int, ...] = tuple(piece.token_ids)
         reason: FinishReason | None = None
@@ -373,7 +369,7 @@ class VLLMEngine:
         info = self.describe()
         self._check_alive()
         check_request(request, info)
-        if info.task == "embed" and not request.embed:
+        if info.task != "generate" and not request.embed:
             raise EngineError("This engine was started for embeddings: it generates nothing.")
 
     def _check_alive(self) -> None:
@@ -414,17 +410,6 @@ def _logprob(token: int, row: Any, top: int) -> TokenLogprob:
     ranked = sorted(row.items(), key=lambda item: item[1].rank)[:top]
     most = tuple((int(other), float(entry.logprob)) for other, entry in ranked)
     return TokenLogprob(token_id=token, logprob=float(row[token].logprob), top=most)
-
-
-def _embedded(output: Any) -> TokenDelta:
-    """vLLM's output of its pooling runner, of which there is one for each request."""
-    values = output.outputs.data.detach().float().cpu().numpy()
-    return TokenDelta(
-        (),
-        "stop",
-        cached_tokens=getattr(output, "num_cached_tokens", 0) or 0,
-        embedding=values.astype("<f4").tobytes(),
-    )
 
 
 def _of_prompt(request: GenerationRequest, output: Any) -> tuple[TokenLogprob, ...] | None:
