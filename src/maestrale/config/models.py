@@ -85,14 +85,19 @@ def check_several(settings: Settings, models: Sequence[Settings]) -> None:
                 f"{flag(name)} {shown} is for one model, and {len(models)} are to be served: say "
                 f"which has it, by '{key}' in its table [[model]] of maestrale.toml."
             )
-    on_gpu = [each for each in models if each.engine == "vllm" and each.replica_range is None]
-    share = sum(each.gpu_memory_utilization or GPU_SHARE for each in on_gpu)
-    if len(on_gpu) > 1 and share > 1:
+    # With --kv-cache-memory vLLM takes no share.
+    sharing = [
+        each
+        for each in models
+        if each.engine == "vllm" and each.replica_range is None and each.kv_cache_bytes is None
+    ]
+    share = sum(each.gpu_memory_utilization or GPU_SHARE for each in sharing)
+    if len(sharing) > 1 and share > 1:
         raise SettingsError(
-            f"The {len(on_gpu)} models on vLLM take {share:.0%} of their GPUs' memory together "
+            f"The {len(sharing)} models on vLLM take {share:.0%} of their GPUs' memory together "
             f"({flag('gpu_memory_utilization')}, {GPU_SHARE} where nothing is said), and all are "
-            "loaded at the start. Give each its share in its table [[model]]; or GPUs of its own, "
-            "by 'replicas = 1', with which Ray hands them out."
+            "loaded at the start. Give each its share, or its kv_cache_memory, in its table "
+            "[[model]]; or GPUs of its own, by 'replicas = 1', with which Ray hands them out."
         )
 
 

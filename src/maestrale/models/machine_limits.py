@@ -44,8 +44,24 @@ def own_memory(proc: Path = PROC) -> int:
         PurePosixPath(word).name == "maestrale" for word in _text(parent / "cmdline").split("\0")
     ):
         statuses.append(_text(parent / "status"))
-    sizes = [_field(each, "RssAnon").removesuffix("kB").strip() for each in statuses]
-    return sum(int(size) * 1024 for size in sizes if size.isdigit())
+    return sum(_size(each, "RssAnon") for each in statuses)
+
+
+def held_memory(pid: int, proc: Path = PROC) -> int:
+    """Bytes that a process and those below it hold, but for files."""
+    statuses = {path.parent.name: _text(path) for path in proc.glob("[0-9]*/status")}
+    found, parents = 0, {str(pid)}
+    while parents:
+        own = [statuses.pop(each) for each in parents & statuses.keys()]
+        found += sum(_size(each, "RssAnon") + _size(each, "RssShmem") for each in own)
+        parents = {each for each, status in statuses.items() if _field(status, "PPid") in parents}
+    return found
+
+
+def _size(status: str, name: str) -> int:
+    """A size in /proc's `status`, in bytes; 0 where it doesn't say one."""
+    number = _field(status, name).removesuffix("kB").strip()
+    return int(number) * 1024 if number.isdigit() else 0
 
 
 def _field(status: str, name: str) -> str:

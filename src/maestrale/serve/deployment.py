@@ -127,6 +127,13 @@ class DeploymentHost:
         foreseen = forecast(config, memory if here else ANY_MEMORY)
         return foreseen and replace(foreseen, config=config, memory=0)
 
+    def taken(self) -> int:
+        """Bytes of this machine's memory that its processes hold now; of replicas none counts."""
+        from maestrale.models.machine_limits import held_memory
+
+        pid = self.engine.engine_pid if isinstance(self.engine, SupervisedEngine) else None
+        return held_memory(pid) if pid is not None else 0
+
     def expect(self, forecast: Forecast) -> Engine:
         """Its engine as it will be; `load` starts it."""
         self._expected = True

@@ -32,6 +32,12 @@ from maestrale.serve.residency import Load, Residency
 
 KEEP_ALIVE = 300.0  # seconds, where several models are served and nothing else was said
 MIB = 1 << 20
+# What helps a model that doesn't fit: one whose size is chosen, and one whose size is found.
+_SMALLER = (
+    "Give it a smaller --kv-cache-memory or --max-model-len, or pin fewer models; 'maestrale plan' "
+    "shows the account."
+)
+_MORE = "Its engine needs that beside a GPU's memory: raise --memory-budget, or pin fewer models."
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ class ModelLoader:
         self, host: DeploymentHost, name: str, config: EngineConfig, progress: StartProgress
     ) -> Engine:
         """The model's engine: known, and not started until it is asked for. One that can't be
-        known beforehand, or lies on Ray, is started here. `name` is the model's own.
+        known beforehand is started here, and what its processes then hold counts as its size; one
+        on Ray is started, too. `name` is the model's own.
 
         Raises: ModelError, EngineError where it can't be had, or never fits.
         """
@@ -101,19 +108,19 @@ class ModelLoader:
                 f"{self._told_budget()}. Give a larger budget, or take a smaller model or "
                 "quantisation; 'maestrale plan' shows the account."
             ) from error
-        size = foreseen.memory if foreseen is not None else 0
-        if size > room:
-            beside = ", and stays beside the others" if pinned else ""
-            raise ModelDoesNotFit(
-                f"{names[0]} takes {_mib(size)} of memory when it is loaded{beside}: "
-                f"{_mib(size - room)} more than {self._told_budget()}. Give it a smaller "
-                "--kv-cache-memory or --max-model-len, or pin fewer models; 'maestrale plan' "
-                "shows the account."
-            )
         if foreseen is None:
             progress.update("Starting the engine", None)
             engine = await host.start(config)
+            size = await in_thread(host.taken)
         else:
+            size = foreseen.memory
+        if size > room:
+            raise ModelDoesNotFit(
+                f"{names[0]} takes {_mib(size)} of memory when it is loaded"
+                f"{', and stays beside the others' if pinned else ''}: {_mib(size - room)} more "
+                f"than {self._told_budget()}. {_SMALLER if foreseen else _MORE}"
+            )
+        if foreseen is not None:
             engine = host.expect(foreseen)
         self._adopted[deployment.id] = names, settings.model
         if host.stays or not isinstance(engine, Unloadable):
@@ -126,7 +133,6 @@ class ModelLoader:
             keep_alive = KEEP_ALIVE
         self._residency.add(id_, size, pinned=pinned, keep_alive=keep_alive)
         if foreseen is None:
-            self._residency.begin(id_)
             self._residency.loaded(id_, now)
         admission = deployment.admission
         admission.arrivals = _Arrivals(partial(self._arrived, id_), partial(self._left, id_))

@@ -154,12 +154,8 @@ class Residency:
         model.dismissed = model.place == "loaded"
         return True
 
-    def begin(self, id_: str) -> None:
-        """It is being loaded already, whatever `decide` would have said."""
-        self._models[id_].place = "loading"
-
     def loaded(self, id_: str, now: float) -> None:
-        """It answers now: all that waits for it comes first."""
+        """It answers now, asked for or not: all that waits for it comes first."""
         model = self._models[id_]
         model.place, model.called, model.failures = "loaded", None, 0
         model.last_used = max(model.last_used, now)
@@ -199,7 +195,7 @@ class Residency:
 
     def decide(self, now: float) -> list[Action]:
         """What is to be done now. It counts as begun: the next call doesn't say it again."""
-        actions: list[Action] = list(self._unload_idle(now))
+        actions: list[Action] = [*self._unload_idle(now), *self._unload_surplus()]
         closing = {each.id for each in self._models.values() if each.closing}
         still: set[str] = set()
         for model in sorted(self._waiting(now), key=lambda each: (each.since or 0.0, each.id)):
@@ -258,6 +254,15 @@ class Residency:
                 and now >= each.last_used + each.keep_alive
             ):
                 yield self._unload(each, f"unused for {each.keep_alive:g} s")
+
+    def _unload_surplus(self) -> Iterator[Action]:
+        """Of what was loaded unasked and doesn't fit together, the newest first."""
+        idle = [each for each in self._models.values() if each.idle and not each.pinned]
+        for each in sorted(idle, key=lambda each: each.last_used, reverse=True):
+            going = (one.size for one in self._models.values() if one.place == "unloading")
+            if self._free() + sum(going) >= 0:
+                return
+            yield self._unload(each, "it doesn't fit beside the others")
 
     @staticmethod
     def _unload(model: _Model, why: str) -> Unload:

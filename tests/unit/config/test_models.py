@@ -265,7 +265,12 @@ def test_what_no_model_can_use_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("more", "fits"),
-    [("", False), ("gpu_memory_utilization = 0.5", True), ("replicas = 1", True)],
+    [
+        ("", False),
+        ("gpu_memory_utilization = 0.5", True),
+        ("replicas = 1", True),
+        ("kv_cache_memory = '1GiB'", True),
+    ],
 )
 def test_models_on_one_gpu_need_their_shares_of_it(tmp_path: Path, more: str, fits: bool) -> None:
     path = tmp_path / "maestrale.toml"

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from maestrale.models import machine_limits
-from maestrale.models.machine_limits import available_cores, available_memory, own_memory
+from maestrale.models.machine_limits import (
+    available_cores,
+    available_memory,
+    held_memory,
+    own_memory,
+)
 
 MIB = 1 << 20
 HOST = 64 * 1024 * MIB
@@ -189,3 +194,17 @@ def test_what_is_held_already_is_this_process_and_the_server_above_it(tmp_path: 
     (tmp_path / "7" / "cmdline").write_text("bash\0/home/maestrale/x\0")
     assert own_memory(tmp_path) == 60 << 10
     assert own_memory(tmp_path / "none") == 0
+
+
+def test_what_a_process_holds_is_counted_with_those_below_it(machine: Machine) -> None:
+    """Not those beside it, nor what is of files, nor what has no such lines (the kernel's own)."""
+    for pid, parent, anonymous in ((7, 1, 300), (8, 7, 200), (9, 8, 50), (10, 1, 1000), (11, 9, 0)):
+        (machine.proc / str(pid)).mkdir()
+        sizes = f"RssAnon:\t {anonymous} kB\nRssFile:\t 999 kB\nRssShmem:\t 5 kB\n"
+        (machine.proc / str(pid) / "status").write_text(
+            f"Name:\tx\nPPid:\t{parent}\n{sizes if anonymous else ''}"
+        )
+    assert held_memory(7, machine.proc) == (300 + 200 + 50 + 3 * 5) << 10
+    assert held_memory(9, machine.proc) == 55 << 10
+    assert held_memory(12, machine.proc) == 0
+    assert held_memory(os.getpid()) > 10 * MIB

@@ -65,7 +65,7 @@ class PretendedEngine(SupervisedEngine):
 
 
 class PretendedHost(DeploymentHost):
-    """Takes so many MiB, as its settings say of the KV cache; of one on vLLM nothing is known."""
+    """Takes so many MiB, as its settings say of the KV cache; one on vLLM is started to tell."""
 
     def forecast(self, config: EngineConfig, memory: int) -> Forecast | None:
         if self.settings.engine == "vllm":
@@ -85,6 +85,9 @@ class PretendedHost(DeploymentHost):
 
     async def load(self) -> None:
         await self.engine.start()
+
+    def taken(self) -> int:
+        return self.settings.kv_cache_bytes or 0
 
 
 class World:
@@ -315,16 +318,35 @@ def test_a_budget_that_holds_nothing_of_a_model_is_named() -> None:
 def test_one_on_a_gpu_is_started_with_the_server_and_unloaded_like_any_other() -> None:
     async def scene() -> None:
         world = await World(
-            model("gpu", 0, engine="vllm", keep_alive="0.05s"),
+            model("gpu", 0, engine="vllm", keep_alive="0.3s"),
             model("cpu", 60, engine="cpu"),
             budget="60MiB",
         ).adopt()
         assert world.state() == {"gpu": ["load"], "cpu": []}
         await world.ask("cpu")
         assert world.state() == {"gpu": ["load"], "cpu": ["load"]}
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.6)
         await world.ask("gpu")
         assert world.state() == {"gpu": ["load", "unload", "load"], "cpu": ["load"]}
+
+    run(scene)
+
+
+def test_one_on_a_gpu_takes_what_its_processes_hold_once_it_was_started() -> None:
+    async def scene() -> None:
+        world = await World(model("gpu", 50, engine="vllm"), model("cpu", 60)).adopt()
+        assert world.hosts["gpu"].deployment.memory == 50 * MIB
+        await world.ask("cpu")
+        assert world.state() == {"gpu": ["load", "unload"], "cpu": ["load"]}
+        await world.ask("gpu")
+        assert world.state() == {"gpu": ["load", "unload", "load"], "cpu": ["load", "unload"]}
+        world = await World(
+            model("a", 50, engine="vllm"), model("b", 60, engine="vllm"), model("c", 40)
+        ).adopt()
+        await settle()
+        assert world.state() == {"a": ["load"], "b": ["load", "unload"], "c": []}
+        with pytest.raises(ModelDoesNotFit, match=r"a takes 120 MiB .* 20 MiB more.*GPU's"):
+            await World(model("a", 120, engine="vllm")).adopt()
 
     run(scene)
 

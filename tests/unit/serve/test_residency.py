@@ -338,3 +338,14 @@ def test_what_fits_together_stays_together(budget: int | None) -> None:
     for id_ in "ab":
         found.arrived(id_, 1, 0)
     assert found.decide(0) == [Load("a"), Load("b")]
+
+
+def test_those_that_were_loaded_unasked_and_do_not_fit_go_the_newest_first() -> None:
+    found = residency(10, (("a", 6), ("b", 3), ("c", 3), ("d", 2)), pinned="a", keep_alive=9)
+    for now, id_ in enumerate("abcd"):
+        found.loaded(id_, now)
+    found.arrived("d", 1, 4)  # in use: it may stay until it is done
+    assert found.decide(4) == [Unload(id_, "it doesn't fit beside the others") for id_ in "cb"]
+    found.unloaded("c")
+    found.unloaded("b")
+    assert found.decide(4) == []
