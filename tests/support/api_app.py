@@ -122,6 +122,7 @@ class Api:
     engine: ScriptedEngine
     app: Any
     encoder: ByteEncoder
+    backend: Backend
 
     async def chat(self, **fields: Any) -> httpx.Response:
         return await self.client.post(CHAT, json=chat_body(**fields))
@@ -211,11 +212,11 @@ async def api(
                 serve(app, dialects) as url,
                 httpx.AsyncClient(base_url=url, timeout=30) as client,
             ):
-                yield Api(client, engine, app, encoder)
+                yield Api(client, engine, app, encoder, backend)
         else:
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url=base_url) as client:
-                yield Api(client, engine, app, encoder)
+                yield Api(client, engine, app, encoder, backend)
     finally:
         await engine.close()
 

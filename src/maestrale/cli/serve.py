@@ -14,6 +14,7 @@ import click
 from maestrale.config import settings as config
 from maestrale.config.models import check_several, in_folder, load_models
 from maestrale.config.reading import settings_files
+from maestrale.serve.handover.program import VARIABLE, Program
 
 
 class SettingOption(click.Option):
@@ -114,10 +115,19 @@ def serve(
 
     Each option is also a variable (MAESTRALE_MAX_MODEL_LEN) and a key under [serve] in
     maestrale.toml (max_model_len); a flag goes before a variable, and that before the file.
+
+    On SIGHUP it reads certificates again; where the program or its settings were changed, a new
+    server takes over from it, and no stream is lost.
     Options that take several values can be repeated, or given with commas.
     """
     if model_names and flags["model"] is not None:
         raise click.UsageError("Give the model once: as MODEL or with --model.")
+    program = Program(os.environ)
+    predecessors = None
+    if VARIABLE in os.environ:
+        from maestrale.serve.handover.predecessors import Predecessors
+
+        predecessors = Predecessors.of_this_start(os.environ)
     settings, models = chosen_models(model_names, flags, os.environ, config_file)
     _say_files(settings, settings_files(os.environ, config_file))
     if emit_kuberay:
@@ -134,10 +144,13 @@ def serve(
         raise click.UsageError("--image is for --emit-kuberay.")
     from maestrale.supervise.prespawn import begun_engine
 
+    if predecessors is not None:
+        predecessors.check(settings)
+    program.settings(lambda: chosen_models(model_names, flags, os.environ, config_file))
     with begun_engine(likely_engine(models[0])):
         from maestrale.serve.server import run
 
-        run(settings, models=models)
+        run(settings, models=models, program=program, predecessors=predecessors)
 
 
 def chosen_models(

@@ -26,9 +26,9 @@ from maestrale.config.values import check_text, read_value
 from maestrale.errors import SettingsError
 from maestrale.text_files import decode_text
 
-# Variables that are not settings of `serve`: tracebacks, another place for maestrale.toml, and
-# whether the launcher may install system packages.
-OTHER_VARIABLES = ("MAESTRALE_DEBUG", "MAESTRALE_CONFIG", "MAESTRALE_APT")
+# Variables that are not settings of `serve`: tracebacks, another place for maestrale.toml, whether
+# the launcher may install system packages, and where the launcher is.
+OTHER_VARIABLES = ("MAESTRALE_DEBUG", "MAESTRALE_CONFIG", "MAESTRALE_APT", "MAESTRALE_LAUNCHER")
 # What Kubernetes gives each pod for each Service of its namespace, as Docker's links once did.
 # A Service named maestrale, or maestrale-api, has them under our own prefix.
 _SERVICE_VARIABLE = re.compile(

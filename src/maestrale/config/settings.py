@@ -455,6 +455,13 @@ class Settings:
         metavar="SECONDS",
         minimum=0,
     )
+    handover_grace: float = setting(
+        3600.0,
+        "Time that answers in flight have to finish once another server has taken over (SIGHUP).",
+        group="Limits",
+        metavar="SECONDS",
+        minimum=0,
+    )
     max_engine_failures: int = setting(
         5,
         "Engine deaths within failure_window after which requests in flight end with an error.",

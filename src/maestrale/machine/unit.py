@@ -25,6 +25,7 @@ CONTAINER_PORT = 8000
 # The first systemd whose pauses between restarts can grow.
 GROWING_PAUSES = 254
 DATA = "/data"  # the image's volume
+MOST_SOCKETS = 256  # of the port: one for each API worker
 MOST_TASKS = 4096  # processes and threads
 MEMORY_SHARE = 90  # per cent of the machine's memory
 
@@ -193,6 +194,11 @@ def _program(name: str, how: Program, options: Sequence[str]) -> list[str]:
     families = "AF_UNIX AF_INET AF_INET6" + (" AF_NETLINK" if how.gpus else "")
     lines = [
         f"ExecStart={_line([how.python, '-P', '-m', 'maestrale', 'serve', *options])}",
+        "# An upgrade: another process takes over, and becomes the main one.",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        "NotifyAccess=all",
+        "# The port's sockets, kept over a restart.",
+        f"FileDescriptorStoreMax={MOST_SOCKETS}",
         *(f'Environment="{variable}"' for variable in variables),
         f"WorkingDirectory={home}",
         "DynamicUser=yes",

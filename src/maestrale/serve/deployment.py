@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +41,8 @@ class DeploymentHost:
         self.vetter: ConstraintVetter | None = None
         self.label = ""
         """What the log calls its engine by, where there are several."""
+        self.alone: Callable[[], Awaitable[None]] | None = None
+        """Has another server's engines end, for one that takes what memory there is."""
         self.variant = ""
         """Tells its replicas from those of another deployment of the same model."""
         self._warming: asyncio.Task[None] | None = None
@@ -68,7 +70,7 @@ class DeploymentHost:
         Raises: ModelError, SettingsError.
         """
         from maestrale.engines.choose import choose_engine
-        from maestrale.engines.registry import tuned
+        from maestrale.engines.registry import FORECASTS, tuned
         from maestrale.models.prepared import load_prepared
         from maestrale.models.resolve import prepare
 
@@ -99,6 +101,8 @@ class DeploymentHost:
         prepared = load_prepared(folder)
         self._look = partial(weights_stamp, prepared, folder)
         self._seen = await in_thread(self._look)
+        if self.alone is not None and choice.name not in FORECASTS:
+            await self.alone()
         await in_thread(lambda: self._check_fit(folder, prepared, choice.name))
         config = hosting.engine_config(settings, str(folder))
         if settings.ray_address is None:  # on a cluster each node is asked what suits it

@@ -14,6 +14,8 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maestrale.api.backend import Backend
@@ -23,7 +25,11 @@ from maestrale.config.settings import Settings
 from maestrale.engines.base import Engine, EngineConfig
 from maestrale.errors import MaestraleError
 from maestrale.logs import LOGGER
+from maestrale.models.fit_cpu import SPARE, memory_to_use
 from maestrale.serve.deployment import DeploymentHost
+from maestrale.serve.handover.predecessors import Predecessors
+from maestrale.serve.handover.upgrade import Upgrade
+from maestrale.serve.hosting import in_thread
 from maestrale.serve.listening import LAST_WORDS
 from maestrale.serve.loader import ModelLoader
 from maestrale.serve.progress import StartProgress
@@ -35,12 +41,22 @@ if TYPE_CHECKING:
 class Front(ABC):
     """How a server takes its requests, and what owns its deployments."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, predecessors: Predecessors | None = None) -> None:
+        """`predecessors`: the servers that this one takes over from."""
         self.backend = backend
+        self.predecessors = predecessors
         self.hosts = [DeploymentHost(deployment) for deployment in backend.deployments]
+        self._reload_hosts: list[DeploymentHost] = []
+        self.may_serve = asyncio.Event()
+        """Connections may be taken. Before that they are the predecessor's."""
+        if predecessors is None:
+            self.may_serve.set()
+        else:
+            for host in self.hosts:
+                host.alone = partial(predecessors.make_room, None)
         self.loader: ModelLoader | None = None
         """Where models are loaded when they are asked for; None: the one is, and stays."""
-        if len(self.hosts) > 1 or may_go(self.hosts[0].settings):
+        if loads_on_demand([host.settings for host in self.hosts]):
             self.loader = ModelLoader(backend.settings, len(self.hosts), self.changed, self.prepare)
             backend.steering = self.loader.steer
         if len(self.hosts) > 1:
@@ -58,6 +74,11 @@ class Front(ABC):
         """
         if self.loader is not None:
             return await self.loader.adopt(host, name, config, progress)
+        if self.predecessors is not None:
+            # As much as it would take if the predecessor's were gone.
+            room = memory_to_use() - SPARE + self.predecessors.hello.memory
+            foreseen = await in_thread(lambda: host.forecast(config, room))
+            await self.predecessors.make_room(foreseen.memory if foreseen is not None else None)
         progress.update("Starting the engine", None)
         return await host.start(config)
 
@@ -96,6 +117,36 @@ class Front(ABC):
         """SIGHUP: someone changed the server's files."""
 
     @abstractmethod
+    async def pass_on(self, grace: float) -> None:
+        """Take no more connections; wait for the answers on those that there are, `grace` seconds
+        at most. The sockets stay open, and what connects to them waits.
+        """
+
+    @abstractmethod
+    async def take_back(self) -> None:
+        """Take connections again after `pass_on`."""
+
+    @abstractmethod
+    async def lend(self, folder: Path) -> None:
+        """Let the successor have the streams that are made here, at sockets in this folder."""
+
+    async def unload_all(self) -> None:
+        """End all engines, so that another server's have their memory."""
+        if self.loader is not None:
+            self.loader.pause()
+        for host in self.hosts:
+            if host.engine is not None and host.engine.stats().loaded:
+                self._reload_hosts.append(host)
+                await host.unload()
+
+    async def load_again(self) -> None:
+        """Start the engines that `unload_all` ended. Raises: EngineError, ModelError."""
+        while self._reload_hosts:
+            await self._reload_hosts.pop().load()
+        if self.loader is not None:
+            self.loader.resume()
+
+    @abstractmethod
     async def drain(self) -> None:
         """New requests are refused from now on: tell who must know."""
 
@@ -107,14 +158,23 @@ class Front(ABC):
 class Lifecycle:
     """One server, from its first breath to its last: `run`."""
 
-    def __init__(self, front: Front, announce: Callable[[Deployments], None]) -> None:
-        """`announce` is told of the models once requests for them are answered."""
+    def __init__(
+        self,
+        front: Front,
+        announce: Callable[[Deployments], None],
+        upgrade: Upgrade | None = None,
+    ) -> None:
+        """`announce` is told of the models once requests for them are answered. `upgrade`: what
+        SIGHUP may lead to; by default no more than a reload.
+        """
         self.stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._front = front
         self._backend = front.backend
         self._hosts = front.hosts
         self._announce = announce
+        self._upgrade = upgrade or Upgrade(front, None, ())
+        self._predecessors = front.predecessors
         self._nodes: ApiNodes | None = None
         self._backend.node_status = self._node_status
 
@@ -126,7 +186,8 @@ class Lifecycle:
         history = asyncio.create_task(self._backend.keep_history())
         tending = asyncio.create_task(self._backend.tend())
         stopping = asyncio.create_task(self.stopping.wait())
-        ends: set[asyncio.Future[Any]] = {serving, stopping}
+        over = asyncio.create_task(self._upgrade.over.wait())
+        ends: set[asyncio.Future[Any]] = {serving, stopping, over}
         try:
             await asyncio.wait({loading, *ends}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
@@ -137,9 +198,13 @@ class Lifecycle:
                 await asyncio.gather(loading, return_exceptions=True)
             if serving.done():
                 serving.result()
-            await self._drain()
+            if over.done():
+                left = self._backend.requests
+                LOGGER.info("This server ends, as another has taken over (%d requests left)", left)
+                self._backend.drain()
+            await self._drain(0.0 if over.done() else self._backend.settings.grace)
         finally:
-            for task in (loading, stopping, history, tending):
+            for task in (loading, stopping, history, tending, over):
                 task.cancel()
             self.stopping.set()
             await self._close()
@@ -157,12 +222,15 @@ class Lifecycle:
             LOGGER.info("SIGHUP received: the terminal is gone")
             self._stop()
         else:
-            self._front.reload()
+            self._upgrade.hang_up()
 
     def _stop(self) -> None:
         if self.stopping.is_set():
             self._hurry.set()
         self._backend.drain()
+        self._upgrade.stop()
+        if self._predecessors is not None:
+            self._predecessors.stop()
         self.stopping.set()
 
     def _take_signals(self) -> None:
@@ -210,16 +278,19 @@ class Lifecycle:
 
             self._nodes = ApiNodes(settings, [host.settings for host in self._hosts])
             self._nodes.start()
+        self._front.may_serve.set()
         await self._front.answering()
+        if self._predecessors is not None:
+            self._predecessors.ready()
         if not self.stopping.is_set():
             self._announce(self._backend.deployments)
 
-    async def _drain(self) -> None:
+    async def _drain(self, grace: float) -> None:
         """Wait for the answers in flight, to the grace's end or a second signal; then stop the
         engines. Those of other nodes are waited for as well: they need our replicas.
         """
         await self._front.drain()
-        backend, grace = self._backend, self._backend.settings.grace
+        backend = self._backend
         nodes, self._nodes = self._nodes, None
         others = asyncio.create_task(nodes.stop(grace)) if nodes is not None else None
         if backend.requests:
@@ -249,15 +320,25 @@ class Lifecycle:
         """Leave nothing running, however far it came."""
         if self._nodes is not None:
             await self._nodes.stop(0)
+        await self._upgrade.close()
         await self._front.end()
         if self._front.loader is not None:
             self._front.loader.stop()
         await asyncio.gather(*(host.close() for host in self._hosts))
         if self._front.loader is not None:
             await self._front.loader.close()
+        if self._predecessors is not None:
+            if self.stopping.is_set() and not self._upgrade.over.is_set():
+                await self._predecessors.ended(self._backend.settings.grace + 2 * LAST_WORDS)
+            self._predecessors.close()
 
     def _node_status(self) -> list[ApiNodeStatus]:
         return self._nodes.statuses() if self._nodes is not None else []
+
+
+def loads_on_demand(models: Sequence[Settings]) -> bool:
+    """Whether a server of these models loads and unloads them as requests ask for them."""
+    return len(models) > 1 or may_go(models[0])
 
 
 def may_go(settings: Settings) -> bool:

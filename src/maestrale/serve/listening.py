@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import uvicorn
 
@@ -55,6 +54,34 @@ def listen(host: str, port: int) -> socket.socket:
         raise SettingsError(why_not_bound(host, port, error)) from error
     sock.set_inheritable(False)
     return sock
+
+
+def listen_at(settings: Settings, given: Sequence[socket.socket] = ()) -> list[socket.socket]:
+    """The sockets of the port: one, or one for each API worker. `given`: those that another has
+    bound for us, which are taken if they are at this address.
+
+    Raises: SettingsError that says what to do.
+    """
+    if given and is_at(given[0], settings):
+        return list(given)
+    for each in given:
+        each.close()
+    sock = listen(settings.host, settings.port)
+    return [sock] if settings.api_workers == 1 else share(sock, settings)
+
+
+def is_at(sock: socket.socket, settings: Settings) -> bool:
+    """Whether it is bound to the address that these settings name."""
+    host, port = sock.getsockname()[:2]
+    if settings.port not in (0, port):
+        return False
+    try:
+        found = socket.getaddrinfo(
+            settings.host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError:
+        return False
+    return host in {address[0] for *_, address in found}
 
 
 def share(sock: socket.socket, settings: Settings) -> list[socket.socket]:
@@ -109,14 +136,6 @@ def uvicorn_config(settings: Settings, backend: Backend) -> uvicorn.Config:
 def why(error: OSError) -> str:
     """What is wrong with a certificate or its key, without the library's own lines."""
     return _LIBRARY.sub("", error.strerror or str(error))
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn, but signals are not its business: `Lifecycle` or the parent process has them."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def server_url(settings: Settings, sock: socket.socket) -> str:

@@ -205,6 +205,15 @@ class ModelLoader:
         for task in self._preparing.values():
             task.cancel()
 
+    def pause(self) -> None:
+        """Begin nothing more, until `resume`."""
+        self._stopped = True
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._stopped = False
+        self._step()
+
     async def close(self) -> None:
         """Wait until nothing is being loaded or unloaded, once the engines are closed."""
         self.stop()

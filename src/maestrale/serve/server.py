@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -23,8 +24,12 @@ from maestrale.engines.base import Task
 from maestrale.errors import SettingsError
 from maestrale.keys import KeyStore, kept_key, new_key
 from maestrale.logs import LOGGER
-from maestrale.serve.lifecycle import Front, Lifecycle
-from maestrale.serve.listening import listen, server_url, share
+from maestrale.serve.handover import systemd
+from maestrale.serve.handover.predecessors import Predecessors
+from maestrale.serve.handover.program import Program
+from maestrale.serve.handover.upgrade import Upgrade
+from maestrale.serve.lifecycle import Front, Lifecycle, loads_on_demand
+from maestrale.serve.listening import listen_at, server_url
 from maestrale.serve.memory import return_large_buffers
 
 Announce = Callable[[str, str], None]
@@ -44,11 +49,15 @@ def run(
     announce: Announce = print_banner,
     *,
     models: Sequence[Settings] = (),
+    program: Program | None = None,
+    predecessors: Predecessors | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; answers in flight then have `settings.grace` to finish.
 
     `announce` is told the URL and the banner once requests can be answered. `models`: the server's
     settings with what each of several models has of its own; by default the one of `settings`.
+    `program`: where another server may take over from this one. `predecessors`: those that this one
+    takes over from.
     Raises: SettingsError, ModelError, EngineError with a message for the terminal.
     """
     logs.configure(settings.log_level, settings.log_format)
@@ -57,39 +66,51 @@ def run(
     )
     check_ledger(settings)
     made_key = key_to_make(settings)
+    if made_key and predecessors is not None:
+        made_key = predecessors.hello.api_key or made_key
     if made_key:
         settings = dataclasses.replace(settings, api_key=(made_key,))
     raise_file_limit()
     return_large_buffers()
     with ExitStack() as listening, asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        sock = listening.enter_context(listen(settings.host, settings.port))
-        url = server_url(settings, sock)
+        given = systemd.kept(os.environ) if predecessors is None else predecessors.listeners
+        socks = [listening.enter_context(each) for each in listen_at(settings, given)]
+        systemd.keep(socks)
+        url = server_url(settings, socks[0])
 
         def tell(deployments: Deployments) -> None:
             task = deployments.default.task
             announce(url, banner(settings, url, deployments.names, made_key, task=task))
 
-        runner.run(_serve(settings, models or (settings,), sock, listening, tell))
+        several = models or (settings,)
+        runner.run(_serve(settings, several, socks, tell, program, predecessors, made_key))
 
 
 async def _serve(
     settings: Settings,
     models: Sequence[Settings],
-    sock: socket.socket,
-    listening: ExitStack,
+    socks: Sequence[socket.socket],
     tell: Callable[[Deployments], None],
+    program: Program | None,
+    predecessors: Predecessors | None,
+    made_key: str,
 ) -> None:
+    if predecessors is not None:
+        await predecessors.open()
+        if loads_on_demand(models):  # all of them together may take so much
+            await predecessors.make_room(settings.budget_bytes)
     front: Front
     if settings.api_workers > 1:
         from maestrale.serve.workers.parent import Parent
 
-        socks = [listening.enter_context(each) for each in share(sock, settings)]
-        front = Parent(settings, models, socks)
+        front = Parent(settings, models, socks, predecessors)
     else:
         from maestrale.serve.in_process import InProcess
 
-        front = InProcess(Backend(settings, models), sock)
-    await Lifecycle(front, tell).run()
+        front = InProcess(Backend(settings, models), socks, predecessors)
+    shown_once = "" if settings.made_key_file else made_key
+    upgrade = Upgrade(front, program, socks, predecessors=predecessors, api_key=shown_once)
+    await Lifecycle(front, tell, upgrade).run()
 
 
 def check_ledger(settings: Settings) -> None:

@@ -34,6 +34,10 @@ from maestrale.supervise.messages import Delta, RequestFailed
 from maestrale.supervise.watchdog import Patience
 
 CLOSE_SECONDS = 5.0
+UNLOADED = (
+    "The engine ended before this answer did: the model is unloaded, or another server takes over "
+    "and the memory holds one engine only. Send the request again."
+)
 _TOTALS = (
     *("steps", "prompt_tokens", "generation_tokens", "preemptions"),
     *("prefix_cache_queries", "prefix_cache_hits", "step_tokens_sum"),
@@ -131,7 +135,7 @@ class SupervisedEngine:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
             self._keeper = None
-        self._ledger.fail_all(Unavailable("The model is being unloaded.", retry_after=1))
+        self._ledger.fail_all(Unavailable(UNLOADED, retry_after=1))
         process, self._process, self._up, self._gave_up = self._process, None, False, ""
         self._deaths.clear()
         self._barren.clear()

@@ -57,6 +57,16 @@ def test_it_starts_what_was_asked_for() -> None:
     assert f"ExecStart=/opt/m/bin/python -P -m maestrale serve {' '.join(SERVE)}\n" in text
 
 
+def test_a_reload_is_an_upgrade_where_another_process_may_take_over() -> None:
+    program = unit("chat", HOWS["venv"])
+    assert "\nExecReload=/bin/kill -HUP $MAINPID\n" in program
+    assert "\nNotifyAccess=all\n" in program
+    assert "\nFileDescriptorStoreMax=" in program
+    container = unit("chat", HOWS["container"])
+    assert "ExecReload" not in container
+    assert "NotifyAccess" not in container
+
+
 def test_memory_and_processes_are_bounded() -> None:
     program = unit("chat", HOWS["venv"])
     assert "\nMemoryMax=90%\n" in program

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,15 @@ class _Front(Front):
 
     def reload(self) -> None:
         self.reloads += 1
+
+    async def pass_on(self, grace: float) -> None:
+        pass
+
+    async def take_back(self) -> None:
+        pass
+
+    async def lend(self, folder: Path) -> None:
+        pass
 
     async def drain(self) -> None:
         pass

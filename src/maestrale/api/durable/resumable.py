@@ -96,8 +96,11 @@ async def _once(backend: Backend, endpoint: Endpoint, request: Request, key: str
     if before is None:
         run = streams.start(entry, context.moved(), request.scope, route)
     else:  # it costs nothing
-        run, context.counted = before, ALL
+        context.counted = ALL
         await backend.settle(context)
+        if not isinstance(before, Run):
+            return before
+        run = before
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         replayed = REPLAYED if before is not None else []
@@ -108,6 +111,9 @@ async def _once(backend: Backend, endpoint: Endpoint, request: Request, key: str
             other = await _before(backend, request, entry)
             if other is None:
                 raise
+            if not isinstance(other, Run):
+                await other(scope, receive, send)
+                return
             await RunReader(streams, other, headers=REPLAYED)(scope, receive, send)
 
     return app
@@ -180,8 +186,10 @@ def _asked_for(backend: Backend, body: bytes) -> Deployment | None:
     return None
 
 
-async def _before(backend: Backend, request: Request, entry: Entry) -> Run | None:
-    """What has this Idempotency-Key already. Raises: IdempotencyConflict, CannotKeep."""
+async def _before(backend: Backend, request: Request, entry: Entry) -> Run | ASGIApp | None:
+    """What has this Idempotency-Key already: here, or at another server that this one took over
+    from. Raises: IdempotencyConflict, CannotKeep.
+    """
     if entry.key is None:
         return None
     streams = backend.streams
@@ -197,8 +205,11 @@ async def _before(backend: Backend, request: Request, entry: Entry) -> Run | Non
         )
     if run is not None or kept is None:
         return run
+    lent = None
+    if kept.output is None:
+        lent = await streams.lenders.find_key(entry.key, entry.owner)
     # Its body is the same: that of the ledger, where nothing of it was to be kept, is empty.
-    return again(backend, request, structs.replace(kept, body=entry.body))
+    return lent or again(backend, request, structs.replace(kept, body=entry.body))
 
 
 def _key_of(request: Request, streams: Streams) -> str | None:

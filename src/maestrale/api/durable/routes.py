@@ -25,6 +25,9 @@ def routes(backend: Backend) -> list[Route]:
         id, owner, after = request.path_params["stream_id"], context.owner_id, _after(request)
         run = streams.find(id, owner)
         if run is None:
+            lent = await streams.lenders.find(id, owner, after)
+            if lent is not None:
+                return lent
             entry = await streams.ledger.find(id, owner) if streams.ledger.enabled else None
             if entry is None or not entry.body:
                 raise not_found(id)

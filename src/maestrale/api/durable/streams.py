@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from starlette.types import Scope
 
 from maestrale.api.context import RequestContext
+from maestrale.api.durable.lenders import Lenders
 from maestrale.api.durable.run import Run
 from maestrale.config.settings import Settings
 from maestrale.durable.database import CannotKeep
@@ -33,6 +34,8 @@ class Streams:
         )
         self.durable = settings.durable
         """Streams are kept, also of requests without an Idempotency-Key."""
+        self.lenders = Lenders()
+        """Servers that this one took over from, and that still make streams."""
         self._tasks: dict[Run, asyncio.Task[None]] = {}
         self._by_key: dict[tuple[str, str], Run] = {}
         self._held: OrderedDict[Run, float] = OrderedDict()  # at their end, and since when
@@ -92,7 +95,8 @@ class Streams:
             run.recorded = False  # nobody finds it any more
             run.stop()
             self.drop(run)
-        return await self.ledger.forget(id, owner) or run is not None
+        lent = run is None and await self.lenders.forget(id, owner)
+        return await self.ledger.forget(id, owner) or lent or run is not None
 
     def drop(self, run: Run) -> None:
         """It is found no more."""

@@ -33,6 +33,8 @@ from maestrale.serve.workers.messages import (
     Generate,
     GiveBack,
     Granted,
+    Lend,
+    Lending,
     Levels,
     Noted,
     Refused,
@@ -88,6 +90,7 @@ class WorkerHandle:
         self._work: dict[str, Work] = {}  # what those that run have had so far
         self._charges: set[int] = set()  # of its requests that are not settled
         self._reported = asyncio.Event()
+        self._lends = asyncio.Event()
         self._retiring = False
         self._loaded: set[str] = set()  # deployments that it was told of
         self._answers: set[str] = set()  # those of them that it answers for
@@ -142,6 +145,12 @@ class WorkerHandle:
         """It takes no more connections, and leaves after its last answer."""
         self._retiring = True
         self.send(Retire(grace))
+
+    async def lend(self, folder: str, patience: float) -> None:
+        """Have it lend its streams at a socket in this folder."""
+        self.send(Lend(folder))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._lends.wait(), patience)
 
     async def refresh(self, patience: float) -> None:
         """Have its metrics of this moment, or those of the last seconds if it is slow."""
@@ -211,6 +220,8 @@ class WorkerHandle:
                 self._answers.add(model)
                 if self._answers >= self._loaded and not self.attached.done():
                     self.attached.set_result(None)
+            case Lending():
+                self._lends.set()
             case Failed(reason):
                 self.failed = reason
                 self.kill(reason)

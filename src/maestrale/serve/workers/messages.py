@@ -56,17 +56,18 @@ def error_of(fault: Fault) -> MaestraleError:
 
 
 class Begin(Struct, tag=True, frozen=True):
-    """The first message. `listener` is an inherited file descriptor: the server's socket.
+    """The first message. `listeners` are inherited file descriptors: of the port's sockets.
     `settings` are those of `pack_settings`, and so are those of each of the `models`. `loaded`:
     deployments whose engines are there already, so nobody is let in before the worker can answer
-    for them.
+    for them. `lenders`: folders in which servers lend that this one takes over from.
     """
 
     settings: bytes
     models: tuple[bytes, ...]
     workers: int
-    listener: int
+    listeners: tuple[int, ...]
     loaded: tuple[str, ...]
+    lenders: tuple[str, ...] = ()
 
 
 # In all of these `model` is the deployment that is meant, by its id.
@@ -119,6 +120,12 @@ class Report(Struct, tag=True, frozen=True):
     """Send a Snapshot, now."""
 
 
+class Lend(Struct, tag=True, frozen=True):
+    """Let the server that takes over have your streams, at a socket in this folder."""
+
+    folder: str
+
+
 class Retire(Struct, tag=True, frozen=True):
     """Take no more connections, finish what runs for up to `grace` seconds, and leave."""
 
@@ -132,6 +139,10 @@ class Attached(Struct, tag=True, frozen=True):
     """It answers requests for this deployment now."""
 
     model: str
+
+
+class Lending(Struct, tag=True, frozen=True):
+    """The server that takes over can have its streams now."""
 
 
 class Generate(Struct, tag=True, frozen=True):
@@ -241,10 +252,21 @@ class Snapshot(Struct, tag=True, frozen=True):
 SNAPSHOT_SECONDS = 2.0
 
 ToApiWorker = (
-    Begin | Attach | ServerState | Delta | Ended | Granted | Refused | Reply | Report | Retire
+    Begin
+    | Attach
+    | ServerState
+    | Delta
+    | Ended
+    | Granted
+    | Refused
+    | Reply
+    | Report
+    | Retire
+    | Lend
 )
 FromApiWorker = (
     Attached
+    | Lending
     | Generate
     | Abort
     | AskForPlaces

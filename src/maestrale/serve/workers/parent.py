@@ -19,7 +19,8 @@ import dataclasses
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from maestrale.api.accounts import KeyAccounts
 from maestrale.api.backend import About, Backend, Steering
@@ -33,6 +34,7 @@ from maestrale.errors import EngineError, MaestraleError
 from maestrale.logs import LOGGER
 from maestrale.metrics.merged import MergedMetrics
 from maestrale.serve.deployment import DeploymentHost
+from maestrale.serve.handover.predecessors import Predecessors
 from maestrale.serve.lifecycle import Front
 from maestrale.serve.listening import BACKLOG, LAST_WORDS, uvicorn_config
 from maestrale.serve.progress import StartProgress
@@ -44,6 +46,16 @@ TELL_SECONDS = 0.2  # between two looks at the engines' states, for the workers
 SILENCE = 30.0  # seconds without a word after which a worker counts as hung
 REFRESH = 1.0  # seconds that a worker may take to report when asked
 START_FAILURES = 3  # workers that die before any one answered: the server gives up
+
+T = TypeVar("T")
+
+
+def part_of(socks: Sequence[T], place: int, settings: Settings) -> Sequence[T]:
+    """The sockets of the worker at this place. Where there are as many as workers, each has one;
+    a predecessor may have had more of them, or fewer, which are shared then.
+    """
+    own = socks[place :: settings.api_workers]
+    return own or [socks[place % len(socks)]]
 
 
 class ParentBackend(Backend):
@@ -81,11 +93,15 @@ class Parent(Front):
     backend: ParentBackend
 
     def __init__(
-        self, settings: Settings, models: Sequence[Settings], socks: list[socket.socket]
+        self,
+        settings: Settings,
+        models: Sequence[Settings],
+        socks: Sequence[socket.socket],
+        predecessors: Predecessors | None = None,
     ) -> None:
-        """`socks`: one for each worker, at one address."""
+        """`socks`: one for each worker, at one address, or as many as a predecessor had."""
         self.handles: list[WorkerHandle] = []
-        super().__init__(ParentBackend(settings, models, lambda: self.handles))
+        super().__init__(ParentBackend(settings, models, lambda: self.handles), predecessors)
         self._settings = settings
         self._socks = socks
         self._restarts = Restarts()
@@ -96,6 +112,7 @@ class Parent(Front):
         self._keepers: set[asyncio.Task[None]] = set()
         self._reloading: asyncio.Task[None] | None = None
         self._draining = False
+        self._passed_on = False  # a successor takes the connections
         self._running: asyncio.Task[None] | None = None
         self._hired = asyncio.Event()  # all workers are there
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -143,10 +160,10 @@ class Parent(Front):
         """See `Front.run`: start the workers, tell them how the engines are, replace the hung."""
         self._running = asyncio.current_task()
         uvicorn_config(self._settings, self.backend)  # a wrong certificate is told once, here
-        for place, sock in enumerate(self._socks):
+        await self.may_serve.wait()
+        for sock in self._socks:
             sock.listen(BACKLOG)
-            await self._hire(place)
-        self._hired.set()
+        await self._hire_all()
         watching = asyncio.create_task(self._watch())
         ends: set[asyncio.Future[Any]] = {watching, self._lost}
         try:
@@ -159,7 +176,8 @@ class Parent(Front):
 
     async def load(self, host: DeploymentHost, progress: StartProgress) -> None:
         """See `Front.load`."""
-        await self._hired.wait()
+        if self.may_serve.is_set():  # else they are hired once all is loaded
+            await self._hired.wait()
         deployment = host.deployment
         folder, prepared, config = await host.prepare(progress)
         self.backend.deployments.check_name(deployment, prepared.name)
@@ -194,8 +212,30 @@ class Parent(Front):
         """New workers in the place of the old, one by one; nothing in flight is cut."""
         if self._reloading is not None and not self._reloading.done():
             return
-        if self._attaches and not self._draining:
+        if self._attaches and not (self._draining or self._passed_on):
             self._reloading = asyncio.create_task(self._reload())
+
+    async def pass_on(self, grace: float) -> None:
+        """See `Front.pass_on`."""
+        self._passed_on = True
+        if self._reloading is not None:
+            self._reloading.cancel()
+        leaving = tuple(self.handles)
+        for handle in leaving:
+            if not handle.retiring:
+                handle.retire(grace)
+        if leaving:
+            await asyncio.wait([each.dead for each in leaving], timeout=grace)
+
+    async def take_back(self) -> None:
+        """See `Front.take_back`."""
+        if self._passed_on:
+            self._passed_on = False
+            await self._hire_all()
+
+    async def lend(self, folder: Path) -> None:
+        """See `Front.lend`."""
+        await asyncio.gather(*(handle.lend(str(folder), REFRESH) for handle in self.handles))
 
     async def drain(self) -> None:
         """See `Front.drain`."""
@@ -239,17 +279,25 @@ class Parent(Front):
                 if now - handle.heard > SILENCE:
                     handle.kill(f"it gave no sign of life for {SILENCE:.0f} seconds")
 
+    async def _hire_all(self) -> None:
+        for place in range(self._settings.api_workers):
+            await self._hire(place)
+        self._hired.set()
+
     async def _hire(self, place: int) -> WorkerHandle:
-        """A worker at this socket. Raises: EngineError when the system has no room for it."""
-        listener = self._socks[place].fileno()
-        handle = WorkerHandle(self, place, (listener,))
+        """A worker at its part of the sockets. Raises: EngineError when the system has no room for
+        it.
+        """
+        listeners = tuple(each.fileno() for each in part_of(self._socks, place, self._settings))
+        handle = WorkerHandle(self, place, listeners)
         settings = self._settings
         begin = Begin(
             pack_settings(settings),
             tuple(pack_settings(each.deployment.settings) for each in self.hosts),
             settings.api_workers,
-            listener,
+            listeners,
             tuple(self._attaches),
+            () if self.predecessors is None else self.predecessors.lenders,
         )
         await handle.spawn(begin)
         for state in self._states.values():
@@ -268,7 +316,7 @@ class Parent(Front):
         self.handles.remove(handle)
         self.backend.merged.leave(handle.families)
         cut = await handle.clear()
-        if handle.retiring or self._draining:
+        if handle.retiring or self._draining or self._passed_on:
             return
         reason = handle.failed or reason
         LOGGER.error(
@@ -286,7 +334,7 @@ class Parent(Front):
         self.backend.merged.restarts += 1
         while True:
             await asyncio.sleep(self._restarts.pause_after(len(self._deaths)))
-            if self._draining:
+            if self._draining or self._passed_on:
                 return
             try:
                 await self._hire(handle.place)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ import uvloop
 
 from maestrale import logs
 from maestrale.api.admission import RETRY_AFTER
+from maestrale.api.durable.lenders import SUFFIX, Lenders
+from maestrale.api.durable.lending import LentStreams
 from maestrale.api.http.body import BUDGET, BodyReader
 from maestrale.api.http.connections import raise_file_limit
+from maestrale.api.http.server import HttpServer
 from maestrale.config.settings import Settings
 from maestrale.errors import MaestraleError, Unavailable
 from maestrale.logs import LOGGER
 from maestrale.metrics.merged import families
 from maestrale.serve.hosting import in_thread
-from maestrale.serve.listening import HttpServer, uvicorn_config
+from maestrale.serve.listening import uvicorn_config
 from maestrale.serve.memory import return_large_buffers
 from maestrale.serve.text import Services, TextSource
 from maestrale.serve.workers.messages import (
@@ -33,6 +37,8 @@ from maestrale.serve.workers.messages import (
     Attach,
     Attached,
     Begin,
+    Lend,
+    Lending,
     Report,
     Retire,
     ServerState,
@@ -69,6 +75,9 @@ class ApiWorker:
         self._states: dict[str, ServerState] = {}
         self._made = asyncio.Event()
         self._ready = asyncio.Event()
+        self._lent: LentStreams | None = None
+        self._lending: asyncio.Task[None] | None = None
+        self._retires_at = 0.0
 
     async def run(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -91,7 +100,12 @@ class ApiWorker:
         tending = asyncio.create_task(backend.tend())
         if begin.loaded:
             await self._ready.wait()
-        await server.serve(sockets=[socket.socket(fileno=begin.listener)])
+        await server.serve(sockets=[socket.socket(fileno=fd) for fd in begin.listeners])
+        # What nobody reads any more, and may be asked for again.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(backend.idle(), max(0.0, self._retires_at - time.monotonic()))
+        if self._lent is not None:
+            await self._lent.end()
         reporting.cancel()
         tending.cancel()
         if backend.tracer is not None:
@@ -105,6 +119,7 @@ class ApiWorker:
         backend = WorkerBackend(settings, models, self._connection)
         # All workers together hold as much of large bodies as one would.
         backend.bodies = BodyReader(settings.max_body_bytes, BUDGET // begin.workers)
+        backend.streams.lenders = Lenders(begin.lenders)
         return backend
 
     def _take(self, message: Any) -> None:
@@ -121,6 +136,11 @@ class ApiWorker:
                 task.add_done_callback(self._attaching.discard)
             case Report():
                 self._report()
+            case Lend(folder):
+                if self._backend is not None and self._lent is None:
+                    place = Path(folder) / f"{os.getpid()}{SUFFIX}"
+                    self._lent = LentStreams(self._backend.streams, place)
+                    self._lending = asyncio.create_task(self._lend(self._lent))
             case Retire(grace):
                 self._retire(grace)
 
@@ -147,6 +167,10 @@ class ApiWorker:
         if self._attached >= self._loaded:
             self._ready.set()
 
+    async def _lend(self, lent: LentStreams) -> None:
+        await lent.start()
+        self._connection.send(Lending())
+
     async def _go_on_reporting(self) -> None:
         while True:
             try:
@@ -164,6 +188,7 @@ class ApiWorker:
         if self._server is None or not self._server.started:
             os._exit(0)  # it has let nobody in
         # uvicorn's own end: no new connections, idle ones closed, the others after their answer.
+        self._retires_at = time.monotonic() + grace
         self._server.config.timeout_graceful_shutdown = max(1, round(grace)) + LAST_EVENTS
         self._server.should_exit = True
         error = Unavailable(
