@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from api_app import api_in_thread
-from benchmarks.durable import Served
+from benchmarks.served import Served
 from browser import DESKTOP, LONG, PHONE, Visitor, axe_source, barriers, browsing
 from faults import kill, metric, restarts, until_ready
 from serving import Server, clean_environment, serving

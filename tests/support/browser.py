@@ -8,13 +8,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Page,
+    ViewportSize,
+    expect,
+    sync_playwright,
+)
 
 from npm import npm_package
 
 AXE_VERSION = "4.14.1"
-DESKTOP = {"width": 1280, "height": 800}
-PHONE = {"width": 390, "height": 844}
+DESKTOP: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 LONG = 60_000.0  # milliseconds: the machine may be busy
 # A container has a small /dev/shm, and root no sandbox.
 FLAGS = ["--disable-dev-shm-usage", "--disable-gpu", "--no-sandbox"]

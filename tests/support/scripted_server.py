@@ -33,5 +33,5 @@ if __name__ == "__main__":
     if "SILENCE" in os.environ:
         parent.SILENCE = float(os.environ["SILENCE"])
     if "ONE_ENGINE" in os.environ:
-        predecessors.memory_to_use = lambda: 0
+        vars(predecessors)["memory_to_use"] = lambda: 0
     main()
