@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
@@ -13,6 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.sse import while_connected
 from maestrale.errors import InvalidRequest, Unavailable
+
+if TYPE_CHECKING:
+    import httpx
 
 SUFFIX = ".sock"
 FAULT = "x-fault"
@@ -44,29 +48,56 @@ class Lenders:
 
     async def find_key(self, key: str, owner: str) -> ASGIApp | None:
         """The answer with this Idempotency-Key, if one of them has it. Raises: Unavailable."""
-        return await self._ask({"key": key, "owner": owner}, [(b"idempotent-replayed", b"true")])
+        found = await self._ask({"key": key, "owner": owner})
+        if found is not None:
+            found.headers.append((b"idempotent-replayed", b"true"))
+        return found
 
     async def forget(self, id: str, owner: str) -> bool:
         """Have it stopped, and let go of. Whether one of them had it."""
-        return await self._ask({"id": id, "owner": owner}, method="DELETE") is not None
+        found = await self._ask({"id": id, "owner": owner}, method="DELETE")
+        if found is None:
+            return False
+        await found.client.aclose()
+        return True
 
-    async def _ask(
-        self,
-        query: dict[str, str],
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        method: str = "GET",
-    ) -> ASGIApp | None:
+    async def _ask(self, query: dict[str, str], method: str = "GET") -> _Borrowed | None:
         for folder in self._folders:
             for path in sorted(folder.glob(f"*{SUFFIX}")):
-                answer = await _borrowed(path, query, headers, method)
+                answer = await _borrow(path, query, method)
                 if answer is not None:
                     return answer
         return None
 
 
-async def _borrowed(
-    path: Path, query: dict[str, str], headers: Sequence[tuple[bytes, bytes]], method: str
-) -> ASGIApp | None:
+class _Borrowed:
+    """An answer whose body is still with its lender. Whoever doesn't send it on closes `client`."""
+
+    def __init__(self, client: httpx.AsyncClient, answer: httpx.Response) -> None:
+        self.client = client
+        self.headers = [each for each in answer.headers.raw if each[0].lower() not in _OWN]
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._relay(send))
+        finally:
+            await self.client.aclose()
+
+    async def _relay(self, send: Send) -> None:
+        import httpx
+
+        start = {"type": "http.response.start", "status": self._answer.status_code}
+        await send({**start, "headers": self.headers})
+        try:
+            async for part in self._answer.aiter_raw():
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        except httpx.HTTPError as error:  # cut, so that its client comes again
+            raise ClientDisconnected from error
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _borrow(path: Path, query: dict[str, str], method: str) -> _Borrowed | None:
     import httpx
 
     client = httpx.AsyncClient(
@@ -87,22 +118,4 @@ async def _borrowed(
         if answer.status_code == 404:
             return None
         unless_had.pop_all()
-
-    async def relay(send: Send) -> None:
-        own = [each for each in answer.headers.raw if each[0].lower() not in _OWN]
-        start = {"type": "http.response.start", "status": answer.status_code}
-        await send({**start, "headers": [*own, *headers]})
-        try:
-            async for part in answer.aiter_raw():
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-        except httpx.HTTPError as error:  # cut, so that its client comes again
-            raise ClientDisconnected from error
-        await send({"type": "http.response.body", "body": b""})
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await while_connected(receive, relay(send))
-        finally:
-            await client.aclose()
-
-    return app
+        return _Borrowed(client, answer)

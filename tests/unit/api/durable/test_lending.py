@@ -46,7 +46,7 @@ async def begin(server: Api, **headers: str) -> tuple[asyncio.Task[Any], Any]:
     streams = streams_of(server)
     body = {**chat_body(), "stream": True}
     asked = asyncio.create_task(server.client.post(CHAT, json=body, headers=headers))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not any(run.parts for run in streams._tasks):
             await asyncio.sleep(0.005)
     return asked, next(iter(streams._tasks))
