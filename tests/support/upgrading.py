@@ -20,6 +20,7 @@ from serving import ROOT, Server, serving
 
 CHAT = "/v1/chat/completions"
 TAKEN_OVER = re.compile(r"Process (\d+) has taken over")
+TINY = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
 COMING_UP = "a new server is started"
 _VERSION = re.compile(r'__version__ = ".*"')
 
@@ -62,6 +63,9 @@ class Upgradable:
         self.change(**script)
         self.hang_up()
         await self.until(lambda: self.pid != old)
+        if "fingerprint" in script:  # for a moment both take connections
+            new = script["fingerprint"]
+            await self.until(lambda: self.ask(TINY).json()["system_fingerprint"] == new)
 
     async def until(self, condition: Any, seconds: float = 60.0) -> None:
         ends = time.monotonic() + seconds

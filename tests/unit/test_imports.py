@@ -236,4 +236,6 @@ def test_only_the_settings_and_the_command_line_read_the_environment() -> None:
     readers -= {"engines.vllm.environment", "cluster.environment"}
     # CXX names the compiler for whatever compiles: no setting of ours.
     readers -= {"engines.cpu.kernel.compilers"}
+    # How systemd, or the server before, passes sockets on: no settings either.
+    readers -= {"serve.handover.systemd", "serve.handover.upgrade"}
     assert {layer_of(name) for name in readers} <= {"config", "cli"}

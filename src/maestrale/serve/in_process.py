@@ -14,9 +14,9 @@ from maestrale.api.durable.lending import LentStreams
 from maestrale.api.http.server import HttpServer
 from maestrale.logs import LOGGER
 from maestrale.serve.deployment import DeploymentHost
+from maestrale.serve.front import Front
 from maestrale.serve.handover.predecessors import Predecessors
 from maestrale.serve.hosting import in_thread
-from maestrale.serve.lifecycle import Front
 from maestrale.serve.listening import LAST_WORDS, uvicorn_config, why
 from maestrale.serve.progress import StartProgress
 from maestrale.serve.text import Services, TextSource

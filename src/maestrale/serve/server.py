@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -24,11 +23,12 @@ from maestrale.engines.base import Task
 from maestrale.errors import SettingsError
 from maestrale.keys import KeyStore, kept_key, new_key
 from maestrale.logs import LOGGER
+from maestrale.serve.front import Front, loads_on_demand
 from maestrale.serve.handover import systemd
 from maestrale.serve.handover.predecessors import Predecessors
 from maestrale.serve.handover.program import Program
 from maestrale.serve.handover.upgrade import Upgrade
-from maestrale.serve.lifecycle import Front, Lifecycle, loads_on_demand
+from maestrale.serve.lifecycle import Lifecycle
 from maestrale.serve.listening import listen_at, server_url
 from maestrale.serve.memory import return_large_buffers
 
@@ -73,7 +73,7 @@ def run(
     raise_file_limit()
     return_large_buffers()
     with ExitStack() as listening, asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        given = systemd.kept(os.environ) if predecessors is None else predecessors.listeners
+        given = systemd.kept() if predecessors is None else predecessors.listeners
         socks = [listening.enter_context(each) for each in listen_at(settings, given)]
         systemd.keep(socks)
         url = server_url(settings, socks[0])

@@ -14,7 +14,8 @@ import pytest
 from api_app import make_settings
 from maestrale.api.backend import Backend
 from maestrale.serve.deployment import DeploymentHost
-from maestrale.serve.lifecycle import Front, Lifecycle
+from maestrale.serve.front import Front
+from maestrale.serve.lifecycle import Lifecycle
 from maestrale.serve.progress import StartProgress
 
 

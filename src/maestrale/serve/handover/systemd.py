@@ -45,7 +45,7 @@ def keep(socks: Sequence[socket.socket]) -> None:
         notify(f"FDSTORE=1\nFDNAME={NAME}", [sock.fileno()])
 
 
-def kept(environment: MutableMapping[str, str]) -> list[socket.socket]:
+def kept(environment: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
     """The sockets that systemd kept for us, or listens at; asked for once."""
     pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
     environment.pop("LISTEN_FDNAMES", None)

@@ -24,7 +24,7 @@ from maestrale.serve.handover.program import VARIABLE, Program
 from maestrale.serve.hosting import in_thread
 
 if TYPE_CHECKING:
-    from maestrale.serve.lifecycle import Front
+    from maestrale.serve.front import Front
 
 END_SECONDS = 5.0  # that a server has to end by itself, and then when it is told to
 PAGE = os.sysconf("SC_PAGE_SIZE")

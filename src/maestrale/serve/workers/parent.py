@@ -34,8 +34,8 @@ from maestrale.errors import EngineError, MaestraleError
 from maestrale.logs import LOGGER
 from maestrale.metrics.merged import MergedMetrics
 from maestrale.serve.deployment import DeploymentHost
+from maestrale.serve.front import Front
 from maestrale.serve.handover.predecessors import Predecessors
-from maestrale.serve.lifecycle import Front
 from maestrale.serve.listening import BACKLOG, LAST_WORDS, uvicorn_config
 from maestrale.serve.progress import StartProgress
 from maestrale.serve.workers.handle import WorkerHandle
