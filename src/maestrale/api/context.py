@@ -40,6 +40,9 @@ class Repeated(Protocol):
     def begin(self, answer: Answer, info: EngineInfo, *, stream: bool, keep: bool) -> None:
         """It is accepted; `keep`: its request may be kept. Raises: CannotResume."""
 
+    def goes_on_at(self, path: str) -> None:
+        """It is kept elsewhere, and read there (GET) by whoever asks for it again."""
+
     def refusal(self, error: ApiError) -> ApiError:
         """What its client is told of an error."""
 

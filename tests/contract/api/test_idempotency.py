@@ -21,7 +21,18 @@ from api_app import (
     check_error_of_path,
     make_settings,
 )
-from durable_api import BODIES, ONCE, STREAMS, durable, kept, ledger_of, rest, settings
+from durable_api import (
+    BODIES,
+    ONCE,
+    SLOW,
+    STREAMS,
+    durable,
+    events_of,
+    kept,
+    ledger_of,
+    rest,
+    settings,
+)
 from maestrale.api import sse
 from maestrale.api.auth import OPEN_PATHS
 from maestrale.api.durable.run import Run
@@ -227,6 +238,26 @@ async def test_a_background_response_is_made_once(server: Api) -> None:
     got = [await server.client.post(RESPONSES, json=body, headers=ONCE) for _ in range(2)]
     assert got[0].json()["status"] == "queued"
     assert got[0].content == got[1].content
+
+
+async def test_a_streamed_one_is_known_while_it_is_made(file: Path) -> None:
+    """Asked again at another process, as after the end of the first."""
+    body = {"model": MODEL, "input": "Hello", "background": True, "stream": True}
+    async with durable(file, SLOW) as one, durable(file, SLOW) as other:
+        first = asyncio.create_task(one.client.post(RESPONSES, json=body, headers=ONCE))
+        async with asyncio.timeout(30):
+            while not kept(file):
+                await asyncio.sleep(0.01)
+        asked = asyncio.create_task(other.client.post(RESPONSES, json=body, headers=ONCE))
+        await asyncio.sleep(0.1)
+        assert not first.done()  # its end is not what makes it known
+        again = await asked
+        assert again.headers["idempotent-replayed"] == "true"
+        assert events_of(again.text) == events_of((await first).text)
+        assert "response.completed" in again.text
+        refused = await other.client.post(RESPONSES, json={**body, "user": "me"}, headers=ONCE)
+        assert refused.status_code == 409
+        assert (await other.client.post(RESPONSES, json=body, headers=ONCE)).text == again.text
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "caf\xe9", "a\tb"])

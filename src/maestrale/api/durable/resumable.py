@@ -17,19 +17,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 from msgspec import Struct, structs
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maestrale.api.backend import Backend
 from maestrale.api.context import ALL, CLIENT_LEFT, RequestContext, context_of
 from maestrale.api.deployment import Deployment
 from maestrale.api.durable.reader import REPLAYED, RunReader
-from maestrale.api.durable.run import KeyTaken, Run
+from maestrale.api.durable.run import SEE_OTHER, KeyTaken, Run
 from maestrale.api.durable.streams import IDEMPOTENCY_KEY, Streams
 from maestrale.api.errors import as_api_error
 from maestrale.api.http.body import check_media_type
 from maestrale.api.http.connections import ClientDisconnected
 from maestrale.api.request_log import tell
-from maestrale.durable.ledger import Entry, Facts
+from maestrale.durable.ledger import Entry, Facts, Output
 from maestrale.errors import (
     IdempotencyConflict,
     InvalidRequest,
@@ -39,6 +39,7 @@ from maestrale.errors import (
 )
 
 MOST_KEY = 255
+ROUTED = ("app", "router", "route", "endpoint", "path_params")  # what the way to a route left
 Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
 
@@ -155,8 +156,7 @@ def again(backend: Backend, request: Request, entry: Entry) -> Run:
     own.counted = ALL if entry.ended else entry.counted
     own.counts, own.settled = int(own.counted is None), False
     length = str(len(entry.body)).encode()
-    asked = ("app", "router", "route", "endpoint", "path_params")
-    scope = {name: value for name, value in request.scope.items() if name not in asked}
+    scope = {name: value for name, value in request.scope.items() if name not in ROUTED}
     scope |= {
         "method": "POST",
         "path": entry.path,
@@ -205,11 +205,30 @@ async def _before(backend: Backend, request: Request, entry: Entry) -> Run | ASG
         )
     if run is not None or kept is None:
         return run
+    if kept.output is not None and kept.output.status == SEE_OTHER:
+        return _there(request, kept.output)
     lent = None
     if kept.output is None:
         lent = await streams.lenders.find_key(entry.key, entry.owner)
     # Its body is the same: that of the ledger, where nothing of it was to be kept, is empty.
     return lent or again(backend, request, structs.replace(kept, body=entry.body))
+
+
+def _there(request: Request, output: Output) -> ASGIApp:
+    """What reads an answer where it is kept."""
+    path, _, query = dict(output.headers)[b"location"].partition(b"?")
+    scope = {name: value for name, value in request.scope.items() if name not in ROUTED}
+    scope |= {"method": "GET", "path": path.decode(), "raw_path": path, "query_string": query}
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        async def send_more(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *REPLAYED]}
+            await send(message)
+
+        await request.app(scope, receive, send_more)
+
+    return app
 
 
 def _key_of(request: Request, streams: Streams) -> str | None:

@@ -28,6 +28,7 @@ from maestrale.engines.base import EngineInfo
 from maestrale.errors import ApiError, MaestraleError
 
 STREAM_HEADER = b"x-stream-id"
+SEE_OTHER = 303  # kept in place of an answer: where it is
 REFUSED = frozenset({400, 404, 413, 415})
 """Of a request that is at fault itself."""
 Headers = list[tuple[bytes, bytes]]
@@ -75,6 +76,7 @@ class Run:
         self._waiting: set[asyncio.Future[None]] = set()
         self._body: bytes | None = entry.body
         self._refused: MaestraleError | None = None
+        self._elsewhere = False
 
     @classmethod
     def kept(cls, ledger: Ledger, entry: Entry, output: Output, context: RequestContext) -> Self:
@@ -154,6 +156,13 @@ class Run:
             body = self.entry.body if keep else b""
             self.entry = structs.replace(self.entry, id=entry_id(answer.id), facts=facts, body=body)
             self._adding = asyncio.create_task(self._ledger.add(self.entry))
+
+    def goes_on_at(self, path: str) -> None:
+        """See `Repeated`: known by its Idempotency-Key before its first byte is sent."""
+        if self.entry.key is not None:
+            self._elsewhere = True
+            output = Output(SEE_OTHER, [(b"location", path.encode())], [])
+            self._adding = asyncio.create_task(self._ledger.add(self._as_it_is(output)))
 
     def refusal(self, error: ApiError) -> ApiError:
         """What is told of an error; one that was begun was accepted once, and so the server has
@@ -265,14 +274,17 @@ class Run:
             output = Output(self.status, self.headers, self.parts)
         if self.complete and self.recorded:
             await self._ledger.end(entry.id, len(self.parts), self._cached, output)
+        elif self._elsewhere:
+            return
         elif self.complete and entry.key is not None and not entry.facts.answer:
             # No answer of the model's: it can't be made again, so it is kept as it is, if it may.
-            kept = f"kept-{secrets.token_hex(12)}"
-            output = output if self.context.keep else None
-            entry = structs.replace(entry, id=kept, body=b"", ended=True, output=output)
-            await self._ledger.add(entry)
+            await self._ledger.add(self._as_it_is(output if self.context.keep else None))
         elif self.recorded and not (self.parts or self._begun_before):
             await self._ledger.forget(entry.id, entry.owner)
+
+    def _as_it_is(self, output: Output | None) -> Entry:
+        kept = f"kept-{secrets.token_hex(12)}"
+        return structs.replace(self.entry, id=kept, body=b"", ended=True, output=output)
 
     def _tell(self) -> None:
         waiting, self._waiting = self._waiting, set()

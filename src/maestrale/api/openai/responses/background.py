@@ -79,6 +79,9 @@ class Repeatable:
             check_same(self.begun.facts, facts, info)
         answer.repeatable(self.begun.facts.answer, self.begun.facts.created)
 
+    def goes_on_at(self, path: str) -> None:
+        """See `Repeated`: it is kept here."""
+
     def refusal(self, error: ApiError) -> ApiError:
         """See `Repeated`."""
         return error

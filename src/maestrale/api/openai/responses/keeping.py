@@ -163,11 +163,13 @@ class Keeping:
         context = context_of(request.scope)
         # Its events are kept by themselves, under its own id.
         begun = Begun(path=request.scope["path"], body=msgspec.json.encode(body))
-        context.run = repeatable = Repeatable(begun)
+        once, context.run = context.run, (repeatable := Repeatable(begun))
         answer, given = await self.answer(request, body)
         run = self._run(answer, repeatable, request.scope, body)
         await run.begin(context.owner_id, body.previous_response_id, tuple(given))
         queued = cast(ResponseSpelling, answer.spelling).response()
+        if once is not None and body.stream:
+            once.goes_on_at(f"/v1/responses/{queued['id']}?stream=true")
         self._runs.start(queued["id"], run)
         return queued, answer.headers
 
