@@ -202,7 +202,7 @@ def server_load(server: Server) -> int:
 async def test_killed_without_streaming(
     server: Server, client: httpx.AsyncClient, fields: dict[str, Any]
 ) -> None:
-    whole = body(stream=False, max_tokens=150, **fields)
+    whole = body(stream=False, max_tokens=400, **fields)
     undisturbed = await ask(client, whole)
     await asyncio.to_thread(until, lambda: metric(server, "vllm:num_requests_running") == 0)
     asked = asyncio.create_task(ask(client, whole))
@@ -227,7 +227,7 @@ async def test_without_a_seed_the_one_reported_gives_the_answer_again(
 async def test_plain_completions(
     server: Server, client: httpx.AsyncClient, more: dict[str, Any]
 ) -> None:
-    asked = {"prompt": "Once upon a time", "seed": 3, "max_tokens": 150, "logprobs": 2, **more}
+    asked = {"prompt": "Once upon a time", "seed": 3, "max_tokens": 400, "logprobs": 2, **more}
     undisturbed = (await client.post("/v1/completions", json=asked)).json()
     await asyncio.to_thread(until, lambda: metric(server, "vllm:num_requests_running") == 0)
     reply = asyncio.create_task(client.post("/v1/completions", json=asked))
