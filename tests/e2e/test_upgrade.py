@@ -271,11 +271,13 @@ async def test_where_the_memory_holds_one_engine(
             )
         assert {each.status_code for each in answers} == {200}
         told = {json.loads(each.text)["system_fingerprint"] for each in answers}
-        assert told == ({"new"} if comes_up else {"old"})
+        # The old one takes connections for a moment yet, while it says so.
+        assert told <= ({"old", "new"} if comes_up else {"old"})
         await task
         assert reading.done
         if comes_up:
             await server.gone(server.first)
+            assert server.ask(body(3)).json()["system_fingerprint"] == "new"
         else:
             await server.logs("did not come up")
             assert server.pid == server.first

@@ -84,7 +84,15 @@ with stand_in_hub(org__model=Repo(files)) as hub:
     )
 sys.exit(done.returncode)
 """
-OURS = ("home/.cache/maestrale/", "home/.cache/huggingface/", "home/.local/state/maestrale/")
+OURS = tuple(
+    f"home/{each}/"
+    for each in (
+        ".cache/maestrale",
+        ".cache/huggingface",
+        ".config/maestrale",
+        ".local/state/maestrale",
+    )
+)
 
 
 def run(folder: Path, *commands: list[str]) -> Record:
