@@ -195,7 +195,8 @@ def _program(name: str, how: Program, options: Sequence[str]) -> list[str]:
     lines = [
         f"ExecStart={_line([how.python, '-P', '-m', 'maestrale', 'serve', *options])}",
         "# An upgrade: another process takes over, and becomes the main one.",
-        "ExecReload=/bin/kill -HUP $MAINPID",
+        "# (The shell has its own kill; not every machine has /bin/kill.)",
+        "ExecReload=/bin/sh -c 'kill -HUP ${MAINPID}'",
         "NotifyAccess=all",
         "# The port's sockets, kept over a restart.",
         f"FileDescriptorStoreMax={MOST_SOCKETS}",

@@ -59,7 +59,7 @@ def test_it_starts_what_was_asked_for() -> None:
 
 def test_a_reload_is_an_upgrade_where_another_process_may_take_over() -> None:
     program = unit("chat", HOWS["venv"])
-    assert "\nExecReload=/bin/kill -HUP $MAINPID\n" in program
+    assert "\nExecReload=/bin/sh -c 'kill -HUP ${MAINPID}'\n" in program
     assert "\nNotifyAccess=all\n" in program
     assert "\nFileDescriptorStoreMax=" in program
     container = unit("chat", HOWS["container"])
