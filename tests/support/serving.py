@@ -83,6 +83,14 @@ class Server:
             time.sleep(0.05)
         raise RuntimeError(f"server not healthy after {timeout} s:\n{self.log()}")
 
+    def wait_until_announced(self, timeout: float = 5.0) -> None:
+        """Each of several API workers answers: one may say sooner that it is healthy. A server that
+        announces nothing is taken as it is.
+        """
+        deadline = time.monotonic() + timeout
+        while "maestrale serves " not in self.log() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
     def stop(self, timeout: float = 60.0) -> None:
         """SIGTERM, then check that every process is gone. Raises: RuntimeError when not."""
         if self.process.poll() is None:
@@ -170,6 +178,7 @@ def serving(
         server = Server(f"{scheme}://127.0.0.1:{port}", process, log_file, mark, tls)
         try:
             server.wait_until_healthy(timeout)
+            server.wait_until_announced()
             yield server
         finally:
             server.stop()
