@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,19 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 COUNTED = {"include_usage": True, "continuous_usage_stats": True}
 STREAMED = BODIES | {"counted": (CHAT, chat_body(n=2, temperature=1, stream_options=COUNTED))}
 ONCE = {"idempotency-key": "a1b2"}
+
+
+def _of_another_version(file: Path) -> None:
+    with sqlite3.connect(file) as db:
+        db.execute("PRAGMA user_version = 99")
+
+
+SPOILT: dict[str, Callable[[Path], None]] = {
+    "another version": _of_another_version,
+    "a folder": lambda file: file.mkdir(),
+    "a link": lambda file: file.symlink_to("elsewhere"),
+}
+"""What makes of the place of a file of SQLite one that can't be used."""
 
 
 def settings(file: Path, **fields: Any) -> Any:

@@ -21,6 +21,7 @@ from durable_api import (
     ENDED,
     ONCE,
     SLOW,
+    SPOILT,
     STREAMED,
     STREAMS,
     durable,
@@ -314,18 +315,6 @@ async def test_deleted_while_it_is_made(slow: Api) -> None:
 
 
 # Files that can't be used
-
-
-def spoil_version(file: Path) -> None:
-    with sqlite3.connect(file) as db:
-        db.execute("PRAGMA user_version = 99")
-
-
-SPOILT = {
-    "another version": spoil_version,
-    "a folder": lambda file: file.mkdir(),
-    "a link": lambda file: file.symlink_to("elsewhere"),
-}
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)

@@ -16,6 +16,7 @@ from openai.types.responses import Response
 from openai.types.responses.response_item_list import ResponseItemList
 
 from api_app import JSON, Api, api, check_error, make_settings
+from durable_api import SPOILT
 from maestrale.api.openai.responses import background
 from maestrale.keys import add_key
 from maestrale.logs import FIELDS, REQUESTS
@@ -212,18 +213,6 @@ async def test_a_server_that_keeps_nothing() -> None:
         check_error(await server.client.get(f"{RESPONSES}/{made['id']}"), 404)
         check_error(await ask(server, background=True), 400, "background")
         check_error(await ask(server, previous_response_id=made["id"]), 400, "previous_response_id")
-
-
-def spoil_version(file: Path) -> None:
-    with sqlite3.connect(file) as db:
-        db.execute("PRAGMA user_version = 99")
-
-
-SPOILT = {
-    "another version": spoil_version,
-    "a folder": lambda file: file.mkdir(),
-    "a link": lambda file: file.symlink_to("elsewhere"),
-}
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)

@@ -92,3 +92,9 @@ export async function copyText(text, button) {
   button.replaceChildren(icon("check"), "Copied");
   setTimeout(() => button.replaceChildren(...before), 1500);
 }
+
+/** Show this in the place for notices of the page; "": nothing. */
+export function notice(text) {
+  $("#notice").hidden = text === "";
+  if ($("#notice-text").textContent !== text) $("#notice-text").textContent = text;
+}

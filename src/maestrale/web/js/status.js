@@ -1,7 +1,7 @@
 // The status page: asks /status.json every two seconds, and shows it.
 import { call } from "./api.js";
 import { chart } from "./charts.js";
-import { $, fillIcons, h, svg } from "./dom.js";
+import { $, fillIcons, h, notice, svg } from "./dom.js";
 import { askForKey, hasKey, addKeyDialog } from "./key.js";
 
 const PERIOD = 2000;
@@ -155,11 +155,6 @@ function showState(state) {
   const text = STATES[state] ?? state;
   const shown = $("#state span");
   if (shown.textContent !== text) shown.textContent = text;
-}
-
-function notice(text) {
-  $("#notice").hidden = text === "";
-  if ($("#notice-text").textContent !== text) $("#notice-text").textContent = text;
 }
 
 let timer = 0;

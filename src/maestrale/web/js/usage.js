@@ -1,7 +1,7 @@
 // The usage page: asks /usage.json, and shows who used what, by day, key and model.
 import { call } from "./api.js";
 import { bars } from "./bars.js";
-import { $, fillIcons, h } from "./dom.js";
+import { $, fillIcons, h, notice } from "./dom.js";
 import { addKeyDialog, askForKey, hasKey } from "./key.js";
 
 const PERIOD = 60000;
@@ -82,11 +82,6 @@ function show() {
   for (const each of CHARTS) each.update(days);
   table($("#keys"), "Key", sums(rows, "key"));
   table($("#models"), "Model", sums(rows, "model"));
-}
-
-function notice(text) {
-  $("#notice").hidden = text === "";
-  if ($("#notice-text").textContent !== text) $("#notice-text").textContent = text;
 }
 
 let timer = 0;
